@@ -1,0 +1,76 @@
+"""Where every file of a workspace lies: the contract between the stages of dvc.yaml."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below a workspace `root` for one dataset `name`; nothing is created here."""
+
+    root: Path
+    name: str
+
+    @property
+    def data(self) -> Path:
+        """The root of all paths in the manifest."""
+        return self.root / "data"
+
+    @property
+    def raw(self) -> Path:
+        return self.data / "raw" / self.name
+
+    @property
+    def classes_file(self) -> Path:
+        return self.data / "classes.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.data / "manifest.csv"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.data / "quarantine.csv"
+
+    @property
+    def statistics(self) -> Path:
+        return self.data / "statistics.csv"
+
+    @property
+    def gate_images(self) -> Path:
+        return self.data / "gate"
+
+    def network_rows(self, network: str) -> Path:
+        return self.data / "rows" / "networks" / f"{network}.csv"
+
+    def class_rows(self, category: str, part: str) -> Path:
+        """`part` is normals (train and calibrate), test or gate."""
+        return self.data / "rows" / "classes" / category / f"{part}.csv"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models" / self.name
+
+    def network(self, network: str) -> Path:
+        return self.models / "networks" / network
+
+    def timing(self, network: str) -> Path:
+        """Wall-clock facts live beside the network, not in it: a rebuilt network has the same hash."""
+        return self.models / "timings" / f"{network}.json"
+
+    def prior(self, group: str) -> Path:
+        return self.models / "priors" / group
+
+    def bundle(self, category: str) -> Path:
+        return self.models / category / "bundle"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports" / self.name
+
+    def class_report(self, category: str) -> Path:
+        return self.reports / "classes" / category
+
+    def work(self, owner: str, key: str) -> Path:
+        """Checkpoints and progress of unfinished work: never tracked, never an output."""
+        return self.root / ".pvqae" / "work" / self.name / owner / key

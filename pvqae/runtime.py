@@ -1,0 +1,77 @@
+"""What this machine offers, and how much of it one process takes: device, precision, threads, processes at once."""
+
+import ctypes
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from pvqae.config import Compute
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The choice for one run. A pure function of params, machine and number of networks: `dvc repro` alone and the
+    flow choose the same, so they give the same files."""
+
+    device: str  # cpu | cuda
+    precision: str  # bf16 | float32; of training steps, scoring is always float32
+    parallel: int  # processes at once
+    threads: int  # of each process
+
+    def __str__(self) -> str:
+        return f"device {self.device}, precision {self.precision}, {self.parallel} at once, {self.threads} threads each"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_has_bf16() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def plan(compute: Compute, n_networks: int) -> Plan:
+    """Two processes of two threads on two cores ran five times slower than two of one: cores are divided."""
+    import torch  # not needed to print help
+
+    cuda = compute.device != "cpu" and torch.cuda.is_available()
+    gpus, cores = torch.cuda.device_count() if cuda else 0, _cores()
+    parallel = compute.parallel if compute.parallel != "auto" else gpus or cores
+    parallel = max(1, min(parallel, n_networks))
+    threads = compute.threads if compute.threads != "auto" else max(1, cores // parallel)
+    fast = torch.cuda.is_bf16_supported() if cuda else _cpu_has_bf16()
+    precision = compute.precision if compute.precision != "auto" else ("bf16" if fast else "float32")
+    return Plan("cuda" if cuda else "cpu", precision, parallel, threads)
+
+
+def apply(chosen: Plan) -> None:
+    """Set threads, deterministic algorithms and the allocator of this process."""
+    import torch
+
+    torch.set_num_threads(chosen.threads)
+    # Not use_deterministic_algorithms: that imports the compiler, a second of every start.
+    torch.set_deterministic_debug_mode("warn" if chosen.device == "cuda" else "error")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we read none; filling took 15 % of a step
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Without this glibc returns each 24 MB activation to the kernel and faults it in again, a third of a step."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, its maximum
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):
+        pass  # another C library has another allocator
+
+
+def autocast(chosen: Plan) -> AbstractContextManager[object]:
+    """bf16 autocast where the plan says so; half the time of a training step where the processor has it."""
+    import torch
+
+    if chosen.precision == "float32":
+        return nullcontext()
+    return torch.autocast(chosen.device, dtype=torch.bfloat16)
