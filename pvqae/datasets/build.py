@@ -1,0 +1,151 @@
+"""From the files of data/raw to the manifest: the verb `pvqae data build`, the one writer of its four outputs."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from pvqae.config import Params, Shares
+from pvqae.datasets import gate, manifest, sources, splits
+from pvqae.datasets.inspection import Facts, inspect_all
+from pvqae.datasets.layouts import Found
+from pvqae.errors import DataError
+from pvqae.layout import Layout
+from pvqae.progress import track
+
+Read = list[tuple[Found, Facts]]
+Left = list[tuple[Path, str]]  # left out, with the reason
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was built: images per class and split, and what was left out."""
+
+    counts: dict[str, dict[str, int]]
+    unreadable: int
+    duplicates: int
+    flawed: int
+
+
+def _decode(found: Sequence[Found], root: Path) -> tuple[Read, Left]:
+    results = inspect_all([f.path.relative_to(root) for f in found], root)
+    both = list(zip(found, track(results, "reading images", len(found)), strict=True))
+    read = [(f, facts) for f, facts in both if isinstance(facts, Facts)]
+    return read, [(f.path, reason) for f, reason in both if isinstance(reason, str)]
+
+
+def _check_share(unreadable: Left, total: int, limit: float) -> None:
+    if total and len(unreadable) > limit * total:
+        reasons = "\n  ".join(reason for _, reason in unreadable[:5])
+        raise DataError(
+            f"{len(unreadable)} of {total} images can't be read, data.max_quarantine allows {limit:.0%}:\n  {reasons}\n"
+            "  repair: replace or remove these files, or raise data.max_quarantine in params.yaml"
+        )
+
+
+def _conflict(a: Found, b: Found) -> str | None:
+    """Why two files of the same bytes cannot both be right."""
+    if a.category != b.category:
+        return f"classes {a.category} and {b.category}"
+    if a.kind != b.kind:
+        return f"kinds {a.kind} and {b.kind}"
+    if a.official != b.official:
+        return f"splits {a.official} and {b.official}"
+    return None
+
+
+def _without_duplicates(read: Read, root: Path) -> tuple[Read, Left]:
+    """Keep the first of equal files. Raises `DataError`, naming both, where they contradict each other."""
+    first: dict[str, Found] = {}
+    kept, left = [], []
+    for found, facts in read:
+        known = first.setdefault(facts.sha256, found)
+        if known is found:
+            kept.append((found, facts))
+            continue
+        if conflict := _conflict(known, found):
+            raise DataError(f"{known.path} and {found.path} are the same image, in {conflict}; remove the wrong one")
+        left.append((found.path, f"duplicate of {known.path.relative_to(root).as_posix()}"))
+    return kept, left
+
+
+def _grouped(found: Sequence[Found], protocol: str) -> list[Found]:
+    """In the random protocol every image is a group of its own."""
+    return [replace(f, group_id=f.sample_id) for f in found] if protocol == "random" else list(found)
+
+
+def _splits(found: Sequence[Found], shares: Shares) -> dict[str, str]:
+    """Split by sample_id. All that was found takes part: a defect that is left out still spoils its group."""
+    members = [splits.Member(f.category, f.group_id, f.label, f.official) for f in found]
+    return dict(zip((f.sample_id for f in found), splits.assign(members, shares), strict=True))
+
+
+def _row(found: Found, facts: Facts, split: str, source: str, root: Path) -> dict[str, object]:
+    return {
+        "sample_id": found.sample_id,
+        "path": found.path.relative_to(root).as_posix(),
+        "sha256": facts.sha256,
+        "category": found.category,
+        "group_id": found.group_id,
+        "split": split,
+        "label": found.label,
+        "kind": found.kind,
+        "mask_path": found.mask_path.relative_to(root).as_posix() if found.mask_path else "",
+        **vars(facts.header),
+        "source": source,
+    }
+
+
+def _measured(facts: Sequence[Facts]) -> pd.DataFrame:
+    """Statistics by hash, sorted."""
+    rows = {f.sha256: {"sha256": f.sha256, **vars(f.statistics)} for f in facts}
+    return pd.DataFrame([rows[sha256] for sha256 in sorted(rows)])
+
+
+def _counts(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
+    return {
+        str(category): {split: int((rows["split"] == split).sum()) for split in manifest.SPLITS}
+        for category, rows in frame.groupby("category")
+    }
+
+
+def _write(layout: Layout, frame: pd.DataFrame, left: Left, measured: pd.DataFrame, gate_images: Path) -> None:
+    """The manifest comes last: where it is, the files that it names are."""
+    layout.manifest.unlink(missing_ok=True)
+    shutil.rmtree(layout.gate_images, ignore_errors=True)
+    os.replace(gate_images, layout.gate_images)
+    quarantine = sorted((path.relative_to(layout.data).as_posix(), reason) for path, reason in left)
+    manifest.write_csv(pd.DataFrame(quarantine, columns=["path", "reason"]), layout.quarantine)
+    manifest.write_csv(measured, layout.statistics)
+    manifest.write(frame, layout.manifest)
+
+
+def build(root: Path, params: Params) -> Summary:
+    """Scan data/raw/<name> below the workspace `root`, decode every image once and write data/manifest.csv,
+    quarantine.csv, statistics.csv and gate/. The same files give the same bytes.
+
+    Unreadable and flawed images and second copies are left out with a reason. Raises `DataError` when the layout is
+    not that of `data.source`, more than `data.max_quarantine` cannot be read, or equal files contradict each other.
+    """
+    layout, data = Layout(root, params.data.name), params.data
+    found = _grouped(sources.scan(data.source, layout.raw, data.categories), data.protocol)
+    chosen = _splits(found, data.shares)
+    flawed = [(f.path, f.flaw) for f in found if f.flaw]
+    read, unreadable = _decode([f for f in found if not f.flaw], layout.data)
+    _check_share(unreadable, len(found), data.max_quarantine)
+    read, duplicates = _without_duplicates(read, layout.data)
+    rows = [_row(f, facts, chosen[f.sample_id], data.source, layout.data) for f, facts in read]
+    frame = pd.DataFrame(rows, columns=list(manifest.COLUMNS))
+    normals = frame[(frame["split"] == "gate") & (frame["label"] == "normal")]
+    with tempfile.TemporaryDirectory(dir=layout.data, prefix=".gate-") as folder:
+        place = Path(folder) / "gate"
+        place.mkdir()
+        made = list(track(gate.synthesise(normals, layout.data, place), "gate defects", len(normals)))
+        frame = pd.concat([frame, pd.DataFrame([m.row for m in made], columns=frame.columns)], ignore_index=True)
+        measured = _measured([facts for _, facts in read] + [m.facts for m in made])
+        _write(layout, frame, unreadable + duplicates + flawed, measured, place)
+    return Summary(_counts(frame), len(unreadable), len(duplicates), len(flawed))

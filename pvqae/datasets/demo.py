@@ -1,0 +1,78 @@
+"""The embedded dataset: three photographs that ship inside scikit-image, cut into cells. No quality claim.
+
+A photograph of 512 px gives 4 x 4 disjoint cells of 128 px. A cell is a part (the group of its images): mirrored,
+turned and under a little other light it gives several images. Test cells are never trained on.
+"""
+
+import hashlib
+import os
+import shutil
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+
+from pvqae.datasets import anomalies, images
+from pvqae.datasets.images import Floats
+
+CELL = 128
+COLUMNS = 4
+VARIANTS = 4  # images per cell
+TEST_CELLS = (5, 8, 10, 15)
+KINDS = ("scratch", "spot", "cutpaste", "stain")
+# Quarter turns allowed: bricks lie in rows, pebbles and grass (seen from above) have no direction.
+TURNS = {"brick": (0, 2), "gravel": (0, 1, 2, 3), "grass": (0, 1, 2, 3)}
+README = """demo, synthetic, no quality claim
+
+Made by `pvqae data demo` from the photographs brick, gravel and grass of scikit-image (CC0): 128 px cells.
+The defects are synthetic (pvqae.datasets.anomalies) and their masks exact. The name of a file says its cell.
+"""
+
+
+def _rng(*names: object) -> np.random.Generator:
+    """One stream per image, so that no image depends on which others are made."""
+    text = "/".join(map(str, names))
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]))
+
+
+def _photograph(name: str) -> Floats:
+    with as_file(files("skimage") / "data" / f"{name}.png") as path:
+        return images.read(path)
+
+
+def _variant(cell: Floats, name: str, rng: np.random.Generator) -> Floats:
+    """The cell turned or mirrored, slightly brighter or darker, with a camera's noise; grey stays grey."""
+    turned = np.rot90(cell, int(rng.choice(TURNS[name])))
+    turned = turned[:, ::-1] if rng.random() < 0.5 else turned
+    light = turned * rng.uniform(0.94, 1.06) + rng.uniform(-0.02, 0.02)
+    return np.clip(light + rng.normal(0, 0.01, (CELL, CELL, 1)), 0, 1).astype(np.float32)
+
+
+def _write_cell(folder: Path, name: str, index: int, cell: Floats) -> None:
+    tested = index in TEST_CELLS
+    for number in range(VARIANTS):
+        stem = f"crop{index:02}_{number}"
+        picture = _variant(cell, name, _rng(name, stem))
+        images.write(folder / ("test" if tested else "train") / "good" / f"{stem}.png", picture, channels=1)
+    for number, kind in enumerate(KINDS if tested else ()):
+        stem = f"crop{index:02}_{VARIANTS + number}"
+        rng = _rng(name, stem)
+        picture = _variant(cell, name, rng)
+        extent = float(np.exp(rng.uniform(np.log(0.02), np.log(0.12))))
+        defective, mask = anomalies.ANOMALIES[kind](picture, rng, 5 * extent if kind == "scratch" else extent)
+        images.write(folder / "test" / kind / f"{stem}.png", defective, channels=1)
+        images.write(folder / "ground_truth" / kind / f"{stem}_mask.png", mask)
+
+
+def make(out: Path) -> None:
+    """Write the dataset to `out` whole, replacing what is there; the same bytes each time."""
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    for name in TURNS:
+        photograph = _photograph(name)
+        for index in range(COLUMNS * COLUMNS):
+            top, left = CELL * (index // COLUMNS), CELL * (index % COLUMNS)
+            _write_cell(part / name, name, index, photograph[top : top + CELL, left : left + CELL])
+    (part / "README.txt").write_text(README, "utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(part, out)

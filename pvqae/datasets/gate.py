@@ -1,0 +1,69 @@
+"""The frozen gate's synthetic defects: one per gate normal, fixed by the bytes of that image alone."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pvqae.datasets import images
+from pvqae.datasets.anomalies import ANOMALIES, GATE_KINDS
+from pvqae.datasets.inspection import Facts, inspect
+from pvqae.errors import DataError
+
+EXTENTS = (0.003, 0.05)  # share of the image
+SCRATCH = 10  # a scratch is so many times its extent long, in diagonals
+
+
+@dataclass(frozen=True)
+class Made:
+    """A synthetic defect: its manifest row, and what inspecting its file said."""
+
+    row: dict[str, Any]
+    facts: Facts
+
+
+def _kind(sha256: str) -> str:
+    """By the image's hash, not its number: a new image changes no old one."""
+    return GATE_KINDS[int(sha256[16:24], 16) % len(GATE_KINDS)]
+
+
+def _draw(row: dict[str, Any], kind: str, data: Path, image_path: Path, mask_path: Path) -> None:
+    rng = np.random.default_rng(int(row["sha256"][:16], 16))
+    extent = float(np.exp(rng.uniform(*np.log(EXTENTS)))) * (SCRATCH if kind == "scratch" else 1)
+    defective, mask = ANOMALIES[kind](images.read(row["path"], data), rng, extent)
+    images.write(image_path, defective, row["channels"], row["bit_depth"])
+    images.write(mask_path, mask)
+
+
+def _make(row: dict[str, Any], data: Path, folder: Path) -> Made:
+    kind = _kind(row["sha256"])
+    name = row["sample_id"].removeprefix(row["category"] + "/").replace("/", "_")
+    place = Path(row["category"]) / f"synthetic_{kind}"
+    image, mask = place / f"{name}.png", place / f"{name}_mask.png"
+    _draw(row, kind, data, folder / image, folder / mask)
+    facts = inspect(image, folder)
+    if isinstance(facts, str):
+        raise DataError(facts)
+    changed = {
+        "sample_id": f"{row['category']}/gate/synthetic_{kind}/{name}",
+        "path": (Path("gate") / image).as_posix(),
+        "mask_path": (Path("gate") / mask).as_posix(),
+        "sha256": facts.sha256,
+        "label": "defect",
+        "kind": f"synthetic_{kind}",
+        "bit_depth": facts.header.bit_depth,
+    }
+    return Made({**row, **changed}, facts)
+
+
+def synthesise(normals: pd.DataFrame, data: Path, folder: Path) -> Iterator[Made]:
+    """A defective copy, with its exact mask, of each gate normal; files below `folder`, which becomes `data`/gate.
+
+    Their rows have label defect, kind synthetic_<kind> and the group of the normal.
+    """
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(lambda row: _make(row, data, folder), normals.to_dict("records"))

@@ -1,0 +1,255 @@
+"""Decode images with limits, and lay them on the model's square inputs.
+
+H0 W0 pixels of the file; H W pixels of the canvas (the image in model pixels); S side of the model's square input.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from pvqae import config
+from pvqae.datasets.manifest import resolve
+from pvqae.errors import DataError
+
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+# Raster formats only: Pillow would hand PostScript to another program.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
+MAX_BYTES = 256 * 2**20
+MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow itself starts to warn
+DEEP = ("I;16", "I;16L", "I;16B", "I")  # Pillow's modes of 16 bit grey
+T = TypeVar("T")
+REPAIR = "export it again as an 8 or 16 bit PNG, or remove it"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its picture, orientation applied."""
+
+    width: int
+    height: int
+    channels: int  # 1 grey or 3 colour, as decoded: alpha is composited away, a palette is looked up
+    bit_depth: int  # 8 or 16 as decoded: Pillow gives 16 bit for grey only
+    captured_at: str  # the camera's own note, ISO 8601 without zone, or ""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One square input of the model, cut out of a canvas."""
+
+    pixels: Floats  # (3, S, S) in [0, 1]
+    valid: Mask  # (S, S), False on padding
+    top: int  # canvas row of the view's row 0; negative where padding comes first
+    left: int
+    height: int  # rows of the view that carry canvas pixels
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """An image in model pixels, as square views that cover it."""
+
+    height: int
+    width: int
+    views: tuple[View, ...]
+
+
+def _check(path: Path, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{path}: expected at most {MAX_PIXELS} pixels, found {width} x {height}; {REPAIR}")
+    # An MPO is a phone's JPEG with a preview behind it: its first frame is the picture.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise DataError(f"{path}: expected one picture, found an animation or several pages; {REPAIR}")
+    if image.mode == "F":
+        raise DataError(f"{path}: expected 8 or 16 bit, found floating point pixels; {REPAIR}")
+
+
+def _reason(error: Exception) -> str:
+    """Without the absolute path that some messages carry: the quarantine list must be the same on every machine."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"none of the formats {', '.join(FORMATS)}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"
+
+
+def _guarded(path: Path, root: Path | None, work: Callable[[Image.Image], T]) -> T:
+    """Run `work` on the opened image; whatever is wrong with the file becomes a `DataError` that names it."""
+    file = path if root is None else resolve(root, path.as_posix())
+    try:
+        size = file.stat().st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{path}: expected at most {MAX_BYTES} bytes, found {size}; {REPAIR}")
+        with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
+            _check(path, image)
+            return work(image)
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected an image, found no file; restore it or build the manifest again") from None
+    except Exception as error:
+        raise DataError(f"{path}: expected a readable image, found {_reason(error)}; {REPAIR}") from None
+
+
+def _is_grey(image: Image.Image) -> bool:
+    return image.mode in ("1", "L", "LA", *DEEP)
+
+
+def _header(image: Image.Image) -> Header:
+    exif = image.getexif()
+    turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    width, height = image.size[::-1] if turned else image.size
+    taken = str(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal, ""))
+    date = re.match(r"(\d{4}):(\d\d):(\d\d) (\d\d:\d\d:\d\d)", taken)
+    captured = "{}-{}-{}T{}".format(*date.groups()) if date else ""
+    return Header(width, height, 1 if _is_grey(image) else 3, 16 if image.mode in DEEP else 8, captured)
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+
+
+def _pixels(image: Image.Image) -> Floats:
+    image.load()
+    if image.mode in DEEP:
+        deep = np.asarray(ImageOps.exif_transpose(image))
+        if deep.max() > 65535:
+            raise ValueError(f"32 bit pixels up to {deep.max()}")
+        scaled = (deep.astype(np.float64) / 65535).astype(np.float32)
+        return np.repeat(scaled[..., None], 3, axis=2)
+    rgb = _without_alpha(ImageOps.exif_transpose(image)).convert("RGB")
+    return np.asarray(rgb, dtype=np.float32) / np.float32(255)
+
+
+def header(path: Path | str, root: Path | None = None) -> Header:
+    """Size, channels, bit depth and capture time without decoding the pixels. Raises as `read`."""
+    return _guarded(Path(path), root, _header)
+
+
+def read(path: Path | str, root: Path | None = None) -> Floats:
+    """The image as (H0, W0, 3) in [0, 1]; grey is repeated, alpha composited on white, orientation applied.
+
+    With `root`, `path` is relative to it and may not leave it, not even through a link. Raises `DataError`, naming
+    the file, for a missing, unreadable, truncated, animated or too large image.
+    """
+    return _guarded(Path(path), root, _pixels)
+
+
+def read_mask(path: Path | str, root: Path | None = None) -> Mask:
+    """A mask as (H0, W0): True where any channel is above half of the range. Raises as `read`."""
+    above: Mask = read(path, root).max(axis=2) > 0.5
+    return above
+
+
+def write(path: Path, image: NDArray[np.float32] | Mask, channels: int = 3, bit_depth: int = 8) -> None:
+    """Write pixels in [0, 1], (H0, W0, 3) or (H0, W0), as a PNG; 16 bit is for grey only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = image[..., 0] if channels == 1 and image.ndim == 3 else image
+    kind, top = (np.uint16, 65535) if bit_depth == 16 and channels == 1 else (np.uint8, 255)
+    scaled = np.rint(np.clip(pixels.astype(np.float64), 0, 1) * top)
+    Image.fromarray(scaled.astype(kind)).save(path, format="PNG")
+
+
+def _resize(image: Floats, height: int, width: int) -> Floats:
+    """Antialiased (H, W, C) of a float image: torch keeps 16 bit precision and is as fast as Pillow on 8 bit."""
+    if image.shape[:2] == (height, width):
+        return image
+    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    small = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    result: Floats = small[0].permute(1, 2, 0).clamp_(0, 1).numpy()
+    return result
+
+
+def resize_mask(mask: Mask, height: int, width: int) -> Mask:
+    """The mask in (height, width) pixels: at least half covered ones; of a tiny defect its best covered pixel."""
+    covered = _resize(mask[..., None].astype(np.float32), height, width)[..., 0]
+    level = min(0.5, float(covered.max()))
+    return covered >= level if level > 0 else np.zeros((height, width), dtype=np.bool_)
+
+
+def _view(image: Floats, top: int, left: int, side: int) -> View:
+    """The square at (top, left); padding repeats the border, the least foreign thing a network could see there."""
+    height, width, _ = image.shape
+    part = image[max(top, 0) : top + side, max(left, 0) : left + side]
+    before = (max(-top, 0), max(-left, 0))
+    after = (max(top + side - height, 0), max(left + side - width, 0))
+    around = list(zip(before, after, strict=True))
+    valid = np.pad(np.ones(part.shape[:2], dtype=np.bool_), around)
+    pixels = np.pad(part, [*around, (0, 0)], mode="edge").transpose(2, 0, 1)
+    return View(np.ascontiguousarray(pixels), valid, top, left, part.shape[0], part.shape[1])
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    count = 1 + math.ceil((length - side) / (side * (1 - overlap)))
+    return [round(start) for start in np.linspace(0, length - side, count)]
+
+
+def _squash(image: Floats, params: config.Image) -> Canvas:
+    side = params.size
+    return Canvas(side, side, (_view(_resize(image, side, side), 0, 0, side),))
+
+
+def _letterbox(image: Floats, params: config.Image) -> Canvas:
+    side = params.size
+    scale = side / max(image.shape[:2])
+    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
+    top, left = -((side - height) // 2), -((side - width) // 2)
+    return Canvas(height, width, (_view(_resize(image, height, width), top, left, side),))
+
+
+def _tile(image: Floats, params: config.Image) -> Canvas:
+    side = params.size
+    scale = side / min(image.shape[:2])
+    height, width = (max(side, round(length * scale)) for length in image.shape[:2])
+    scaled = _resize(image, height, width)
+    rows, columns = _starts(height, side, params.overlap), _starts(width, side, params.overlap)
+    return Canvas(height, width, tuple(_view(scaled, top, left, side) for top in rows for left in columns))
+
+
+def _auto(image: Floats, params: config.Image) -> Canvas:
+    ratio = image.shape[1] / image.shape[0]
+    return _squash(image, params) if 0.8 <= ratio <= 1.25 else _letterbox(image, params)
+
+
+ASPECTS = {"auto": _auto, "letterbox": _letterbox, "squash": _squash, "tile": _tile}
+
+
+def canvas(image: Floats, params: config.Image) -> Canvas:
+    """Lay an image (H0, W0, 3) on square views of side S = `params.size`, as `params.aspect` says.
+
+    squash: stretched, one view. letterbox: long side S, padded in the middle, one view. tile: short side S, square
+    views that overlap by about `params.overlap`. auto: squash for width / height in 0.8 .. 1.25, else letterbox.
+    """
+    return ASPECTS[params.aspect](image, params)
+
+
+def stitch(canvas: Canvas, maps: Sequence[NDArray[np.floating]]) -> Floats:
+    """One map (H, W) from one (S, S) map per view, padding dropped.
+
+    Overlaps are averaged with weights that fall to the view's border, so that no seam shows where a view ends.
+    """
+    total, weight = np.zeros((2, canvas.height, canvas.width))
+    for view, values in zip(canvas.views, maps, strict=True):
+        side = len(view.valid)
+        ramp = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)) / side
+        rows = slice(max(view.top, 0), max(view.top, 0) + view.height)
+        columns = slice(max(view.left, 0), max(view.left, 0) + view.width)
+        inside = np.ix_(view.valid.any(1), view.valid.any(0))
+        tent = np.outer(ramp, ramp)[inside]
+        total[rows, columns] += tent * values[inside]
+        weight[rows, columns] += tent
+    return (total / weight).astype(np.float32)

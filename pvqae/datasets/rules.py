@@ -1,0 +1,126 @@
+"""What is expected of a dataset, as data: one `Rule` per expectation, in words and with the repair."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pvqae.datasets import bounds, classes
+from pvqae.datasets.manifest import COLUMNS, LABELS, NUMBERS, SPLITS
+
+# Relative, POSIX, no part starts with a dot: a manifest from elsewhere must not name other files of this machine.
+# (No lookahead and no groups: pandas hands expressions to RE2, which has none, and warns of the others.)
+RELATIVE = r"^(?:raw|gate)(?:/[^./\\][^/\\]*)+$"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`kind` is a Great Expectations class, `kwargs` are its arguments; a `warning` is told but stops nothing."""
+
+    name: str
+    kind: str
+    words: str
+    repair: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    warning: bool = False
+
+
+def _holds(name: str, words: str, repair: str) -> Rule:
+    return Rule(name, "ExpectColumnValuesToBeInSet", words, repair, {"column": name, "value_set": [True]})
+
+
+def _matches(name: str, column: str, regex: str, words: str, repair: str) -> Rule:
+    return Rule(name, "ExpectColumnValuesToMatchRegex", words, repair, {"column": column, "regex": regex})
+
+
+def _unique(column: str, repair: str) -> Rule:
+    words = f"every {column} occurs once"
+    return Rule(f"{column}_unique", "ExpectColumnValuesToBeUnique", words, repair, {"column": column})
+
+
+def _between(column: str, low: float | None, high: float | None, words: str, repair: str, **more: Any) -> Rule:
+    limits = {"column": column, "min_value": low, "max_value": high}
+    return Rule(f"{column}_in_range", "ExpectColumnValuesToBeBetween", words, repair, limits, **more)
+
+
+def of_manifest() -> list[Rule]:
+    """Of the manifest's text, before anything relies on its columns and types."""
+    rebuild = "delete data/manifest.csv and build it again with `dvc repro manifest`"
+    rename = "rename the files or folders in the dataset, then run `python -m flows data add NAME ROOT`"
+    columns = {"column_list": list(COLUMNS)}
+    sets = {"split": SPLITS, "label": LABELS}
+    return [
+        Rule("columns", "ExpectTableColumnsToMatchOrderedList", "the contract's columns in order", rebuild, columns),
+        Rule("rows", "ExpectTableRowCountToBeBetween", "at least one image", rebuild, {"min_value": 1}),
+        _unique("sample_id", rebuild),
+        _unique("path", rebuild),
+        *(
+            _matches(f"{name}_present", name, r"\S", f"every image has a {name}", rebuild)
+            for name in ("sample_id", "group_id", "kind")
+        ),
+        _matches("path_relative", "path", RELATIVE, "every path lies below data/raw or data/gate", rebuild),
+        _matches("mask_path_relative", "mask_path", f"^$|{RELATIVE}", "every mask lies there too, or is none", rebuild),
+        _matches("sha256_format", "sha256", r"^[0-9a-f]{64}$", "every hash has 64 hexadecimal digits", rebuild),
+        _matches("category_name", "category", classes.NAME, "class names of letters, digits, - and _", rename),
+        *(
+            _matches(f"{name}_is_number", name, r"^\d{1,9}$", f"every {name} is a whole number", rebuild)
+            for name in NUMBERS
+        ),
+        *(
+            Rule(
+                f"{name}_known",
+                "ExpectColumnValuesToBeInSet",
+                f"every {name} is one of {', '.join(known)}",
+                rebuild,
+                {"column": name, "value_set": list(known)},
+            )
+            for name, known in sets.items()
+        ),
+    ]
+
+
+def of_images(statistics: Sequence[str]) -> list[Rule]:
+    """Of the rows with the facts of `pvqae.datasets.checks`; `statistics` names the ones that are measured."""
+    again = "then run `python -m flows data add NAME ROOT`"
+    rebuild = "delete data/manifest.csv and data/statistics.csv and build them again with `dvc repro manifest`"
+    export = f"export these images again as 8 or 16 bit grey or RGB, {again}"
+    remove = f"remove the copies from the dataset's folder, {again}"
+    masks = f"correct the files in the dataset's folder, {again}"
+    look = f"look at these images; restore or remove the broken ones, {again}"
+    limit = bounds.LIMIT
+    deviates = "within {} robust sigmas of its class's training normals".format(f"{limit:g}")
+    return [
+        _between("width", 8, 65535, "8 to 65535 pixels wide", export),
+        _between("height", 8, 65535, "8 to 65535 pixels high", export),
+        _between("channels", 1, 4, "1 to 4 channels", export),
+        _between("bit_depth", 8, 16, "8 to 16 bit", export),
+        _holds("group_in_one_split", "no group is divided between splits", rebuild),
+        _holds("image_in_one_split", "no image has a copy in another split", remove),
+        _holds("trains_on_normal_group", "no group with a defect in train or calibrate", rebuild),
+        _holds("kind_fits_label", "kind is good for normals and for nothing else", rebuild),
+        _holds("mask_present", "all or none of a class's defects have a mask", f"add the missing masks, {again}"),
+        _holds("mask_readable", "every mask is an image that can be read", masks),
+        _holds("mask_of_image_size", "every mask has the size of its image", masks),
+        _holds("mask_marks_something", "every mask marks at least one pixel", masks),
+        _holds("has_statistics", "every image was measured", rebuild),
+        _holds("shows_something", "no normal is blank", look),
+        *(_between(f"{name}_deviation", -limit, limit, f"{name} is {deviates}", look) for name in statistics),
+        # Not an error: the held-out normals teach nothing, and an odd one among them may be there to be judged.
+        *(
+            _between(f"{name}_deviation_held_out", -limit, limit, f"{name} is {deviates}", look, warning=True)
+            for name in statistics
+        ),
+    ]
+
+
+def of_classes(min_normals: int) -> list[Rule]:
+    """Of the table of classes of `pvqae.datasets.checks`."""
+    add = "bring the dataset in with `python -m flows data add NAME ROOT`, which writes data/classes.yaml"
+    more = "add images of good parts, or lower data.min_normals or data.shares"
+    judged = "add such images to the dataset's test folder, or leave it: the metrics that need them will be null"
+    return [
+        _holds("in_classes_file", "every class of the manifest is in data/classes.yaml", add),
+        _holds("in_manifest", "every class of data/classes.yaml has images", add),
+        _between("training_normals", min_normals, None, f"at least {min_normals} normals to train with", more),
+        _between("test_normals", 1, None, "normals to test with", judged, warning=True),
+        _between("test_defects", 1, None, "defects to test with", judged, warning=True),
+    ]

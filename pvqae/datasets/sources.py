@@ -1,0 +1,120 @@
+"""The datasets that can be scanned: name -> how its categories and their images are found, and how it should look."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pvqae.datasets import layouts, mtsd
+from pvqae.datasets.classes import NAME
+from pvqae.datasets.layouts import Found
+from pvqae.errors import DataError
+
+
+@dataclass(frozen=True)
+class Source:
+    """`parts` gives the folder of each category below a root, none if the layout is another; `images` scans one."""
+
+    parts: Callable[[Path], dict[str, Path]]
+    images: Callable[[str, Path], list[Found]]
+    tree: str
+
+
+def _cells(category: str, folder: Path) -> list[Found]:
+    """The demo's file names start with the cell of the photograph: the part that several images show."""
+    return [replace(f, group_id=f"{category}/{f.path.stem.split('_')[0]}") for f in layouts.split(category, folder)]
+
+
+SPLIT = "CATEGORY/train/good/*  CATEGORY/test/KIND/*  CATEGORY/ground_truth/KIND/*_mask.png"
+SOURCES: dict[str, Source] = {
+    "mvtec": Source(layouts.split_parts, layouts.split, SPLIT),
+    "btad": Source(
+        lambda root: layouts.split_parts(root, "ok"),
+        lambda category, folder: layouts.split(category, folder, "ok"),
+        "CATEGORY/train/ok/*  CATEGORY/test/ok/*  CATEGORY/test/ko/*  CATEGORY/ground_truth/ko/*  (bmp or png)",
+    ),
+    "folder": Source(
+        layouts.folder_parts,
+        layouts.kinds,
+        "[CATEGORY/]good/*  [CATEGORY/]KIND/*  [CATEGORY/]masks/KIND/* (masks optional); or images of good parts only",
+    ),
+    "mtsd": Source(
+        mtsd.parts, mtsd.scan, "MT_Free/Imgs/exp1_num_12.jpg  MT_Crack/Imgs/exp1_num_34.jpg and .png (mask)"
+    ),
+    "demo": Source(layouts.split_parts, _cells, SPLIT),
+}
+
+
+def _below(root: Path) -> str:
+    """The first entries of two levels below `root`, as an error shows them."""
+    if not root.is_dir():
+        return "no such folder"
+    places = sorted([*root.glob("*"), *root.glob("*/*")])
+    names = [p.relative_to(root).as_posix() + "/" * p.is_dir() for p in places if not p.name.startswith(".")]
+    return "  ".join(names[:12] + ["..."] * (len(names) > 12)) or "an empty folder"
+
+
+def _parts(name: str, root: Path) -> dict[str, Path]:
+    """Folder of each category. Raises `DataError` for an unknown source, another layout or an unusable name."""
+    if name not in SOURCES:
+        raise DataError(f"data.source: expected one of {', '.join(SOURCES)}; found {name}; correct params.yaml")
+    parts = SOURCES[name].parts(root)
+    if not parts:
+        raise DataError(
+            f"{root}: not the layout of data.source={name}\n  expected: {SOURCES[name].tree}\n  found: {_below(root)}\n"
+            f"  repair: rearrange the files, or choose another data.source: {', '.join(SOURCES)}"
+        )
+    for category, folder in parts.items():
+        if not re.match(NAME, category):
+            raise DataError(
+                f"{folder}: expected a class name of letters, digits, - and _ (it becomes a part of model names); "
+                "rename the folder"
+            )
+    return parts
+
+
+def categories(source: str, root: Path) -> list[str]:
+    """The classes of a dataset, sorted, from folder names alone. Raises `DataError` as `scan`."""
+    return sorted(_parts(source, root))
+
+
+def _check_ids(found: Sequence[Found]) -> None:
+    counts = Counter(f.sample_id for f in found)
+    twice = [str(f.path) for f in found if counts[f.sample_id] > 1]
+    if twice:
+        raise DataError(
+            f"expected one image per name, found several that differ in their endings only: {', '.join(twice[:6])}; "
+            "rename or remove one of each"
+        )
+
+
+def _check_masks(found: Sequence[Found]) -> None:
+    """A category has masks for all its defects or for none: half a truth would count defects as false alarms."""
+    masked = {f.category for f in found if f.mask_path}
+    missing = [str(f.path) for f in found if f.category in masked and f.label == "defect" and f.mask_path is None]
+    if missing:
+        names = "\n  ".join(missing[:10] + ["..."] * (len(missing) > 10))
+        raise DataError(
+            f"{len(missing)} defective images have no mask, though others of their category have one:\n  {names}\n"
+            "  repair: add these masks, or remove all masks of the category"
+        )
+
+
+def scan(source: str, root: Path, wanted: Sequence[str] = ()) -> list[Found]:
+    """Every image of a dataset, sorted by sample_id; of the `wanted` categories only, if any are named.
+
+    Raises `DataError` when the source is not known, the layout is another, a wanted category is not there, names are
+    not usable or not unique, or a category has masks for only some of its defects.
+    """
+    parts = _parts(source, root)
+    if missing := [name for name in wanted if name not in parts]:
+        raise DataError(
+            f"data.categories: expected some of {', '.join(parts)}; found {', '.join(missing)}; correct params.yaml"
+        )
+    chosen = {name: folder for name, folder in parts.items() if not wanted or name in wanted}
+    scanned = [f for name, folder in chosen.items() for f in SOURCES[source].images(name, folder)]
+    found = sorted(scanned, key=lambda f: f.sample_id)
+    _check_ids(found)
+    _check_masks(found)
+    return found
