@@ -1,0 +1,117 @@
+"""The autoencoder: necks, router, codebook and decoder composed (METHOD section 1).
+
+B batch; R levels, coarse to fine; D code width; h w the coarsest grid; H W the finest; T channels of the target.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pvqae.config import Model
+from pvqae.model.backbones import Features, Spec
+from pvqae.model.codebook import Codebook
+from pvqae.model.decoder import DECODERS
+from pvqae.model.router import Allocation, Router, merge
+from pvqae.model.vqgan import norm
+
+
+class Output(NamedTuple):
+    """One pass through the autoencoder."""
+
+    reconstruction: Tensor  # B x T x H x W (standardised) features, or B x 3 x S x S pixels
+    allocation: Allocation  # what was spent
+    merged: Tensor  # n x D, the merged vectors of valid cells before quantisation
+    indices: Tensor  # n codes; -1 before quantisation has begun
+    commitment: Tensor  # scalar loss
+
+
+class Standardise(nn.Module):
+    """Per-channel mean and deviation of training normals; identity until `fit`."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+
+    @torch.no_grad()
+    def fit(self, x_BCHW: Tensor, valid_BHW: Tensor) -> None:
+        """Statistics over valid cells. A channel that never varies keeps a deviation of 1."""
+        vectors = x_BCHW.float().movedim(1, -1)[valid_BHW]
+        self.mean.copy_(vectors.mean(0))
+        spread = vectors.std(0)
+        self.deviation.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return (x_BCHW - self.mean[:, None, None]) / self.deviation[:, None, None]
+
+
+class Neck(nn.Module):
+    """To D normalised channels per level; finer levels also see the coarser context (top-down)."""
+
+    def __init__(self, channels: tuple[int, ...], width: int, code_dim: int):
+        super().__init__()
+        self.inputs = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.mixes = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
+        self.outputs = nn.ModuleList(nn.Sequential(nn.Conv2d(width, code_dim, 1), norm(code_dim)) for _ in channels)
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        context, codes = None, []
+        for x, enter, mix, leave in zip(levels, self.inputs, self.mixes, self.outputs, strict=True):
+            own = enter(x)
+            context = own if context is None else own + F.interpolate(context, own.shape[-2:])
+            context = F.silu(mix(F.silu(context)))
+            codes.append(leave(context))
+        return codes
+
+
+class Autoencoder(nn.Module):
+    """Everything of the network but the backbone; it reads the backbone's `Features`."""
+
+    def __init__(self, model: Model, spec: Spec):
+        super().__init__()
+        self.spec = spec
+        self.scales = [Standardise(c) for c in spec.channels]
+        self.scale_levels = nn.ModuleList(self.scales)  # registers them
+        self.scale_target = Standardise(sum(spec.groups))
+        self.neck = Neck(spec.channels, model.width, model.code_dim)
+        self.router = Router(model.code_dim, model.levels, model.width)
+        self.codebook = Codebook(model.codes, model.code_dim, model.commitment, model.ema_decay)
+        self.decoder = DECODERS[spec.decoder](model.code_dim, model.width, sum(spec.groups), model.levels)
+
+    def codes(self, features: Features) -> list[Tensor]:
+        """R maps B x D x h_r x w_r of normalised vectors, before quantisation."""
+        scaled = [scale(x) for scale, x in zip(self.scales, features.levels, strict=True)]
+        codes: list[Tensor] = self.neck(scaled)
+        return codes
+
+    def allocate(self, codes: list[Tensor]) -> Allocation:
+        """The deterministic allocation of inference: argmax, no noise."""
+        logits = self.router(codes)
+        onehot = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+        return Allocation(logits, onehot)
+
+    def decode(self, codes: list[Tensor], allocation: Allocation, valid_BHW: Tensor) -> Output:
+        """Merge by the allocation, quantise the valid cells, decode."""
+        merged = merge(codes, allocation.onehot)
+        vectors = merged.movedim(1, -1)[valid_BHW]
+        quantised = self.codebook(vectors)
+        canvas = merged.movedim(1, -1).masked_fill(~valid_BHW[..., None], 0.0)
+        canvas = canvas.masked_scatter(valid_BHW[..., None], quantised.vectors.to(canvas.dtype))
+        reconstruction = self.decoder(canvas.movedim(-1, 1))
+        return Output(reconstruction, allocation, vectors, quantised.indices, quantised.loss)
+
+    def reconstruct(self, features: Features, valid_BHW: Tensor, onehot_BRhw: Tensor | None = None) -> Output:
+        """Reconstruct with a given allocation, or with the router's own (paper, inference)."""
+        codes = self.codes(features)
+        own = self.allocate(codes)
+        return self.decode(codes, own if onehot_BRhw is None else Allocation(own.logits, onehot_BRhw), valid_BHW)
+
+    def standardised_target(self, features: Features) -> Tensor:
+        """What the reconstruction is compared with: pixels as they are, features per channel standardised."""
+        target: Tensor = features.target if self.spec.decoder == "pixels" else self.scale_target(features.target)
+        return target

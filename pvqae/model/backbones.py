@@ -1,0 +1,104 @@
+"""Backbones: images → R maps, coarse to fine, and what the decoder must reconstruct.
+
+B batch; R levels; C_r channels of level r; h_r w_r its grid; T channels of the target; H W the finest grid.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pvqae.config import Model
+from pvqae.errors import ConfigError
+from pvqae.model import efficientnet, vqgan
+
+
+class Features(NamedTuple):
+    """What one batch of images gives."""
+
+    levels: list[Tensor]  # R tensors B x C_r x h_r x w_r, coarse to fine
+    target: Tensor  # B x T x H x W features, or B x 3 x S x S pixels
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the rest of the model needs to know of a backbone."""
+
+    channels: tuple[int, ...]  # C_r, coarse to fine
+    groups: tuple[int, ...]  # channels of the target that belong together, e.g. to one tap; their sum is T
+    decoder: str  # key of `pvqae.model.decoder.DECODERS`
+    frozen: bool
+
+
+class Backbone(nn.Module):
+    """`forward(x_B3SS) -> Features`; pixels in [0, 1]."""
+
+    spec: Spec
+
+    def weights_file(self) -> Path | None:
+        """The file of frozen weights, or None where the weights are trained and belong to the bundle."""
+        return None
+
+
+class EfficientNetFeatures(Backbone):
+    """Taps of a frozen ImageNet network (METHOD section 1): the resolutions are its strides 32, 16, 8 (and 4)."""
+
+    TAPS = ((15, 320), (10, 112), (4, 40), (2, 24))  # block, channels; coarse to fine
+    TARGETS = ((2, 24), (4, 40), (10, 112), (14, 192))
+
+    def __init__(self, model: Model, weights: Path | None = None):
+        super().__init__()
+        taps = self.TAPS[: model.levels]
+        self.taps = tuple(block for block, _ in taps)
+        self.targets = tuple(block for block, _ in self.TARGETS)
+        channels, groups = tuple(c for _, c in taps), tuple(c for _, c in self.TARGETS)
+        self.spec = Spec(channels, groups, "features", frozen=True)
+        self.file = weights or efficientnet.cached_weights()
+        self.network = efficientnet.load(self.file)
+
+    def weights_file(self) -> Path:
+        return self.file
+
+    @torch.no_grad()
+    def forward(self, x_B3SS: Tensor) -> Features:
+        wanted = tuple(dict.fromkeys(self.taps + self.targets))
+        found = dict(zip(wanted, self.network(x_B3SS, wanted), strict=True))
+        levels = [found[tap] for tap in self.taps]
+        grid = levels[-1].shape[-2:]
+        pooled = [F.avg_pool2d(found[tap], 3, 1, 1, count_include_pad=False) for tap in self.targets]
+        return Features(levels, torch.cat([_to_grid(x, grid) for x in pooled], dim=1))
+
+
+def _to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    if x.shape[-1] >= grid[1]:
+        return F.adaptive_avg_pool2d(x, grid)
+    return F.interpolate(x, grid, mode="bilinear", align_corners=False)
+
+
+class VqganPixels(Backbone):
+    """The paper's backbone: a convolutional encoder trained from scratch; the target is the image itself."""
+
+    def __init__(self, model: Model, weights: Path | None = None):
+        super().__init__()
+        self.encoder = vqgan.Encoder(model.width, model.levels)
+        self.spec = Spec(tuple(self.encoder.channels), (3,), "pixels", frozen=False)
+
+    def forward(self, x_B3SS: Tensor) -> Features:
+        return Features(self.encoder(x_B3SS), x_B3SS)
+
+
+BACKBONES: dict[str, Callable[[Model, Path | None], Backbone]] = {
+    "efficientnet_lite0": EfficientNetFeatures,
+    "vqgan": VqganPixels,
+}
+
+
+def make(model: Model, weights: Path | None = None) -> Backbone:
+    """The backbone that `model.backbone` names. Raises `ConfigError` for an unknown name."""
+    if model.backbone not in BACKBONES:
+        raise ConfigError(f"model.backbone: expected one of {', '.join(BACKBONES)}, found {model.backbone}")
+    return BACKBONES[model.backbone](model, weights)

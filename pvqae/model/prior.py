@@ -1,0 +1,77 @@
+"""The budget prior transformer: which allocation normal images have (METHOD section 4).
+
+B batch; N = h*w coarse cells; R levels; d width. Its only input is budgets: a defect can't explain itself by its looks.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Expected(NamedTuple):
+    """What the prior expects at each cell, given the others."""
+
+    logits: Tensor  # B x N x R, of the expected level
+    mean: Tensor  # B x N x R, of the router's logits
+    log_variance: Tensor  # B x N x R, within +-6
+
+
+class BudgetPrior(nn.Module):
+    """One transformer block over the N resolution tokens, with learnt positions and a mask token."""
+
+    def __init__(self, grid: tuple[int, int], levels: int, width: int, heads: int = 4):
+        super().__init__()
+        self.grid = grid
+        self.embed = nn.Linear(2 * levels, width)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.position = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], width))
+        self.block = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.output = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * levels))
+
+    def forward(self, logits_BNR: Tensor, masked_BN: Tensor, padding_BN: Tensor) -> Expected:
+        """Predict every cell; `masked` cells are hidden from the input, `padding` cells take no part."""
+        tokens = self.embed(torch.cat([logits_BNR.softmax(-1), logits_BNR / 5], dim=-1))
+        hidden = (masked_BN | padding_BN)[..., None]
+        tokens = torch.where(hidden, self.mask_token, tokens) + self.position
+        out = self.output(self.block(tokens, src_key_padding_mask=padding_BN))
+        logits, mean, log_variance = out.chunk(3, dim=-1)
+        return Expected(logits, mean, log_variance.clamp(-6, 6))
+
+
+def random_masks(batch: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """B x N booleans: 15-60 % of the cells hidden, half of them as 3x3 blocks (a defect is not one lone cell)."""
+    height, width = grid
+    ratio = 0.15 + 0.45 * torch.rand(batch, 1, generator=generator)
+    single = torch.rand(batch, height * width, generator=generator) < ratio / 2
+    seeds = (torch.rand(batch, 1, height, width, generator=generator) < (ratio / 2 / 9)[..., None, None]).float()
+    blocks = F.max_pool2d(seeds, 3, 1, 1).flatten(1) > 0
+    return single | blocks
+
+
+def complementary_masks(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor, Tensor]:
+    """`asked` and `hidden`, each passes x N: every cell is asked in exactly one pass, in which its 3x3 is hidden."""
+    rows, columns = torch.arange(grid[0])[:, None], torch.arange(grid[1])[None, :]
+    phase = (rows % spacing) * spacing + columns % spacing
+    asked = torch.stack([phase == p for p in range(spacing * spacing) if (phase == p).any()])
+    hidden = F.max_pool2d(asked[:, None].float(), 3, 1, 1)[:, 0] > 0
+    return asked.flatten(1), hidden.flatten(1)
+
+
+@torch.no_grad()
+def expect(prior: BudgetPrior, logits_BRhw: Tensor, valid_Bhw: Tensor) -> Expected:
+    """The expectation of each cell while it and its neighbours are hidden; all passes in one batch."""
+    logits_BNR = logits_BRhw.flatten(2).transpose(1, 2).float()
+    batch, cells, _ = logits_BNR.shape
+    asked, hidden = (m.to(logits_BNR.device) for m in complementary_masks(prior.grid))
+    passes = len(asked)
+    padding = ~valid_Bhw.flatten(1)
+    every = prior(
+        logits_BNR.repeat_interleave(passes, 0), hidden.repeat(batch, 1), padding.repeat_interleave(passes, 0)
+    )
+    chosen = asked.float().argmax(0)  # the pass that asks cell i
+    rows = torch.arange(batch, device=chosen.device)[:, None] * passes + chosen
+    return Expected(*(part[rows, torch.arange(cells, device=chosen.device)] for part in every))

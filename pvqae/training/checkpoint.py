@@ -1,0 +1,90 @@
+"""Unfinished training on disk: one safetensors file, written beside and renamed; no pickle, no random state.
+
+Randomness comes from the seed and the step (`pvqae.seeding`), so a resumed run draws what an uninterrupted one draws.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+MAX_SECONDS = 10.0  # of work that a kill may cost
+
+
+def _optimiser_tensors(name: str, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimiser.state_dict()["state"]
+    return {f"{name}.{i}.{key}": torch.as_tensor(value) for i, slot in state.items() for key, value in slot.items()}
+
+
+def _restore_optimiser(name: str, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(name + "."):
+            index, slot = key[len(name) + 1 :].split(".", 1)
+            state.setdefault(int(index), {})[slot] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+def save(path: Path, network: nn.Module, optimisers: dict[str, torch.optim.Optimizer], facts: dict[str, Any]) -> None:
+    """Write everything that the next step needs; `facts` are small JSON values."""
+    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+    for name, optimiser in optimisers.items():
+        tensors |= _optimiser_tensors(name, optimiser)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    # Lazy copies: safetensors refuses tensors that share memory, as tied buffers after a first EMA step do.
+    save_file(
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, {"facts": json.dumps(facts)}
+    )
+    os.replace(part, path)
+
+
+def restore(path: Path, network: nn.Module, optimisers: dict[str, torch.optim.Optimizer]) -> dict[str, Any] | None:
+    """Load into `network` and `optimisers`; the facts, or None where there is no (readable) checkpoint."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+        return None  # half a file can't be: it is renamed into place; anything else is not ours, begin anew
+    network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
+    for name, optimiser in optimisers.items():
+        _restore_optimiser(name, optimiser, tensors)
+    return dict(facts)
+
+
+class Timer:
+    """Says when the next checkpoint is due."""
+
+    def __init__(self, seconds: float = MAX_SECONDS):
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return False
+        self.last = now
+        return True
+
+
+class History:
+    """Rows of numbers, one JSON object a line, without wall-clock: the same run writes the same bytes."""
+
+    def __init__(self, path: Path, before: int | None = None):
+        """Keep the rows of steps below `before` (a resumed run repeats the others); None keeps none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        old = path.read_text("utf-8").splitlines() if path.exists() and before else []
+        kept = [line for line in old if line.endswith("}") and json.loads(line)["step"] < (before or 0)]
+        path.write_text("".join(line + "\n" for line in kept), "utf-8")
+        self.path = path
+
+    def append(self, row: dict[str, Any]) -> None:
+        rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(rounded) + "\n")

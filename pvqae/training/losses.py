@@ -1,0 +1,61 @@
+"""Reconstruction losses (METHOD section 2). B batch; T channels of the target; H W its grid."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def features(reconstruction_BTHW: Tensor, target_BTHW: Tensor, valid_BHW: Tensor, groups: tuple[int, ...]) -> Tensor:
+    """Mean squared error per tap over valid cells, then the mean of the taps: 24 fine channels count as much as 192
+    coarse ones, otherwise nothing is gained by spending fine codes."""
+    reconstruction = torch.where(valid_BHW[:, None], reconstruction_BTHW.float(), target_BTHW)
+    sizes = list(groups)
+    pairs = zip(torch.split(reconstruction, sizes, dim=1), torch.split(target_BTHW, sizes, dim=1), strict=True)
+    error = torch.stack([F.mse_loss(x, y) for x, y in pairs]).mean()
+    return error * (valid_BHW.numel() / valid_BHW.sum())
+
+
+def feature_errors(reconstruction_BTHW: Tensor, target_BTHW: Tensor, groups: tuple[int, ...]) -> Tensor:
+    """The loss of each cell, B x H x W: what `features` is the mean of."""
+    squares = (reconstruction_BTHW.float() - target_BTHW).square()
+    return torch.stack([part.mean(1) for part in torch.split(squares, list(groups), dim=1)]).mean(0)
+
+
+def similarity(x_BCHW: Tensor, y_BCHW: Tensor, window: int = 7) -> Tensor:
+    """SSIM of each pixel's window, averaged over channels, B x H x W within [-1, 1]; values in [0, 1]."""
+
+    def local(z: Tensor) -> Tensor:
+        return F.avg_pool2d(z, window, 1, window // 2, count_include_pad=False)
+
+    mean_x, mean_y = local(x_BCHW), local(y_BCHW)
+    var_x, var_y = local(x_BCHW.square()) - mean_x.square(), local(y_BCHW.square()) - mean_y.square()
+    cov = local(x_BCHW * y_BCHW) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    ssim = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / (
+        (mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2)
+    )
+    return ssim.mean(1)
+
+
+def pixels(reconstruction_B3SS: Tensor, target_B3SS: Tensor, valid_BSS: Tensor, groups: tuple[int, ...]) -> Tensor:
+    """L1 + (1 - SSIM) / 2: L2 alone drowns small defects."""
+    return pixel_errors(reconstruction_B3SS, target_B3SS, groups)[valid_BSS].mean()
+
+
+def pixel_errors(reconstruction_B3SS: Tensor, target_B3SS: Tensor, groups: tuple[int, ...]) -> Tensor:
+    """The loss of each pixel, B x S x S."""
+    x, y = reconstruction_B3SS.float(), target_B3SS.float()
+    return (x - y).abs().mean(1) + 0.5 * (1 - similarity(x, y))
+
+
+# keyed as `pvqae.model.decoder.DECODERS`: the mean over valid cells, and the value of each cell
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, tuple[int, ...]], Tensor]] = {
+    "features": features,
+    "pixels": pixels,
+}
+ERRORS: dict[str, Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]] = {
+    "features": feature_errors,
+    "pixels": pixel_errors,
+}

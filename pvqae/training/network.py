@@ -1,0 +1,137 @@
+"""The verb `pvqae train N`: fit a network and its folds, resume what a kill left, hand over finished files only."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pvqae import config, runtime
+from pvqae.datasets import manifest
+from pvqae.layout import Layout
+from pvqae.model import backbones
+from pvqae.model.autoencoder import Autoencoder
+from pvqae.training import folds, loop
+from pvqae.training.examples import Examples, on_grid, prepare
+from pvqae.training.run import start
+
+KEPT_COLUMNS = ["sample_id", "category", "group_id", "split", "fold"]
+
+
+def source_hash() -> str:
+    """Of the code of this package: unfinished work of other code is never resumed."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def work_key(rows_file: Path, params: config.Params) -> str:
+    """Names the work folder: rows, the params that the stage depends on, and the code."""
+    facts = params.model_dump(mode="json", include={"seed", "image", "model", "train", "calibration", "compute"})
+    text = json.dumps([manifest.digest(rows_file), facts, source_hash()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def train(layout: Layout, params: config.Params, name: str) -> None:
+    """Fit network `name` (and one per fold); writes models/<dataset>/networks/<name>/ whole or not at all."""
+    begun = time.monotonic()
+    classes = yaml.safe_load(layout.classes_file.read_text("utf-8"))
+    plan = runtime.plan(params.compute, len(classes["networks"]))
+    runtime.apply(plan)
+    rows = folds.assign(manifest.read(layout.network_rows(name)), params.calibration)
+    work = layout.work(f"network-{name}", work_key(layout.network_rows(name), params))
+    print(f"network {name}: {len(rows)} normals, {plan}", flush=True)
+
+    fits = folds.names(rows)
+    backbone = backbones.make(params.model).to(plan.device).eval()
+    examples = prepare(rows, layout.data, params.image, backbone, params.train.richness, plan.device)
+    logits: dict[str, Tensor] = {}
+    for fit in fits:
+        seen = examples.subset(torch.from_numpy(folds.learns(rows, fit)))
+        weights = _fit(params, plan, fit, seen, work / fit, f"{name} {fit} ({fits.index(fit) + 1}/{len(fits)})")
+        logits[fit] = allocations(params, plan, weights, examples)
+    _hand_over(layout, name, work, fits, rows, examples, logits)
+    seconds = {"train_seconds": round(time.monotonic() - begun, 1)}
+    layout.timing(name).parent.mkdir(parents=True, exist_ok=True)
+    layout.timing(name).write_text(json.dumps(seconds), "utf-8")
+
+
+def _fit(params: config.Params, plan: runtime.Plan, fit: str, examples: Examples, folder: Path, what: str) -> Path:
+    """Train one fit unless its finished weights are there already."""
+    finished = folder / "weights.safetensors"
+    if finished.exists():
+        print(f"{what}: finished before, kept", flush=True)
+        return finished
+    run = start(params, backbones.make(params.model), plan, fit)
+    loop.fit(run, examples, folder, what)
+    tensors = {k: v for k, v in run.modules.state_dict().items() if not k.startswith("discriminator.")}
+    part = folder / "weights.part"
+    save_file({k: _half(v) for k, v in tensors.items()}, part)
+    os.replace(part, finished)
+    return finished
+
+
+def _half(x: Tensor) -> Tensor:
+    """Half precision on disk: what is calibrated is what was rounded, so nothing is lost later."""
+    x = x.detach().cpu()
+    return (x.half() if x.is_floating_point() else x).contiguous().clone()
+
+
+def load(weights: Path, model: config.Model, backbone: backbones.Backbone) -> Autoencoder:
+    """The autoencoder of a weights file, in evaluation mode; a trained backbone gets its weights, too."""
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(weights).items()}
+    autoencoder = Autoencoder(model, backbone.spec)
+    for prefix, module in (("autoencoder.", autoencoder), ("backbone.", backbone)):
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if own:
+            module.load_state_dict(own)
+    return autoencoder.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def allocations(params: config.Params, plan: runtime.Plan, weights: Path, examples: Examples) -> Tensor:
+    """Router logits of every view, n x R x h x w in half precision: all that the prior needs."""
+    backbone = backbones.make(params.model).to(plan.device).eval()
+    autoencoder = load(weights, params.model, backbone).to(plan.device)
+    found = []
+    for _, batch in examples.batches(64, plan.device):
+        features = batch.features or backbone(batch.images)
+        found.append(autoencoder.router(autoencoder.codes(features)).half().cpu().contiguous())
+    return torch.cat(found)
+
+
+def _hand_over(
+    layout: Layout,
+    name: str,
+    work: Path,
+    fits: list[str],
+    rows: pd.DataFrame,
+    examples: Examples,
+    logits: dict[str, Tensor],
+) -> None:
+    """Assemble the outputs beside their place and rename: the stage's last act."""
+    target = layout.network(name)
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for fit in fits:
+        shutil.copyfile(work / fit / "weights.safetensors", part / f"{fit}.safetensors")
+    with (part / "history.jsonl").open("w", encoding="utf-8") as history:
+        history.writelines((work / fit / "progress.jsonl").read_text("utf-8") for fit in fits)
+    rows[KEPT_COLUMNS].to_csv(part / "rows.csv", index=False, lineterminator="\n")
+    grid = next(iter(logits.values())).shape[-2:]
+    tensors = {f"logits.{fit}": values for fit, values in logits.items()}
+    save_file(
+        tensors | {"rows": examples.rows, "valid": on_grid(examples.valid, grid)}, part / "allocations.safetensors"
+    )
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(part, target)

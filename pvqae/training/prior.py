@@ -1,0 +1,163 @@
+"""The verb `pvqae prior G`: learn which allocations normal images get, and how well that can be foretold.
+
+v views; N cells; R levels; h w the coarsest grid.
+"""
+
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pvqae import config, runtime, seeding
+from pvqae.errors import DataError
+from pvqae.layout import Layout
+from pvqae.model.prior import BudgetPrior, Expected, expect, random_masks
+from pvqae.progress import track
+from pvqae.training import folds
+
+BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Allocations:
+    """Router logits of the normals of one prior's classes."""
+
+    rows: pd.DataFrame  # sample_id, category, group_id, split, fold
+    row_of_view: Tensor  # v
+    valid: Tensor  # v x h x w
+    logits: dict[str, Tensor]  # fit → v x R x h x w
+
+    def views(self, keep_rows: "np.typing.NDArray[np.bool_]") -> Tensor:
+        return torch.from_numpy(keep_rows)[self.row_of_view]
+
+
+def read(folder: Path, classes: list[str]) -> Allocations:
+    """Allocations of `classes` from one network's folder, or from all networks below `folder`."""
+    networks = [folder] if (folder / "rows.csv").exists() else sorted(p.parent for p in folder.glob("*/rows.csv"))
+    parts = [_read_network(path, classes) for path in networks]
+    parts = [part for part in parts if len(part.rows)]
+    if not parts:
+        raise DataError(f"{folder}: expected allocations of {', '.join(classes)}, found none; run `dvc repro`")
+    offsets = np.cumsum([0, *(len(part.rows) for part in parts)])
+    rows = pd.concat([part.rows for part in parts], ignore_index=True)
+    return Allocations(
+        rows,
+        torch.cat([part.row_of_view + int(offset) for part, offset in zip(parts, offsets[:-1], strict=True)]),
+        torch.cat([part.valid for part in parts]),
+        # A network without folds is the same in every fold.
+        {
+            fit: torch.cat([part.logits.get(fit, part.logits[folds.FULL]) for part in parts])
+            for fit in folds.names(rows)
+        },
+    )
+
+
+def _read_network(folder: Path, classes: list[str]) -> Allocations:
+    rows = pd.read_csv(folder / "rows.csv", dtype=str, keep_default_na=False).astype({"fold": int})
+    tensors = load_file(folder / "allocations.safetensors")
+    wanted = torch.from_numpy(rows["category"].isin(classes).to_numpy())
+    keep = wanted[tensors["rows"]]
+    position = torch.cumsum(wanted, 0) - 1
+    logits = {k.removeprefix("logits."): v[keep].float() for k, v in tensors.items() if k.startswith("logits.")}
+    kept_rows = rows[wanted.numpy()].reset_index(drop=True)
+    return Allocations(kept_rows, position[tensors["rows"][keep]], tensors["valid"][keep], logits)
+
+
+def loss(expected: Expected, logits_BNR: Tensor, counted_BN: Tensor) -> Tensor:
+    """Cross-entropy of the soft allocation, and Gaussian likelihood of the logits, over the counted cells."""
+    entropy = -(logits_BNR.softmax(-1) * expected.logits.log_softmax(-1)).sum(-1)
+    gaussian = F.gaussian_nll_loss(expected.mean, logits_BNR, expected.log_variance.exp(), reduction="none").mean(-1)
+    return (entropy + gaussian)[counted_BN].mean()
+
+
+def fit(
+    params: config.Params, fit_name: str, logits: Tensor, valid: Tensor, history: list[dict[str, object]]
+) -> BudgetPrior:
+    """Masked prediction on the given views; seconds on a processor, so it is not resumed in the middle."""
+    settings, (_, levels, *grid) = params.prior, logits.shape
+    seeding.initialise(params.seed, "prior", fit_name)
+    prior = BudgetPrior((grid[0], grid[1]), levels, settings.width)
+    optimiser = torch.optim.AdamW(prior.parameters(), lr=settings.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, settings.steps)
+    tokens, padding = logits.flatten(2).transpose(1, 2), ~valid.flatten(1)
+    for step in track(range(settings.steps), f"prior {fit_name}", total=settings.steps):
+        draws = seeding.generator(params.seed, "prior", fit_name, step)
+        chosen = torch.randint(len(tokens), (BATCH,), generator=draws)
+        masked = random_masks(BATCH, prior.grid, draws)
+        expected = prior(tokens[chosen], masked, padding[chosen])
+        value = loss(expected, tokens[chosen], masked & ~padding[chosen])
+        optimiser.zero_grad()
+        torch.autograd.backward(value)
+        torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        history.append({"step": step, "fold": fit_name, "loss": float(f"{value.item():.6g}")})
+    return prior.eval().requires_grad_(False)
+
+
+def cross_entropies(
+    prior: BudgetPrior, seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tensor]
+) -> tuple[float, float]:
+    """Nats per cell that the prior, and the per-position frequency table of the `seen` views, need for the `unseen`
+    ones' levels. Each pair is logits v x R x h x w and valid v x h x w."""
+    logits, valid = unseen
+    truth, counted = logits.argmax(1).flatten(1), valid.flatten(1)
+    expected = expect(prior, logits, valid).logits.log_softmax(-1)
+    counts = F.one_hot(seen[0].argmax(1).flatten(1), logits.shape[1]) * seen[1].flatten(1)[..., None]
+    table = (counts.sum(0) + 1.0).log() - (counts.sum((0, 2)) + logits.shape[1]).log()[:, None]
+    own = -expected.gather(-1, truth[..., None])[..., 0][counted].mean()
+    frequency = -table.expand_as(expected).gather(-1, truth[..., None])[..., 0][counted].mean()
+    return float(own), float(frequency)
+
+
+def train(layout: Layout, params: config.Params, group: str) -> None:
+    """Fit the prior of `group` and its folds; writes models/<dataset>/priors/<group>/ whole or not at all."""
+    classes = yaml.safe_load(layout.classes_file.read_text("utf-8"))
+    runtime.apply(runtime.plan(params.compute.model_copy(update={"device": "cpu"}), len(classes["networks"])))
+    item = classes["priors"][group]
+    found = read(layout.root / item["allocations"], item["classes"])
+    target = layout.prior(group)
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    history: list[dict[str, object]] = []
+    scores = []
+    for name in folds.names(found.rows):
+        views = found.views(folds.learns(found.rows, name))
+        seen = (found.logits[name][views], found.valid[views])
+        prior = fit(params, name, *seen, history)
+        save_file(prior.state_dict(), part / f"{name}.safetensors")
+        held = found.views(folds.judges(found.rows, name))
+        if held.any():
+            scores.append(cross_entropies(prior, seen, (found.logits[name][held], found.valid[held])))
+    _facts(scores, part / "facts.json")
+    (part / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), "utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(part, target)
+
+
+def _facts(scores: list[tuple[float, float]], path: Path) -> None:
+    own, frequency = (
+        (float(np.mean(values)) for values in zip(*scores, strict=True)) if scores else (math.nan, math.nan)
+    )
+    facts = {"prior_cross_entropy": own, "frequency_cross_entropy": frequency}
+    rounded = {k: None if math.isnan(v) else round(v, 6) for k, v in facts.items()}
+    print(f"masked cross-entropy of unseen normals: prior {own:.4f}, frequency table {frequency:.4f}", flush=True)
+    path.write_text(json.dumps(rounded, indent=1) + "\n", "utf-8")
+
+
+def load(weights: Path, grid: tuple[int, int], levels: int, width: int) -> BudgetPrior:
+    """The prior of a weights file, in evaluation mode."""
+    prior = BudgetPrior(grid, levels, width)
+    prior.load_state_dict(load_file(weights))
+    return prior.eval().requires_grad_(False)

@@ -1,0 +1,84 @@
+"""Richness of the patch under each coarse cell, as the cost that the budget loss reads (METHOD section 2).
+
+B batch; S side of the image; h w the coarsest grid; P side of a patch, S/h; M coefficients. Cost 1 means poor
+content (fine codes are dear), 0 means rich.
+"""
+
+from collections.abc import Callable
+
+import pywt
+import torch
+from torch import Tensor
+
+NOISE_FLOOR = (2 / 255) ** 2  # added to d^2: sensor noise of a flat patch is not richness
+GREY = torch.tensor([0.299, 0.587, 0.114])
+
+
+def patches(images_B3SS: Tensor, cell: int = 32) -> Tensor:
+    """Grey patches under the coarse cells: B*h*w x P x P, values in [0, 1]."""
+    grey = torch.einsum("bchw,c->bhw", images_B3SS.float(), GREY.to(images_B3SS.device))
+    folded = grey.unfold(1, cell, cell).unfold(2, cell, cell)
+    return folded.reshape(-1, cell, cell)
+
+
+def dwt_details(patches_nPP: Tensor, levels: int) -> Tensor:
+    """All Haar detail coefficients of every patch in one call, n x M. The approximation band is left out: with it
+    the sign of the measure is wrong."""
+    bands = pywt.wavedec2(patches_nPP.cpu().numpy(), "haar", level=levels, axes=(-2, -1))[1:]
+    flat = [torch.from_numpy(band).flatten(1) for triple in bands for band in triple]
+    return torch.cat(flat, dim=1)
+
+
+def dwt_entropy(patches_nPP: Tensor) -> Tensor:
+    """Normalised entropy of the detail energies: p = d^2 / sum d^2, H = -sum p log p / log M (paper); in [0, 1]."""
+    energy = dwt_details(patches_nPP, 3 if patches_nPP.shape[-1] >= 32 else 2).square() + NOISE_FLOOR
+    share = energy / energy.sum(1, keepdim=True)
+    return -(share * share.log()).sum(1) / torch.log(torch.tensor(float(share.shape[1])))
+
+
+def variance(patches_nPP: Tensor) -> Tensor:
+    """1 / (1 + deviation in grey levels / 16): flat patches cost 1."""
+    return 1 / (1 + patches_nPP.flatten(1).std(1) * 255 / 16)
+
+
+def gradient(patches_nPP: Tensor) -> Tensor:
+    """As `variance`, of the mean absolute difference of neighbours."""
+    across = patches_nPP.diff(dim=-1).abs().mean((1, 2)) + patches_nPP.diff(dim=-2).abs().mean((1, 2))
+    return 1 / (1 + across * 255 / 8)
+
+
+def band_energy(patches_nPP: Tensor) -> Tensor:
+    """As `variance`, of the root mean square of the finest detail band."""
+    bands = pywt.wavedec2(patches_nPP.cpu().numpy(), "haar", level=1, axes=(-2, -1))[1]
+    energy = torch.stack([torch.from_numpy(band).square().mean((1, 2)) for band in bands]).sum(0)
+    return 1 / (1 + energy.sqrt() * 255 / 8)
+
+
+def none(patches_nPP: Tensor) -> Tensor:
+    """Every cell costs the same."""
+    return torch.ones(len(patches_nPP))
+
+
+RICHNESS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dwt_entropy": dwt_entropy,
+    "variance": variance,
+    "gradient": gradient,
+    "band_energy": band_energy,
+    "none": none,
+}
+
+
+def cost(images_B3SS: Tensor, measure: str) -> Tensor:
+    """B x h x w costs in [0, 1], on the processor; it has no gradient, so it is computed once per image."""
+    size = images_B3SS.shape[-1]
+    values: Tensor = RICHNESS[measure](patches(images_B3SS)).float()
+    return values.view(len(images_B3SS), size // 32, size // 32)
+
+
+def rescale(cost_Bhw: Tensor, valid_Bhw: Tensor, low: float = 0.05, high: float = 1.0) -> Tensor:
+    """Stretch the 5-95 % range of the training set to `low`..`high`; raw DWT entropy only spans about 0.55-0.95."""
+    if cost_Bhw[valid_Bhw].std() < 1e-6:
+        return cost_Bhw
+    bottom, top = torch.quantile(cost_Bhw[valid_Bhw], torch.tensor([0.05, 0.95]))
+    stretched: Tensor = low + (high - low) * (cost_Bhw - bottom) / (top - bottom).clamp_min(1e-6)
+    return stretched.clamp(low, high)
