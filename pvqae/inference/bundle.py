@@ -1,0 +1,246 @@
+"""The bundle: one folder that scores images. safetensors + JSON + hashes; no pickle, no time, no path inside.
+
+weights.safetensors     autoencoder, prior (and a trained backbone)
+statistics.safetensors  memory codes, whitening, statistics of normals
+config.json             what to build, and the health of the training
+calibration.json        the card: threshold and how it was found
+backbone.safetensors    only in what leaves the project (`export`); inside it is named by its hash
+SHA256SUMS              of all the others; its own sha256 is the bundle's
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pvqae import config
+from pvqae.datasets import images
+from pvqae.datasets.manifest import digest
+from pvqae.errors import IntegrityError
+from pvqae.inference.measures import Networks
+from pvqae.inference.memory import Level
+from pvqae.inference.scoring import Scale, Scored, Scorer
+from pvqae.inference.statistics import Normal
+from pvqae.model import backbones
+from pvqae.model.autoencoder import Autoencoder
+from pvqae.model.prior import BudgetPrior
+
+FORMAT = 1
+SUMS = "SHA256SUMS"
+NORMAL_FIELDS = ("mean", "deviation", "global_mean", "global_deviation")
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A loaded bundle."""
+
+    scorer: Scorer
+    config: dict[str, Any]
+    card: dict[str, Any]
+    sha256: str
+
+    @property
+    def threshold(self) -> float:
+        return float(self.card["threshold"])
+
+    def score(self, image: Path | str | images.Floats, sample_id: str = "") -> Scored:
+        """Score a file, or pixels (H0, W0, 3) in [0, 1]. Raises `DataError` for an unreadable file."""
+        pixels = images.read(image) if isinstance(image, Path | str) else image
+        return self.scorer.one(pixels, sample_id)
+
+    def score_many(self, items: Iterable[tuple[str, Path | str]], root: Path | None = None) -> Iterator[Scored]:
+        """Score (sample_id, path) pairs one after another, paths below `root`."""
+        return self.scorer.many(items, root)
+
+
+def save(
+    folder: Path, scorer: Scorer, params: config.Params, category: str, health: dict[str, Any], card: dict[str, Any]
+) -> str:
+    """Write a bundle whole or not at all; returns its sha256."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    found = scorer.networks
+    save_file(_weights(found), part / "weights.safetensors")
+    save_file(_statistics(scorer), part / "statistics.safetensors")
+    _write_json(part / "config.json", _config(scorer, params, category, health))
+    _write_json(part / "calibration.json", card)
+    sha256 = seal(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+    return sha256
+
+
+def _config(scorer: Scorer, params: config.Params, category: str, health: dict[str, Any]) -> dict[str, Any]:
+    file = scorer.networks.backbone.weights_file()
+    return {
+        "format": FORMAT,
+        "dataset": params.data.name,
+        "category": category,
+        "image": scorer.image.model_dump(mode="json"),
+        "model": params.model.model_dump(mode="json"),
+        "score": scorer.score.model_dump(mode="json"),
+        "prior_width": params.prior.width,
+        "scales": {name: [scale.mean, scale.deviation] for name, scale in scorer.scales.items()},
+        "backbone_sha256": digest(file) if file else None,
+        "health": health,
+    }
+
+
+def _half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: (v.half() if v.is_floating_point() else v).contiguous().clone() for k, v in tensors.items()}
+
+
+def _weights(found: Networks) -> dict[str, Tensor]:
+    tensors = {f"autoencoder.{k}": v for k, v in found.autoencoder.state_dict().items()}
+    if not found.backbone.spec.frozen:
+        tensors |= {f"backbone.{k}": v for k, v in found.backbone.state_dict().items()}
+    # The autoencoder was rounded to half precision when its training ended, so this loses nothing.
+    return _half(tensors) | {f"prior.{k}": v.contiguous() for k, v in found.prior.state_dict().items()}
+
+
+def _statistics(scorer: Scorer) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for r, level in enumerate(scorer.networks.memory):
+        tensors[f"memory_{r}.codes"] = level.codes.half()
+        tensors |= {f"memory_{r}.mean": level.mean, f"memory_{r}.deviation": level.deviation}
+    if scorer.networks.whitening is not None:
+        tensors["whitening"] = scorer.networks.whitening.half()
+    for name, normal in scorer.normals.items():
+        tensors |= {f"normal.{name}.{field}": getattr(normal, field) for field in NORMAL_FIELDS}
+    return {k: v.contiguous().clone() for k, v in tensors.items()}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", "utf-8")
+
+
+def seal(folder: Path) -> str:
+    """Write SHA256SUMS over all files of `folder`; returns its own sha256."""
+    names = sorted(p.name for p in folder.iterdir() if p.name != SUMS)
+    for name in names:
+        (folder / name).chmod(0o644)  # safetensors makes them private to the user
+    (folder / SUMS).write_text("".join(f"{digest(folder / n)}  {n}\n" for n in names), "utf-8")
+    return digest(folder / SUMS)
+
+
+def verify(folder: Path) -> str:
+    """Check every file against SHA256SUMS; returns the bundle's sha256.
+
+    Raises `IntegrityError` for a missing, foreign or changed file.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise IntegrityError(f"{folder}: expected a bundle with {SUMS}, found none; run `dvc repro` or fetch it again")
+    lines = (line.split("  ", 1) for line in sums.read_text("utf-8").splitlines())
+    listed = {name: sha256 for sha256, name in lines}
+    present = {p.name for p in folder.iterdir()} - {SUMS}
+    if present != set(listed):
+        raise IntegrityError(f"{folder}: expected the files {sorted(listed)}, found {sorted(present)}; fetch it again")
+    for name, expected in listed.items():
+        found = digest(folder / name)
+        if found != expected:
+            raise IntegrityError(f"{folder / name}: expected sha256 {expected}, found {found}; fetch the bundle again")
+    return digest(sums)
+
+
+def load(folder: Path | str) -> Detector:
+    """Verify and load a bundle. Raises `IntegrityError` if anything is not what was sealed."""
+    folder = Path(folder)
+    sha256 = verify(folder)
+    facts = json.loads((folder / "config.json").read_text("utf-8"))
+    if facts.get("format") != FORMAT:
+        raise IntegrityError(f"{folder}: expected bundle format {FORMAT}, found {facts.get('format')}; train it again")
+    card = json.loads((folder / "calibration.json").read_text("utf-8"))
+    model, image = config.Model(**facts["model"]), config.Image(**facts["image"])
+    score = config.Score(**facts["score"])
+    backbone = _backbone(folder, model, facts["backbone_sha256"])
+    networks = _networks(folder, model, image, score, backbone, facts["prior_width"])
+    tensors = load_file(folder / "statistics.safetensors")
+    networks = replace(networks, memory=_memory(tensors), whitening=_float(tensors.get("whitening")))
+    scales = {name: Scale(*values) for name, values in facts["scales"].items()}
+    return Detector(Scorer(networks, _normals(tensors), scales, image, score), facts, card, sha256)
+
+
+def _backbone(folder: Path, model: config.Model, expected: str | None) -> backbones.Backbone:
+    own = folder / "backbone.safetensors"
+    backbone = backbones.make(model, own if own.exists() else None).eval()
+    file = backbone.weights_file()
+    found = digest(file) if file else None
+    if found != expected:
+        raise IntegrityError(
+            f"{folder}: made with backbone weights {expected}, found {found} in {file}; install the version of pvqae "
+            "that made it, or use an exported bundle, which carries its own"
+        )
+    return backbone
+
+
+def _networks(
+    folder: Path,
+    model: config.Model,
+    image: config.Image,
+    score: config.Score,
+    backbone: backbones.Backbone,
+    width: int,
+) -> Networks:
+    tensors = load_file(folder / "weights.safetensors")
+    autoencoder = Autoencoder(model, backbone.spec)
+    side = image.size // 32
+    prior = BudgetPrior((side, side), model.levels, width)
+    for prefix, module in (("autoencoder.", autoencoder), ("prior.", prior), ("backbone.", backbone)):
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if own:
+            module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in own.items()})
+        module.eval().requires_grad_(False)
+    return Networks(backbone, autoencoder, prior, (), None, score.prior)
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float()
+
+
+def _memory(tensors: dict[str, Tensor]) -> tuple[Level, ...]:
+    count = sum(name.endswith(".codes") for name in tensors)
+    return tuple(
+        Level(
+            tensors[f"memory_{r}.mean"],
+            tensors[f"memory_{r}.deviation"],
+            tensors[f"memory_{r}.codes"].float(),
+            torch.empty(0, dtype=torch.long),
+        )
+        for r in range(count)
+    )
+
+
+def _normals(tensors: dict[str, Tensor]) -> dict[str, Normal]:
+    names = {name.split(".")[1] for name in tensors if name.startswith("normal.")}
+    return {name: Normal(*(tensors[f"normal.{name}.{field}"] for field in NORMAL_FIELDS)) for name in sorted(names)}
+
+
+def export(folder: Path, out: Path) -> str:
+    """Copy a bundle with its backbone's weights: what leaves the project needs nothing else. Returns its sha256."""
+    verify(folder)
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(folder, part)
+    detector = load(folder)
+    file = detector.scorer.networks.backbone.weights_file()
+    if file:
+        shutil.copyfile(file, part / "backbone.safetensors")
+    sha256 = seal(part)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(part, out)
+    return sha256
+
+
+def sha256_of(folder: Path) -> str:
+    """The bundle's sha256 without reading the other files."""
+    return hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()

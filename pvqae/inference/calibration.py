@@ -1,0 +1,94 @@
+"""Thresholds from normals only, and the card that says how (split conformal prediction; Vovk et al. 2005).
+
+n scores of normals that the model has not seen. The threshold is the k-th smallest of them, k = ceil((n+1)(1-rate)):
+the chance that the next normal exceeds it is at most the target rate, whatever the scores' distribution.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import beta
+
+from pvqae.errors import CalibrationError
+
+RULE = "k-th smallest of n scores of unseen normals, k = ceil((n + 1) * (1 - target rate)); above it is a defect"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold with what is known of its false-alarm rate."""
+
+    value: float
+    target_rate: float
+    smallest_supported_rate: float  # 1 / (n + 1)
+    interval_95: tuple[float, float]  # of the realised rate, over draws of the n normals
+    n: int
+    warnings: tuple[str, ...]
+
+
+def threshold(scores: NDArray[np.float64], rate: float) -> Threshold:
+    """The threshold for a target false-alarm `rate`.
+
+    A rate below 1/(n+1) can't be had from n normals: the threshold is then their maximum, with a warning. Raises
+    `CalibrationError` for no scores, or scores that are not finite.
+    """
+    n = len(scores)
+    if n == 0 or not np.isfinite(scores).all():
+        raise CalibrationError(f"expected finite scores of unseen normals, found {n}: add normal images and run again")
+    wanted = math.ceil((n + 1) * (1 - rate) - 1e-9)  # 150 * (1 - 0.18) is a little above 123 in floats
+    k = min(wanted, n)
+    warnings: tuple[str, ...] = ()
+    if wanted > n:
+        need = math.ceil(1 / rate) - 1
+        warnings = (
+            f"a false-alarm rate of {rate:.2%} needs at least {need} normals for calibration, there are {n}: "
+            f"the threshold is their maximum, good for about {1 / (n + 1):.2%}",
+        )
+    # The rate realised by the k-th of n order statistics is Beta(n + 1 - k, k) distributed.
+    low, high = beta.ppf([0.025, 0.975], n + 1 - k, k)
+    return Threshold(float(np.sort(scores)[k - 1]), rate, 1 / (n + 1), (float(low), float(high)), n, warnings)
+
+
+def card(
+    chosen: Threshold,
+    judged: pd.DataFrame,
+    peaks: NDArray[np.float64],
+    middle: float,
+    method: str,
+    manifest_sha256: str,
+) -> dict[str, object]:
+    """calibration.json: everything that someone who asks "why this threshold?" needs.
+
+    `judged`: sample_id, group_id, score of the n normals; `peaks`: the highest value of each one's anomaly map;
+    `middle`: the median of those maps. The colours of heatmaps are fixed here: a normal part never glows.
+    """
+    ceiling = threshold(peaks, chosen.target_rate).value
+    facts = asdict(chosen)
+    return {
+        "threshold": facts.pop("value"),
+        "map_threshold": ceiling,
+        "map_scale": [middle, middle + 1.5 * (ceiling - middle)],
+        "rule": RULE,
+        "method": method,
+        "n_groups": int(judged["group_id"].nunique()),
+        "manifest_sha256": manifest_sha256,
+        "scores": sorted(float(f"{s:.6g}") for s in judged["score"]),
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in facts.items()},
+    }
+
+
+def realised_rates(
+    scores: NDArray[np.float64], groups: list[str], rate: float, draws: int, seed: int
+) -> NDArray[np.float64]:
+    """False-alarm rates on one half of the groups with the threshold of the other half, over seeded random halves."""
+    rng = np.random.default_rng(seed)
+    names = np.array(sorted(set(groups)))
+    owner = np.array(groups)
+    rates = []
+    for _ in range(draws):
+        chosen = np.isin(owner, rng.permutation(names)[: len(names) // 2])
+        rates.append(float((scores[~chosen] > threshold(scores[chosen], rate).value).mean()))
+    return np.array(rates)

@@ -1,0 +1,147 @@
+"""Fit what is not learned by gradient: memory, whitening and statistics of normals → a `Scorer`.
+
+n views of the normals of one class.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pvqae import config
+from pvqae.inference import measures, memory, statistics
+from pvqae.inference.scoring import Scale, Scorer
+from pvqae.layout import Layout
+from pvqae.model import backbones
+from pvqae.model.backbones import Features
+from pvqae.model.codebook import usage
+from pvqae.training import network as networks
+from pvqae.training import prior as priors
+from pvqae.training.examples import Batch, Examples, on_grid
+
+CHUNK = 16
+RESIDUALS = 20000  # cells that the covariance is taken from; more change nothing
+
+
+def load_networks(layout: Layout, params: config.Params, network: str, prior: str, fit: str) -> measures.Networks:
+    """The trained parts of one fit, memory still empty."""
+    backbone = backbones.make(params.model).eval()
+    autoencoder = networks.load(layout.network(network) / f"{fit}.safetensors", params.model, backbone)
+    side = params.image.size // 32
+    weights = layout.prior(prior) / f"{fit}.safetensors"
+    learned = priors.load(weights, (side, side), params.model.levels, params.prior.width)
+    return measures.Networks(backbone, autoencoder, learned, (), None, params.score.prior)
+
+
+def _features(found: measures.Networks, batch: Batch) -> Features:
+    features: Features = batch.features if batch.features is not None else found.backbone(batch.images)
+    return features
+
+
+def fit(found: measures.Networks, examples: Examples, groups_n: Tensor, params: config.Params, name: str) -> Scorer:
+    """A scorer whose memory and statistics come from `examples` only; `groups_n` numbers each view's group."""
+    if params.score.recon in ("memory", "both"):
+        found = replace(found, memory=tuple(_memory(found, examples, groups_n, params, name)))
+    if params.score.recon in ("decoder", "both"):
+        found = replace(found, whitening=_whitening(found, examples))
+    raw = list(_measured(found, examples, groups_n))
+    keys = raw[0].maps.keys()
+    normals = {
+        key: statistics.fit(torch.cat([r.maps[key] for r in raw]), torch.cat([r.valid[key] for r in raw]))
+        for key in keys
+    }
+    scorer = Scorer(found, normals, {}, params.image, params.score)
+    return replace(scorer, scales=_scales(scorer, raw, examples))
+
+
+@torch.no_grad()
+def _memory(
+    found: measures.Networks, examples: Examples, groups_n: Tensor, params: config.Params, name: str
+) -> Iterator[memory.Level]:
+    settings = params.memory
+    per_batch = [_features(found, batch).levels for _, batch in examples.batches(CHUNK)]
+    for r, parts in enumerate(zip(*per_batch, strict=True)):
+        x, label = torch.cat([part.half() for part in parts]), f"{name}/{r}"
+        yield memory.fit_level(x, examples.valid, groups_n, settings.codes, settings.patches, params.seed, label)
+
+
+@torch.no_grad()
+def _whitening(found: measures.Networks, examples: Examples) -> Tensor:
+    cells = []
+    for _, batch in examples.batches(CHUNK):
+        features = _features(found, batch)
+        levels = found.autoencoder.allocate(found.autoencoder.codes(features)).levels
+        left = measures.residual(found, features, levels, batch.valid)
+        valid = on_grid(batch.valid, left.shape[-2:])
+        cells.append(left.movedim(1, -1)[valid])
+    every = torch.cat(cells)
+    return measures.whitening_of(every[:: max(1, len(every) // RESIDUALS)]).half().float()
+
+
+@torch.no_grad()
+def _measured(found: measures.Networks, examples: Examples, groups_n: Tensor) -> Iterator[measures.Raw]:
+    for indices, batch in examples.batches(CHUNK):
+        yield measures.measure(found, _features(found, batch), batch.valid, groups_n[indices])
+
+
+def _scales(scorer: Scorer, raw: list[measures.Raw], examples: Examples) -> dict[str, Scale]:
+    """Image scores of the training normals, each image from all its views."""
+    cells: dict[int, list[dict[str, Tensor]]] = {}
+    position = 0
+    for batch in raw:
+        for view in range(len(batch.levels)):
+            one = measures.Raw(
+                {k: v[view : view + 1] for k, v in batch.maps.items()},
+                {k: v[view : view + 1] for k, v in batch.valid.items()},
+                batch.levels[view : view + 1],
+                batch.expected[view : view + 1],
+            )
+            cells.setdefault(int(examples.rows[position]), []).append(scorer.cell_maps(one))
+            position += 1
+    parts = [
+        scorer.image_parts({name: torch.cat([view[name] for view in views]) for name in views[0]})
+        for views in cells.values()
+    ]
+    frame = pd.DataFrame(parts)
+    return {
+        name: Scale(float(frame[name].mean()), max(1e-6, float(frame[name].std(ddof=0))))
+        for name in ("s_prior", "s_recon")
+    }
+
+
+@torch.no_grad()
+def health(found: measures.Networks, examples: Examples, facts: dict[str, float | None]) -> dict[str, object]:
+    """Level shares, codebook usage and the prior's cross-entropies, with loud words for a collapse."""
+    levels, indices = [], []
+    for _, batch in examples.batches(CHUNK):
+        features = _features(found, batch)
+        output = found.autoencoder.reconstruct(features, on_grid(batch.valid, features.levels[-1].shape[-2:]))
+        coarse = on_grid(batch.valid, output.allocation.onehot.shape[-2:])
+        levels.append(output.allocation.levels[coarse])
+        indices.append(output.indices)
+    counts = torch.bincount(torch.cat(levels), minlength=len(found.autoencoder.spec.channels)).double()
+    shares = [round(s, 6) for s in (counts / counts.sum()).tolist()]
+    used = round(usage(torch.cat(indices), len(found.autoencoder.codebook.codes))[0], 6)
+    warnings = collapse(shares, used)
+    return {"level_shares": shares, "codebook_usage": used, **facts, "warnings": warnings}
+
+
+def collapse(level_shares: list[float], codebook_usage: float) -> list[str]:
+    """Words for each way in which the mechanism does not work; empty when it does."""
+    words = []
+    if len(level_shares) > 1 and max(level_shares) > 0.98:
+        words.append(
+            f"collapse: level {level_shares.index(max(level_shares))} has {max(level_shares):.1%} of the cells, so the "
+            "allocation says nothing; change train.kappa or train.steps"
+        )
+    if codebook_usage < 0.05:
+        words.append(f"collapse: {codebook_usage:.1%} of the codebook is in use; lower model.codes or train longer")
+    return words
+
+
+def group_numbers(rows: pd.DataFrame, examples: Examples) -> Tensor:
+    """The number of each view's group."""
+    numbers = pd.factorize(rows["group_id"])[0]
+    return torch.from_numpy(numbers)[examples.rows]

@@ -1,0 +1,101 @@
+"""Raw measures of abnormality, one map each, before any normalisation (METHOD section 5).
+
+B views; N = h*w coarse cells; R levels; H W the finest grid; S side of a view; T channels of the target.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pvqae.inference.memory import Level
+from pvqae.model.autoencoder import Autoencoder
+from pvqae.model.backbones import Backbone, Features
+from pvqae.model.prior import BudgetPrior, Expected, expect
+from pvqae.model.router import as_onehot
+from pvqae.training.examples import on_grid
+
+PROBABILITY_FLOOR = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """All that learns: from images to allocations, reconstructions and distances."""
+
+    backbone: Backbone
+    autoencoder: Autoencoder
+    prior: BudgetPrior
+    memory: tuple[Level, ...]  # coarse to fine; empty where it is not scored
+    whitening: Tensor | None  # T x T, of decoder residuals of training normals; None where they are not scored
+    prior_measure: str
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """The measures of a batch of views, and the allocations that they come from."""
+
+    maps: dict[str, Tensor]  # memory_0.. (B x h_r x w_r), decoder (B x H x W), prior (B x h x w); all >= 0
+    valid: dict[str, Tensor]  # the same keys: cells that are image
+    levels: Tensor  # B x h x w, spent; 0 is the coarsest
+    expected: Tensor  # B x h x w, the expected normal budget
+
+
+def cross_entropy(expected: Expected, logits_BNR: Tensor) -> Tensor:
+    """Of the soft allocation under the expected one, probabilities floored (paper); B x N."""
+    log_expected = expected.logits.softmax(-1).clamp_min(PROBABILITY_FLOOR).log()
+    nats: Tensor = -logits_BNR.softmax(-1) * log_expected
+    return nats.sum(-1)
+
+
+def gaussian(expected: Expected, logits_BNR: Tensor) -> Tensor:
+    """Mean squared deviation of the router's logits from the expected ones, in expected deviations; B x N. The
+    cross-entropy sees a defect only where it changes the level; this sees one that makes the router unsure."""
+    squares: Tensor = (logits_BNR - expected.mean).square() * (-expected.log_variance).exp()
+    return squares.mean(-1)
+
+
+PRIOR_MEASURES: dict[str, Callable[[Expected, Tensor], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "gaussian": gaussian,
+}
+
+
+def residual(networks: Networks, features: Features, expected_Bhw: Tensor, valid_BSS: Tensor) -> Tensor:
+    """Target - reconstruction with the expected normal budget, not with the actual one (paper); B x T x H x W."""
+    autoencoder = networks.autoencoder
+    onehot = as_onehot(expected_Bhw, len(features.levels))
+    output = autoencoder.reconstruct(features, on_grid(valid_BSS, features.levels[-1].shape[-2:]), onehot)
+    return (autoencoder.standardised_target(features) - output.reconstruction).float()
+
+
+def whitening_of(residuals_nT: Tensor, ridge: float = 0.01) -> Tensor:
+    """T x T matrix that makes normal residuals white; `ridge` is relative to their mean variance."""
+    centred = residuals_nT - residuals_nT.mean(0)
+    covariance = centred.T @ centred / len(centred)
+    covariance += ridge * covariance.diagonal().mean() * torch.eye(len(covariance))
+    factor: Tensor = torch.linalg.cholesky(torch.linalg.inv(covariance.double()))
+    return factor.float()
+
+
+def whiten(residual_BTHW: Tensor, whitening_TT: Tensor) -> Tensor:
+    """Length of the whitened residual, B x H x W."""
+    white: Tensor = torch.einsum("bthw,ts->bshw", residual_BTHW, whitening_TT)
+    return white.square().mean(1).sqrt()
+
+
+@torch.no_grad()
+def measure(networks: Networks, features: Features, valid_BSS: Tensor, without_group: Tensor | None = None) -> Raw:
+    """All measures of a batch. `without_group` (B): the group whose own codes don't count (see `Level.distances`)."""
+    logits = networks.autoencoder.router(networks.autoencoder.codes(features))
+    valid_Bhw = on_grid(valid_BSS, logits.shape[-2:])
+    expected = expect(networks.prior, logits, valid_Bhw)
+    expected_levels = expected.logits.argmax(-1).view(valid_Bhw.shape)
+    unlikely = PRIOR_MEASURES[networks.prior_measure](expected, logits.flatten(2).transpose(1, 2))
+    maps = {"prior": unlikely.view(valid_Bhw.shape)}
+    for r, (level, x) in enumerate(zip(networks.memory, features.levels, strict=False)):
+        maps[f"memory_{r}"] = level.distances(x.float(), without_group)
+    if networks.whitening is not None:
+        maps["decoder"] = whiten(residual(networks, features, expected_levels, valid_BSS), networks.whitening)
+    valid = {name: on_grid(valid_BSS, x.shape[-2:]) for name, x in maps.items()}
+    return Raw(maps, valid, logits.argmax(1).masked_fill(~valid_Bhw, -1), expected_levels.masked_fill(~valid_Bhw, -1))

@@ -1,0 +1,63 @@
+"""From measures to maps and image scores: which terms count, how they are fused, how a map becomes a number.
+
+H W the finest grid of a view, or the canvas.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+RECON: dict[str, Callable[[dict[str, Tensor]], list[Tensor]]] = {
+    # Which normalised maps add up to S_recon.
+    "memory": lambda maps: [m for name, m in maps.items() if name.startswith("memory_")],
+    "decoder": lambda maps: [maps["decoder"]],
+    "both": lambda maps: [m for name, m in maps.items() if name != "prior"],
+}
+
+
+def recon_alone(recon: float, prior: float, product: float) -> float:
+    return recon
+
+
+def prior_alone(recon: float, prior: float, product: float) -> float:
+    return prior
+
+
+def literal_product(recon: float, prior: float, product: float) -> float:
+    """S = S_prior x S_recon, cell by cell (paper)."""
+    return product
+
+
+def gated(recon: float, prior: float, product: float) -> float:
+    """S_recon, plus a quarter of what the allocation exceeds the normal one by: never less than S_recon, so an
+    uninformative prior adds noise of a quarter at most."""
+    return recon + 0.25 * max(0.0, prior)
+
+
+# image scores of S_recon, S_prior and their product, in deviations of normals → the image score
+FUSIONS: dict[str, Callable[[float, float, float], float]] = {
+    "recon": recon_alone,
+    "prior": prior_alone,
+    "product": literal_product,
+    "gated": gated,
+}
+# The map that goes with a fusion: adding the coarse prior to the map blurs it, so only its literal forms do.
+FUSION_MAP = {"recon": "s_recon", "prior": "s_prior", "product": "product", "gated": "s_recon"}
+
+
+def top_mean(values: Tensor, share: float) -> float:
+    """Mean of the highest `share` of the values, at least one."""
+    count = max(1, round(share * values.numel()))
+    return float(values.flatten().topk(count).values.mean())
+
+
+def blur(map_HW: Tensor, sigma: float) -> Tensor:
+    """Gaussian of `sigma` cells, edges reflected."""
+    radius = min(max(1, round(3 * sigma)), min(map_HW.shape) - 1)
+    x = torch.arange(-radius, radius + 1, dtype=map_HW.dtype)
+    kernel = torch.exp(-x.square() / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    padded = torch.nn.functional.pad(map_HW[None, None], (radius,) * 4, mode="reflect")
+    once = torch.nn.functional.conv2d(padded, kernel[None, None, None, :])
+    return torch.nn.functional.conv2d(once, kernel[None, None, :, None])[0, 0]

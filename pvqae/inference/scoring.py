@@ -1,0 +1,167 @@
+"""The only path from an image to its score; evaluation, calibration, the gate and the service all come through here.
+
+V views of one image; H W its canvas; S side of a view; h w the coarsest grid of a view.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pvqae import config
+from pvqae.datasets import images
+from pvqae.inference import readout
+from pvqae.inference.measures import Networks, Raw, measure
+from pvqae.inference.statistics import SCALES, Normal
+
+Map = NDArray[np.float32]
+PARTS = ("s_prior", "s_recon", "product")
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One image's result."""
+
+    sample_id: str
+    image_score: float  # fused; compared with the calibrated threshold
+    parts: dict[str, float]  # image scores of `PARTS`, s_prior and s_recon in deviations of training normals
+    anomaly_map: Map  # H x W, the map of the fusion
+    part_maps: dict[str, Map]  # `PARTS` → H x W
+    levels: NDArray[np.int64]  # h x w (of all views, stitched), spent; 0 is the coarsest, -1 padding
+    expected_levels: NDArray[np.int64]  # h x w, the expected normal budget
+    picture: NDArray[np.uint8]  # H x W x 3, what the model saw
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Mean and deviation of an image-level part over training normals."""
+
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """Networks with the statistics of normals; `image` and `score` are the params that it was fitted with."""
+
+    networks: Networks
+    normals: dict[str, Normal]  # by measure
+    scales: dict[str, Scale]  # of s_prior and s_recon; empty only while they are being fitted
+    image: config.Image
+    score: config.Score
+
+    def one(self, image: images.Floats, sample_id: str = "") -> Scored:
+        """Score an image (H0, W0, 3) in [0, 1]."""
+        canvas = images.canvas(image, self.image)
+        pixels = torch.from_numpy(np.stack([view.pixels for view in canvas.views]))
+        valid = torch.from_numpy(np.stack([view.valid for view in canvas.views]))
+        features = self.networks.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        return self.finish(measure(self.networks, features, valid), canvas, sample_id)
+
+    def many(self, paths: Iterable[tuple[str, Path | str]], root: Path | None = None) -> Iterator[Scored]:
+        """Score files one after another; (sample_id, path) pairs, paths below `root`. Memory does not grow."""
+        for sample_id, path in paths:
+            yield self.one(images.read(path, root), sample_id)
+
+    def finish(self, raw: Raw, canvas: images.Canvas, sample_id: str) -> Scored:
+        """From measures to the result: the steps that need the statistics."""
+        cells = self.cell_maps(raw)
+        parts = self.image_parts(cells)
+        maps = {name: stitch(canvas, self._smooth(maps)) for name, maps in self._maps(raw).items()}
+        return Scored(
+            sample_id,
+            readout.FUSIONS[self.score.fusion](parts["s_recon"], parts["s_prior"], parts["product"]),
+            parts,
+            maps[readout.FUSION_MAP[self.score.fusion]],
+            maps,
+            _stitch_levels(canvas, raw.levels),
+            _stitch_levels(canvas, raw.expected),
+            _picture(canvas),
+        )
+
+    def _scaled(self, raw: Raw, scale: str) -> dict[str, Tensor]:
+        return {name: SCALES[scale](self.normals[name], values) for name, values in raw.maps.items()}
+
+    def _parts(self, raw: Raw, scale: str) -> dict[str, Tensor]:
+        """The parts on the finest grid, V x H x W: recon and prior in deviations, their literal product as it is."""
+        scaled = self._scaled(raw, scale)
+        grid = max((tuple(x.shape[-2:]) for x in raw.maps.values()), key=lambda g: g[0])
+        recon = torch.stack([_to_grid(x, grid) for x in readout.RECON[self.score.recon](scaled)]).sum(0)
+        plain = torch.stack([_to_grid(x, grid) for x in readout.RECON[self.score.recon](self._relative(raw))]).sum(0)
+        return {
+            "s_prior": _to_grid(scaled["prior"], grid),
+            "s_recon": recon,
+            "product": plain * _to_grid(raw.maps["prior"], grid),
+        }
+
+    def _relative(self, raw: Raw) -> dict[str, Tensor]:
+        """Measures over their normal mean: positive, and of one size across levels."""
+        return {name: x / self.normals[name].global_mean.clamp_min(1e-6) for name, x in raw.maps.items()}
+
+    def cell_maps(self, raw: Raw) -> dict[str, Tensor]:
+        """The valid cells of each part for the image score, a flat tensor each."""
+        parts = self._parts(raw, self.score.image_scale)
+        valid = max(raw.valid.values(), key=lambda v: v.shape[-1])
+        return {name: values[valid] for name, values in parts.items()}
+
+    def image_parts(self, cells: dict[str, Tensor]) -> dict[str, float]:
+        """Image scores of the parts; s_prior and s_recon in deviations of training normals."""
+        scores = {name: readout.top_mean(values, self.score.top) for name, values in cells.items()}
+        for name, scale in self.scales.items():
+            scores[name] = (scores[name] - scale.mean) / scale.deviation
+        return scores
+
+    def _maps(self, raw: Raw) -> dict[str, Tensor]:
+        return self._parts(raw, self.score.map_scale)
+
+    def _smooth(self, maps_VHW: Tensor) -> list[Map]:
+        """Each view's map in its pixels, S x S, blurred by `score.blur` pixels."""
+        side = self.image.size
+        sigma = self.score.blur * maps_VHW.shape[-1] / side
+        smooth = torch.stack([readout.blur(m, sigma) if sigma > 0 else m for m in maps_VHW])
+        full = F.interpolate(smooth[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
+        return [view.numpy() for view in full]
+
+
+def stitch(canvas: images.Canvas, maps: list[Map]) -> Map:
+    """The views' maps as one of the canvas' size."""
+    return images.stitch(canvas, maps)
+
+
+def _to_grid(maps_VHW: Tensor, grid: tuple[int, ...]) -> Tensor:
+    return F.interpolate(maps_VHW[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _stitch_levels(canvas: images.Canvas, levels_Vhw: Tensor) -> NDArray[np.int64]:
+    """One view: its grid as it is. Several: a grid over the canvas, each cell from the view with the nearest centre."""
+    if len(canvas.views) == 1:
+        return levels_Vhw[0].numpy()
+    side = canvas.views[0].valid.shape[0]
+    cell = side // levels_Vhw.shape[-1]
+    out = np.full((max(1, canvas.height // cell), max(1, canvas.width // cell)), -1, dtype=np.int64)
+    rows, columns = np.mgrid[: out.shape[0], : out.shape[1]] * cell + cell / 2
+    best = np.full(out.shape, np.inf)
+    for view, levels in zip(canvas.views, levels_Vhw.numpy(), strict=True):
+        row, column = ((rows - view.top) // cell).astype(int), ((columns - view.left) // cell).astype(int)
+        inside = (row >= 0) & (column >= 0) & (row < levels.shape[0]) & (column < levels.shape[1])
+        away = np.hypot(rows - view.top - side / 2, columns - view.left - side / 2)
+        nearer = inside & (away < best)
+        best[nearer] = away[nearer]
+        out[nearer] = levels[row[nearer], column[nearer]]
+    return out
+
+
+def _picture(canvas: images.Canvas) -> NDArray[np.uint8]:
+    """The canvas as the model saw it, from its views."""
+    out = np.zeros((canvas.height, canvas.width, 3), dtype=np.uint8)
+    for view in canvas.views:
+        row, column = max(view.top, 0), max(view.left, 0)
+        part = view.pixels[:, row - view.top :, column - view.left :][:, : view.height, : view.width]
+        height, width = part.shape[1:]
+        out[row : row + height, column : column + width] = np.rint(part.transpose(1, 2, 0) * 255).astype(np.uint8)
+    return out
