@@ -1,0 +1,146 @@
+"""Detection figures of images and pixels.
+
+Image figures are exact. Pixel figures stream: a map adds to histograms and is forgotten, so memory does not grow with
+the images (anomalib #372, #1651). Float32 has an order-preserving integer form; its top 20 bits are the bin, which
+needs no range beforehand and keeps values apart that differ by more than 1 part in 2,048. Values of one bin are ties.
+
+Every figure is None where it is not defined: without a normal, without a defect, without a mask.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import label as connected_regions
+from scipy.stats import rankdata
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+BITS = 20
+EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares in [0, 1] at one threshold: of normals called defect, of defects called normal."""
+
+    false_alarm: float | None
+    miss: float | None
+
+
+def is_defect(scores: Floats | float, threshold: float) -> Bools:
+    """The decision: a score strictly above the threshold. A threshold that is a normal's score passes that normal."""
+    return np.asarray(np.asarray(scores) > threshold)
+
+
+def rates(defect: Bools, scores: Floats, threshold: float) -> Rates:
+    """False-alarm and miss rate of N images; `defect` is their label, N bools."""
+    called = is_defect(scores, threshold)
+    normal = ~defect
+    return Rates(
+        false_alarm=float(called[normal].mean()) if normal.any() else None,
+        miss=float((~called[defect]).mean()) if defect.any() else None,
+    )
+
+
+def image_auroc(defect: Bools, scores: Floats) -> float | None:
+    """The probability that a defect scores higher than a normal, ties counting half."""
+    positives, negatives = int(defect.sum()), int((~defect).sum())
+    if not positives or not negatives:
+        return None
+    ranks = rankdata(_finite(scores))[defect].sum()
+    return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def roc(defect: Bools, scores: Floats) -> tuple[Floats, Floats]:
+    """False and true positive rates, one point per distinct score from the highest down, starting at (0, 0).
+
+    Needs at least one normal and one defect.
+    """
+    hits, alarms = _counts_from_the_top(defect, scores)
+    return alarms / alarms[-1], hits / hits[-1]
+
+
+def f1_max(defect: Bools, scores: Floats) -> float | None:
+    """The best F1 of the defects over all thresholds."""
+    if not defect.any():
+        return None
+    hits, alarms = _counts_from_the_top(defect, scores)
+    return float(np.max(2 * hits / (hits + alarms + hits[-1])))
+
+
+def _counts_from_the_top(defect: Bools, scores: Floats) -> tuple[Floats, Floats]:
+    order = np.argsort(-_finite(scores), kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(np.asarray(scores)[order])), len(order) - 1)
+    hits = np.cumsum(defect[order])[ends]
+    alarms = np.cumsum(~defect[order])[ends]
+    return np.append(0.0, hits), np.append(0.0, alarms)
+
+
+class PixelMetrics:
+    """Pixel AUROC and AUPRO of any number of maps in 25 MB."""
+
+    def __init__(self) -> None:
+        self._normal = np.zeros(1 << BITS, dtype=np.int64)
+        self._defect = np.zeros(1 << BITS, dtype=np.int64)
+        self._region = np.zeros(1 << BITS, dtype=np.float64)
+
+    def add(self, anomaly_map: NDArray[np.floating], mask: Bools) -> None:
+        """Count an (H, W) map, higher is more anomalous, and its (H, W) mask, True on the defect.
+
+        Raises `ValueError` for a map that is not finite or not of the mask's size.
+        """
+        if anomaly_map.shape != mask.shape:
+            raise ValueError(f"the map is {anomaly_map.shape} and its mask {mask.shape}; expected one size")
+        bins = _bins(_finite(anomaly_map))
+        np.add.at(self._normal, bins[~mask], 1)
+        if mask.any():
+            np.add.at(self._defect, bins[mask], 1)
+            np.add.at(self._region, bins[mask], _region_weights(mask))
+
+    def auroc(self) -> float | None:
+        """Over all pixels of all maps."""
+        if not self._normal.any() or not self._defect.any():
+            return None
+        return float(np.trapezoid(_share_above(self._defect), _share_above(self._normal)))
+
+    def aupro(self, limit: float = 0.3) -> float | None:
+        """Mean overlap per connected defect region (8 neighbours), over false-positive rates 0 to `limit`, in [0, 1].
+
+        Normal pixels are all pixels outside the masks, of good and of defective images.
+        """
+        if not self._normal.any() or not self._defect.any():
+            return None
+        x, y = _share_above(self._normal), _share_above(self._region)
+        inside = x < limit
+        x_cut = np.append(x[inside], limit)
+        y_cut = np.append(y[inside], np.interp(limit, x, y))
+        return min(1.0, float(np.trapezoid(y_cut, x_cut)) / limit)
+
+
+def _region_weights(mask: Bools) -> Floats:
+    """1 / size of its region for each masked pixel, so that every region weighs 1 whatever its size."""
+    regions, _ = connected_regions(mask, structure=EIGHT_NEIGHBOURS)
+    members = regions[mask]
+    return np.asarray(1.0 / np.bincount(members)[members], dtype=np.float64)
+
+
+def _share_above(histogram: NDArray[np.generic]) -> Floats:
+    """Share of the counts in or above each occupied bin, from 0 at the top to 1."""
+    total = np.cumsum(np.asarray(histogram, dtype=np.float64)[::-1])
+    return np.append(0.0, total / total[-1])
+
+
+def _bins(values: NDArray[np.floating]) -> NDArray[np.uint32]:
+    """Bin of each value; a larger value never has a smaller bin. Adding 0 makes -0.0 and 0.0 one value."""
+    bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32)
+    ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return np.asarray(ordered >> (32 - BITS), dtype=np.uint32)
+
+
+def _finite(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    values = np.asarray(values)
+    if not np.isfinite(values).all():
+        raise ValueError("a score is NaN or infinite; expected finite numbers")
+    return values

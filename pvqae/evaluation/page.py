@@ -1,0 +1,200 @@
+"""The report as one HTML page: no network, no file beside it, bounded in size whatever the number of classes."""
+
+import base64
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from scipy.stats import binom
+
+from pvqae.evaluation import pictures, svg
+
+if TYPE_CHECKING:
+    from pvqae.evaluation.report import ClassReport
+
+Values = dict[str, Any]
+
+PICTURES = 400  # at most so many images on a page, each about 60 kB with its maps
+CHARTS = 12  # training curves per class
+GROUPS = {
+    "normal_high": ("Good images with the highest scores", "The first to cause false alarms."),
+    "defect_low": ("Defects with the lowest scores", "The first to be missed."),
+    "defect_high": ("Defects with the highest scores", "The clearest finds."),
+    "normal_low": ("Good images with the lowest scores", "The most ordinary ones."),
+}
+METHODS = {
+    "held_out": "normal images that the model never saw",
+    "cross_fit": "cross-fitting: each normal image scored by a model fitted without its group",
+}
+
+
+def render(metrics: Values, classes: list["ClassReport"], demo: bool) -> str:
+    """The page for `metrics` (the content of metrics.json) and its classes; `demo` labels it as no quality claim."""
+    here = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(figure=figure, percent=percent, short=svg.short)
+    return environment.get_template("report.html.j2").render(
+        metrics=metrics,
+        demo=demo,
+        verdict=verdict(metrics),
+        totals=totals(metrics),
+        warnings=[(one.name, text) for one in classes for text in warnings(one)],
+        classes=[_class(one, number, len(classes)) for number, one in enumerate(classes)],
+        heat=_gradient(pictures.HEAT),
+    )
+
+
+def figure(value: float | None) -> str:
+    """An AUROC or the like to three decimals; never rounded up to a perfect 1."""
+    if value is None:
+        return "n/a"
+    return f"{min(value, 0.999) if value < 1 else value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.1f} %"
+
+
+def totals(metrics: Values) -> dict[str, int]:
+    """Counts over all classes at the calibrated thresholds."""
+    classes = metrics["classes"].values()
+    return {
+        "normal": sum(one["n_normal"] for one in classes),
+        "defect": sum(one["n_defect"] for one in classes),
+        "false_alarms": sum(round(one["n_normal"] * (one["false_alarm_rate"] or 0)) for one in classes),
+        "misses": sum(round(one["n_defect"] * (one["miss_rate"] or 0)) for one in classes),
+    }
+
+
+def verdict(metrics: Values) -> str:
+    """One or two plain sentences that a line engineer can act on."""
+    count, area = totals(metrics), metrics["mean"]["image_auroc"]
+    stopped = f"{count['false_alarms']} of {count['normal']} good images would be stopped"
+    if area is None:
+        return f"At the calibrated thresholds {stopped}. Without labelled defects and normals, detection is not judged."
+    words = "well" if area >= 0.95 else "partly" if area >= 0.8 else "poorly"
+    judged = {name: one["image_auroc"] for name, one in metrics["classes"].items() if one["image_auroc"] is not None}
+    weakest = min(judged, key=lambda name: judged[name])
+    tail = f" The weakest class is {weakest}, image AUROC {figure(judged[weakest])}." if len(judged) > 1 else ""
+    missed = f"{count['misses']} of {count['defect']} defects missed"
+    return f"Defects are told from good parts {words}: at the calibrated thresholds {stopped} and {missed}.{tail}"
+
+
+def warnings(one: "ClassReport") -> list[str]:
+    """What calibration and training warned of, and more false alarms than the card's interval allows.
+
+    Few test images stray far by chance: it is a warning when even the interval's upper end makes them unlikely (5 %).
+    """
+    rate, n, (low, high) = one.metrics["false_alarm_rate"], one.metrics["n_normal"], one.card["interval_95"]
+    found = [*one.card["warnings"], *one.health["warnings"]]
+    if rate is not None and binom.sf(round(rate * n) - 1, n, high) < 0.05:
+        found.append(
+            f"{percent(rate)} of the good test images raise an alarm; the calibration expected {percent(low)} to "
+            f"{percent(high)}. Check that calibration and test images were taken alike."
+        )
+    return found
+
+
+def _class(one: "ClassReport", number: int, n_classes: int) -> Values:
+    rates = one.metrics["false_alarm_rate"], one.metrics["miss_rate"]
+    at = None if rates[0] is None or rates[1] is None else (rates[0], 1 - rates[1])
+    roc = one.curves["roc"]
+    return {
+        "name": one.name,
+        "anchor": f"class-{number}",
+        "metrics": one.metrics,
+        "card": one.card,
+        "method": METHODS.get(one.card["method"], one.card["method"]),
+        "health": one.health,
+        "warnings": warnings(one),
+        "roc": svg.roc(roc["false_positive_rate"], roc["true_positive_rate"], at, one.name) if at else None,
+        "histogram": svg.histogram(one.curves["histogram"], one.metrics["threshold"], one.name),
+        "slider": _slider(one),
+        "levels": _levels(one),
+        "groups": _groups(one, max(1, PICTURES // (len(GROUPS) * n_classes))),
+        "marker": _marker(one.card),
+        "training": _training(one.curves["training"]),
+    }
+
+
+def _slider(one: "ClassReport") -> Values:
+    bars, metrics = one.curves["histogram"], one.metrics
+    return {
+        "low": bars["edges"][0],
+        "high": bars["edges"][-1],
+        "threshold": metrics["threshold"],
+        "scores": bars["scores"],
+        "n": {"normal": metrics["n_normal"], "defect": metrics["n_defect"]},
+    }
+
+
+def _levels(one: "ClassReport") -> list[Values]:
+    """Legend and shares of the resolution levels, coarsest first; a fine level spends 4 times the codes per cell."""
+    shares = one.health["level_shares"]
+    names = {0: "coarse", len(shares) - 1: "fine"} if len(shares) > 1 else {0: "only level"}
+    return [
+        {"colour": _rgb(colour), "share": share, "name": names.get(level, f"level {level + 1}"), "codes": 4**level}
+        for level, (colour, share) in enumerate(zip(pictures.level_colours(len(shares)), shares, strict=True))
+    ]
+
+
+def _groups(one: "ClassReport", limit: int) -> list[Values]:
+    """The picture groups that have images, at most `limit` each, with their files inlined."""
+    groups = []
+    for group, (title, note) in GROUPS.items():
+        entries = [entry for entry in one.pictures if entry["group"] == group][:limit]
+        cards = [entry | {"tiles": _tiles(one, entry)} for entry in entries]
+        groups.append({"title": title, "note": note, "cards": cards})
+    return [group for group in groups if group["cards"]]
+
+
+def _tiles(one: "ClassReport", entry: Values) -> list[Values]:
+    files = entry["files"]
+    what = f"{entry['kind']} image {entry['path']}"
+    captions = {
+        "picture": ("image", f"The {what}"),
+        "heatmap": ("heatmap", f"Anomaly map of the {what}"),
+        "mask": ("labelled defect", f"Labelled defect outlined in the {what}"),
+        "levels": ("resolution", f"Resolution levels spent on the {what}"),
+        "expected_levels": ("expected resolution", f"Resolution levels expected of a normal part, for the {what}"),
+    }
+    return [
+        {"caption": caption, "alt": alt, "uri": _uri(one.folder / files[key]) if key in files else None}
+        for key, (caption, alt) in captions.items()
+    ]
+
+
+def _uri(path: Path) -> str:
+    return f"data:image/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def _marker(card: Values) -> float | None:
+    """Where the map's threshold stands on the colour bar, in percent of its width; None outside it."""
+    low, high = card["map_scale"]
+    place = 100 * (card["map_threshold"] - low) / max(high - low, 1e-12)
+    return round(place, 1) if 0 <= place <= 100 else None
+
+
+def _training(series: list[Values]) -> list[Values]:
+    """One chart per phase and number, its folds on common axes; the losses come first."""
+    charts: dict[tuple[str, str], list[Values]] = defaultdict(list)
+    for one in series:
+        charts[one["phase"], one["name"]].append(one)
+    order = sorted(charts, key=lambda key: not re.search("loss", key[1]))[:CHARTS]
+    return [
+        {"title": f"{phase}: {name}", "chart": svg.lines(charts[phase, name], f"{name} while {phase}")}
+        for phase, name in order
+    ]
+
+
+def _rgb(colour: Any) -> str:
+    return f"rgb({', '.join(str(int(channel)) for channel in colour)})"
+
+
+def _gradient(anchors: pictures.Colours) -> Markup:
+    return Markup(f"linear-gradient(90deg, {', '.join(map(_rgb, anchors))})")

@@ -1,0 +1,190 @@
+"""The merged report: its schema, its means, and a page that stands alone and escapes what users name."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pvqae.errors import DataError
+from pvqae.evaluation import page
+from pvqae.evaluation.report import mean, report
+from pvqae.layout import Layout
+
+Make = Callable[..., Any]
+EVIL = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """Elements, attribute values, and the text a reader sees."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+@pytest.fixture
+def evaluated(make_class: Make, layout: Layout) -> Callable[..., None]:
+    """Evaluate one class of the workspace."""
+
+    def run(name: str, card: dict[str, Any] | None = None, health: dict[str, Any] | None = None, **made: Any) -> None:
+        make_class(**made).evaluate(layout.class_report(name), card=card or {}, health=health or {}, pictures=2)
+
+    return run
+
+
+def _page(layout: Layout) -> Page:
+    return Page((layout.reports / "index.html").read_text("utf-8"))
+
+
+def test_metrics_json_follows_the_schema_and_means_leave_nulls_out(evaluated: Any, layout: Layout) -> None:
+    evaluated("brick", seed=1)
+    evaluated("grass", seed=2, masked=False)
+    result = report(layout)
+    assert json.loads((layout.reports / "metrics.json").read_text()) == result
+    assert list(result) == ["dataset", "protocol", "classes", "mean"]
+    assert (result["dataset"], result["protocol"], list(result["classes"])) == ("demo", "grouped", ["brick", "grass"])
+    brick, grass = result["classes"].values()
+    assert result["mean"]["image_auroc"] == pytest.approx((brick["image_auroc"] + grass["image_auroc"]) / 2)
+    assert result["mean"]["pixel_auroc"] == brick["pixel_auroc"]
+    assert result["mean"]["latency_ms"] is None
+    assert set(brick) - set(result["mean"]) == {"fusion", "kinds", "level_shares"}
+
+
+def test_mean_of_figures() -> None:
+    classes = [{"a": 1.0, "b": None, "c": "x", "d": None, "e": [1]}, {"a": 2, "b": 4, "c": "y", "d": None, "e": [2]}]
+    assert mean(classes) == {"a": 1.5, "b": 4.0, "d": None}
+
+
+def test_tables_name_the_class(evaluated: Any, layout: Layout) -> None:
+    evaluated("brick", seed=1)
+    evaluated("grass", seed=2, normals=5)
+    report(layout)
+    images = pd.read_csv(layout.reports / "images.csv")
+    assert images["class"].value_counts().to_dict() == {"brick": 22, "grass": 15}
+    assert list(images.columns[:3]) == ["class", "sample_id", "path"]
+    own = pd.read_csv(layout.class_report("brick") / "images.csv")
+    pd.testing.assert_frame_equal(images[images["class"] == "brick"].drop(columns="class"), own)
+    curve = pd.read_csv(layout.reports / "roc.csv")
+    assert list(curve.columns) == ["class", "false_positive_rate", "true_positive_rate"]
+    assert set(curve["class"]) == {"brick", "grass"}
+
+
+def test_a_class_without_evaluation_is_named_with_its_repair(evaluated: Any, layout: Layout) -> None:
+    evaluated("brick")
+    with pytest.raises(DataError, match="dvc repro -s evaluate@grass"):
+        report(layout)
+    assert not (layout.reports / "index.html").exists()
+
+
+def test_the_page_stands_alone_and_is_accessible(evaluated: Any, layout: Layout) -> None:
+    evaluated("brick", seed=1)
+    evaluated("grass", seed=2)
+    report(layout)
+    text = (layout.reports / "index.html").read_text("utf-8")
+    html = _page(layout)
+    assert not re.search(r"https?:|url\(|@import|[\"']//", re.sub(r"data:[\w/;,+=]+", "", text))
+    pictures = html.all("img")
+    assert len(pictures) == 2 * (2 * 2 * 4 + 2 * 2 * 5)  # classes, groups x pictures x files of normals and of defects
+    assert all(one["src"].startswith("data:image/") and one["alt"] for one in pictures)
+    assert all("scope" in one for one in html.all("th"))
+    assert all(one["aria-label"] for one in html.all("svg"))
+    assert all(one["aria-label"] for one in html.all("input"))
+    targets = {attributes["id"] for _, attributes in html.tags if "id" in attributes}
+    assert {one["href"][1:] for one in html.all("a") if one["href"].startswith("#")} <= targets
+    assert "prefers-color-scheme: dark" in text
+    assert "demo, synthetic, no quality claim" in html.text
+    assert len(text) < 1_000_000
+
+
+def test_names_of_users_are_escaped_everywhere(evaluated: Any, layout: Layout) -> None:
+    layout.classes_file.write_text(json.dumps({"classes": {"a & \"b' <i>": {}}}))
+    evaluated("a & \"b' <i>", kind=f"{EVIL.replace('/', '∕')}\"'>", card={"warnings": [EVIL], "rule": EVIL})
+    report(layout)
+    html = _page(layout)
+    assert len(html.all("script")) == 2  # the histogram's numbers and the page's own
+    assert not html.all("i") or all(set(one) <= {"style"} for one in html.all("i"))
+    assert EVIL in html.text
+    assert "a & \"b' <i>" in html.text
+    assert any(EVIL.replace("/", "∕") in one["alt"] for one in html.all("img"))
+    assert not {name for _, attributes in html.tags for name in attributes if name.startswith("on")}
+
+
+def test_warnings_come_before_the_figures(evaluated: Any, layout: Layout) -> None:
+    health = {"warnings": ["collapse: one level takes 99 % of the cells"]}
+    evaluated("brick", health=health, card={"threshold": 0.0, "warnings": ["too few normals"]})
+    evaluated("grass", card={"threshold": 100.0})
+    report(layout)
+    html = _page(layout)
+    assert "3 warnings" in html.text
+    for text in ("collapse: one level takes 99 %", "too few normals", "100.0 % of the good test images raise an alarm"):
+        assert 0 < html.text.index(text) < html.text.index("pixel AUROC")
+
+
+@pytest.mark.parametrize(("threshold", "alarms", "warned"), [(1.7, 3, False), (1.0, 12, True)])
+def test_chance_alone_does_not_warn_of_false_alarms(
+    evaluated: Any, layout: Layout, threshold: float, alarms: int, warned: bool
+) -> None:
+    for name in ("brick", "grass"):
+        evaluated(name, card={"threshold": threshold})
+    rate = report(layout)["classes"]["brick"]["false_alarm_rate"]
+    assert rate == alarms / 12 > 0.17  # above the upper end of the card's interval
+    assert ("raise an alarm" in _page(layout).text) == warned
+
+
+def test_a_sound_report_has_no_warning_box(evaluated: Any, layout: Layout) -> None:
+    for name in ("brick", "grass"):
+        evaluated(name, card={"threshold": 100.0})
+    report(layout)
+    assert not [one for one in _page(layout).all("div") if "warning" in (one.get("class") or "")]
+
+
+def test_good_images_alone_and_random_splits_are_said_plainly(evaluated: Any, layout: Layout) -> None:
+    (layout.root / "params.yaml").write_text("data: {name: demo, source: folder, protocol: random}\n")
+    for name in ("brick", "grass"):
+        evaluated(name, defects=0)
+    assert report(layout)["protocol"] == "random"
+    html = _page(layout)
+    assert "detection is not judged" in html.text
+    assert "the grouped split is the honest one" in html.text
+    assert "no quality claim" not in html.text
+
+
+def test_many_classes_share_a_bounded_number_of_pictures(
+    evaluated: Any, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "PICTURES", 8)
+    for name in ("brick", "grass"):
+        evaluated(name)
+    report(layout)
+    shots = [one for one in _page(layout).all("article") if "shot" in (one["class"] or "")]
+    assert len(shots) == 8
+
+
+def test_the_report_of_the_same_classes_has_the_same_bytes(evaluated: Any, layout: Layout) -> None:
+    for name in ("brick", "grass"):
+        evaluated(name)
+    report(layout)
+    files = ("index.html", "metrics.json", "images.csv", "roc.csv")
+    before = [(layout.reports / name).read_bytes() for name in files]
+    report(layout)
+    assert [(layout.reports / name).read_bytes() for name in files] == before
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "n/a"), (1.0, "1.000"), (0.99996, "0.999"), (0.9712, "0.971")])
+def test_a_figure_is_never_rounded_up_to_perfect(value: float | None, text: str) -> None:
+    assert page.figure(value) == text
