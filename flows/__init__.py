@@ -1,0 +1,1 @@
+"""When, where and whether: Prefect flows around the stages of dvc.yaml, and the adapters to outside tools."""

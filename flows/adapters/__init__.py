@@ -1,0 +1,1 @@
+"""The only importers of outside clients. Each has a twin in memory for tests."""

@@ -1,0 +1,124 @@
+"""Twins in memory of the adapters, for tests of what is built on them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.adapters.intake import Link
+from flows.adapters.tracking import Promotion
+from flows.adapters.versioning import OnLine, Outcome, StageFailed, ignore
+from flows.metrics import Metric
+
+
+@dataclass
+class Files:
+    """Twin of `versioning.Dvc`: stages are names; `changed` ones run, and those in `failing` fail with that code."""
+
+    changed: set[str] = field(default_factory=set)
+    failing: dict[str, int] = field(default_factory=dict)
+    ran: list[str] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
+    pushed: int = 0
+
+    def status(self) -> frozenset[str]:
+        return frozenset(self.changed)
+
+    def repro(self, stage: str, on_line: OnLine = ignore) -> Outcome:
+        if stage in self.failing:
+            raise StageFailed(stage, self.failing[stage], "failed on purpose")
+        if stage not in self.changed:
+            return "unchanged"
+        on_line(f"Running stage '{stage}'")
+        self.changed.discard(stage)
+        self.ran.append(stage)
+        return "ran"
+
+    def add_dataset(self, name: str, source: Path, link: Link = "copy") -> bool:
+        before, listing = self.hashes.get(name), sorted(p.name for p in source.rglob("*") if p.is_file())
+        self.hashes[name] = str(hash(tuple(listing)))
+        return self.hashes[name] != before
+
+    def checkout(self, name: str) -> None:
+        assert name in self.hashes
+
+    def push(self) -> None:
+        self.pushed += 1
+
+    def data_hash(self, name: str) -> str:
+        return self.hashes.get(name, "")
+
+
+@dataclass
+class Run:
+    name: str
+    parent: str | None
+    tags: dict[str, str]
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)
+    artifacts: list[str] = field(default_factory=list)
+    inputs: list[tuple[str, str]] = field(default_factory=list)
+    status: str = "RUNNING"
+
+
+@dataclass
+class Runs:
+    """Twin of `registry.Mlflow`."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    versions: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    aliases: dict[tuple[str, str], str] = field(default_factory=dict)
+    log: dict[str, list[Promotion]] = field(default_factory=dict)
+
+    def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
+        run = f"run-{len(self.runs)}"
+        self.runs[run] = Run(name, parent, dict(tags))
+        return run
+
+    def finish(self, run: str, status: str = "FINISHED") -> None:
+        self.runs[run].status = status
+
+    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+        self.runs[run].tags.update(tags)
+
+    def params(self, run: str, values: Mapping[str, str]) -> None:
+        self.runs[run].params.update(values)
+
+    def metrics(self, run: str, values: Sequence[Metric]) -> None:
+        self.runs[run].metrics.extend(values)
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+        self.runs[run].artifacts.append(f"{folder}/{path.name}".lstrip("/"))
+
+    def dataset(self, run: str, name: str, digest: str, source: str) -> None:
+        self.runs[run].inputs.append((name, digest))
+
+    @contextmanager
+    def monitored(self, run: str) -> Iterator[None]:
+        yield
+
+    def log_model(self, run: str, bundle: Path) -> str:
+        self.artifact(run, bundle)
+        return f"models:/{run}"
+
+    def register(self, name: str, run: str, model: str, tags: Mapping[str, str]) -> str:
+        self.versions.setdefault(name, []).append(dict(tags))
+        return str(len(self.versions[name]))
+
+    def find(self, name: str, tags: Mapping[str, str]) -> str | None:
+        versions = list(enumerate(self.versions.get(name, []), start=1))
+        found = [number for number, have in versions if all(have.get(key) == tags[key] for key in tags)]
+        return str(found[-1]) if found else None
+
+    def version_tags(self, name: str, version: str) -> dict[str, str]:
+        return self.versions[name][int(version) - 1]
+
+    def alias(self, name: str, alias: str) -> str | None:
+        return self.aliases.get((name, alias))
+
+    def promote(self, name: str, alias: str, entry: Promotion) -> None:
+        self.log.setdefault(name, []).append(entry)
+        self.aliases[name, alias] = entry.to_version
+
+    def promotions(self, name: str) -> tuple[Promotion, ...]:
+        return tuple(self.log.get(name, []))

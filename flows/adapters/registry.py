@@ -1,0 +1,167 @@
+"""MLflow: runs, models, versions, aliases and the promotion log."""
+
+import json
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import mlflow
+from mlflow import MlflowClient, entities
+from mlflow.exceptions import MlflowException
+
+from flows import locks
+from flows.adapters import packaging
+from flows.adapters.tracking import Promotion
+from flows.metrics import Metric
+from pvqae.errors import PvqaeError
+
+BATCH = 1000  # metrics per request, MLflow's limit
+PROMOTION = "promotion."
+
+
+def prepare(root: Path) -> str:
+    """The project's own tracking database below `root`/.pvqae, migrated; returns its address.
+
+    Several first touches of a fresh database at once break it, so it is migrated once, under a lock.
+    """
+    home = root / ".pvqae" / "mlflow"
+    uri, marker = f"sqlite:///{home / 'mlflow.db'}", home / f"migrated-{mlflow.__version__}"
+    with locks.held(home / "migration.lock"):
+        if not marker.exists():
+            command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise PvqaeError(f"MLflow's database {home / 'mlflow.db'} can't be prepared:\n{done.stderr[-2000:]}")
+            marker.touch()
+    return uri
+
+
+class Mlflow:
+    """The tracking server or database at `uri`. `artifacts`: root of a new experiment's files, absolute (or the
+    server's own when None); MLflow stores absolute paths, and a relative one would depend on where a flow started."""
+
+    def __init__(self, uri: str, artifacts: Path | None = None) -> None:
+        mlflow.set_tracking_uri(uri)
+        self._client = MlflowClient(uri, uri)
+        self._artifacts = artifacts
+
+    def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
+        """Open a run, below `parent` if given; returns its id."""
+        lineage = {"mlflow.parentRunId": parent} if parent else {}
+        run = self._client.create_run(self._experiment(experiment), run_name=name, tags={**tags, **lineage})
+        return str(run.info.run_id)
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found:
+            return str(found.experiment_id)
+        location = (self._artifacts / name).as_uri() if self._artifacts else None
+        try:
+            return str(self._client.create_experiment(name, artifact_location=location))
+        except MlflowException:  # another flow made it meanwhile
+            found = self._client.get_experiment_by_name(name)
+            if not found:
+                raise
+            return str(found.experiment_id)
+
+    def finish(self, run: str, status: str = "FINISHED") -> None:
+        """`status`: FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(run, status)
+
+    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+        self._client.log_batch(run, tags=[entities.RunTag(key, value) for key, value in tags.items()])
+
+    def params(self, run: str, values: Mapping[str, str]) -> None:
+        self._client.log_batch(run, params=[entities.Param(key, value) for key, value in values.items()])
+
+    def metrics(self, run: str, values: Sequence[Metric]) -> None:
+        now = int(time.time() * 1000)
+        rows = [entities.Metric(item.key, item.value, now, item.step) for item in values]
+        for start in range(0, len(rows), BATCH):
+            self._client.log_batch(run, metrics=rows[start : start + BATCH])
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+        """A file, or a folder with all in it."""
+        if path.is_dir():
+            self._client.log_artifacts(run, str(path), "/".join(filter(None, (folder, path.name))))
+        else:
+            self._client.log_artifact(run, str(path), folder or None)
+
+    def dataset(self, run: str, name: str, digest: str, source: str) -> None:
+        """The data that a run read: a name and a hash, of which MLflow keeps 36 characters."""
+        data = entities.Dataset(name, digest[:36], "local", json.dumps({"uri": source, "sha256": digest}))
+        tags = [entities.InputTag("mlflow.data.context", "training")]
+        self._client.log_inputs(run, [entities.DatasetInput(data, tags)])
+
+    @contextmanager
+    def monitored(self, run: str) -> Iterator[None]:
+        """Log processor, memory and GPU use to `run` meanwhile."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor: Any = cast(Any, SystemMetricsMonitor)(run, sampling_interval=2)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+
+    def log_model(self, run: str, bundle: Path) -> str:
+        """Log a self-contained bundle as a model of `run`; returns the model's address."""
+        return packaging.log(run, bundle)
+
+    def register(self, name: str, run: str, model: str, tags: Mapping[str, str]) -> str:
+        """A new version of `name`, with its tags from the start: a kill leaves no version without lineage."""
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        created = self._client.create_model_version(
+            name, source=model, run_id=run, tags=dict(tags), model_id=model.rpartition("/")[2]
+        )
+        return str(created.version)
+
+    def find(self, name: str, tags: Mapping[str, str]) -> str | None:
+        """The newest version of `name` with all of `tags`, None when there is none."""
+        conditions = [f"name = '{name}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())]
+        found = self._client.search_model_versions(" and ".join(conditions))
+        return max((str(version.version) for version in found), key=int, default=None)
+
+    def version_tags(self, name: str, version: str) -> dict[str, str]:
+        return dict(self._client.get_model_version(name, version).tags)
+
+    def alias(self, name: str, alias: str) -> str | None:
+        """The version that `alias` names, None when the alias or the model does not exist."""
+        try:
+            return str(self._client.get_model_version_by_alias(name, alias).version)
+        except MlflowException as error:
+            # A missing alias is INVALID_PARAMETER_VALUE, a missing model RESOURCE_DOES_NOT_EXIST.
+            if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                raise
+            return None
+
+    def promote(self, name: str, alias: str, entry: Promotion) -> None:
+        """Log a move, then move the alias: after a kill between them the log shows an intent, never a silent move.
+
+        The log is kept as tags of the registered model, each under a key of its own that is never written again. So
+        it lies beside the aliases it explains, is shared by all machines of a tracking server and saved with it; a
+        file below .pvqae would know only one machine's moves.
+        """
+        key = f"{PROMOTION}{entry.when}.{uuid.uuid4().hex[:8]}"
+        self._client.set_registered_model_tag(name, key, json.dumps(asdict(entry)))
+        self._client.set_registered_model_alias(name, alias, entry.to_version)
+
+    def promotions(self, name: str) -> tuple[Promotion, ...]:
+        """The log of `name`, oldest first."""
+        tags: dict[str, str] = self._client.get_registered_model(name).tags
+        return tuple(_promotion(json.loads(tags[key])) for key in sorted(tags) if key.startswith(PROMOTION))
+
+
+def _promotion(values: dict[str, Any]) -> Promotion:
+    return Promotion(**{**values, "reasons": tuple(values["reasons"])})

@@ -1,0 +1,141 @@
+"""DVC, by its command: which stages changed, run one, version a dataset."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
+
+import yaml
+
+from flows import environment
+from flows.adapters import intake
+from flows.supervise import Supervisor
+from pvqae.errors import PvqaeError
+
+Outcome = Literal["ran", "restored", "unchanged"]
+OnLine = Callable[[str], None]
+
+# What DVC says to a person at a keyboard after every command.
+HINTS = ("To track the changes with git", "\tgit add", "To enable auto staging", "\tdvc config", "Use `dvc push`")
+LOCKED = ("is busy, it is being blocked by", "Unable to acquire lock", "unable to acquire lock")
+PAUSE = 0.5  # seconds before a command that met a lock runs again, doubled each time
+BAD_INPUT = 2  # exit code of `pvqae` for what a user has to repair
+
+
+def ignore(line: str) -> None:
+    """Where nobody wants the output."""
+
+
+class VersioningError(PvqaeError):
+    """DVC failed; the text has the end of its output."""
+
+
+class StageFailed(VersioningError):  # noqa: N818 - what happened, not a fault of the code
+    """A stage's command failed. `code` is its exit status, None where DVC did not say."""
+
+    def __init__(self, stage: str, code: int | None, output: str) -> None:
+        super().__init__(f"stage {stage} failed" + (f" (exit {code})" if code is not None else "") + f":\n{output}")
+        self.code = code
+
+    @property
+    def repeatable(self) -> bool:
+        return self.code not in (None, BAD_INPUT)
+
+
+class Versioning(Protocol):
+    """What the flows need of DVC; `Dvc` is the real one, `flows.adapters.memory.Files` the twin."""
+
+    def status(self) -> frozenset[str]: ...
+    def repro(self, stage: str, on_line: OnLine = ignore) -> Outcome: ...
+    def add_dataset(self, name: str, source: Path, link: intake.Link = "copy") -> bool: ...
+    def checkout(self, name: str) -> None: ...
+    def push(self) -> None: ...
+    def data_hash(self, name: str) -> str: ...
+
+
+class Dvc:
+    """DVC in `workspace`. `supervisor` ends its processes with the flow; a command that met a lock runs again."""
+
+    def __init__(self, workspace: Path, supervisor: Supervisor, lock_retries: int = 2) -> None:
+        self._workspace = workspace
+        self._supervisor = supervisor
+        self._retries = lock_retries
+
+    def status(self) -> frozenset[str]:
+        """Stages (`train@bottle`) that DVC would run as things are; those below them are not known to change yet.
+
+        A stage that never ran, or whose outputs are gone, is among them. .dvc files are not: they are no stages.
+        """
+        output = self._checked("status", "--json")
+        lines = [line for line in output.splitlines() if line.startswith("{")]  # warnings may come before
+        found = json.loads(lines[-1]) if lines else {}
+        return frozenset(name for name in found if not name.endswith(".dvc"))
+
+    def repro(self, stage: str, on_line: OnLine = ignore) -> Outcome:
+        """Run one stage (`dvc repro -s`: without -s parallel runs block each other). Raises `StageFailed`."""
+        code, output = self._dvc("repro", "-s", stage, on_line=on_line)
+        if code:
+            found = re.search(r"exited with (-?\d+)", output)
+            raise StageFailed(stage, int(found[1]) if found else None, _tail(output))
+        if "is cached - skipping run" in output:
+            return "restored"
+        return "ran" if f"Running stage '{stage}'" in output else "unchanged"
+
+    def add_dataset(self, name: str, source: Path, link: intake.Link = "copy") -> bool:
+        """Bring `source` into data/raw/<name> as a DVC version; returns whether it is a new version.
+
+        The originals are not touched. Raises `DataError` for a source that can't be one.
+        """
+        before = self.data_hash(name)
+        if not intake.bring(self._workspace, name, source, link, known=bool(before)):
+            return False
+        self._checked("add", f"data/raw/{name}")
+        intake.remember(self._workspace, name, source)
+        return self.data_hash(name) != before
+
+    def checkout(self, name: str) -> None:
+        """Put the files of data/raw/<name>.dvc in place."""
+        self._checked("checkout", "--force", f"data/raw/{name}.dvc")
+
+    def push(self) -> None:
+        self._checked("push")
+
+    def data_hash(self, name: str) -> str:
+        """DVC's hash of data/raw/<name>, "" when it has no version yet."""
+        file, lock = self._workspace / "data" / "raw" / f"{name}.dvc", self._workspace / "dvc.lock"
+        if file.exists():
+            return str(yaml.safe_load(file.read_text("utf-8"))["outs"][0]["md5"])
+        stages = (yaml.safe_load(lock.read_text("utf-8")) or {}).get("stages", {}) if lock.exists() else {}
+        outs = [out for stage in stages.values() for out in stage.get("outs", [])]  # a made dataset is a stage's output
+        return next((str(out["md5"]) for out in outs if out["path"] == f"data/raw/{name}"), "")
+
+    def _checked(self, *arguments: str) -> str:
+        code, output = self._dvc(*arguments)
+        if code:
+            raise VersioningError(f"dvc {' '.join(arguments)} failed in {self._workspace}:\n{_tail(output)}")
+        return output
+
+    def _dvc(self, *arguments: str, on_line: OnLine = ignore) -> tuple[int, str]:
+        """Exit code and output; a command that met DVC's lock runs again."""
+        command = [sys.executable, "-m", "dvc", *arguments]
+        for attempt in range(self._retries + 1):
+            lines: list[str] = []
+
+            def keep(line: str, lines: list[str] = lines) -> None:
+                lines.append(line)
+                if line.strip() and not line.startswith(HINTS):
+                    on_line(line)
+
+            code = self._supervisor.run(command, self._workspace, environment.for_stages(self._workspace), keep)
+            output = "\n".join(lines)
+            if not code or not any(text in output for text in LOCKED):
+                break
+            time.sleep(PAUSE * 2**attempt)
+        return code, output
+
+
+def _tail(output: str, lines: int = 15) -> str:
+    return "\n".join(output.splitlines()[-lines:])

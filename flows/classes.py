@@ -1,0 +1,89 @@
+"""data/classes.yaml: which networks, priors and classes the stages of dvc.yaml run over."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pvqae.config import Params
+from pvqae.errors import ConfigError, DataError
+
+HEADER = "# Which networks, priors and classes the stages of dvc.yaml run over. Written by `python -m flows`.\n"
+
+Groups = dict[str, list[str]]  # name of a network or prior → its classes
+
+SHARED = "all"  # the name of the one network, or prior, of all classes
+
+NETWORKS: dict[str, Callable[[Sequence[str]], Groups]] = {
+    "per_class": lambda names: {name: [name] for name in names},
+    "shared": lambda names: {SHARED: list(names)},
+}
+PRIORS: dict[str, Callable[[Sequence[str]], Groups]] = {
+    "per_class": NETWORKS["per_class"],
+    "universal": NETWORKS["shared"],
+}
+
+
+def _choose(table: dict[str, Callable[[Sequence[str]], Groups]], key: str, value: str) -> Callable[..., Groups]:
+    if value not in table:
+        raise ConfigError(f"{key}: expected one of {', '.join(table)}, found {value}")
+    return table[value]
+
+
+def classes(params: Params, categories: Sequence[str]) -> dict[str, Any]:
+    """The content of data/classes.yaml for the dataset's `categories`; the order of the categories does not matter."""
+    dataset, names = params.data.name, sorted(categories)
+    networks = _choose(NETWORKS, "model.network", params.model.network)(names)
+    priors = _choose(PRIORS, "prior.grouping", params.prior.grouping)(names)
+    network_of = {name: network for network, members in networks.items() for name in members}
+    prior_of = {name: prior for prior, members in priors.items() for name in members}
+
+    folder = f"models/{dataset}/networks"
+
+    def allocations(members: list[str]) -> str:
+        """A prior of one network depends on that network only: its class need not wait for the others."""
+        used = {network_of[name] for name in members}
+        return f"{folder}/{used.pop()}" if len(used) == 1 else folder
+
+    return {
+        "dataset": dataset,
+        "networks": {name: {"classes": members} for name, members in networks.items()},
+        "priors": {name: {"classes": members, "allocations": allocations(members)} for name, members in priors.items()},
+        "classes": {name: {"network": network_of[name], "prior": prior_of[name]} for name in names},
+        "made": {dataset: {}} if params.data.source == "demo" else {},
+    }
+
+
+def wanted(params: Params, raw: Path) -> list[str]:
+    """The classes that the params ask for, from the dataset's folder. Raises `DataError` when it is not there."""
+    from pvqae.datasets import demo, sources  # numpy and scipy: not for --help
+
+    data = params.data
+    if data.source == "demo":  # its stage makes it, later
+        found = sorted(demo.TURNS)
+    elif raw.is_dir():
+        found = sources.categories(data.source, raw)
+    else:
+        repair = f"python -m flows data add {data.name} FOLDER --source {data.source}"
+        raise DataError(f"data/raw/{data.name}: expected images of data.source={data.source}, found nothing; {repair}")
+    if missing := sorted(set(data.categories) - set(found)):
+        raise DataError(f"data.categories: {', '.join(missing)} not in {data.name}; it has {', '.join(found)}")
+    return [name for name in found if not data.categories or name in data.categories]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The file's content, {} when there is none."""
+    return yaml.safe_load(path.read_text("utf-8")) or {} if path.exists() else {}
+
+
+def write(path: Path, content: dict[str, Any]) -> bool:
+    """Write the file whole unless it says the same already; returns whether it was written."""
+    if read(path) == content:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".yaml.new")
+    beside.write_text(HEADER + yaml.safe_dump(content, sort_keys=False), "utf-8")
+    os.replace(beside, path)
+    return True

@@ -1,0 +1,43 @@
+"""What a model version was made from, as flat tags. Pure: imports no tool."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+NONE = "none"  # said out loud: "no parent" is a fact, an absent tag is a fault
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Every field becomes a tag of the registered version; hashes are lower-case hex."""
+
+    git_sha: str  # the code
+    data_sha: str  # the commit on pvqae/data with params.yaml, dvc.lock and .dvc files
+    manifest_sha256: str
+    data_hash: str  # DVC's, of the raw dataset
+    dvc_lock_sha256: str
+    params_sha256: str
+    bundle_sha256: str
+    flow_run: str
+    mlflow_run: str
+    parent_version: str  # the champion when this one was trained, or "none"
+    seed: str
+    environment: str
+    trigger: str  # manual | schedule | samples | drift
+    reason: str
+
+    def tags(self) -> dict[str, str]:
+        return {key: str(value) for key, value in asdict(self).items()}
+
+
+REQUIRED = tuple(field.name for field in fields(Lineage))
+IDENTITY = ("bundle_sha256", "manifest_sha256")  # a version with equal ones is the same version
+
+
+def missing(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """The required tags that are absent or empty, in the order of `Lineage`."""
+    return tuple(key for key in REQUIRED if not str(tags.get(key, "")).strip())
+
+
+def identity(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags by which an equal version is found again."""
+    return {key: tags[key] for key in IDENTITY}

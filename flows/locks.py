@@ -1,0 +1,38 @@
+"""Locks of the operating system: gone with the last process that holds them, however it ends."""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+POLL = 0.2  # seconds
+
+
+@contextmanager
+def held(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[int]:
+    """Hold `file`'s lock; yields its descriptor, for children to inherit: the lock then lasts as long as any of them.
+
+    `waiting` is called once when another process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _acquire(descriptor, waiting)
+        yield descriptor
+    finally:
+        os.close(descriptor)  # not LOCK_UN, which would also unlock it for a child that still works
+
+
+def _acquire(descriptor: int, waiting: Callable[[], None]) -> None:
+    told = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not told:
+                waiting()
+                told = True
+            time.sleep(POLL)  # a blocking flock in a thread could not be interrupted

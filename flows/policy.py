@@ -1,0 +1,69 @@
+"""Decisions with their reasons. Pure: facts in, a decision out; imports no tool."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Alias = Literal["champion", "challenger"]
+
+PARITY_TOLERANCE = 1e-5  # largest difference of a score after a reload in a fresh process; scores are of order 1
+LEVEL_LIMIT = 0.98  # share of cells on one level above which the allocation has collapsed
+USAGE_LIMIT = 0.05  # share of codes in use below which the codebook has collapsed
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a bundle before it may become a version."""
+
+    parity_difference: float | None  # None: the check did not give a figure
+    missing_lineage: tuple[str, ...]
+    uncommitted: tuple[str, ...]  # code files that differ from the commit that the lineage names
+    level_shares: tuple[float, ...]
+    codebook_usage: float | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`alias` None: not to be registered. `reasons` has one line per rule, kept or broken."""
+
+    alias: Alias | None
+    reasons: tuple[str, ...]
+
+
+def obstacles(facts: Facts) -> tuple[str, ...]:
+    """Why the bundle can't be registered at all; empty when it can."""
+    found = []
+    if facts.parity_difference is None:
+        found.append("parity with a fresh process was not established")
+    elif not facts.parity_difference <= PARITY_TOLERANCE:
+        found.append(f"scores change by {facts.parity_difference:.3g} on reload, allowed {PARITY_TOLERANCE:g}")
+    if facts.missing_lineage:
+        found.append(f"lineage lacks {', '.join(facts.missing_lineage)}")
+    if facts.uncommitted:
+        found.append(f"code differs from the commit: {', '.join(facts.uncommitted)}")
+    return tuple(found)
+
+
+def collapse(facts: Facts) -> tuple[str, ...]:
+    """What of the hierarchy or the codebook went unused; a single level cannot collapse."""
+    found = []
+    if len(facts.level_shares) > 1 and max(facts.level_shares) > LEVEL_LIMIT:
+        found.append(f"one level has {max(facts.level_shares):.1%} of the cells, limit {LEVEL_LIMIT:.0%}")
+    if facts.codebook_usage is not None and facts.codebook_usage < USAGE_LIMIT:
+        found.append(f"{facts.codebook_usage:.1%} of the codes are used, at least {USAGE_LIMIT:.0%} wanted")
+    return tuple(found)
+
+
+def first_version(facts: Facts) -> Decision:
+    """The first version of a model: champion by absolute rules, there is nothing to compare it with."""
+    if against := obstacles(facts):
+        return Decision(None, against)
+    if collapsed := collapse(facts):
+        return Decision("challenger", collapsed)
+    return Decision("champion", ("parity holds", "lineage is complete", "code is committed", "no collapse"))
+
+
+def later_version(facts: Facts) -> Decision:
+    """A version beside a champion waits for the promotion gate."""
+    if against := obstacles(facts):
+        return Decision(None, against)
+    return Decision("challenger", ("a champion exists: the gate decides", *collapse(facts)))

@@ -1,0 +1,119 @@
+"""What a run came to: one row per class, for the terminal, for Prefect's page and for whoever called the flow."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from flows.registration import Registered
+
+FIGURES = {
+    "image AUROC": "image_auroc",
+    "pixel AUROC": "pixel_auroc",
+    "AUPRO": "aupro",
+    "threshold": "threshold",
+    "false alarms": "false_alarm_rate",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`ran` and `restored` are stages; both empty, and no version new: nothing had changed."""
+
+    dataset: str
+    figures: Mapping[str, Any]  # reports/<dataset>/metrics.json
+    ran: tuple[str, ...]
+    restored: tuple[str, ...]
+    versions: tuple[Registered, ...]
+    uncommitted: tuple[str, ...]  # code files that kept every new version from being registered
+    report: Path
+    tracking_uri: str
+    mlflow_run: str
+
+    @property
+    def nothing_changed(self) -> bool:
+        return not (self.ran or self.restored or any(version.new for version in self.versions))
+
+
+def cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def version_text(version: Registered) -> str:
+    if not version.version:
+        return "not registered"
+    return f"{version.version}{' ' + version.alias if version.alias else ''}{' (new)' if version.new else ''}"
+
+
+def rows(summary: Summary) -> list[dict[str, str]]:
+    """One dict per class, last the mean; column → printed value."""
+    found = []
+    registered = {item.category: version_text(item) for item in summary.versions}
+    for name, figures in summary.figures["classes"].items():
+        cells = {column: cell(figures.get(key)) for column, key in FIGURES.items()}
+        found.append({"class": name, **cells, "version": registered.get(name, "-")})
+    mean = {column: cell(summary.figures["mean"].get(key)) for column, key in FIGURES.items()}
+    return [*found, {"class": "mean", **mean, "version": ""}]
+
+
+def table(summary: Summary) -> Table:
+    shown = Table(title=f"{summary.dataset}: {summary.report}", title_justify="left")
+    columns = rows(summary)[0]
+    for name in columns:
+        shown.add_column(name, justify="left" if name in ("class", "version") else "right", no_wrap=name == "version")
+    for row in rows(summary):
+        shown.add_row(*row.values(), style="bold" if row["class"] == "mean" else None)
+    return shown
+
+
+def sentences(summary: Summary) -> list[str]:
+    """What happened, in words; the reasons of what did not."""
+    if summary.nothing_changed and not summary.uncommitted:
+        return ["Nothing changed: no stage ran, no version registered."]
+    found = [f"Stages run: {_listed(summary.ran)}. Taken from DVC's cache: {_listed(summary.restored)}."]
+    if summary.uncommitted:
+        files = ", ".join(summary.uncommitted[:10]) + (", ..." if len(summary.uncommitted) > 10 else "")
+        found.append(
+            f"NOT REGISTERED: this code differs from the last commit: {files}. A version must be rebuildable from git: "
+            "commit them, then run again (nothing is trained again)."
+        )
+    else:
+        found += [
+            f"{item.category} not registered: {'; '.join(item.reasons)}"
+            for item in summary.versions
+            if not item.version
+        ]
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def commands(summary: Summary, environ: Mapping[str, str], opener: str) -> list[tuple[str, str]]:
+    """What to type next: a purpose and a command each."""
+    found = [("open the report", f"{opener} {summary.report / 'index.html'}")]
+    if summary.tracking_uri.startswith("http"):
+        found.append(("open MLflow", f"{opener} {summary.tracking_uri}"))
+    else:
+        found.append(("MLflow's pages", f"mlflow ui --backend-store-uri {summary.tracking_uri}"))
+    if url := environ.get("PREFECT_API_URL"):
+        found.append(("open Prefect", f"{opener} {url.removesuffix('/api')}"))
+    else:
+        found.append(("Prefect's pages", f"PREFECT_HOME={environ.get('PREFECT_HOME', '')} prefect server start"))
+    return found
+
+
+def markdown(summary: Summary) -> str:
+    """The table and the links as one Prefect artifact."""
+    lines = rows(summary)
+    head = list(lines[0])
+    body = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    body += ["| " + " | ".join(row.values()) + " |" for row in lines]
+    links = [
+        f"* report: `{summary.report / 'index.html'}`",
+        f"* MLflow: `{summary.tracking_uri}`, run `{summary.mlflow_run}`",
+    ]
+    return "\n".join([f"# {summary.dataset}", *sentences(summary), "", *body, "", *links])

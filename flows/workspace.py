@@ -1,0 +1,128 @@
+"""Where the stages of a run work: the project itself, or a git worktree below .pvqae for other params or data."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from flows import choices
+from flows.adapters import dvc_config, git
+from pvqae import config
+from pvqae.config import Params
+from pvqae.errors import ConfigError
+from pvqae.layout import Layout
+
+# Beside the code, what DVC reads before it reads dvc.yaml.
+SETTINGS = (".dvc/config", ".dvcignore", ".gitignore")
+DVC_LOCK = "dvc.lock"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """`path` is where the stages run, `root` the project; the same folder when the project's own params are used."""
+
+    root: Path
+    path: Path
+    params: Params
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.path, self.params.data.name)
+
+    @property
+    def own(self) -> bool:
+        return self.path == self.root
+
+    @property
+    def dvc_file(self) -> Path:
+        """Of the raw dataset; a dataset made on the spot has none."""
+        return self.layout.raw.parent / f"{self.params.data.name}.dvc"
+
+
+def lock_file(root: Path, dataset: str) -> Path:
+    return root / ".pvqae" / "locks" / f"{dataset}.lock"
+
+
+def prepare(root: Path, choice: choices.Choice) -> Workspace:
+    """The workspace of `choice`, with the project's present code and the effective params in it.
+
+    The caller holds the dataset's lock. Raises `ConfigError` when the project has no commit to make a worktree of.
+    """
+    if choice.own:
+        return Workspace(root, root, choice.params)
+    space = Workspace(root, root / ".pvqae" / "runs" / choice.params.data.name, choice.params)
+    _check_out(space)
+    _sync_code(space)
+    dvc_config.share(root, space.path)
+    (space.path / "params.yaml").write_text(config.dump(choices.without_root(choice.params)), "utf-8")
+    return space
+
+
+def bring_dvc_file(space: Workspace) -> bool:
+    """Copy the dataset's .dvc file from the project; returns whether the files themselves have to be checked out."""
+    source = space.root / space.dvc_file.relative_to(space.path)
+    if space.own or not source.exists():
+        return False
+    same = space.dvc_file.exists() and space.dvc_file.read_bytes() == source.read_bytes()
+    space.dvc_file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, space.dvc_file)
+    return not same or not space.layout.raw.is_dir()
+
+
+def publish_reports(space: Workspace) -> Path:
+    """Put the reports where people look, replaced whole; returns the project's folder of them."""
+    target = Layout(space.root, space.params.data.name).reports
+    if space.own or not space.layout.reports.is_dir():
+        return target
+    beside, old = (target.with_name(f".{target.name}.{side}") for side in ("new", "old"))
+    for leftover in (beside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(space.layout.reports, beside, copy_function=_copy_writable)
+    if target.exists():
+        target.rename(old)
+    beside.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _copy_writable(source: str, target: str) -> None:
+    """DVC's files are read-only links into its cache; a copy for people is theirs to change."""
+    shutil.copyfile(source, target)
+    Path(target).chmod(0o644)
+
+
+def _check_out(space: Workspace) -> None:
+    """A worktree at HEAD. Its dvc.lock outlives the refresh: it says what this workspace has made."""
+    head = git.commit_of(space.root, "HEAD")
+    if not head:
+        raise ConfigError(f"{space.root}: --set, --params and other datasets need a first commit; run: git commit")
+    lock = space.path / DVC_LOCK
+    made = lock.read_bytes() if lock.exists() else None
+    if (space.path / ".git").exists() and git.commit_of(space.path, "HEAD"):
+        if git.commit_of(space.path, "HEAD") != head:
+            git.git(space.path, "checkout", "--quiet", "--force", "--detach", head)
+    else:
+        shutil.rmtree(space.path, ignore_errors=True)
+        git.git(space.root, "worktree", "add", "--quiet", "--force", "--detach", str(space.path), head)
+    if made is not None:
+        lock.write_bytes(made)
+    elif _dataset_of(space.root) != space.params.data.name:
+        lock.unlink(missing_ok=True)  # another dataset's
+
+
+def _dataset_of(root: Path) -> str:
+    file = root / "data" / "classes.yaml"
+    return str((yaml.safe_load(file.read_text("utf-8")) or {}).get("dataset", "")) if file.exists() else ""
+
+
+def _sync_code(space: Workspace) -> None:
+    """The project's present code over the worktree's, so that what runs is what DVC hashes and the report says."""
+    wanted = [*git.code_files(space.root), *(name for name in SETTINGS if (space.root / name).is_file())]
+    for name in set(git.code_files(space.path)) - set(wanted):
+        (space.path / name).unlink()
+    for name in wanted:
+        source, target = space.root / name, space.path / name
+        if not target.is_file() or target.read_bytes() != source.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
