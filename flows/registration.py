@@ -3,21 +3,16 @@
 import datetime
 import getpass
 import hashlib
-import json
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import environment, lineage, policy
+from flows import lineage, policy, shipping
 from flows.adapters.tracking import Promotion, Registry
 from flows.recording import read_json
 from flows.supervise import Supervisor
 from flows.workspace import Workspace
-from pvqae.errors import PvqaeError
-
-PARITY_ROWS = 8  # images scored again by the exported bundle, in a process that has nothing else in memory
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class Registrar:
         }
         with tempfile.TemporaryDirectory() as folder:
             exported = Path(folder) / "bundle"
-            _export(bundle, exported)
+            shipping.export(bundle, exported)
             facts = self._facts(category, exported, tags)
             decision = policy.later_version(facts) if champion else policy.first_version(facts)
             if decision.alias is None:
@@ -128,29 +123,12 @@ class Registrar:
     def _facts(self, category: str, exported: Path, tags: dict[str, str]) -> policy.Facts:
         health = read_json(exported / "config.json").get("health", {})
         return policy.Facts(
-            parity_difference=self._parity(category, exported),
+            parity_difference=shipping.parity(self._supervisor, self._space, category, exported, self._threads()),
             missing_lineage=lineage.missing(tags),
             uncommitted=self._uncommitted,
             level_shares=tuple(health.get("level_shares") or ()),
             codebook_usage=health.get("codebook_usage"),
         )
-
-    def _parity(self, category: str, exported: Path) -> float | None:
-        """Largest difference between the evaluated scores and those of the exported bundle in a fresh process."""
-        layout = self._space.layout
-        images = layout.class_report(category) / "images.csv"
-        command = [sys.executable, "-m", "pvqae.inference.parity", str(exported), str(images)]
-        command += ["--rows", str(PARITY_ROWS), "--data-root", str(layout.data)]
-        # As many threads as the evaluation had: another number sums in another order, which alone changes a score of
-        # 31 by 1.6e-5 (measured); with the same number the difference is 0.
-        environ = environment.for_stages(self._space.path) | {"OMP_NUM_THREADS": str(self._threads())}
-        lines: list[str] = []
-        code = self._supervisor.run(command, self._space.path, environ, lines.append)
-        found = [line for line in lines if line.startswith("{")]
-        if code or not found:
-            raise PvqaeError(f"{category}: the parity check failed (exit {code}):\n" + "\n".join(lines[-15:]))
-        figures = json.loads(found[-1])
-        return float(figures["max_abs_difference"]) if figures["images"] else None
 
 
 def decided(decision: policy.Decision) -> dict[str, str]:
@@ -161,11 +139,3 @@ def decided(decision: policy.Decision) -> dict[str, str]:
 def decision_of(tags: Mapping[str, str]) -> policy.Decision:
     alias: policy.Alias = "champion" if tags["decided_alias"] == "champion" else "challenger"
     return policy.Decision(alias, tuple(tags["decided_reasons"].split("\n")))
-
-
-def _export(bundle: Path, out: Path) -> None:
-    from pvqae.inference import (
-        bundle as bundles,  # imports torch: only when something is registered
-    )
-
-    bundles.export(bundle, out)

@@ -103,13 +103,15 @@ def run(
 
 
 def _results(futures: Mapping[str, PrefectFuture[Done]]) -> list[Done]:
-    results = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
-    errors = [result for result in results.values() if isinstance(result, PvqaeError)]
+    # A stage whose input failed stays pending: it has no result, and no fault of its own.
+    ended = [future for future in futures.values() if future.state.is_final()]
+    results = [future.result(raise_on_failure=False) for future in ended]
+    errors = [result for result in results if isinstance(result, PvqaeError)]
     if errors:
         raise PvqaeError(
             "\n".join(map(str, errors)) + "\nOther classes went on. Repair this and run again: what is done stays."
         )
-    for result in results.values():
+    for result in results:
         if isinstance(result, BaseException):
             raise result
-    return [result for result in results.values() if isinstance(result, Done)]
+    return [result for result in results if isinstance(result, Done)]

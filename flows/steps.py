@@ -9,7 +9,7 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows import choices, environment, metrics, summary, workspace
-from flows.adapters import git, registry
+from flows.adapters import database, git, registry
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Versioning
 from flows.recording import Recorder, ending, experiment
@@ -41,7 +41,7 @@ def tracker(project: Path, setting: str) -> tuple[Registry, str]:
     named = os.environ.get("MLFLOW_TRACKING_URI", "") or ("" if setting == "auto" else setting)
     if named:
         return registry.Mlflow(named), named
-    uri = registry.prepare(project)
+    uri = database.prepare(project)
     return registry.Mlflow(uri, project / ".pvqae" / "mlflow" / "artifacts"), uri
 
 

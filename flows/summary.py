@@ -47,6 +47,12 @@ def version_text(version: Registered) -> str:
     return f"{version.version}{' ' + version.alias if version.alias else ''}{' (new)' if version.new else ''}"
 
 
+def fate(version: Registered) -> str:
+    """What became of a new bundle and why, in words."""
+    what = f"version {version.version} is {version.alias}" if version.version else "not registered"
+    return f"{what}: {'; '.join(version.reasons)}"
+
+
 def rows(summary: Summary) -> list[dict[str, str]]:
     """One dict per class, last the mean; column → printed value."""
     found = []
@@ -80,11 +86,7 @@ def sentences(summary: Summary) -> list[str]:
             "commit them, then run again (nothing is trained again)."
         )
     else:
-        found += [
-            f"{item.category} not registered: {'; '.join(item.reasons)}"
-            for item in summary.versions
-            if not item.version
-        ]
+        found += [f"{item.category}: {fate(item)}" for item in summary.versions if item.new or not item.version]
     return found
 
 

@@ -17,6 +17,7 @@ class Files:
 
     changed: set[str] = field(default_factory=set)
     failing: dict[str, int] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
     pushed: int = 0
@@ -25,6 +26,7 @@ class Files:
         return frozenset(self.changed)
 
     def repro(self, stage: str, on_line: OnLine = ignore) -> Outcome:
+        self.asked.append(stage)
         if stage in self.failing:
             raise StageFailed(stage, self.failing[stage], "failed on purpose")
         if stage not in self.changed:

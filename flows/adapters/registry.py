@@ -1,8 +1,6 @@
 """MLflow: runs, models, versions, aliases and the promotion log."""
 
 import json
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,31 +13,12 @@ import mlflow
 from mlflow import MlflowClient, entities
 from mlflow.exceptions import MlflowException
 
-from flows import locks
 from flows.adapters import packaging
 from flows.adapters.tracking import Promotion
 from flows.metrics import Metric
-from pvqae.errors import PvqaeError
 
 BATCH = 1000  # metrics per request, MLflow's limit
 PROMOTION = "promotion."
-
-
-def prepare(root: Path) -> str:
-    """The project's own tracking database below `root`/.pvqae, migrated; returns its address.
-
-    Several first touches of a fresh database at once break it, so it is migrated once, under a lock.
-    """
-    home = root / ".pvqae" / "mlflow"
-    uri, marker = f"sqlite:///{home / 'mlflow.db'}", home / f"migrated-{mlflow.__version__}"
-    with locks.held(home / "migration.lock"):
-        if not marker.exists():
-            command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise PvqaeError(f"MLflow's database {home / 'mlflow.db'} can't be prepared:\n{done.stderr[-2000:]}")
-            marker.touch()
-    return uri
 
 
 class Mlflow:
@@ -122,9 +101,8 @@ class Mlflow:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        created = self._client.create_model_version(
-            name, source=model, run_id=run, tags=dict(tags), model_id=model.rpartition("/")[2]
-        )
+        logged = model.rpartition("/")[2] if model.startswith("models:/") else None
+        created = self._client.create_model_version(name, source=model, run_id=run, tags=dict(tags), model_id=logged)
         return str(created.version)
 
     def find(self, name: str, tags: Mapping[str, str]) -> str | None:

@@ -93,8 +93,18 @@ class Dvc:
         if not intake.bring(self._workspace, name, source, link, known=bool(before)):
             return False
         self._checked("add", f"data/raw/{name}")
+        self._seen(name)
         intake.remember(self._workspace, name, source)
         return self.data_hash(name) != before
+
+    def _seen(self, name: str) -> None:
+        """DVC skips .dvc files in folders that it takes for ignored, and then `push` leaves the dataset out without a
+        word. It takes data/raw/ for ignored by `/data/raw/*`, which git does not."""
+        if name not in self._checked("list", ".", "data/raw", "--dvc-only").split():
+            raise VersioningError(
+                f"DVC does not see data/raw/{name}.dvc, so it would never push the images: .gitignore hides "
+                "data/raw/ from it; write /data/raw/?* instead of /data/raw/* there, then add the dataset again"
+            )
 
     def checkout(self, name: str) -> None:
         """Put the files of data/raw/<name>.dvc in place."""

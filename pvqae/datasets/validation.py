@@ -133,7 +133,7 @@ def _named(row: dict[str, Any], keys: Sequence[str], rule: rules.Rule) -> str:
 def _summary(frame: pd.DataFrame, outcomes: Sequence[Outcome], quarantined: int, layout: Layout) -> Summary:
     told = [findings.line(outcome) for outcome in findings.failed(outcomes, warning=True)]
     if quarantined:
-        told.append(f"{quarantined} files were left out, unreadable or copies: see data/quarantine.csv")
+        told.append(f"{quarantined} files were left out, for the reasons in data/quarantine.csv")
     sizes = checks.split_sizes(frame) if {"category", "split"} <= set(frame.columns) else {}
     return Summary(len(frame), sizes, quarantined, tuple(told), layout.reports / "data_docs" / "index.html")
 

@@ -11,6 +11,7 @@ SHA256SUMS              of all the others; its own sha256 is the bundle's
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -140,7 +141,10 @@ def verify(folder: Path) -> str:
     sums = folder / SUMS
     if not sums.is_file():
         raise IntegrityError(f"{folder}: expected a bundle with {SUMS}, found none; run `dvc repro` or fetch it again")
-    lines = (line.split("  ", 1) for line in sums.read_text("utf-8").splitlines())
+    text = sums.read_bytes()
+    if not re.fullmatch(rb"([0-9a-f]{64}  [\w.-]+\n)+", text):
+        raise IntegrityError(f"{sums}: expected lines of sha256 and name, found others; fetch the bundle again")
+    lines = (line.split("  ") for line in text.decode().splitlines())
     listed = {name: sha256 for sha256, name in lines}
     present = {p.name for p in folder.iterdir()} - {SUMS}
     if present != set(listed):

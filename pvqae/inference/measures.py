@@ -94,7 +94,7 @@ def measure(networks: Networks, features: Features, valid_BSS: Tensor, without_g
     unlikely = PRIOR_MEASURES[networks.prior_measure](expected, logits.flatten(2).transpose(1, 2))
     maps = {"prior": unlikely.view(valid_Bhw.shape)}
     for r, (level, x) in enumerate(zip(networks.memory, features.levels, strict=False)):
-        maps[f"memory_{r}"] = level.distances(x.float(), without_group)
+        maps[f"memory_{r}"] = level.distances(x.float(), on_grid(valid_BSS, x.shape[-2:]), without_group)
     if networks.whitening is not None:
         maps["decoder"] = whiten(residual(networks, features, expected_levels, valid_BSS), networks.whitening)
     valid = {name: on_grid(valid_BSS, x.shape[-2:]) for name, x in maps.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pvqae import seeding
 from pvqae.model.codebook import cover, nearest
-from pvqae.training.examples import on_grid
+from pvqae.training.examples import on_grid, repeat_border
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +28,8 @@ class Level:
         """B x h*w x C standardised vectors."""
         return (x_BChw.flatten(2).transpose(1, 2) - self.mean) / self.deviation
 
-    def distances(self, x_BChw: Tensor, without_group: Tensor | None = None) -> Tensor:
-        """B x h x w distances to the nearest code, smoothed over 3x3 cells.
+    def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
+        """B x h x w distances to the nearest code, smoothed over 3x3 cells; padding adds nothing to them.
 
         `without_group` (B): codes that come from that group don't count. A training image is then judged by what the
         other parts taught, as a new image will be.
@@ -38,8 +38,8 @@ class Level:
         for index, vectors in enumerate(self.vectors(x_BChw)):
             codes = self.codes if without_group is None else self.codes[self.owners != without_group[index]]
             maps.append(nearest(vectors, codes)[0].sqrt())
-        grid = torch.stack(maps).view(len(x_BChw), 1, *x_BChw.shape[-2:])
-        return F.avg_pool2d(grid, 3, 1, 1, count_include_pad=False)[:, 0]
+        grid = repeat_border(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
+        return F.avg_pool2d(grid[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
 
 def fit_level(

@@ -18,6 +18,7 @@ from pvqae.datasets import images
 from pvqae.inference import readout
 from pvqae.inference.measures import Networks, Raw, measure
 from pvqae.inference.statistics import SCALES, Normal
+from pvqae.training.examples import repeat_border
 
 Map = NDArray[np.float32]
 PARTS = ("s_prior", "s_recon", "product")
@@ -85,7 +86,8 @@ class Scorer:
         )
 
     def _scaled(self, raw: Raw, scale: str) -> dict[str, Tensor]:
-        return {name: SCALES[scale](self.normals[name], values) for name, values in raw.maps.items()}
+        scaled = {name: SCALES[scale](self.normals[name], values) for name, values in raw.maps.items()}
+        return {name: repeat_border(values, raw.valid[name]) for name, values in scaled.items()}
 
     def _parts(self, raw: Raw, scale: str) -> dict[str, Tensor]:
         """The parts on the finest grid, V x H x W: recon and prior in deviations, their literal product as it is."""
@@ -96,12 +98,13 @@ class Scorer:
         return {
             "s_prior": _to_grid(scaled["prior"], grid),
             "s_recon": recon,
-            "product": plain * _to_grid(raw.maps["prior"], grid),
+            "product": plain * _to_grid(repeat_border(raw.maps["prior"], raw.valid["prior"]), grid),
         }
 
     def _relative(self, raw: Raw) -> dict[str, Tensor]:
         """Measures over their normal mean: positive, and of one size across levels."""
-        return {name: x / self.normals[name].global_mean.clamp_min(1e-6) for name, x in raw.maps.items()}
+        relative = {name: x / self.normals[name].global_mean.clamp_min(1e-6) for name, x in raw.maps.items()}
+        return {name: repeat_border(values, raw.valid[name]) for name, values in relative.items()}
 
     def cell_maps(self, raw: Raw) -> dict[str, Tensor]:
         """The valid cells of each part for the image score, a flat tensor each."""

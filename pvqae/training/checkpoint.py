@@ -31,6 +31,10 @@ def _restore_optimiser(name: str, optimiser: torch.optim.Optimizer, tensors: dic
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
 
 
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
 def save(path: Path, network: nn.Module, optimisers: dict[str, torch.optim.Optimizer], facts: dict[str, Any]) -> None:
     """Write everything that the next step needs; `facts` are small JSON values."""
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
@@ -49,14 +53,17 @@ def restore(path: Path, network: nn.Module, optimisers: dict[str, torch.optim.Op
     """Load into `network` and `optimisers`; the facts, or None where there is no (readable) checkpoint."""
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
+            facts = dict(json.loads((file.metadata() or {})["facts"]))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
         return None  # half a file can't be: it is renamed into place; anything else is not ours, begin anew
-    network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
+    own = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+    if _shapes(own) != _shapes(network.state_dict()):
+        return None
+    network.load_state_dict(own)
     for name, optimiser in optimisers.items():
         _restore_optimiser(name, optimiser, tensors)
-    return dict(facts)
+    return facts
 
 
 class Timer:

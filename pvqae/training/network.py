@@ -71,7 +71,7 @@ def _fit(params: config.Params, plan: runtime.Plan, fit: str, examples: Examples
     if finished.exists():
         print(f"{what}: finished before, kept", flush=True)
         return finished
-    run = start(params, backbones.make(params.model), plan, fit)
+    run = start(params, plan, fit)
     loop.fit(run, examples, folder, what)
     tensors = {k: v for k, v in run.modules.state_dict().items() if not k.startswith("discriminator.")}
     part = folder / "weights.part"

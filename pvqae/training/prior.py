@@ -65,7 +65,7 @@ def read(folder: Path, classes: list[str]) -> Allocations:
 def _read_network(folder: Path, classes: list[str]) -> Allocations:
     rows = pd.read_csv(folder / "rows.csv", dtype=str, keep_default_na=False).astype({"fold": int})
     tensors = load_file(folder / "allocations.safetensors")
-    wanted = torch.from_numpy(rows["category"].isin(classes).to_numpy())
+    wanted = torch.tensor(rows["category"].isin(classes).tolist())  # pandas gives a read-only array, torch warns
     keep = wanted[tensors["rows"]]
     position = torch.cumsum(wanted, 0) - 1
     logits = {k.removeprefix("logits."): v[keep].float() for k, v in tensors.items() if k.startswith("logits.")}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvqae import config, runtime, seeding
+from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder, Output
 from pvqae.model.backbones import Backbone, Features
 from pvqae.model.discriminator import Discriminator
@@ -57,12 +58,10 @@ class Run:
         return F.adaptive_avg_pool2d(errors[:, None], (height, width))[:, 0]
 
 
-def start(params: config.Params, backbone: Backbone, plan: runtime.Plan, name: str) -> Run:
-    """A run at step 0. Weights are drawn from the seed and the run's name.
-
-    `backbone` must be new if it is trained: the run changes it.
-    """
+def start(params: config.Params, plan: runtime.Plan, name: str) -> Run:
+    """A run at step 0. All weights, those of a trained backbone too, are drawn from the seed and the run's name."""
     seeding.initialise(params.seed, "weights", name)
+    backbone = backbones.make(params.model)
     autoencoder = Autoencoder(params.model, backbone.spec)
     trained = None if backbone.spec.frozen else backbone
     modules = nn.ModuleList([autoencoder] if trained is None else [autoencoder, trained])

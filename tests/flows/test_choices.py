@@ -1,0 +1,86 @@
+"""Params of a run, and the networks, priors and classes that follow from them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import choices, classes
+from pvqae import config
+from pvqae.config import Params
+from pvqae.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[2]
+
+
+def params(**sections: dict[str, object]) -> Params:
+    return config.parse(sections)
+
+
+def test_the_projects_own_params_run_in_the_project() -> None:
+    assert choices.choose(ROOT).own
+    assert not choices.choose(ROOT, overrides=("train.steps=5",)).own
+    assert not choices.choose(ROOT, str(ROOT / "tests" / ".." / "params.yaml"), ("seed=1",)).own
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (("data.source=mtsd", "data.root=/x"), "mtsd"),
+        (("data.source=mtsd", "data.name=tiles"), "tiles"),
+        (("data.source=folder", "data.root=/x/My Parts 2"), "my-parts-2"),
+        (("data.source=folder", "data.root=/x/??"), "folder"),
+        (("train.steps=5",), "demo"),
+    ],
+)
+def test_another_source_is_another_dataset(overrides: tuple[str, ...], name: str) -> None:
+    assert choices.choose(ROOT, overrides=overrides).params.data.name == name
+
+
+def test_the_hash_of_params_sees_what_changes_results_only() -> None:
+    base = choices.params_sha256(params())
+    assert choices.params_sha256(params(compute={"parallel": 7}, flow={"push": False}, data={"root": "/x"})) == base
+    assert choices.params_sha256(params(train={"steps": 7})) != base
+
+
+def test_the_committed_classes_are_those_of_the_committed_params() -> None:
+    committed = yaml.safe_load((ROOT / "data" / "classes.yaml").read_text("utf-8"))
+    chosen = choices.choose(ROOT).params
+    assert classes.classes(chosen, classes.wanted(chosen, ROOT / "nowhere")) == committed
+
+
+def test_shared_network_and_universal_prior_are_the_same_graph_with_fewer_of_them() -> None:
+    names = ["b", "a"]
+    shared = classes.classes(params(data={"name": "x", "source": "folder"}, model={"network": "shared"}), names)
+    assert shared["networks"] == {"all": {"classes": ["a", "b"]}}
+    assert shared["priors"]["a"]["allocations"] == "models/x/networks/all"
+    assert shared["made"] == {}
+    universal = classes.classes(params(data={"name": "x"}, prior={"grouping": "universal"}), names)
+    assert universal["priors"] == {"all": {"classes": ["a", "b"], "allocations": "models/x/networks"}}
+    assert universal["classes"]["a"] == {"network": "a", "prior": "all"}
+
+
+def test_an_unknown_grouping_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="universal"):
+        classes.classes(params(prior={"grouping": "clusterd"}), ["a"])
+
+
+def test_the_classes_file_is_written_only_when_it_says_something_else(tmp_path: Path) -> None:
+    file, content = tmp_path / "classes.yaml", classes.classes(params(), ["a"])
+    assert classes.write(file, content)
+    before = file.stat().st_mtime_ns
+    assert not classes.write(file, content)
+    assert file.stat().st_mtime_ns == before
+    assert classes.read(file) == content
+
+
+def test_a_dataset_that_is_not_there_says_how_to_bring_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="flows data add mvtec"):
+        classes.wanted(params(data={"name": "mvtec", "source": "mvtec"}), tmp_path / "mvtec")
+
+
+def test_a_category_that_is_not_there_is_named(tiny_mvtec: Path) -> None:
+    data = {"name": "x", "source": "mvtec"}
+    assert classes.wanted(params(data=data), tiny_mvtec) == ["part"]
+    with pytest.raises(DataError, match="bottle not in x; it has part"):
+        classes.wanted(params(data={**data, "categories": ["bottle"]}), tiny_mvtec)

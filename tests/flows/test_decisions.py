@@ -1,0 +1,63 @@
+"""Policy and lineage: facts in, a decision with its reasons out."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows import lineage, policy
+
+GOOD = policy.Facts(0.0, (), (), (0.2, 0.3, 0.5), 0.6)
+LINEAGE = lineage.Lineage(**dict.fromkeys(lineage.REQUIRED, "x"))
+
+
+def test_a_sound_first_version_becomes_champion() -> None:
+    assert policy.first_version(GOOD).alias == "champion"
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"parity_difference": 2e-5}, "2e-05"),
+        ({"parity_difference": float("nan")}, "nan"),
+        ({"parity_difference": None}, "not established"),
+        ({"missing_lineage": ("git_sha",)}, "git_sha"),
+        ({"uncommitted": ("pvqae/a.py",)}, "pvqae/a.py"),
+    ],
+)
+@pytest.mark.parametrize("rule", [policy.first_version, policy.later_version])
+def test_what_breaks_an_absolute_rule_is_not_registered_and_said(rule, broken, said) -> None:  # type: ignore[no-untyped-def]
+    decision = rule(replace(GOOD, **broken))
+    assert decision.alias is None
+    assert said in " ".join(decision.reasons)
+
+
+@pytest.mark.parametrize("broken", [{"level_shares": (0.99, 0.01)}, {"codebook_usage": 0.04}])
+def test_a_collapsed_first_version_is_registered_but_no_champion(broken: dict[str, object]) -> None:
+    decision = policy.first_version(replace(GOOD, **broken))  # type: ignore[arg-type]
+    assert decision.alias == "challenger"
+    assert decision.reasons
+
+
+def test_a_single_level_cannot_collapse() -> None:
+    assert policy.first_version(replace(GOOD, level_shares=(1.0,))).alias == "champion"
+
+
+def test_beside_a_champion_a_version_waits_for_the_gate() -> None:
+    assert policy.later_version(GOOD).alias == "challenger"
+
+
+@given(st.sampled_from(lineage.REQUIRED), st.sampled_from(["", "  ", None]))
+def test_every_absent_or_empty_tag_is_missed(name: str, value: str | None) -> None:
+    tags = LINEAGE.tags()
+    assert lineage.missing(tags) == ()
+    if value is None:
+        del tags[name]
+    else:
+        tags[name] = value
+    assert lineage.missing(tags) == (name,)
+
+
+def test_no_parent_is_a_fact_not_a_fault() -> None:
+    assert lineage.missing(replace(LINEAGE, parent_version=lineage.NONE).tags()) == ()

@@ -1,0 +1,102 @@
+"""MLflow as the flows use it, and its twin: one contract. Real MLflow on a copy of a migrated database."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.adapters.memory import Runs
+from flows.adapters.tracking import Promotion, Registry
+from flows.metrics import Metric
+
+
+@pytest.fixture
+def real(database: str, tmp_path: Path) -> Registry:
+    from flows.adapters.registry import Mlflow
+
+    return Mlflow(database, tmp_path / "artifacts")
+
+
+@pytest.fixture
+def twin() -> Runs:
+    return Runs()
+
+
+@pytest.fixture(params=["real", "twin"])
+def registry(request: pytest.FixtureRequest) -> Registry:
+    found: Registry = request.getfixturevalue(request.param)
+    return found
+
+
+def entry(version: str, alias: str = "champion", when: str = "2026-01-01T00:00:00.000000Z") -> Promotion:
+    return Promotion(when, "someone", alias, "none", version, "initial", ("parity holds", "no collapse"), "run")
+
+
+def version(registry: Registry, bundle: str) -> str:
+    run = registry.start("pvqae-x", "one")
+    tags = {"bundle_sha256": bundle, "manifest_sha256": "m"}
+    return registry.register("pvqae-x-part", run, f"/models/{bundle}", tags)
+
+
+def test_an_equal_version_is_found_by_all_of_its_tags(registry: Registry) -> None:
+    same = {"bundle_sha256": "b1", "manifest_sha256": "m"}
+    assert registry.find("pvqae-x-part", same) is None
+    assert (version(registry, "b1"), version(registry, "b2")) == ("1", "2")
+    assert registry.find("pvqae-x-part", same) == "1"
+    assert registry.find("pvqae-x-part", same | {"manifest_sha256": "other"}) is None
+    assert registry.find("pvqae-x-other", same) is None
+    assert registry.version_tags("pvqae-x-part", "1")["bundle_sha256"] == "b1"
+
+
+def test_aliases_move_with_an_entry_each_and_the_log_only_grows(registry: Registry) -> None:
+    assert registry.alias("pvqae-x-part", "champion") is None
+    version(registry, "b1")
+    version(registry, "b2")
+    assert registry.alias("pvqae-x-part", "champion") is None
+    assert registry.promotions("pvqae-x-part") == ()
+    first, second = entry("1"), entry("2", when="2026-01-02T00:00:00.000000Z")
+    registry.promote("pvqae-x-part", "champion", first)
+    registry.promote("pvqae-x-part", "champion", second)
+    assert registry.alias("pvqae-x-part", "champion") == "2"
+    assert registry.promotions("pvqae-x-part") == (first, second)
+
+
+def test_real_runs_are_a_tree_with_params_curves_data_and_files(real: Registry, database: str, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    parent = real.start("pvqae-x", "train x", tags={"trigger": "manual"})
+    child = real.start("pvqae-x", "part", parent)
+    real.params(parent, {"seed": "0"})
+    real.metrics(child, [Metric("vq/loss", 2.0, 1), Metric("vq/loss", 1.0, 2)])
+    real.dataset(parent, "x", "d" * 64, "data/manifest.csv")
+    (tmp_path / "params.yaml").write_text("seed: 0")
+    real.artifact(parent, tmp_path / "params.yaml", "sources")
+    real.finish(child, "FAILED")
+    client = MlflowClient(database)
+    seen = client.get_run(parent)
+    assert (seen.data.params, seen.data.tags["trigger"]) == ({"seed": "0"}, "manual")
+    assert seen.inputs.dataset_inputs[0].dataset.digest == "d" * 36
+    assert [file.path for file in client.list_artifacts(parent, "sources")] == ["sources/params.yaml"]
+    assert seen.info.artifact_uri.startswith((tmp_path / "artifacts").as_uri())
+    assert client.get_run(child).data.tags["mlflow.parentRunId"] == parent
+    assert client.get_run(child).info.status == "FAILED"
+    assert [(point.step, point.value) for point in client.get_metric_history(child, "vq/loss")] == [(1, 2.0), (2, 1.0)]
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")  # MLflow's own types, at its import
+@pytest.mark.filterwarnings("ignore:Operation with range is deprecated")  # MLflow's use of pandas
+def test_a_model_is_code_and_the_bundle_without_pickle(real: Registry, database: str, tmp_path: Path) -> None:
+    import mlflow
+
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "weights.safetensors").write_bytes(b"weights")
+    run = real.start("pvqae-x", "part")
+    model = real.log_model(run, bundle)
+    assert real.register("pvqae-x-part", run, model, {}) == "1"
+    files = Path(mlflow.artifacts.download_artifacts("models:/pvqae-x-part/1", dst_path=str(tmp_path / "down")))
+    assert (files / "artifacts" / "bundle" / "weights.safetensors").read_bytes() == b"weights"
+    assert [file for file in files.rglob("*") if file.suffix in (".pkl", ".pickle", ".pt", ".pth")] == []
+    info = mlflow.models.get_model_info("models:/pvqae-x-part/1")
+    assert info.signature.inputs.input_names() == ["image"]
+    assert info.signature.outputs.input_names() == ["image_score", "decision", "anomaly_map"]
+    assert info.saved_input_example_info

@@ -1,0 +1,86 @@
+"""The graph of stages and how it runs: in order, only what is due, one class's failure alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from prefect import flow
+
+from flows import classes, stages
+from flows.adapters.memory import Files
+from flows.stages import Done, Pipeline
+from flows.supervise import Supervisor
+from pvqae import config
+from pvqae.errors import PvqaeError
+
+GRAPH = classes.classes(config.parse({"data": {"name": "x", "source": "folder"}}), ["a", "b"])
+SHARED = classes.classes(
+    config.parse({"data": {"name": "x"}, "model": {"network": "shared"}, "prior": {"grouping": "universal"}}),
+    ["a", "b"],
+)
+
+
+class Notes:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.done: list[Done] = []
+
+    @contextmanager
+    def during(self, stage: str) -> Iterator[None]:
+        yield
+
+    def after(self, done: Done) -> None:
+        self.done.append(done)
+
+
+@pytest.mark.parametrize("graph", [GRAPH, SHARED])
+def test_every_stage_comes_after_what_it_needs(graph: dict[str, object]) -> None:
+    seen: set[str] = set()
+    for stage, needs in (stages.first_stages(graph) | stages.class_stages(graph)).items():
+        assert set(needs) <= seen, stage
+        seen.add(stage)
+
+
+def test_a_class_waits_for_its_own_network_and_prior_only() -> None:
+    graph = stages.class_stages(GRAPH)
+    assert graph["calibrate@a"] == ("train@a", "prior@a")
+    assert graph["prior@a"] == ("train@a",)
+    assert stages.class_stages(SHARED)["calibrate@a"] == ("train@all", "prior@all")
+    assert stages.first_stages(SHARED)["manifest"] == ("demo@x",)
+
+
+def run(files: Files, retries: int = 0) -> list[Done]:
+    @flow(name="test")
+    def work() -> list[Done]:
+        with Supervisor() as supervisor:
+            pipeline = Pipeline(files, files.status(), Notes())
+            return stages.run(stages.class_stages(GRAPH), pipeline, supervisor, 2, retries)
+
+    return work()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_only_changed_stages_and_those_after_them_are_looked_at() -> None:
+    files = Files(changed={"calibrate@b"})
+    done = {item.stage: item.outcome for item in run(files)}
+    assert [stage for stage, outcome in done.items() if outcome == "ran"] == ["calibrate@b"]
+    assert files.asked == ["calibrate@b", "evaluate@b"]  # the report's needs did not change: DVC is not even asked
+    assert len(done) == 9
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_one_failed_class_is_named_and_the_other_goes_on() -> None:
+    files = Files(changed={"train@a", "train@b", "evaluate@b"}, failing={"train@a": 2})
+    with pytest.raises(PvqaeError, match="stage train@a failed"):
+        run(files, retries=1)
+    assert files.ran == ["train@b", "evaluate@b"]
+    assert files.asked.count("train@a") == 1  # wrong input is not tried again
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_crashed_stage_is_tried_again() -> None:
+    files = Files(changed={"train@a"}, failing={"train@a": -9})
+    with pytest.raises(PvqaeError, match=r"exit -9"):
+        run(files, retries=1)
+    assert files.asked.count("train@a") == 2

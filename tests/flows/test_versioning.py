@@ -1,0 +1,151 @@
+"""DVC as the flows use it, and its twin: one contract. Real DVC in a temporary project."""
+
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.adapters import intake
+from flows.adapters.memory import Files
+from flows.adapters.versioning import Dvc, StageFailed, Versioning, VersioningError
+from flows.supervise import Supervisor
+from pvqae.errors import DataError
+
+
+@pytest.fixture
+def real(project: Path) -> Iterator[Dvc]:
+    with Supervisor() as supervisor:
+        yield Dvc(project, supervisor)
+
+
+@pytest.fixture
+def twin() -> Files:
+    return Files(changed={"manifest", "train@one", "train@two"})
+
+
+@pytest.fixture(params=["real", "twin"])
+def versioning(request: pytest.FixtureRequest) -> Versioning:
+    found: Versioning = request.getfixturevalue(request.param)
+    return found
+
+
+def images(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_only_what_changed_runs(versioning: Versioning) -> None:
+    assert versioning.status() == {"manifest", "train@one", "train@two"}
+    lines: list[str] = []
+    assert versioning.repro("manifest", lines.append) == "ran"
+    assert "Running stage 'manifest'" in lines[0]
+    assert versioning.repro("train@one") == "ran"
+    assert versioning.status() == {"train@two"}
+    assert versioning.repro("train@one") == "unchanged"
+
+
+def test_a_dataset_gets_a_version_per_content(versioning: Versioning, tmp_path: Path) -> None:
+    source = images(tmp_path / "source", "good/1.png", "good/2.png")
+    assert versioning.data_hash("parts") == ""
+    assert versioning.add_dataset("parts", source)
+    first = versioning.data_hash("parts")
+    assert first
+    assert not versioning.add_dataset("parts", source)
+    images(source, "good/3.png")
+    (source / "good" / "1.png").unlink()
+    assert versioning.add_dataset("parts", source)
+    assert versioning.data_hash("parts") not in ("", first)
+    versioning.push()
+
+
+def test_what_the_cache_knows_is_restored_and_live_lines_have_no_hints(real: Dvc, project: Path) -> None:
+    lines: list[str] = []
+    real.repro("manifest", lines.append)
+    assert "line of the stage" in lines
+    assert not [line for line in lines if "git add" in line or not line.strip()]
+    (project / "data" / "manifest.csv").unlink()
+    assert "manifest" in real.status()
+    assert real.repro("manifest") == "restored"
+
+
+@pytest.mark.parametrize(("code", "repeatable"), [(1, True), (2, False)])
+def test_a_failed_stage_says_its_output_and_whether_another_try_can_help(
+    real: Dvc, project: Path, code: int, repeatable: bool
+) -> None:
+    (project / "exit").write_text(str(code))
+    with pytest.raises(StageFailed, match="line of the stage") as failed:
+        real.repro("manifest")
+    assert (failed.value.code, failed.value.repeatable) == (code, repeatable)
+
+
+def test_the_real_dataset_mirrors_its_source_and_leaves_it_alone(real: Dvc, project: Path, tmp_path: Path) -> None:
+    source = images(tmp_path / "source", "good/1.png", ".DS_Store")
+    before = [(path, path.stat().st_mode, path.stat().st_nlink) for path in sorted(source.rglob("*"))]
+    real.add_dataset("parts", source)
+    assert [(path, path.stat().st_mode, path.stat().st_nlink) for path in sorted(source.rglob("*"))] == before
+    raw = project / "data" / "raw" / "parts"
+    assert [path.relative_to(raw).as_posix() for path in raw.rglob("*.*")] == ["good/1.png"]
+    images(source, "good/2.png")
+    (source / "good" / "1.png").unlink()
+    real.add_dataset("parts", source)
+    assert [path.name for path in raw.rglob("*.png")] == ["2.png"]
+
+
+def test_an_old_version_comes_back_with_its_dvc_file(real: Dvc, project: Path, tmp_path: Path) -> None:
+    source = images(tmp_path / "source", "1.png")
+    real.add_dataset("parts", source)
+    file = project / "data" / "raw" / "parts.dvc"
+    old = file.read_text()
+    images(source, "2.png")
+    real.add_dataset("parts", source)
+    file.write_text(old)
+    real.checkout("parts")
+    assert [path.name for path in (project / "data" / "raw" / "parts").iterdir()] == ["1.png"]
+
+
+def test_hard_links_share_the_original_only_when_asked_for(tmp_path: Path) -> None:
+    source = images(tmp_path / "source", "1.png")
+    for link, shared in (("copy", False), ("hardlink", True)):
+        intake.bring(tmp_path, link, source, link)  # type: ignore[arg-type]
+        assert (tmp_path / "data" / "raw" / link / "1.png").samefile(source / "1.png") is shared
+
+
+def test_a_read_only_original_can_be_brought_in_twice(tmp_path: Path) -> None:
+    source = images(tmp_path / "source", "good/1.png")
+    (source / "good").chmod(stat.S_IRUSR | stat.S_IXUSR)
+    for _ in range(2):
+        assert intake.bring(tmp_path, "parts", source)
+    (source / "good").chmod(0o755)
+    assert (tmp_path / "data" / "raw" / "parts" / "good").stat().st_mode & stat.S_IWUSR
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (lambda root: root / "nowhere", "found nothing"),
+        (lambda root: images(root, "file") / "file", "found a file"),
+        (lambda root: images(root, "empty/a").joinpath("empty", "a").unlink() or root / "empty", "has no files"),
+        (lambda root: images(root / "data" / "raw" / "parts", "1.png"), "project's own"),
+    ],
+)
+def test_a_source_that_is_none_is_refused(tmp_path: Path, prepare: Callable[[Path], Path], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        intake.bring(tmp_path, "parts", prepare(tmp_path))
+
+
+def test_a_kill_between_the_renames_is_repaired_by_the_next_call(tmp_path: Path) -> None:
+    source = images(tmp_path / "source", "1.png")
+    images(tmp_path / ".pvqae" / "incoming" / "parts", "half.png")
+    images(tmp_path / ".pvqae" / "outgoing" / "parts", "old.png")
+    intake.remember(tmp_path, "parts", source)  # as if all had been well before
+    assert intake.bring(tmp_path, "parts", source, known=True)
+    assert [path.name for path in (tmp_path / "data" / "raw" / "parts").iterdir()] == ["1.png"]
+
+
+def test_a_dataset_that_dvc_would_never_push_is_an_error(real: Dvc, project: Path, tmp_path: Path) -> None:
+    (project / ".gitignore").write_text("/data/raw/*\n!/data/raw/*.dvc\n")
+    with pytest.raises(VersioningError, match=r"data/raw/\?\*"):
+        real.add_dataset("parts", images(tmp_path / "source", "1.png"))

@@ -1,0 +1,126 @@
+import pytest
+import torch
+
+from pvqae.inference.memory import Level, fit_level
+
+
+def features(seed: int = 0, views: int = 4, side: int = 6) -> torch.Tensor:
+    """n x 3 x side x side, as cached: half precision."""
+    return (2 + torch.randn(views, 3, side, side, generator=torch.Generator().manual_seed(seed))).half()
+
+
+def everything(views: int = 4, side: int = 48) -> torch.Tensor:
+    return torch.ones(views, side, side, dtype=torch.bool)
+
+
+GROUPS = torch.tensor([0, 0, 1, 2])
+
+
+def fitted(x: torch.Tensor, codes: int = 500, patches: int = 500, valid: torch.Tensor | None = None) -> Level:
+    return fit_level(x, everything() if valid is None else valid, GROUPS, codes, patches, seed=0, name="full/0")
+
+
+def distances(level: Level, x: torch.Tensor, without_group: torch.Tensor | None = None) -> torch.Tensor:
+    """Where nothing is padding."""
+    return level.distances(x, torch.ones(len(x), 6, 6, dtype=torch.bool), without_group)
+
+
+def plain_distances(level: Level, vectors: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(vectors, level.codes).min(-1).values
+
+
+def test_every_code_is_one_of_the_standardised_vectors_of_its_group() -> None:
+    x = features()
+    level = fitted(x, codes=20)
+    assert level.codes.shape == (20, 3)
+    vectors = level.vectors(x.float())
+    for code, owner in zip(level.codes, level.owners, strict=True):
+        own = vectors[owner == GROUPS].flatten(0, 1)
+        assert (own - code).abs().amax(1).min() < 2e-3  # half precision
+
+
+def test_codes_are_what_half_precision_keeps() -> None:
+    level = fitted(features())
+    assert torch.equal(level.codes, level.codes.half().float())
+
+
+def test_vectors_are_standardised_over_all_normals() -> None:
+    level = fitted(features())
+    vectors = level.vectors(features().float()).flatten(0, 1)
+    torch.testing.assert_close(vectors.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(vectors.std(0), torch.ones(3), atol=1e-3, rtol=0)
+
+
+def test_a_known_vector_is_at_no_distance_before_smoothing() -> None:
+    x = features()
+    level = fitted(x)  # all 144 vectors are codes
+    assert len(level.codes) == 144
+    assert plain_distances(level, level.vectors(x.float())).max() < 5e-3
+    assert distances(level, x.float()).max() < 5e-3
+
+
+def test_distances_are_those_of_a_plain_search_smoothed_over_neighbours() -> None:
+    level, x = fitted(features(), codes=10), features(1).float()
+    plain = plain_distances(level, level.vectors(x)).view(4, 6, 6)
+    found = distances(level, x)
+    assert found.shape == (4, 6, 6)
+    torch.testing.assert_close(found[0, 2, 3], plain[0, 1:4, 2:5].mean(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[0, 0, 0], plain[0, :2, :2].mean(), atol=1e-4, rtol=0)
+
+
+def test_a_training_image_is_not_judged_by_its_own_group() -> None:
+    x = features()
+    level = fitted(x)
+    alone, all_codes = distances(level, x.float(), GROUPS), distances(level, x.float())
+    assert (alone >= all_codes - 1e-6).all()
+    assert alone.min() > 0.05 > all_codes.max()
+    without_first = Level(level.mean, level.deviation, level.codes[level.owners != 0], level.owners)
+    torch.testing.assert_close(alone[:2], distances(without_first, x[:2].float()))
+
+
+def test_padding_never_enters() -> None:
+    x, valid = features(), everything()
+    valid[:, :, :16] = False  # the two left columns
+    garbage = x.clone()
+    garbage[..., :2] = 900.0
+    one, other = fitted(x, valid=valid), fitted(garbage, valid=valid)
+    for name in ("mean", "deviation", "codes", "owners"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert len(one.codes) == 4 * 6 * 4
+
+
+def test_what_lies_on_padding_reaches_no_distance_of_the_image() -> None:
+    x, valid = features(1).float(), torch.ones(4, 6, 6, dtype=torch.bool)
+    valid[..., :2] = False
+    garbage = x.clone()
+    garbage[..., :2] = 900.0
+    level = fitted(features(), codes=40)
+    one, other = (level.distances(some, valid)[..., 2:] for some in (x, garbage))
+    assert torch.equal(one, other)
+    torch.testing.assert_close(one[..., 1:], distances(level, x)[..., 3:])
+
+
+def test_at_most_so_many_patches_and_codes_and_the_same_each_time() -> None:
+    level = fitted(features(), codes=500, patches=30)
+    assert len(level.codes) == 30
+    assert torch.equal(level.codes, fitted(features(), codes=500, patches=30).codes)
+
+
+def test_a_channel_that_never_varies_does_no_harm() -> None:
+    x = features()
+    x[:, 1] = 0.5
+    assert torch.isfinite(distances(fitted(x), x.float())).all()
+
+
+def test_a_foreign_vector_is_farther_than_any_known_one() -> None:
+    level, x = fitted(features(), codes=40), features(1).float()
+    odd = x.clone()
+    odd[0, :, 3, 3] += 12
+    found = distances(level, odd)
+    assert found[0, 3, 3] > 1.5 * distances(level, x).max()
+    assert int(found.argmax()) in {r * 6 + c for r in (2, 3, 4) for c in (2, 3, 4)}
+
+
+@pytest.mark.parametrize("codes", [1, 7])
+def test_few_codes_are_enough_to_run(codes: int) -> None:
+    assert fitted(features(), codes=codes).codes.shape == (codes, 3)

@@ -1,0 +1,157 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pvqae import config
+from pvqae.datasets import images
+from pvqae.inference.measures import measure
+from pvqae.inference.readout import FUSIONS, RECON
+from pvqae.inference.scoring import PARTS, Scored, Scorer
+from pvqae.inference.statistics import SCALES
+
+Picture = Callable[..., np.ndarray]
+LYING, STANDING = (50, 125), (125, 50)
+
+
+def dented(image: np.ndarray, row: int, column: int, side: int = 14) -> np.ndarray:
+    changed = image.copy()
+    changed[row : row + side, column : column + side] = 0.02
+    return changed
+
+
+def reading(scorer: Scorer, aspect: str) -> Scorer:
+    return replace(scorer, image=config.Image(size=128, aspect=aspect))  # type: ignore[arg-type]
+
+
+def equal(one: Scored, other: Scored) -> bool:
+    maps = [np.array_equal(one.part_maps[part], other.part_maps[part]) for part in PARTS]
+    return one.image_score == other.image_score and one.parts == other.parts and all(maps)
+
+
+def test_the_same_image_gets_the_same_score(scorer: Scorer, picture: Picture) -> None:
+    assert equal(scorer.one(picture(50)), scorer.one(picture(50)))
+    assert not equal(scorer.one(picture(50)), scorer.one(picture(51)))
+
+
+def test_neither_order_nor_company_matters(scorer: Scorer, picture: Picture, tmp_path: Path) -> None:
+    for index in range(3):
+        images.write(tmp_path / f"{index}.png", picture(60 + index))
+    names = [f"{index}.png" for index in range(3)]
+    there = {s.sample_id: s for s in scorer.many(((n, n) for n in names), tmp_path)}
+    back = {s.sample_id: s for s in scorer.many((n, tmp_path / n) for n in reversed(names))}
+    assert list(there) == names
+    assert all(equal(there[name], back[name]) for name in names)
+
+
+def test_a_result_has_every_part_in_the_canvas_size(scorer: Scorer, picture: Picture) -> None:
+    image = picture(70)
+    scored = scorer.one(image, "me")
+    assert scored.sample_id == "me"
+    assert scored.parts.keys() == scored.part_maps.keys() == set(PARTS)
+    assert scored.anomaly_map.dtype == np.float32
+    assert {m.shape for m in (scored.anomaly_map, *scored.part_maps.values())} == {(128, 128)}
+    assert scored.levels.shape == scored.expected_levels.shape == (4, 4)
+    assert {*scored.levels.flat, *scored.expected_levels.flat} <= {0, 1, 2}
+    np.testing.assert_array_equal(scored.picture, np.rint(image * 255).astype(np.uint8))
+
+
+def test_a_dent_raises_the_score_and_the_map_where_it_is(scorer: Scorer, picture: Picture) -> None:
+    normal, defect = scorer.one(picture(71)), scorer.one(dented(picture(71), 84, 20))
+    assert defect.image_score > normal.image_score + 1
+    assert defect.parts["s_recon"] > normal.parts["s_recon"]
+    row, column = np.unravel_index(defect.anomaly_map.argmax(), defect.anomaly_map.shape)
+    assert 70 < row < 112
+    assert 6 < column < 48
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("recon", RECON)
+def test_every_named_choice_gives_finite_scores_and_maps(
+    scorer: Scorer, picture: Picture, fusion: str, recon: str
+) -> None:
+    for scale in SCALES:
+        score = config.Score(fusion=fusion, recon=recon, image_scale=scale, map_scale=scale)
+        scored = replace(scorer, score=score).one(picture(72))
+        assert np.isfinite([scored.image_score, *scored.parts.values()]).all()
+        assert all(np.isfinite(m).all() for m in scored.part_maps.values())
+        assert scored.image_score == FUSIONS[fusion](*(scored.parts[p] for p in ("s_recon", "s_prior", "product")))
+
+
+def test_training_normals_lie_around_zero(scorer: Scorer, picture: Picture) -> None:
+    scores = [scorer.one(picture(100 + index)).parts["s_prior"] for index in range(6)]
+    assert abs(np.mean(scores)) < 3
+
+
+@pytest.mark.parametrize("shape", [LYING, STANDING])
+def test_a_letterboxed_image_has_a_map_of_its_own_shape(
+    scorer: Scorer, picture: Picture, shape: tuple[int, int]
+) -> None:
+    scored = scorer.one(picture(80, *shape))
+    canvas = tuple(round(128 * side / 125) for side in shape)
+    assert scored.anomaly_map.shape == canvas
+    assert scored.picture.shape == (*canvas, 3)
+    assert np.isfinite([scored.image_score, *scored.parts.values()]).all()
+    assert all(np.isfinite(m).all() and m.shape == canvas for m in scored.part_maps.values())
+    padding = np.zeros((4, 4), dtype=bool)
+    padding[[0, 3]] = True
+    if shape == STANDING:
+        padding = padding.T
+    np.testing.assert_array_equal(scored.levels == -1, padding)
+    np.testing.assert_array_equal(scored.expected_levels == -1, padding)
+
+
+@pytest.mark.parametrize("recon", RECON)
+@pytest.mark.parametrize("shape", [LYING, STANDING])
+def test_what_is_measured_on_padding_counts_nowhere(
+    scorer: Scorer, picture: Picture, shape: tuple[int, int], recon: str
+) -> None:
+    chosen = replace(scorer, score=config.Score(recon=recon))
+    canvas = images.canvas(picture(81, *shape), scorer.image)
+    (view,) = canvas.views
+    features = scorer.networks.backbone(torch.from_numpy(view.pixels)[None])
+    raw = measure(scorer.networks, features, torch.from_numpy(view.valid)[None])
+    assert all(not valid.all() for valid in raw.valid.values())
+    maps = {name: torch.where(raw.valid[name], x, torch.full_like(x, 1e4)) for name, x in raw.maps.items()}
+    plain, spoiled = (chosen.finish(some, canvas, "") for some in (raw, replace(raw, maps=maps)))
+    assert equal(plain, spoiled)
+
+
+def test_features_of_padding_reach_no_distance_to_the_memory(scorer: Scorer, picture: Picture) -> None:
+    (view,) = images.canvas(picture(82, *LYING), scorer.image).views
+    valid = torch.from_numpy(view.valid)[None]
+    features = scorer.networks.backbone(torch.from_numpy(view.pixels)[None])
+    plain = measure(scorer.networks, features, valid)
+    levels = [
+        torch.where(plain.valid[f"memory_{r}"][:, None], x, torch.full_like(x, 50.0))
+        for r, x in enumerate(features.levels)
+    ]
+    spoiled = measure(scorer.networks, features._replace(levels=levels), valid)
+    for r in range(3):
+        inside = plain.valid[f"memory_{r}"]
+        assert torch.equal(plain.maps[f"memory_{r}"][inside], spoiled.maps[f"memory_{r}"][inside])
+
+
+def test_an_extremely_thin_image_is_scored(scorer: Scorer, picture: Picture) -> None:
+    scored = scorer.one(picture(83, 10, 600))
+    assert np.isfinite(scored.image_score)
+    assert scored.anomaly_map.shape == (2, 128)
+
+
+def test_tiles_cover_the_image_and_a_defect_shows_in_its_tile_only(scorer: Scorer, picture: Picture) -> None:
+    tiles, image = reading(scorer, "tile"), picture(84, 128, 320)
+    normal, defect = tiles.one(image), tiles.one(dented(image, 50, 270))
+    assert normal.anomaly_map.shape == normal.picture.shape[:2] == (128, 320)
+    assert normal.levels.shape == (4, 10)
+    assert normal.levels.min() >= 0
+    risen = defect.anomaly_map - normal.anomaly_map
+    assert risen[:, 250:].max() > 1
+    np.testing.assert_allclose(risen[:, :150], 0, atol=1e-5)
+    assert defect.image_score > normal.image_score
+
+
+def test_one_tile_is_the_plain_image(scorer: Scorer, picture: Picture) -> None:
+    assert equal(reading(scorer, "tile").one(picture(85)), reading(scorer, "squash").one(picture(85)))

@@ -1,0 +1,250 @@
+"""From a folder of images to a report, stage by stage, as dvc.yaml runs them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from pvqae.datasets import manifest
+from pvqae.datasets.manifest import digest
+from pvqae.evaluation import proof
+from pvqae.inference import bundle
+from pvqae.layout import Layout
+from pvqae.model import backbones
+from pvqae.training import network, prior
+
+IMAGE_KEYS = {"image_auroc", "f1_max", "threshold", "false_alarm_rate", "miss_rate", "fusion", "kinds"}
+PIXEL_KEYS = {"pixel_auroc", "aupro"}
+PART_KEYS = {f"{part}_{kind}_auroc" for part in ("s_prior", "s_recon", "product") for kind in ("image", "pixel")}
+HEALTH_KEYS = {"prior_cross_entropy", "frequency_cross_entropy", "level_shares", "codebook_usage"}
+COUNT_KEYS = {"n_normal", "n_defect", "latency_ms", "train_seconds"}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def check_metrics(layout: Layout, classes: set[str]) -> dict[str, Any]:
+    """The schema of reports/<dataset>/metrics.json."""
+    found: dict[str, Any] = read(layout.reports / "metrics.json")
+    assert found["dataset"] == "tiny"
+    assert found["protocol"] == "grouped"
+    assert found["classes"].keys() == classes
+    for one in found["classes"].values():
+        missing = (IMAGE_KEYS | PIXEL_KEYS | PART_KEYS | HEALTH_KEYS | COUNT_KEYS) - one.keys()
+        assert not missing
+        assert (one["n_normal"], one["n_defect"]) == (3, 3)
+        assert 0 <= one["image_auroc"] <= 1
+        assert sum(one["level_shares"]) == pytest.approx(1, abs=1e-4)
+        assert one["kinds"]["dent"].keys() >= {"image_auroc", "miss_rate", "n"}
+        assert one["train_seconds"] >= 0
+    assert found["mean"].keys() >= {"image_auroc", "pixel_auroc", "aupro", "false_alarm_rate"}
+    return found
+
+
+def test_every_stage_leaves_its_files(workspace: Layout) -> None:
+    for name in ("cloth", "plate"):
+        folder = workspace.network(name)
+        fits = {"full", "fold-0", "fold-1"}
+        files = {"history.jsonl", "rows.csv", "allocations.safetensors", *(f"{fit}.safetensors" for fit in fits)}
+        assert {p.name for p in folder.iterdir()} == files
+        assert read(workspace.timing(name)).keys() == {"train_seconds"}
+        assert {p.name for p in workspace.prior(name).iterdir()} == {
+            *("facts.json", "history.jsonl"),
+            *(f"{fit}.safetensors" for fit in fits),
+        }
+        assert {p.name for p in workspace.bundle(name).iterdir()} == {
+            *("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json", "SHA256SUMS")
+        }
+        assert {p.name for p in workspace.class_report(name).iterdir()} >= {"metrics.json", "images.csv", "curves.json"}
+    assert {p.name for p in workspace.reports.iterdir()} >= {"metrics.json", "images.csv", "index.html", "roc.csv"}
+    assert not list(workspace.root.rglob("*.part"))
+
+
+def test_history_has_every_step_of_every_fit_and_no_clock(workspace: Layout) -> None:
+    rows = [json.loads(line) for line in (workspace.network("cloth") / "history.jsonl").read_text().splitlines()]
+    steps = {fit: [row["step"] for row in rows if row["fold"] == fit] for fit in ("full", "fold-0", "fold-1")}
+    assert steps == {fit: [0, 1, 2, 3] for fit in steps}
+    assert all(
+        {"loss", "reconstruction", "share_0", "share_1", "share_2", "codebook_usage"} <= row.keys() for row in rows
+    )
+    assert not any("time" in key or "second" in key for row in rows for key in row)
+
+
+def test_allocations_of_all_normals_are_handed_over(workspace: Layout) -> None:
+    tensors = load_file(workspace.network("plate") / "allocations.safetensors")
+    rows = pd.read_csv(workspace.network("plate") / "rows.csv")
+    assert tensors.keys() == {"rows", "valid", "logits.full", "logits.fold-0", "logits.fold-1"}
+    assert tensors["rows"].tolist() == list(range(len(rows)))
+    assert tensors["logits.full"].shape == (len(rows), 3, 2, 2)
+    assert list(rows["sample_id"]) == list(manifest.read(workspace.network_rows("plate"))["sample_id"])
+
+
+def test_the_report_has_the_figures_of_the_architecture(workspace: Layout) -> None:
+    found = check_metrics(workspace, {"cloth", "plate"})
+    assert found["mean"]["image_auroc"] == pytest.approx(
+        np.mean([one["image_auroc"] for one in found["classes"].values()])
+    )
+    assert found["mean"]["image_auroc"] > 0.8  # dents are black
+    images = pd.read_csv(workspace.reports / "images.csv")
+    assert len(images) == 12
+    assert set(images["class"]) == {"cloth", "plate"}
+
+
+def test_the_card_says_how_the_threshold_was_found(workspace: Layout) -> None:
+    card = read(workspace.bundle("cloth") / "calibration.json")
+    rows = manifest.read(workspace.class_rows("cloth", "normals"))
+    assert card["method"] == "cross_fit"
+    assert card["n"] == card["n_groups"] == len(card["scores"]) == len(rows)
+    assert card["manifest_sha256"] == digest(workspace.class_rows("cloth", "normals"))
+    assert card["target_rate"] == 0.2
+    assert card["scores"][0] <= card["threshold"] <= card["scores"][-1]
+    low, high = card["map_scale"]
+    assert low < card["map_threshold"] < high
+
+
+def test_the_threshold_comes_from_fits_that_had_not_seen_the_image(workspace: Layout) -> None:
+    """The shipped bundle knows its normals: judged by itself they would look better than unseen ones."""
+    detector = bundle.load(workspace.bundle("cloth"))
+    rows = manifest.read(workspace.class_rows("cloth", "normals"))
+    known = [
+        s.image_score for s in detector.score_many(zip(rows["sample_id"], rows["path"], strict=True), workspace.data)
+    ]
+    assert np.median(known) < np.median(detector.card["scores"])
+
+
+def test_health_is_part_of_the_bundle(workspace: Layout) -> None:
+    health = read(workspace.bundle("plate") / "config.json")["health"]
+    facts = read(workspace.prior("plate") / "facts.json")
+    assert health.keys() == {
+        "level_shares",
+        "codebook_usage",
+        "prior_cross_entropy",
+        "frequency_cross_entropy",
+        "warnings",
+    }
+    assert {key: health[key] for key in facts} == facts
+    assert all(value > 0 for value in facts.values())
+
+
+@pytest.fixture
+def copied(workspace: Layout, tmp_path: Path) -> Layout:
+    shutil.copytree(workspace.root, tmp_path / "copy")
+    return Layout(tmp_path / "copy", "tiny")
+
+
+def test_finished_fits_are_kept_when_only_the_outputs_are_gone(
+    copied: Layout, tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(copied.network("cloth"))
+    shutil.rmtree(copied.models)
+    monkeypatch.setattr(network.loop, "fit", lambda *a: pytest.fail("trained again"))
+    tiny.run(network.train, copied, tiny.params(), "cloth")
+    assert contents(copied.network("cloth")) == before
+    assert capsys.readouterr().out.count("finished before, kept") == 3
+
+
+@pytest.mark.parametrize("section", [{"seed": 1}, {"train": {"steps": 5, "batch": 4}}])
+def test_work_of_other_params_is_not_resumed(
+    copied: Layout, tiny: Any, section: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(copied.network("cloth"))
+    tiny.run(network.train, copied, tiny.params(**section), "cloth")
+    assert "kept" not in capsys.readouterr().out
+    assert contents(copied.network("cloth"))["full.safetensors"] != before["full.safetensors"]
+
+
+def test_work_is_named_by_rows_params_and_code(copied: Layout, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, params = copied.network_rows("cloth"), tiny.params()
+    key = network.work_key(file, params)
+    assert key == network.work_key(file, tiny.params())
+    assert key == network.work_key(file, tiny.params(evaluation={"pictures": 3}, score={"blur": 1}))
+    assert key != network.work_key(file, tiny.params(model={"codes": 16}))
+    assert key != network.work_key(copied.network_rows("plate"), params)
+    monkeypatch.setattr(network, "source_hash", lambda: "other code")
+    assert key != network.work_key(file, params)
+
+
+def test_a_training_that_fails_leaves_the_old_outputs(
+    copied: Layout, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(copied.models)
+    monkeypatch.setattr(network, "save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        tiny.run(network.train, copied, tiny.params(seed=3), "cloth")
+    monkeypatch.setattr(prior, "save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        tiny.run(prior.train, copied, tiny.params(), "cloth")
+    kept = {name: sha256 for name, sha256 in contents(copied.models).items() if ".part/" not in name}
+    assert kept == before
+
+
+def test_the_same_inputs_give_the_same_bytes(workspace: Layout, tmp_path: Path, tiny: Any) -> None:
+    graph = tiny.per_class("cloth")
+    again = tiny.variant(workspace, tmp_path, graph, tiny.params())
+    assert contents(again.network("cloth")) == contents(workspace.network("cloth"))
+    assert contents(again.prior("cloth")) == contents(workspace.prior("cloth"))
+    assert bundle.sha256_of(again.bundle("cloth")) == bundle.sha256_of(workspace.bundle("cloth"))
+
+
+def test_one_network_and_a_universal_prior_serve_all_classes(workspace: Layout, tmp_path: Path, tiny: Any) -> None:
+    graph = {
+        "dataset": "tiny",
+        "networks": {"all": {"classes": ["cloth", "plate"]}},
+        "priors": {"all": {"classes": ["cloth", "plate"], "allocations": "models/tiny/networks"}},
+        "classes": {name: {"network": "all", "prior": "all"} for name in ("cloth", "plate")},
+    }
+    params = tiny.params(model={"width": 16, "code_dim": 8, "codes": 32, "network": "shared"})
+    layout = tiny.variant(workspace, tmp_path, graph, params)
+    check_metrics(layout, {"cloth", "plate"})
+    cloth, plate = (load_file(layout.bundle(name) / "weights.safetensors") for name in ("cloth", "plate"))
+    assert all((value == plate[name]).all() for name, value in cloth.items())
+    sums = [bundle.sha256_of(layout.bundle(name)) for name in ("cloth", "plate")]
+    assert sums[0] != sums[1]  # memory, statistics and threshold are each class's own
+    assert [p.name for p in (layout.models / "priors").iterdir()] == ["all"]
+
+
+def test_a_class_with_enough_normals_is_judged_on_its_calibrate_split(
+    workspace: Layout, tmp_path: Path, tiny: Any
+) -> None:
+    params = tiny.params(calibration={"kfold_below": 5, "false_alarm_rate": 0.4})
+    layout = tiny.variant(workspace, tmp_path, tiny.per_class("cloth"), params)
+    rows = manifest.read(layout.class_rows("cloth", "normals"))
+    card = read(layout.bundle("cloth") / "calibration.json")
+    assert card["method"] == "held_out"
+    assert card["n"] == (rows["split"] == "calibrate").sum()
+    assert {p.name for p in layout.network("cloth").glob("f*.safetensors")} == {"full.safetensors"}
+
+
+@pytest.mark.parametrize("fusion", ["gated", "product"])
+def test_the_papers_pixel_backbone_is_a_params_change_away(
+    workspace: Layout, tmp_path: Path, tiny: Any, fusion: str
+) -> None:
+    params = tiny.params(
+        model={"backbone": "vqgan", "width": 8, "code_dim": 4, "codes": 16, "levels": 2},
+        train={"steps": 4, "batch": 4, "adversarial": True},
+        score={"recon": "decoder", "prior": "cross_entropy", "fusion": fusion},
+    )
+    layout = tiny.variant(workspace, tmp_path, tiny.per_class("plate"), params)
+    found = check_metrics(layout, {"plate"})
+    assert found["classes"]["plate"]["fusion"] == fusion
+    tensors = load_file(layout.bundle("plate") / "weights.safetensors")
+    assert any(name.startswith("backbone.") for name in tensors)
+    assert not any("discriminator" in name for name in tensors)
+    assert read(layout.bundle("plate") / "config.json")["backbone_sha256"] is None
+    assert backbones.make(params.model).weights_file() is None
+
+
+def test_the_proof_draws_halves_of_the_unseen_normals(workspace: Layout, tiny: Any) -> None:
+    found = tiny.run(proof.calibration, workspace, tiny.params(), "cloth")
+    assert 0 <= found["low"] <= found["mean"] <= found["high"] <= 1
+    assert found["target"] == 0.2

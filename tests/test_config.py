@@ -1,0 +1,142 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pvqae import config
+from pvqae.config import Params
+from pvqae.errors import ConfigError
+
+SHIPPED = Path(__file__).parents[1] / "params.yaml"
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of nested sections."""
+    found = []
+    for key, value in values.items():
+        found += leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return found
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "params.yaml").write_text(text, "utf-8")
+    return folder / "params.yaml"
+
+
+def test_deleting_a_line_of_the_shipped_file_changes_nothing() -> None:
+    assert config.load(SHIPPED) == Params()
+
+
+def test_the_shipped_file_shows_every_key() -> None:
+    given_on_the_command_line = {"data.root"}
+    shown = leaves(yaml.safe_load(SHIPPED.read_text("utf-8")))
+    assert set(shown) == set(config.known_keys()) - given_on_the_command_line
+
+
+def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    assert config.load(written(tmp_path, "")) == Params()
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("train: {stepps: 3}", "train.stepps: unknown key, did you mean train.steps?"),
+        ("trian: {steps: 3}", "trian: unknown key, did you mean"),
+        ("score: {reccon: memory}", "did you mean score.recon?"),
+        ("data: {shares: {calibrat: 0.1}}", "did you mean data.shares.calibrate?"),
+    ],
+)
+def test_an_unknown_key_names_the_file_and_the_nearest_known_one(tmp_path: Path, text: str, nearest: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(written(tmp_path, text))
+    assert str(tmp_path / "params.yaml") in str(caught.value)
+    assert nearest in str(caught.value)
+
+
+def test_every_wrong_value_is_listed_with_what_was_found(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(written(tmp_path, "image: {size: 100, aspect: square}\ntrain: {lr: 0}"))
+    message = str(caught.value)
+    assert "image.size" in message
+    assert "found 100" in message
+    assert "image.aspect" in message
+    assert "'square'" in message
+    assert "train.lr" in message
+
+
+@pytest.mark.parametrize(
+    ("item", "read"),
+    [
+        ("train.steps=7", lambda p: p.train.steps == 7),
+        ("train.lr=2e-3", lambda p: p.train.lr == 2e-3),
+        ("train.kappa=auto", lambda p: p.train.kappa == "auto"),
+        ("train.kappa=0.1", lambda p: p.train.kappa == 0.1),
+        ("train.horizontal_flip=true", lambda p: p.train.horizontal_flip is True),
+        ("data.categories=[bottle, cable]", lambda p: p.data.categories == ("bottle", "cable")),
+        ("data.shares={calibrate: 0.3}", lambda p: p.data.shares.calibrate == 0.3),
+        ("data.root=a=b", lambda p: p.data.root == "a=b"),
+        ("seed=3", lambda p: p.seed == 3),
+    ],
+)
+def test_overrides_are_yaml_values(tmp_path: Path, item: str, read: Any) -> None:
+    assert read(config.load(written(tmp_path, "train: {batch: 2}"), (item,)))
+
+
+def test_the_last_override_wins_over_earlier_ones_and_the_file(tmp_path: Path) -> None:
+    params = config.load(written(tmp_path, "train: {steps: 3, batch: 2}"), ("train.steps=5", "train.steps=6"))
+    assert (params.train.steps, params.train.batch) == (6, 2)
+
+
+@pytest.mark.parametrize("item", ["train.steps", "train.stepps=3", "seed.x=1", "train.steps=[1", "train.steps=many"])
+def test_a_wrong_override_is_a_config_error_that_repeats_it(tmp_path: Path, item: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(written(tmp_path, "seed: 1"), (item,))
+    assert item.partition("=")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "seed: [1", "just words"])
+def test_what_is_not_sections_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"params\.yaml"):
+        config.load(written(tmp_path, text))
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="run from the project's root"):
+        config.load(tmp_path / "none.yaml")
+
+
+def test_params_cannot_be_changed_in_place() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Params().train.steps = 3  # type: ignore[misc]
+
+
+floats = st.floats(1e-6, 0.3, allow_nan=False)
+params = st.builds(
+    Params,
+    seed=st.integers(0, 2**40),
+    data=st.builds(
+        config.Data,
+        name=st.from_regex(r"\A[a-z0-9][a-z0-9_-]{0,8}\Z"),
+        root=st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=12),
+        categories=st.lists(st.text("abcyno019-_", min_size=1, max_size=5), max_size=3).map(tuple),
+        shares=st.builds(config.Shares, calibrate=floats, gate=floats, test=floats),
+    ),
+    image=st.builds(config.Image, size=st.integers(2, 64).map(lambda n: 32 * n)),
+    train=st.builds(
+        config.Train,
+        lr=floats,
+        kappa=st.one_of(st.just("auto"), floats),
+        temperature=st.tuples(floats, floats),
+        horizontal_flip=st.booleans(),
+    ),
+    compute=st.builds(config.Compute, threads=st.one_of(st.just("auto"), st.integers(1, 64))),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(params)
+def test_loading_a_dump_gives_the_same_params(tmp_path_factory: pytest.TempPathFactory, some: Params) -> None:
+    assert config.load(written(tmp_path_factory.mktemp("dump"), config.dump(some))) == some

@@ -1,0 +1,79 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pvqae.config import Calibration
+from pvqae.datasets.splits import fold_of
+from pvqae.training import folds
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> pd.DataFrame:
+    """Normals of one to three classes, small and big, in groups of one to three images that lie in one split."""
+    rows = []
+    for category in "abc"[: draw(st.integers(1, 3))]:
+        for group in range(draw(st.integers(1, 30))):
+            split = draw(st.sampled_from(["train", "train", "calibrate"]))
+            rows += [(category, f"{category}/{group}", split)] * draw(st.integers(1, 3))
+    return pd.DataFrame(rows, columns=["category", "group_id", "split"])
+
+
+settings_of_calibration = st.builds(Calibration, kfold_below=st.integers(0, 40), folds=st.integers(2, 5))
+
+
+@settings(max_examples=80, deadline=None)
+@given(tables(), settings_of_calibration)
+def test_no_fit_judges_what_it_learned_from_and_each_row_is_judged_once(
+    table: pd.DataFrame, calibration: Calibration
+) -> None:
+    rows = folds.assign(table, calibration)
+    fits = folds.names(rows)
+    judged = np.zeros(len(rows), dtype=int)
+    for fit in fits:
+        learns, judges = folds.learns(rows, fit), folds.judges(rows, fit)
+        assert not (learns & judges).any()
+        groups_seen, groups_judged = set(rows["group_id"][learns]), set(rows["group_id"][judges])
+        assert not groups_seen & groups_judged
+        judged += judges
+    small = rows.groupby("category")["category"].transform("size") < calibration.kfold_below
+    expected = small | (rows["split"] == "calibrate")
+    np.testing.assert_array_equal(judged, expected.astype(int))
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables(), settings_of_calibration)
+def test_the_shipped_fit_learns_all_of_small_classes_and_train_of_big_ones(
+    table: pd.DataFrame, calibration: Calibration
+) -> None:
+    rows = folds.assign(table, calibration)
+    small = rows.groupby("category")["category"].transform("size") < calibration.kfold_below
+    np.testing.assert_array_equal(folds.learns(rows, folds.FULL), small | (rows["split"] == "train"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables(), settings_of_calibration)
+def test_every_row_of_a_small_class_is_learned_by_all_fits_but_one(
+    table: pd.DataFrame, calibration: Calibration
+) -> None:
+    rows = folds.assign(table, calibration)
+    fits = folds.names(rows)
+    times = np.sum([folds.learns(rows, fit) for fit in fits], axis=0)
+    small = (rows["fold"] != folds.HELD_OUT).to_numpy()
+    assert (times[small] == len(fits) - 1).all()
+
+
+@pytest.mark.parametrize(("below", "fits"), [(10, ["full"]), (11, ["full", "fold-0", "fold-1"])])
+def test_kfold_below_is_a_strict_bound(below: int, fits: list[str]) -> None:
+    table = pd.DataFrame({"category": "a", "group_id": [f"g{i}" for i in range(10)], "split": "train"})
+    assert folds.names(folds.assign(table, Calibration(kfold_below=below, folds=2))) == fits
+
+
+def test_rows_keep_their_order_and_the_fold_of_their_group() -> None:
+    table = pd.DataFrame(
+        {"category": "a", "group_id": [f"g{i % 4}" for i in range(9)], "split": "train"}, index=range(9)
+    )
+    rows = folds.assign(table, Calibration(kfold_below=99, folds=3))
+    assert list(rows["group_id"]) == list(table["group_id"])
+    assert list(rows["fold"]) == [fold_of(f"g{i % 4}", 3) for i in range(9)]

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import pywt
+import torch
+
+from pvqae.training import richness
+from pvqae.training.richness import NOISE_FLOOR, RICHNESS
+
+MEASURES = [name for name in RICHNESS if name != "none"]
+FLAT, FAINT, EDGE = range(3)
+
+
+@pytest.fixture(scope="module")
+def grades() -> torch.Tensor:
+    """3 x 32 x 32: flat, a little structure, a strong edge with a line."""
+    patches = torch.full((3, 32, 32), 0.5)
+    patches[FAINT, :, 13:] += 0.02
+    patches[EDGE, :, 13:] += 0.4
+    patches[EDGE, 20:22] -= 0.4
+    return patches
+
+
+@pytest.fixture(scope="module")
+def pictures() -> torch.Tensor:
+    """4 x 3 x 128 x 128 in [0, 1], of different contrast."""
+    generator = torch.Generator().manual_seed(0)
+    contrast = torch.tensor([0.0, 0.01, 0.2, 0.5]).view(4, 1, 1, 1)
+    return 0.5 + contrast * (torch.rand(4, 3, 128, 128, generator=generator) - 0.5)
+
+
+@pytest.mark.parametrize("name", RICHNESS)
+def test_costs_are_shares_one_per_patch(name: str, pictures: torch.Tensor, grades: torch.Tensor) -> None:
+    for values in (richness.cost(pictures, name), RICHNESS[name](grades)):
+        assert values.min() >= 0
+        assert values.max() <= 1 + 1e-6
+    assert richness.cost(pictures, name).shape == (4, 4, 4)
+    assert not richness.cost(pictures, name).requires_grad
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_the_poorer_a_patch_the_higher_its_cost(name: str, grades: torch.Tensor) -> None:
+    flat, faint, edge = RICHNESS[name](grades).tolist()
+    assert flat > faint > edge
+    assert flat > 0.99
+
+
+@pytest.mark.parametrize("name", RICHNESS)
+def test_a_batch_gives_what_each_image_gives_alone(name: str, pictures: torch.Tensor) -> None:
+    alone = torch.cat([richness.cost(one[None], name) for one in pictures])
+    torch.testing.assert_close(richness.cost(pictures, name), alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_cost_belongs_to_its_own_cell(name: str) -> None:
+    picture = torch.full((1, 3, 64, 96), 0.5)
+    picture[..., 37:, 64:77] = 0.9
+    values = richness.RICHNESS[name](richness.patches(picture)).view(2, 3)
+    assert (values < values[0, 0] - 0.05).nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(("side", "depth"), [(32, 3), (16, 2)])
+def test_dwt_entropy_equals_a_plain_loop_over_patches(side: int, depth: int) -> None:
+    patches = torch.rand(7, side, side, generator=torch.Generator().manual_seed(1))
+    expected = []
+    for patch in patches.numpy().astype(np.float64):
+        details = pywt.wavedec2(patch, "haar", level=depth)[1:]
+        energy = np.concatenate([band.ravel() for triple in details for band in triple]) ** 2 + NOISE_FLOOR
+        share = energy / energy.sum()
+        expected.append(-(share * np.log(share)).sum() / np.log(len(share)))
+    np.testing.assert_allclose(richness.dwt_entropy(patches).numpy(), expected, atol=1e-6)
+
+
+def test_brightness_alone_is_no_richness() -> None:
+    patches = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(2)) * 0.3
+    for name in RICHNESS:
+        torch.testing.assert_close(RICHNESS[name](patches), RICHNESS[name](patches + 0.5), atol=1e-4, rtol=0)
+
+
+def test_rescaling_stretches_the_middle_of_the_range_and_keeps_the_order() -> None:
+    cost = torch.rand(20, 4, 4, generator=torch.Generator().manual_seed(3)) * 0.4 + 0.55
+    found = richness.rescale(cost, torch.ones_like(cost, dtype=torch.bool))
+    assert (found.min().item(), found.max().item()) == (pytest.approx(0.05), 1.0)
+    assert 0.04 < (found == found.min()).float().mean() < 0.06
+    order = cost.flatten().argsort()
+    assert (found.flatten()[order].diff() >= 0).all()
+
+
+def test_rescaling_ignores_padding_and_leaves_equal_costs_alone() -> None:
+    cost = torch.rand(20, 4, 4, generator=torch.Generator().manual_seed(3)) * 0.4 + 0.55
+    valid = torch.ones_like(cost, dtype=torch.bool)
+    valid[:, 0] = False
+    spoiled = torch.where(valid, cost, torch.zeros_like(cost))
+    assert torch.equal(richness.rescale(cost, valid)[valid], richness.rescale(spoiled, valid)[valid])
+    even = torch.full((2, 4, 4), 0.7)
+    assert torch.equal(richness.rescale(even, torch.ones_like(even, dtype=torch.bool)), even)
