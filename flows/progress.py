@@ -12,16 +12,18 @@ from flows.metrics import Metric
 PERIOD = 1.0  # seconds between looks at a growing file
 PLACE = ("phase", "fold", "step")  # which row it is, not what it says
 
+FULL = "full"  # the fold that leaves nothing out: the one that ships
+
 Row = dict[str, Any]
 
 
 def curves(rows: Iterable[Row]) -> list[Metric]:
-    """Each number of each row under `<phase>/<name>`, a fold's under `<phase>/fold_<k>/<name>`; nulls are left out."""
+    """Each number of each row under `<phase>/<name>`, a fold's under `<phase>/<fold>/<name>`; nulls are left out."""
     found = []
     for row in rows:
         where = [str(row.get("phase", "train"))]
-        if row.get("fold") is not None:
-            where.append(f"fold_{row['fold']}")
+        if row.get("fold") not in (None, FULL):
+            where.append(str(row["fold"]))
         for key, value in row.items():
             if key not in PLACE and isinstance(value, int | float) and not isinstance(value, bool):
                 found.append(Metric("/".join([*where, key]), float(value), int(row.get("step", 0))))

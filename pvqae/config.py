@@ -72,7 +72,7 @@ class Train(Section):
 
 class Prior(Section):
     grouping: str = "per_class"
-    steps: int = Field(300, ge=1)
+    steps: int = Field(150, ge=1)
     width: int = Field(64, ge=8, multiple_of=8)
     lr: float = Field(3e-3, gt=0)
 

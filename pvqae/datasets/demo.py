@@ -19,7 +19,8 @@ CELL = 128
 COLUMNS = 4
 VARIANTS = 4  # images per cell
 TEST_CELLS = (5, 8, 10, 15)
-KINDS = ("scratch", "spot", "cutpaste", "stain")
+# Such as a person sees on grass and pebbles, too: a faint stain among them is no defect that anyone would mark.
+KINDS = ("scratch", "spot", "fill", "blur")
 # Quarter turns allowed: bricks lie in rows, pebbles and grass (seen from above) have no direction.
 TURNS = {"brick": (0, 2), "gravel": (0, 1, 2, 3), "grass": (0, 1, 2, 3)}
 README = """demo, synthetic, no quality claim
@@ -58,7 +59,7 @@ def _write_cell(folder: Path, name: str, index: int, cell: Floats) -> None:
         stem = f"crop{index:02}_{VARIANTS + number}"
         rng = _rng(name, stem)
         picture = _variant(cell, name, rng)
-        extent = float(np.exp(rng.uniform(np.log(0.02), np.log(0.12))))
+        extent = float(np.exp(rng.uniform(np.log(0.04), np.log(0.16))))
         defective, mask = anomalies.ANOMALIES[kind](picture, rng, 5 * extent if kind == "scratch" else extent)
         images.write(folder / "test" / kind / f"{stem}.png", defective, channels=1)
         images.write(folder / "ground_truth" / kind / f"{stem}_mask.png", mask)

@@ -18,9 +18,10 @@ def line(step: int, loss: float) -> str:
 def test_each_number_of_a_row_is_a_point_and_folds_are_apart() -> None:
     rows = [
         {"phase": "vq", "fold": None, "step": 3, "loss": 0.5, "usage": None, "note": "x"},
-        {"phase": "vq", "fold": 1, "step": 3, "loss": 0.7},
+        {"fold": "full", "step": 3, "loss": 0.6},
+        {"phase": "vq", "fold": "fold-1", "step": 3, "loss": 0.7},
     ]
-    assert curves(rows) == [Metric("vq/loss", 0.5, 3), Metric("vq/fold_1/loss", 0.7, 3)]
+    assert curves(rows) == [Metric("vq/loss", 0.5, 3), Metric("train/loss", 0.6, 3), Metric("vq/fold-1/loss", 0.7, 3)]
 
 
 def test_a_row_is_handed_on_once_whatever_file_it_stands_in(tmp_path: Path) -> None:

@@ -94,18 +94,21 @@ def test_updates_carry_codes_to_the_mean_of_their_vectors() -> None:
 def test_one_update_moves_by_the_decay() -> None:
     codebook = Codebook(1, 1, 0.25, 0.9)
     codebook.start(torch.tensor([[0.0]]))
-    codebook.update(torch.tensor([[2.0]]), torch.tensor([0]))
-    assert codebook.codes.item() == pytest.approx(0.1 * 2.0)  # sum and count started at 0 and 1
+    codebook.update(torch.tensor([[2.0], [4.0]]), torch.tensor([0, 0]))
+    assert codebook.counts.item() == pytest.approx(0.9 * 1 + 0.1 * 2)
+    assert codebook.codes.item() == pytest.approx(0.1 * 6 / 1.1)  # the sum started at 0
 
 
 def test_dead_codes_are_revived_at_the_worst_covered_vectors() -> None:
     codebook = Codebook(3, 1, 0.25, 0.5)
     codebook.start(torch.tensor([[0.0], [1.0], [100.0]]))
     x = torch.tensor([[0.0], [0.1], [1.0], [1.1], [7.0]])
-    for _ in range(12):  # after five, 0.5^5 is left of the count of 100, which serves nothing
+    updates = 0
+    while codebook.codes.max() > 50:
         codebook.update(x, nearest(x, codebook.codes)[1])
-    assert codebook.codes.max().item() == pytest.approx(7.0, abs=0.01)
-    assert codebook.counts.min() > 0.1
+        updates += 1
+    assert updates == 6  # 0.5^6 is below 0.03: 100 serves nothing
+    assert (codebook.codes[2].item(), codebook.sums[2].item(), codebook.counts[2].item()) == (7.0, 7.0, 1.0)
 
 
 def test_start_covers_and_repeats_where_vectors_are_few(started: Codebook) -> None:

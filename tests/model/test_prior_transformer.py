@@ -92,6 +92,8 @@ def test_padding_takes_no_part() -> None:
     changed[:, :, :, 3] = 5
     before, after = (expect(network, x, valid).mean[0][valid[0].flatten()] for x in (logits, changed))
     assert torch.equal(before, after)
+    network.position[~valid[0].flatten()] += 5  # not even that it is there
+    assert torch.equal(expect(network, logits, valid).mean[0][valid[0].flatten()], before)
     seen = expect(network, logits, torch.ones_like(valid)).mean[0][valid[0].flatten()]
     assert (seen - before).abs().max() > 1e-4
 
