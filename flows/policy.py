@@ -5,7 +5,9 @@ from typing import Literal
 
 Alias = Literal["champion", "challenger"]
 
-PARITY_TOLERANCE = 1e-5  # largest difference of a score after a reload in a fresh process; scores are of order 1
+# A score (of order 1 to 30, in deviations of normals) after a reload in a fresh process. With another number of
+# threads sums have another order: 1.6e-5 on a score of 31 (measured). What is wrong with a bundle changes far more.
+PARITY_TOLERANCE = 1e-4
 LEVEL_LIMIT = 0.98  # share of cells on one level above which the allocation has collapsed
 USAGE_LIMIT = 0.05  # share of codes in use below which the codebook has collapsed
 

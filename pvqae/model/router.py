@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pvqae.model.vqgan import norm
 
+LOGIT_SCALE = 1.5  # against Gumbel noise of deviation 1.3: a typical cell still tries other levels
 LOGIT_LIMIT = 5.0  # beyond it the Gumbel noise no longer changes a choice, and a level that lost can't come back
 
 
@@ -51,20 +52,43 @@ def gumbel_onehot(logits_BRhw: Tensor, temperature: float, generator: torch.Gene
 
 
 class Router(nn.Module):
-    """Average-pool every level to the coarsest grid, concatenate, two linear layers per cell."""
+    """Average-pool every level to the coarsest grid, concatenate, two linear layers per cell.
+
+    Each level's logits are standardised over the cells seen in training, plus a learnt shift within +-1 (ours). Without
+    that, all cells of a uniform texture change level together, and one level took 98-100 % of them on mtsd, grass and
+    gravel: what the allocation can say is which cells differ from the others. The shift leaves the spend to the budget.
+    """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, code_dim: int, levels: int, width: int):
         super().__init__()
         self.norm = norm(code_dim * levels)
         self.hidden = nn.Conv2d(code_dim * levels, width, 1)
         self.output = nn.Conv2d(width, levels, 1)
+        self.shift = nn.Parameter(torch.zeros(levels))
+        self.register_buffer("mean", torch.zeros(levels))
+        self.register_buffer("deviation", torch.ones(levels))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """R maps B x D x h_r x w_r → logits B x R x h x w."""
+        standard = (self._raw(levels) - self.mean[:, None, None]) / self.deviation[:, None, None]
+        logits = LOGIT_SCALE * (standard + self.shift.tanh()[:, None, None])
+        return logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+
+    @torch.no_grad()
+    def observe(self, levels: list[Tensor], valid_Bhw: Tensor, momentum: float = 0.2) -> None:
+        """Move the standardisation towards the valid cells of a training batch."""
+        cells = self._raw(levels).movedim(1, -1)[valid_Bhw]
+        self.mean.lerp_(cells.mean(0), momentum)
+        self.deviation.lerp_(cells.std(0).clamp_min(1e-3), momentum)
+
+    def _raw(self, levels: list[Tensor]) -> Tensor:
         grid = (levels[0].shape[-2], levels[0].shape[-1])
         pooled = torch.cat([F.adaptive_avg_pool2d(x, grid) for x in levels], dim=1)
-        logits: Tensor = self.output(F.silu(self.hidden(self.norm(pooled))))
-        return logits.float().clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        raw: Tensor = self.output(F.silu(self.hidden(self.norm(pooled))))
+        return raw.float()
 
 
 def merge(levels: list[Tensor], onehot_BRhw: Tensor) -> Tensor:

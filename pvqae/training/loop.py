@@ -50,9 +50,9 @@ def _step(run: Run, examples: Examples, step: int) -> dict[str, Any]:
     with runtime.autocast(run.plan):
         features = run.features(batch)
         codes = run.autoencoder.codes(features)
-        allocation = phases.allocate(run, codes, step)
+        coarse = on_grid(batch.valid, codes[0].shape[-2:])
+        allocation = phases.allocate(run, codes, coarse, step)
         output = run.autoencoder.decode(codes, allocation, on_grid(batch.valid, features.levels[-1].shape[-2:]))
-    coarse = on_grid(batch.valid, allocation.onehot.shape[-2:])
     reconstruction = run.reconstruction_loss(output, features, batch)
     loss = reconstruction + output.commitment + weight * budget.budget_loss(allocation.onehot, batch.cost, coarse)
     if run.discriminator is not None and step >= phases.warmup_steps(run.params.train):

@@ -47,9 +47,10 @@ def order(run: Run, count: int, step: int) -> Tensor:
     return stream[begin : begin + size]
 
 
-def allocate(run: Run, codes: list[Tensor], step: int) -> Allocation:
+def allocate(run: Run, codes: list[Tensor], valid_Bhw: Tensor, step: int) -> Allocation:
     """Random in warm-up, so that every head and the decoder learn; then Gumbel, with some cells random to the end:
     inference feeds the decoder allocations that it did not choose."""
+    run.autoencoder.router.observe(codes, valid_Bhw)
     train, logits = run.params.train, run.autoencoder.router(codes)
     draws = seeding.generator(run.params.seed, run.name, "allocation", step)
     random = random_onehot(logits.shape, draws).to(logits.device)

@@ -19,7 +19,7 @@ def test_a_sound_first_version_becomes_champion() -> None:
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        ({"parity_difference": 2e-5}, "2e-05"),
+        ({"parity_difference": 2e-4}, "0.0002"),
         ({"parity_difference": float("nan")}, "nan"),
         ({"parity_difference": None}, "not established"),
         ({"missing_lineage": ("git_sha",)}, "git_sha"),

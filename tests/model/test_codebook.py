@@ -103,12 +103,13 @@ def test_dead_codes_are_revived_at_the_worst_covered_vectors() -> None:
     codebook = Codebook(3, 1, 0.25, 0.5)
     codebook.start(torch.tensor([[0.0], [1.0], [100.0]]))
     x = torch.tensor([[0.0], [0.1], [1.0], [1.1], [7.0]])
+    far = int(codebook.codes.argmax())
     updates = 0
     while codebook.codes.max() > 50:
         codebook.update(x, nearest(x, codebook.codes)[1])
         updates += 1
     assert updates == 6  # 0.5^6 is below 0.03: 100 serves nothing
-    assert (codebook.codes[2].item(), codebook.sums[2].item(), codebook.counts[2].item()) == (7.0, 7.0, 1.0)
+    assert (codebook.codes[far].item(), codebook.sums[far].item(), codebook.counts[far].item()) == (7.0, 7.0, 1.0)
 
 
 def test_start_covers_and_repeats_where_vectors_are_few(started: Codebook) -> None:

@@ -87,3 +87,24 @@ def test_an_allocation_tells_its_levels_and_soft_form() -> None:
     allocation = Allocation(torch.randn(2, 3, 4, 4, generator=draws()), as_onehot(levels, 3))
     assert torch.equal(allocation.levels, levels)
     torch.testing.assert_close(allocation.soft.sum(1), torch.ones(2, 4, 4))
+
+
+def test_standardised_logits_keep_every_level_in_use_on_cells_that_hardly_differ() -> None:
+    router = Router(8, 3, 16)
+    levels = [1 + 0.01 * torch.randn(32, 8, size, size) for size in (4, 8, 16)]
+    valid = torch.ones(32, 4, 4, dtype=torch.bool)
+    for _ in range(40):
+        router.observe(levels, valid)
+    shares = torch.bincount(router(levels).argmax(1).flatten(), minlength=3) / valid.sum()
+    assert shares.min() > 0.05
+
+
+def test_padding_does_not_move_the_standardisation() -> None:
+    one, other = Router(8, 2, 16), Router(8, 2, 16)
+    other.load_state_dict(one.state_dict())
+    levels = [torch.randn(2, 8, 4, 4), torch.randn(2, 8, 8, 8)]
+    valid = torch.ones(2, 4, 4, dtype=torch.bool)
+    valid[:, :, 3] = False
+    one.observe(levels, valid)
+    raw = other._raw(levels).movedim(1, -1)[valid]
+    assert torch.allclose(one.mean, 0.2 * raw.mean(0), atol=1e-6)
