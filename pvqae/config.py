@@ -56,7 +56,7 @@ class Memory(Section):
 
 
 class Train(Section):
-    steps: int = Field(80, ge=1)
+    steps: int = Field(60, ge=1)
     batch: int = Field(16, ge=1)
     lr: float = Field(2e-3, gt=0)
     warmup: float = Field(0.1, ge=0, le=1)

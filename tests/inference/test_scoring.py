@@ -118,6 +118,8 @@ def test_what_is_measured_on_padding_counts_nowhere(
     maps = {name: torch.where(raw.valid[name], x, torch.full_like(x, 1e4)) for name, x in raw.maps.items()}
     plain, spoiled = (chosen.finish(some, canvas, "") for some in (raw, replace(raw, maps=maps)))
     assert equal(plain, spoiled)
+    image_cells = int(raw.valid["memory_2"].sum())
+    assert {values.numel() for values in chosen.cell_maps(raw).values()} == {image_cells}
 
 
 def test_features_of_padding_reach_no_distance_to_the_memory(scorer: Scorer, picture: Picture) -> None:

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from pvqae.datasets import manifest
 from pvqae.datasets.manifest import digest
 from pvqae.evaluation import proof
-from pvqae.inference import bundle
+from pvqae.inference import bundle, fitting
+from pvqae.inference.calibrate import calibrate
 from pvqae.layout import Layout
 from pvqae.model import backbones
-from pvqae.training import network, prior
+from pvqae.training import folds, network, prior
 
 IMAGE_KEYS = {"image_auroc", "f1_max", "threshold", "false_alarm_rate", "miss_rate", "fusion", "kinds"}
 PIXEL_KEYS = {"pixel_auroc", "aupro"}
@@ -116,10 +118,52 @@ def test_the_threshold_comes_from_fits_that_had_not_seen_the_image(workspace: La
     """The shipped bundle knows its normals: judged by itself they would look better than unseen ones."""
     detector = bundle.load(workspace.bundle("cloth"))
     rows = manifest.read(workspace.class_rows("cloth", "normals"))
-    known = [
-        s.image_score for s in detector.score_many(zip(rows["sample_id"], rows["path"], strict=True), workspace.data)
-    ]
+    pairs = zip(rows["sample_id"], rows["path"], strict=True)
+    known = [scored.image_score for scored in detector.score_many(pairs, workspace.data)]
     assert np.median(known) < np.median(detector.card["scores"])
+
+
+def test_no_step_of_a_fit_sees_the_rows_that_it_judges(
+    copied: Layout, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = folds.assign(manifest.read(copied.network_rows("cloth")), tiny.params().calibration)
+    unseen = {fit: set(np.flatnonzero(folds.judges(rows, fit))) for fit in ("full", "fold-0", "fold-1")}
+    told: dict[str, list[set[int]]] = {fit: [] for fit in unseen}
+    fit_loop, fit_prior, fit_scorer = network.loop.fit, prior.fit, fitting.fit
+
+    def loop(run: Any, examples: Any, *rest: Any) -> None:
+        told[run.name].append(set(examples.rows.tolist()))
+        fit_loop(run, examples, *rest)
+
+    def expectation(params: Any, name: str, logits: Any, *rest: Any) -> Any:
+        shared = load_file(copied.network("cloth") / "allocations.safetensors")[f"logits.{name}"].float()
+        told[name].append({i for i, x in enumerate(shared) if (logits == x).flatten(1).all(1).any()})
+        return fit_prior(params, name, logits, *rest)
+
+    def scorer(found: Any, examples: Any, groups: Any, params: Any, name: str) -> Any:
+        told[name].append(set(examples.rows.tolist()))
+        return fit_scorer(found, examples, groups, params, name)
+
+    monkeypatch.setattr(network.loop, "fit", loop)
+    monkeypatch.setattr(prior, "fit", expectation)
+    monkeypatch.setattr(fitting, "fit", scorer)
+    shutil.rmtree(copied.root / ".pvqae")
+    tiny.run(network.train, copied, tiny.params(), "cloth")
+    tiny.run(prior.train, copied, tiny.params(), "cloth")
+    tiny.run(calibrate, copied, tiny.params(), "cloth")
+    for name, sets in told.items():
+        assert len(sets) == 3
+        assert all(learned == set(range(len(rows))) - unseen[name] for learned in sets)
+    assert set.union(*unseen.values()) == set(range(len(rows)))
+
+
+def test_what_is_calibrated_is_what_is_shipped(workspace: Layout) -> None:
+    """Rounded once, when the training ends."""
+    trained = load_file(workspace.network("cloth") / "full.safetensors")
+    shipped = load_file(workspace.bundle("cloth") / "weights.safetensors")
+    assert all(name in shipped and torch.equal(value, shipped[name]) for name, value in trained.items())
+    folded = load_file(workspace.network("cloth") / "fold-0.safetensors")
+    assert {value.dtype for value in folded.values() if value.is_floating_point()} == {torch.float16}
 
 
 def test_health_is_part_of_the_bundle(workspace: Layout) -> None:

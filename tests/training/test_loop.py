@@ -35,6 +35,7 @@ def test_the_pixel_backbone_learns(params: Params, plan: runtime.Plan, examples:
     assert [row["step"] for row in rows] == list(range(30))
     assert mean(rows[-5:], "reconstruction") < 0.8 * rows[0]["reconstruction"]
     assert bool(run.autoencoder.codebook.started)
+    assert not torch.equal(run.autoencoder.codebook.counts, torch.ones(16))  # it follows what it serves
 
 
 def test_frozen_features_are_learned_and_the_mechanism_is_logged(
