@@ -68,7 +68,9 @@ def table(summary: Summary) -> Table:
     shown = Table(title=f"{summary.dataset}: {summary.report}", title_justify="left")
     columns = rows(summary)[0]
     for name in columns:
-        shown.add_column(name, justify="left" if name in ("class", "version") else "right", no_wrap=name == "version")
+        shown.add_column(
+            name, justify="left" if name in ("class", "version") else "right", no_wrap=name in ("class", "version")
+        )
     for row in rows(summary):
         shown.add_row(*row.values(), style="bold" if row["class"] == "mean" else None)
     return shown

@@ -19,7 +19,11 @@ class Expected(NamedTuple):
 
 
 class BudgetPrior(nn.Module):
-    """One transformer block over the N resolution tokens, with learnt positions and a mask token."""
+    """One transformer block over the N resolution tokens, with learnt positions and a mask token.
+
+    It begins as the per-position statistics of what it will learn from (`start`, ours), and adds what context tells:
+    begun from nothing it stayed behind the frequency table on parts that always lie alike.
+    """
 
     def __init__(self, grid: tuple[int, int], levels: int, width: int, heads: int = 4):
         super().__init__()
@@ -28,16 +32,30 @@ class BudgetPrior(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.position = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], width))
         self.block = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            width, heads, 4 * width, dropout=0.2, activation="gelu", batch_first=True, norm_first=True
         )
         self.output = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * levels))
+        nn.init.zeros_(self.output[1].weight)
+        nn.init.zeros_(self.output[1].bias)
+        self.base = nn.Parameter(torch.zeros(grid[0] * grid[1], 3 * levels))
+
+    @torch.no_grad()
+    def start(self, logits_BNR: Tensor, valid_BN: Tensor) -> None:
+        """Set the base to the frequencies of levels, and to mean and variance of the logits, of each position."""
+        weight = valid_BN[..., None].float()
+        count = weight.sum(0).clamp_min(1)
+        chosen = F.one_hot(logits_BNR.argmax(-1), logits_BNR.shape[-1]) * weight
+        frequency = (chosen.sum(0) + 1).log() - (count + logits_BNR.shape[-1]).log()
+        mean = (logits_BNR * weight).sum(0) / count
+        variance = ((logits_BNR - mean).square() * weight).sum(0) / count
+        self.base.copy_(torch.cat([frequency, mean, (variance + 1e-2).log()], dim=-1))
 
     def forward(self, logits_BNR: Tensor, masked_BN: Tensor, padding_BN: Tensor) -> Expected:
         """Predict every cell; `masked` cells are hidden from the input, `padding` cells take no part."""
         tokens = self.embed(torch.cat([logits_BNR.softmax(-1), logits_BNR / 5], dim=-1))
         hidden = (masked_BN | padding_BN)[..., None]
         tokens = torch.where(hidden, self.mask_token, tokens) + self.position
-        out = self.output(self.block(tokens, src_key_padding_mask=padding_BN))
+        out = self.base + self.output(self.block(tokens, src_key_padding_mask=padding_BN))
         logits, mean, log_variance = out.chunk(3, dim=-1)
         return Expected(logits, mean, log_variance.clamp(-6, 6))
 

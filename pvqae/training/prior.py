@@ -74,8 +74,8 @@ def _read_network(folder: Path, classes: list[str]) -> Allocations:
 
 
 def loss(expected: Expected, logits_BNR: Tensor, counted_BN: Tensor) -> Tensor:
-    """Cross-entropy of the soft allocation, and Gaussian likelihood of the logits, over the counted cells."""
-    entropy = -(logits_BNR.softmax(-1) * expected.logits.log_softmax(-1)).sum(-1)
+    """Cross-entropy of the chosen levels, and Gaussian likelihood of the logits, over the counted cells."""
+    entropy = F.cross_entropy(expected.logits.transpose(1, 2), logits_BNR.argmax(-1), reduction="none")
     gaussian = F.gaussian_nll_loss(expected.mean, logits_BNR, expected.log_variance.exp(), reduction="none").mean(-1)
     return (entropy + gaussian)[counted_BN].mean()
 
@@ -87,6 +87,7 @@ def fit(
     settings, (_, levels, *grid) = params.prior, logits.shape
     seeding.initialise(params.seed, "prior", fit_name)
     prior = BudgetPrior((grid[0], grid[1]), levels, settings.width)
+    prior.start(logits.flatten(2).transpose(1, 2), valid.flatten(1))
     optimiser = torch.optim.AdamW(prior.parameters(), lr=settings.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, settings.steps)
     tokens, padding = logits.flatten(2).transpose(1, 2), ~valid.flatten(1)

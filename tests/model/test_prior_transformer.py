@@ -12,7 +12,20 @@ def draws(seed: int = 0) -> torch.Generator:
 
 def prior(grid: tuple[int, int], levels: int = 3) -> BudgetPrior:
     torch.manual_seed(0)
-    return BudgetPrior(grid, levels, 16).eval().requires_grad_(False)
+    made = BudgetPrior(grid, levels, 16).eval().requires_grad_(False)
+    made.output[1].weight.normal_()  # a new one starts from its base alone, and looks at nothing
+    return made
+
+
+def test_a_started_prior_expects_the_statistics_of_each_position() -> None:
+    made = BudgetPrior((2, 2), 3, 16).eval().requires_grad_(False)
+    logits = torch.zeros(8, 4, 3)
+    logits[:6, :, 1], logits[6:, :, 2] = 2.0, 2.0
+    made.start(logits, torch.ones(8, 4, dtype=torch.bool))
+    nothing = torch.zeros(1, 4, dtype=torch.bool)
+    expected = made(logits[:1], ~nothing, nothing)
+    torch.testing.assert_close(expected.logits.softmax(-1)[0, 0], torch.tensor([1 / 11, 7 / 11, 3 / 11]))
+    torch.testing.assert_close(expected.mean[0, 0], torch.tensor([0.0, 1.5, 0.5]))
 
 
 def blocked(grid: tuple[int, int], cell: int) -> set[int]:
