@@ -80,7 +80,7 @@ class Prior(Section):
 class Score(Section):
     recon: str = "memory"
     prior: str = "gaussian"
-    fusion: str = "gated"
+    fusion: str = "recon"
     image_scale: str = "location"
     map_scale: str = "global"
     blur: float = Field(4.0, ge=0)

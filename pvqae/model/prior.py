@@ -34,9 +34,10 @@ class BudgetPrior(nn.Module):
         self.block = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout=0.2, activation="gelu", batch_first=True, norm_first=True
         )
-        self.output = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * levels))
-        nn.init.zeros_(self.output[1].weight)
-        nn.init.zeros_(self.output[1].bias)
+        head = nn.Linear(width, 3 * levels)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.output = nn.Sequential(nn.LayerNorm(width), head)
         self.base = nn.Parameter(torch.zeros(grid[0] * grid[1], 3 * levels))
 
     @torch.no_grad()
