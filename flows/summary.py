@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from flows.registration import Registered
@@ -65,12 +66,12 @@ def rows(summary: Summary) -> list[dict[str, str]]:
 
 
 def table(summary: Summary) -> Table:
-    shown = Table(title=f"{summary.dataset}: {summary.report}", title_justify="left")
-    columns = rows(summary)[0]
-    for name in columns:
-        shown.add_column(
-            name, justify="left" if name in ("class", "version") else "right", no_wrap=name in ("class", "version")
-        )
+    """Fits 80 columns: headers wrap, figures and names don't."""
+    shown = Table(title=f"{summary.dataset}: {summary.report}", title_justify="left", box=box.SIMPLE_HEAD)
+    shown.show_edge, shown.pad_edge, shown.padding = False, False, (0, 1, 0, 0)
+    for name in rows(summary)[0]:
+        widest = max(map(len, [*name.split(), *(row[name] for row in rows(summary))]))
+        shown.add_column(name, justify="left" if name in ("class", "version") else "right", width=widest)
     for row in rows(summary):
         shown.add_row(*row.values(), style="bold" if row["class"] == "mean" else None)
     return shown
