@@ -81,6 +81,8 @@ class Router(nn.Module):
     def observe(self, levels: list[Tensor], valid_Bhw: Tensor, momentum: float = 0.2) -> None:
         """Move the standardisation towards the valid cells of a training batch."""
         cells = self._raw(levels).movedim(1, -1)[valid_Bhw]
+        if len(cells) < 2:  # one cell has no deviation: NaN would stay for good
+            return
         self.mean.lerp_(cells.mean(0), momentum)
         self.deviation.lerp_(cells.std(0).clamp_min(1e-3), momentum)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pvqae.config import Calibration
 from pvqae.datasets.splits import fold_of
+from pvqae.errors import DataError
 
 FULL = "full"
 HELD_OUT = -1  # in column `fold`: the class is judged on its calibrate split
@@ -26,6 +27,21 @@ def assign(rows: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
 def names(rows: pd.DataFrame) -> list[str]:
     """The fits that rows with a column `fold` need: `full`, then one per fold."""
     return [FULL, *(f"fold-{k}" for k in sorted(set(rows["fold"]) - {HELD_OUT}))]
+
+
+def check(rows: pd.DataFrame) -> None:
+    """Every fit must learn each class from two groups at least: a part is judged by what the others taught.
+
+    Raises `DataError` naming the class, the fit and what was found.
+    """
+    for fit in names(rows):
+        seen = rows[learns(rows, fit)].groupby("category")["group_id"].nunique()
+        for category in sorted(set(rows["category"])):
+            if seen.get(category, 0) < 2:
+                raise DataError(
+                    f"{category}, {fit}: expected training normals of at least 2 groups (parts), found "
+                    f"{seen.get(category, 0)}; add images of other parts, or lower calibration.folds"
+                )
 
 
 def _number(fit: str) -> int:

@@ -51,6 +51,7 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
     work = layout.work(f"network-{name}", work_key(layout.network_rows(name), params))
     print(f"network {name}: {len(rows)} normals, {plan}", flush=True)
 
+    folds.check(rows)
     fits = folds.names(rows)
     backbone = backbones.make(params.model).to(plan.device).eval()
     examples = prepare(rows, layout.data, params.image, backbone, params.train.richness, plan.device)

@@ -108,3 +108,12 @@ def test_padding_does_not_move_the_standardisation() -> None:
     one.observe(levels, valid)
     raw = other._raw(levels).movedim(1, -1)[valid]
     assert torch.allclose(one.mean, 0.2 * raw.mean(0), atol=1e-6)
+
+
+def test_one_valid_cell_leaves_the_standardisation_as_it_was() -> None:
+    router = Router(8, 2, 16)
+    valid = torch.zeros(1, 4, 4, dtype=torch.bool)
+    valid[0, 0, 0] = True
+    router.observe([torch.randn(1, 8, 4, 4), torch.randn(1, 8, 8, 8)], valid)
+    assert torch.equal(router.deviation, torch.ones(2))
+    assert torch.equal(router.mean, torch.zeros(2))

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from pvqae.config import Calibration
 from pvqae.datasets.splits import fold_of
+from pvqae.errors import DataError
 from pvqae.training import folds
 
 
@@ -77,3 +78,20 @@ def test_rows_keep_their_order_and_the_fold_of_their_group() -> None:
     rows = folds.assign(table, Calibration(kfold_below=99, folds=3))
     assert list(rows["group_id"]) == list(table["group_id"])
     assert list(rows["fold"]) == [fold_of(f"g{i % 4}", 3) for i in range(9)]
+
+
+def normals(groups: int) -> pd.DataFrame:
+    names = [f"a/{number}" for number in range(groups)]
+    return pd.DataFrame({"category": "a", "group_id": names, "split": "train"})
+
+
+@pytest.mark.parametrize("kfold_below", [0, 100])
+def test_a_class_of_one_part_is_refused_with_its_name(kfold_below: int) -> None:
+    rows = folds.assign(normals(1), Calibration(kfold_below=kfold_below))
+    with pytest.raises(DataError, match=r"a, f.*at least 2 groups.*add images of other parts"):
+        folds.check(rows)
+
+
+@pytest.mark.parametrize("kfold_below", [0, 100])
+def test_many_parts_are_enough(kfold_below: int) -> None:
+    folds.check(folds.assign(normals(40), Calibration(kfold_below=kfold_below)))
