@@ -1,7 +1,6 @@
 """data/classes.yaml: which networks, priors and classes the stages of dvc.yaml run over."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +8,15 @@ import yaml
 
 from pvqae.config import Params
 from pvqae.errors import ConfigError, DataError
+from pvqae.files import write_text
+from pvqae.model.grouping import GROUPINGS, Grouping
 
 HEADER = "# Which networks, priors and classes the stages of dvc.yaml run over. Written by `python -m flows`.\n"
 
-Groups = dict[str, list[str]]  # name of a network or prior → its classes
-
-SHARED = "all"  # the name of the one network, or prior, of all classes
-
-NETWORKS: dict[str, Callable[[Sequence[str]], Groups]] = {
-    "per_class": lambda names: {name: [name] for name in names},
-    "shared": lambda names: {SHARED: list(names)},
-}
-PRIORS: dict[str, Callable[[Sequence[str]], Groups]] = {
-    "per_class": NETWORKS["per_class"],
-    "universal": NETWORKS["shared"],
-}
+NETWORKS: dict[str, Grouping] = {"per_class": GROUPINGS["per_class"], "shared": GROUPINGS["universal"]}
 
 
-def _choose(table: dict[str, Callable[[Sequence[str]], Groups]], key: str, value: str) -> Callable[..., Groups]:
+def _choose(table: dict[str, Grouping], key: str, value: str) -> Grouping:
     if value not in table:
         raise ConfigError(f"{key}: expected one of {', '.join(table)}, found {value}")
     return table[value]
@@ -36,7 +26,7 @@ def classes(params: Params, categories: Sequence[str]) -> dict[str, Any]:
     """The content of data/classes.yaml for the dataset's `categories`; the order of the categories does not matter."""
     dataset, names = params.data.name, sorted(categories)
     networks = _choose(NETWORKS, "model.network", params.model.network)(names)
-    priors = _choose(PRIORS, "prior.grouping", params.prior.grouping)(names)
+    priors = _choose(GROUPINGS, "prior.grouping", params.prior.grouping)(names)
     network_of = {name: network for network, members in networks.items() for name in members}
     prior_of = {name: prior for prior, members in priors.items() for name in members}
 
@@ -82,8 +72,5 @@ def write(path: Path, content: dict[str, Any]) -> bool:
     """Write the file whole unless it says the same already; returns whether it was written."""
     if read(path) == content:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".yaml.new")
-    beside.write_text(HEADER + yaml.safe_dump(content, sort_keys=False), "utf-8")
-    os.replace(beside, path)
+    write_text(path, HEADER + yaml.safe_dump(content, sort_keys=False))
     return True

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pvqae import collapse as limits
+
 Alias = Literal["champion", "challenger"]
 
 # A score (of order 1 to 30, in deviations of normals) after a reload in a fresh process. With another number of
 # threads sums have another order: 1.6e-5 on a score of 31 (measured). What is wrong with a bundle changes far more.
 PARITY_TOLERANCE = 1e-4
-LEVEL_LIMIT = 0.98  # share of cells on one level above which the allocation has collapsed
-USAGE_LIMIT = 0.05  # share of codes in use below which the codebook has collapsed
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def obstacles(facts: Facts) -> tuple[str, ...]:
 def collapse(facts: Facts) -> tuple[str, ...]:
     """What of the hierarchy or the codebook went unused; a single level cannot collapse."""
     found = []
-    if len(facts.level_shares) > 1 and max(facts.level_shares) > LEVEL_LIMIT:
-        found.append(f"one level has {max(facts.level_shares):.1%} of the cells, limit {LEVEL_LIMIT:.0%}")
-    if facts.codebook_usage is not None and facts.codebook_usage < USAGE_LIMIT:
-        found.append(f"{facts.codebook_usage:.1%} of the codes are used, at least {USAGE_LIMIT:.0%} wanted")
+    if limits.of_levels(facts.level_shares):
+        found.append(f"one level has {max(facts.level_shares):.1%} of the cells, limit {limits.LEVEL_LIMIT:.0%}")
+    if facts.codebook_usage is not None and limits.of_codebook(facts.codebook_usage):
+        found.append(f"{facts.codebook_usage:.1%} of the codes are used, at least {limits.USAGE_LIMIT:.0%} wanted")
     return tuple(found)
 
 

@@ -5,8 +5,6 @@ turned and under a little other light it gives several images. Test cells are ne
 """
 
 import hashlib
-import os
-import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from pvqae.datasets import anomalies, images
 from pvqae.datasets.images import Floats
+from pvqae.files import whole_folder
 
 CELL = 128
 COLUMNS = 4
@@ -67,13 +66,10 @@ def _write_cell(folder: Path, name: str, index: int, cell: Floats) -> None:
 
 def make(out: Path) -> None:
     """Write the dataset to `out` whole, replacing what is there; the same bytes each time."""
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    for name in TURNS:
-        photograph = _photograph(name)
-        for index in range(COLUMNS * COLUMNS):
-            top, left = CELL * (index // COLUMNS), CELL * (index % COLUMNS)
-            _write_cell(part / name, name, index, photograph[top : top + CELL, left : left + CELL])
-    (part / "README.txt").write_text(README, "utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(part, out)
+    with whole_folder(out) as part:
+        for name in TURNS:
+            photograph = _photograph(name)
+            for index in range(COLUMNS * COLUMNS):
+                top, left = CELL * (index // COLUMNS), CELL * (index % COLUMNS)
+                _write_cell(part / name, name, index, photograph[top : top + CELL, left : left + CELL])
+        (part / "README.txt").write_text(README, "utf-8")

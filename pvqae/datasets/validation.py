@@ -16,6 +16,7 @@ from pvqae.config import Params
 from pvqae.datasets import checks, classes, data_docs, findings, manifest, rows, rules
 from pvqae.datasets.findings import Outcome, Summary
 from pvqae.errors import DataError, ValidationFailed
+from pvqae.files import write_text
 from pvqae.layout import Layout
 
 SHOWN = 10  # rows that a message and a page name per expectation
@@ -39,8 +40,8 @@ def check(layout: Layout, params: Params) -> Summary:
     outcomes = [outcome for outcome, _ in checked]
     summary = _summary(frame, outcomes, len(_table(layout.quarantine)), layout)
     message = findings.message(outcomes, summary)
-    _write(summary.docs, _page(params.data.name, message, checked))
-    _write(layout.reports / "validation.json", findings.report(summary, outcomes))
+    write_text(summary.docs, _page(params.data.name, message, checked))
+    write_text(layout.reports / "validation.json", findings.report(summary, outcomes))
     if findings.failed(outcomes):
         raise ValidationFailed(f"{message}\nOpen {summary.docs}")
     rows.write(frame, known, layout)
@@ -160,11 +161,3 @@ def _shown(outcome: Outcome, result: Any) -> Any:
     kept = {name: result.result[name] for name in ("element_count", "unexpected_count", "unexpected_percent")}
     result.result = kept | {"partial_unexpected_list": [escape(row) for row in outcome.rows]}
     return result
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8", newline="\n")
-    os.replace(part, path)

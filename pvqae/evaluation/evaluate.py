@@ -5,10 +5,7 @@ their drawn thumbnails.
 """
 
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +21,7 @@ from pvqae.evaluation import figures
 from pvqae.evaluation.figures import PARTS
 from pvqae.evaluation.gallery import Gallery, draw
 from pvqae.evaluation.metrics import PixelMetrics, is_defect
+from pvqae.files import whole_folder
 
 if TYPE_CHECKING:
     from pvqae.inference.scoring import Scored
@@ -66,7 +64,7 @@ def evaluate(
     images = _one_pass(rows, scored, card, len(health["level_shares"]), data_root, pixels, gallery)
     times = {"latency_ms": latency_ms, "train_seconds": train_seconds}
     result = figures.of_class(images, pixels, card["threshold"], fusion, health) | times
-    with _whole_folder(out) as folder:
+    with whole_folder(out) as folder:
         write_csv(images, folder / "images.csv")
         gallery.write(folder)
         _write_json(folder / "curves.json", figures.charts(images, card["threshold"], history))
@@ -143,18 +141,3 @@ def _count(pixels: dict[str, PixelMetrics], item: "Scored", mask: NDArray[np.boo
 
 def _write_json(path: Path, values: Values) -> None:
     path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", "utf-8")
-
-
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends without an error."""
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-    except BaseException:
-        shutil.rmtree(part)
-        raise
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(part, out)

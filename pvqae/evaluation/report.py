@@ -1,7 +1,6 @@
 """`pvqae report`: the folders of all classes become one table of figures, one of images, one ROC and one page."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pvqae import config
 from pvqae.datasets.manifest import write_csv
 from pvqae.errors import DataError
 from pvqae.evaluation import page
+from pvqae.files import write_text
 from pvqae.layout import Layout
 
 Values = dict[str, Any]
@@ -50,8 +50,8 @@ def report(layout: Layout) -> Values:
     demo = params.data.source == "demo"
     write_csv(pd.concat([_with_class(one.images, one.name) for one in classes]), layout.reports / "images.csv")
     write_csv(pd.concat([_roc(one) for one in classes]), layout.reports / "roc.csv")
-    _write(layout.reports / "index.html", page.render(metrics, classes, demo))
-    _write(layout.reports / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    write_text(layout.reports / "index.html", page.render(metrics, classes, demo))
+    write_text(layout.reports / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     return metrics
 
 
@@ -90,10 +90,3 @@ def _with_class(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _roc(one: ClassReport) -> pd.DataFrame:
     return _with_class(pd.DataFrame(one.curves["roc"]), one.name)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8")
-    os.replace(part, path)

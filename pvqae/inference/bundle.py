@@ -10,7 +10,6 @@ SHA256SUMS              of all the others; its own sha256 is the bundle's
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -26,6 +25,7 @@ from pvqae import config
 from pvqae.datasets import images
 from pvqae.datasets.manifest import digest
 from pvqae.errors import IntegrityError
+from pvqae.files import whole_folder
 from pvqae.inference.measures import Networks
 from pvqae.inference.memory import Level
 from pvqae.inference.scoring import Scale, Scored, Scorer
@@ -66,18 +66,13 @@ def save(
     folder: Path, scorer: Scorer, params: config.Params, category: str, health: dict[str, Any], card: dict[str, Any]
 ) -> str:
     """Write a bundle whole or not at all; returns its sha256."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     found = scorer.networks
-    save_file(_weights(found), part / "weights.safetensors")
-    save_file(_statistics(scorer), part / "statistics.safetensors")
-    _write_json(part / "config.json", _config(scorer, params, category, health))
-    _write_json(part / "calibration.json", card)
-    sha256 = seal(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
-    return sha256
+    with whole_folder(folder) as part:
+        save_file(_weights(found), part / "weights.safetensors")
+        save_file(_statistics(scorer), part / "statistics.safetensors")
+        _write_json(part / "config.json", _config(scorer, params, category, health))
+        _write_json(part / "calibration.json", card)
+        return seal(part)
 
 
 def _config(scorer: Scorer, params: config.Params, category: str, health: dict[str, Any]) -> dict[str, Any]:
@@ -231,18 +226,12 @@ def _normals(tensors: dict[str, Tensor]) -> dict[str, Normal]:
 
 def export(folder: Path, out: Path) -> str:
     """Copy a bundle with its backbone's weights: what leaves the project needs nothing else. Returns its sha256."""
-    verify(folder)
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(folder, part)
-    detector = load(folder)
-    file = detector.scorer.networks.backbone.weights_file()
-    if file:
-        shutil.copyfile(file, part / "backbone.safetensors")
-    sha256 = seal(part)
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(part, out)
-    return sha256
+    file = load(folder).scorer.networks.backbone.weights_file()
+    with whole_folder(out) as part:
+        shutil.copytree(folder, part, dirs_exist_ok=True)
+        if file:
+            shutil.copyfile(file, part / "backbone.safetensors")
+        return seal(part)
 
 
 def sha256_of(folder: Path) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from pvqae import collapse as limits
 from pvqae import config
 from pvqae.inference import measures, memory, statistics
 from pvqae.inference.scoring import Scale, Scorer
@@ -131,12 +132,12 @@ def health(found: measures.Networks, examples: Examples, facts: dict[str, float 
 def collapse(level_shares: list[float], codebook_usage: float) -> list[str]:
     """Words for each way in which the mechanism does not work; empty when it does."""
     words = []
-    if len(level_shares) > 1 and max(level_shares) > 0.98:
+    if limits.of_levels(level_shares):
         words.append(
             f"collapse: level {level_shares.index(max(level_shares))} has {max(level_shares):.1%} of the cells, so the "
             "allocation says nothing; change train.kappa or train.steps"
         )
-    if codebook_usage < 0.05:
+    if limits.of_codebook(codebook_usage):
         words.append(f"collapse: {codebook_usage:.1%} of the codebook is in use; lower model.codes or train longer")
     return words
 

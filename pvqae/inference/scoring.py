@@ -71,9 +71,11 @@ class Scorer:
 
     def finish(self, raw: Raw, canvas: images.Canvas, sample_id: str) -> Scored:
         """From measures to the result: the steps that need the statistics."""
-        cells = self.cell_maps(raw)
-        parts = self.image_parts(cells)
-        maps = {name: stitch(canvas, self._smooth(maps)) for name, maps in self._maps(raw).items()}
+        parts = self.image_parts(self.cell_maps(raw))
+        maps = {
+            name: images.stitch(canvas, self._smooth(part))
+            for name, part in self._parts(raw, self.score.map_scale).items()
+        }
         return Scored(
             sample_id,
             readout.FUSIONS[self.score.fusion](parts["s_recon"], parts["s_prior"], parts["product"]),
@@ -119,9 +121,6 @@ class Scorer:
             scores[name] = (scores[name] - scale.mean) / scale.deviation
         return scores
 
-    def _maps(self, raw: Raw) -> dict[str, Tensor]:
-        return self._parts(raw, self.score.map_scale)
-
     def _smooth(self, maps_VHW: Tensor) -> list[Map]:
         """Each view's map in its pixels, S x S, blurred by `score.blur` pixels."""
         side = self.image.size
@@ -129,11 +128,6 @@ class Scorer:
         smooth = torch.stack([readout.blur(m, sigma) if sigma > 0 else m for m in maps_VHW])
         full = F.interpolate(smooth[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
         return [view.numpy() for view in full]
-
-
-def stitch(canvas: images.Canvas, maps: list[Map]) -> Map:
-    """The views' maps as one of the canvas' size."""
-    return images.stitch(canvas, maps)
 
 
 def _to_grid(maps_VHW: Tensor, grid: tuple[int, ...]) -> Tensor:

@@ -18,6 +18,13 @@ class Expected(NamedTuple):
     log_variance: Tensor  # B x N x R, within +-6
 
 
+def level_frequencies(logits_BNR: Tensor, valid_BN: Tensor) -> Tensor:
+    """Log frequencies N x R of the chosen levels at each position, one view of each level added (Laplace)."""
+    levels = logits_BNR.shape[-1]
+    chosen = F.one_hot(logits_BNR.argmax(-1), levels) * valid_BN[..., None].float()
+    return (chosen.sum(0) + 1).log() - (chosen.sum((0, 2)) + levels).log()[:, None]
+
+
 class BudgetPrior(nn.Module):
     """One transformer block over the N resolution tokens, with learnt positions and a mask token.
 
@@ -45,8 +52,7 @@ class BudgetPrior(nn.Module):
         """Set the base to the frequencies of levels, and to mean and variance of the logits, of each position."""
         weight = valid_BN[..., None].float()
         count = weight.sum(0).clamp_min(1)
-        chosen = F.one_hot(logits_BNR.argmax(-1), logits_BNR.shape[-1]) * weight
-        frequency = (chosen.sum(0) + 1).log() - (count + logits_BNR.shape[-1]).log()
+        frequency = level_frequencies(logits_BNR, valid_BN)
         mean = (logits_BNR * weight).sum(0) / count
         variance = ((logits_BNR - mean).square() * weight).sum(0) / count
         self.base.copy_(torch.cat([frequency, mean, (variance + 1e-2).log()], dim=-1))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pvqae import config, runtime
 from pvqae.datasets import manifest
+from pvqae.files import whole_folder, write_text
 from pvqae.layout import Layout
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
@@ -62,8 +63,7 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
         logits[fit] = allocations(params, plan, weights, examples)
     _hand_over(layout, name, work, fits, rows, examples, logits)
     seconds = {"train_seconds": round(time.monotonic() - begun, 1)}
-    layout.timing(name).parent.mkdir(parents=True, exist_ok=True)
-    layout.timing(name).write_text(json.dumps(seconds), "utf-8")
+    write_text(layout.timing(name), json.dumps(seconds))
 
 
 def _fit(params: config.Params, plan: runtime.Plan, fit: str, examples: Examples, folder: Path, what: str) -> Path:
@@ -120,19 +120,13 @@ def _hand_over(
     logits: dict[str, Tensor],
 ) -> None:
     """Assemble the outputs beside their place and rename: the stage's last act."""
-    target = layout.network(name)
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for fit in fits:
-        shutil.copyfile(work / fit / "weights.safetensors", part / f"{fit}.safetensors")
-    with (part / "history.jsonl").open("w", encoding="utf-8") as history:
-        history.writelines((work / fit / "progress.jsonl").read_text("utf-8") for fit in fits)
-    rows[KEPT_COLUMNS].to_csv(part / "rows.csv", index=False, lineterminator="\n")
-    grid = next(iter(logits.values())).shape[-2:]
-    tensors = {f"logits.{fit}": values for fit, values in logits.items()}
-    save_file(
-        tensors | {"rows": examples.rows, "valid": on_grid(examples.valid, grid)}, part / "allocations.safetensors"
-    )
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(part, target)
+    with whole_folder(layout.network(name)) as part:
+        for fit in fits:
+            shutil.copyfile(work / fit / "weights.safetensors", part / f"{fit}.safetensors")
+        with (part / "history.jsonl").open("w", encoding="utf-8") as history:
+            history.writelines((work / fit / "progress.jsonl").read_text("utf-8") for fit in fits)
+        rows[KEPT_COLUMNS].to_csv(part / "rows.csv", index=False, lineterminator="\n")
+        grid = next(iter(logits.values())).shape[-2:]
+        tensors = {f"logits.{fit}": values for fit, values in logits.items()}
+        tensors |= {"rows": examples.rows, "valid": on_grid(examples.valid, grid)}
+        save_file(tensors, part / "allocations.safetensors")

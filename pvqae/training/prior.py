@@ -5,8 +5,6 @@ v views; N cells; R levels; h w the coarsest grid.
 
 import json
 import math
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +18,9 @@ from torch import Tensor
 
 from pvqae import config, runtime, seeding
 from pvqae.errors import DataError
+from pvqae.files import whole_folder
 from pvqae.layout import Layout
-from pvqae.model.prior import BudgetPrior, Expected, expect, random_masks
+from pvqae.model.prior import BudgetPrior, Expected, expect, level_frequencies, random_masks
 from pvqae.progress import track
 from pvqae.training import folds
 
@@ -114,8 +113,7 @@ def cross_entropies(
     logits, valid = unseen
     truth, counted = logits.argmax(1).flatten(1), valid.flatten(1)
     expected = expect(prior, logits, valid).logits.log_softmax(-1)
-    counts = F.one_hot(seen[0].argmax(1).flatten(1), logits.shape[1]) * seen[1].flatten(1)[..., None]
-    table = (counts.sum(0) + 1.0).log() - (counts.sum((0, 2)) + logits.shape[1]).log()[:, None]
+    table = level_frequencies(seen[0].flatten(2).transpose(1, 2), seen[1].flatten(1))
     own = -expected.gather(-1, truth[..., None])[..., 0][counted].mean()
     frequency = -table.expand_as(expected).gather(-1, truth[..., None])[..., 0][counted].mean()
     return float(own), float(frequency)
@@ -127,24 +125,19 @@ def train(layout: Layout, params: config.Params, group: str) -> None:
     runtime.apply(runtime.Plan("cpu", "float32", 1, 1))  # operations this small only lose by a second thread
     item = classes["priors"][group]
     found = read(layout.root / item["allocations"], item["classes"])
-    target = layout.prior(group)
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     history: list[dict[str, object]] = []
     scores = []
-    for name in folds.names(found.rows):
-        views = found.views(folds.learns(found.rows, name))
-        seen = (found.logits[name][views], found.valid[views])
-        prior = fit(params, name, *seen, history)
-        save_file(prior.state_dict(), part / f"{name}.safetensors")
-        held = found.views(folds.judges(found.rows, name))
-        if held.any():
-            scores.append(cross_entropies(prior, seen, (found.logits[name][held], found.valid[held])))
-    _facts(scores, part / "facts.json")
-    (part / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), "utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(part, target)
+    with whole_folder(layout.prior(group)) as part:
+        for name in folds.names(found.rows):
+            views = found.views(folds.learns(found.rows, name))
+            seen = (found.logits[name][views], found.valid[views])
+            prior = fit(params, name, *seen, history)
+            save_file(prior.state_dict(), part / f"{name}.safetensors")
+            held = found.views(folds.judges(found.rows, name))
+            if held.any():
+                scores.append(cross_entropies(prior, seen, (found.logits[name][held], found.valid[held])))
+        _facts(scores, part / "facts.json")
+        (part / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), "utf-8")
 
 
 def _facts(scores: list[tuple[float, float]], path: Path) -> None:
