@@ -13,10 +13,10 @@ else
 TORCH := --torch-backend=auto
 endif
 
-.PHONY: help run test lint format clean
+.PHONY: help run test lint format clean services experiment gpu-bundle accuracy
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, found $$($(PYTHON) --version); run: make PYTHON=/path/to/python3.11"; exit 1; }
@@ -30,6 +30,18 @@ run: $(STAMP) ## train, calibrate, evaluate and register detectors; ARGS="--set 
 
 test: $(STAMP) ## all tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+services: $(STAMP) ## start PostgreSQL, S3, MLflow, Prefect and a worker; ARGS="down", "status" or "logs NAME"
+	@$(BIN)/python -m flows services $(or $(ARGS),up)
+
+experiment: $(STAMP) ## answer an open question of the method: NAME=lambda, or all, or list
+	@$(BIN)/python -m flows experiment $(or $(NAME),list) $(ARGS)
+
+gpu-bundle: $(STAMP) ## pack source and one class, CLASS=bottle, for a machine with a GPU: at most 64 MB, below .pvqae/gpu
+	@$(BIN)/python -m flows.experiments.gpu_bundle $(CLASS) $(ARGS)
+
+accuracy: $(STAMP) ## ours beside PatchCore and a no-model control, with intervals; ARGS="--data FOLDER --classes a,b"
+	@$(BIN)/pvqae bench accuracy $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .

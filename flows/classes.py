@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from pvqae.config import Params
+from pvqae.datasets.classes import FROM_SCRATCH
 from pvqae.errors import ConfigError, DataError
 from pvqae.files import write_text
 from pvqae.model.grouping import GROUPINGS, Grouping
@@ -39,7 +40,7 @@ def classes(params: Params, categories: Sequence[str]) -> dict[str, Any]:
 
     return {
         "dataset": dataset,
-        "networks": {name: {"classes": members} for name, members in networks.items()},
+        "networks": {name: {"classes": members, "parent": FROM_SCRATCH} for name, members in networks.items()},
         "priors": {name: {"classes": members, "allocations": allocations(members)} for name, members in priors.items()},
         "classes": {name: {"network": network_of[name], "prior": prior_of[name]} for name in names},
         "made": {dataset: {}} if params.data.source == "demo" else {},

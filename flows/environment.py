@@ -4,12 +4,17 @@ Both read their settings at import, so this module imports neither, nor anything
 """
 
 import hashlib
+import json
 import os
 import platform
+import socket
 import sys
 from collections.abc import MutableMapping
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from pvqae.errors import ConfigError
 
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -24,12 +29,52 @@ QUIET = {
 }
 
 
+REPAIR = "python -m flows services up (or down, to go on without them)"
+
+
 def prepare(root: Path, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Complete `environ` for a project at `root`. What the user has set stays as it is."""
+    """Complete `environ` for a project at `root`. What the user has set stays as it is.
+
+    Raises `ConfigError` when services of this project are meant to run, but do not answer.
+    """
     own = {"PREFECT_HOME": str(root / ".pvqae" / "prefect"), "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
     for key, value in (QUIET | own).items():
         environ.setdefault(key, value)
     Path(environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only
+    use_services(root, environ)
+
+
+def use_services(root: Path, environ: MutableMapping[str, str]) -> None:
+    """Point `environ` at the running services of `root`, whose environment `flows.services` keeps in env.json.
+
+    An AWS client takes its address and its key from several variables, so of those either all are the services' or
+    none. Raises `ConfigError` when a service that would be used does not answer: a client would wait for minutes.
+    """
+    file = root / ".pvqae" / "services" / "env.json"
+    try:
+        known: dict[str, str] = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        raise ConfigError(f"{file} is damaged; run: {REPAIR}") from None
+    own_aws = any(key.startswith(("AWS_ENDPOINT", "AWS_ACCESS_KEY", "AWS_PROFILE", "AWS_SHARED")) for key in environ)
+    for key, value in known.items():
+        if key in environ or (own_aws and key.startswith("AWS_")):
+            continue
+        if value.startswith("http") and not _listens(value):
+            raise ConfigError(
+                f"{key}: nothing answers at {value}, where {file} says that a service runs; run: {REPAIR}"
+            )
+        environ[key] = value
+
+
+def _listens(url: str) -> bool:
+    address = urlsplit(url)
+    try:
+        socket.create_connection((address.hostname or "", address.port or 80), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def for_stages(workspace: Path) -> dict[str, str]:

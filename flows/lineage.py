@@ -20,6 +20,7 @@ class Lineage:
     flow_run: str
     mlflow_run: str
     parent_version: str  # the champion when this one was trained, or "none"
+    parent_bundle_sha256: str  # the bundle that the training was given to go on from, or "none"
     seed: str
     environment: str
     trigger: str  # manual | schedule | samples | drift

@@ -21,6 +21,7 @@ class Facts:
     uncommitted: tuple[str, ...]  # code files that differ from the commit that the lineage names
     level_shares: tuple[float, ...]
     codebook_usage: float | None
+    image_auroc: float | None = None  # of the test split; None without defects in it
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,21 @@ def collapse(facts: Facts) -> tuple[str, ...]:
     return tuple(found)
 
 
-def first_version(facts: Facts) -> Decision:
+def useless(facts: Facts, first_auroc: float) -> tuple[str, ...]:
+    """That it does not tell defects from normals, where there are defects to try it on."""
+    if facts.image_auroc is None or facts.image_auroc > first_auroc:
+        return ()
+    return (f"image AUROC {facts.image_auroc:.4f}, above {first_auroc:g} wanted of a first champion",)
+
+
+def first_version(facts: Facts, first_auroc: float = 0.5) -> Decision:
     """The first version of a model: champion by absolute rules, there is nothing to compare it with."""
     if against := obstacles(facts):
         return Decision(None, against)
-    if collapsed := collapse(facts):
-        return Decision("challenger", collapsed)
-    return Decision("champion", ("parity holds", "lineage is complete", "code is committed", "no collapse"))
+    if flaws := (*collapse(facts), *useless(facts, first_auroc)):
+        return Decision("challenger", flaws)
+    seen = "no defects to try it on" if facts.image_auroc is None else f"image AUROC {facts.image_auroc:.4f}"
+    return Decision("champion", ("parity holds", "lineage is complete", "code is committed", "no collapse", seen))
 
 
 def later_version(facts: Facts) -> Decision:

@@ -1,15 +1,13 @@
 """From a class's bundle to a registered version: export, parity in a fresh process, lineage, decision, alias."""
 
-import datetime
-import getpass
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flows import lineage, policy, shipping
-from flows.adapters.tracking import Promotion, Registry
+from flows import lineage, locks, parents, policy, promotions, shipping
+from flows.adapters.tracking import Registry
 from flows.recording import read_json
 from flows.supervise import Supervisor
 from flows.workspace import Workspace
@@ -79,32 +77,27 @@ class Registrar:
             "bundle_sha256": bundle_sha256(bundle),
             "mlflow_run": run,
             "parent_version": champion or lineage.NONE,
+            "parent_bundle_sha256": parents.sha256_of(self._space, category),
         }
         with tempfile.TemporaryDirectory() as folder:
             exported = Path(folder) / "bundle"
             shipping.export(bundle, exported)
             facts = self._facts(category, exported, tags)
-            decision = policy.later_version(facts) if champion else policy.first_version(facts)
+            first_auroc = self._space.params.gate.first_auroc
+            decision = policy.later_version(facts) if champion else policy.first_version(facts, first_auroc)
             if decision.alias is None:
                 return self._refused(category, run, decision.reasons)
             model = self._registry.log_model(run, exported)
+            parents.keep(self._registry, run, self._space, category)
         version = self._registry.register(name, run, model, tags | decided(decision))
-        self._move(name, version, decision, run)
+        self._move(name, version, decision)
         return Registered(category, version, True, decision.alias, decision.reasons)
 
-    def _move(self, name: str, version: str, decision: policy.Decision, run: str) -> None:
+    def _move(self, name: str, version: str, decision: policy.Decision) -> None:
         assert decision.alias is not None
-        entry = Promotion(
-            when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            who=getpass.getuser(),
-            alias=decision.alias,
-            from_version=self._registry.alias(name, decision.alias) or lineage.NONE,
-            to_version=version,
-            kind="initial" if decision.alias == "champion" else "challenger",
-            reasons=decision.reasons,
-            run=run,
-        )
-        self._registry.promote(name, decision.alias, entry)
+        kind = "initial" if decision.alias == "champion" else "challenger"
+        with locks.held(promotions.lock_file(self._space.root, self._space.params.data.name)):
+            promotions.move(self._registry, name, decision.alias, version, kind=kind, reasons=decision.reasons)
 
     def _refused(self, category: str, run: str, reasons: tuple[str, ...]) -> Registered:
         self._registry.tag(run, {"never_promotable": "true", "not_registered": "; ".join(reasons)})
@@ -112,10 +105,13 @@ class Registrar:
 
     def _complete(self, name: str, version: str) -> None:
         """Move the alias that was decided when the version was made, if a kill came between the two."""
-        moves = [entry for entry in self._registry.promotions(name) if entry.to_version == version]
-        if not moves or self._registry.alias(name, moves[-1].alias) is None:
-            tags = self._registry.version_tags(name, version)
-            self._move(name, version, decision_of(tags), tags["mlflow_run"])
+        promotions.complete(self._registry, name)
+        if any(entry.to_version == version for entry in self._registry.promotions(name)):
+            return
+        decision = decision_of(self._registry.version_tags(name, version))
+        if self._registry.alias(name, "champion"):  # another became it meanwhile: this one waits for the gate
+            decision = replace(decision, alias="challenger")
+        self._move(name, version, decision)
 
     def _alias_of(self, name: str, version: str) -> str:
         return next((alias for alias in ("champion", "challenger") if self._registry.alias(name, alias) == version), "")
@@ -128,6 +124,7 @@ class Registrar:
             uncommitted=self._uncommitted,
             level_shares=tuple(health.get("level_shares") or ()),
             codebook_usage=health.get("codebook_usage"),
+            image_auroc=read_json(self._space.layout.class_report(category) / "metrics.json").get("image_auroc"),
         )
 
 

@@ -26,14 +26,18 @@ def parity(supervisor: Supervisor, space: Workspace, category: str, exported: Pa
     which alone changes a score of 31 by 1.6e-5 (measured); with the same number the difference is 0.
     Raises `PvqaeError` when the check itself fails.
     """
-    images = space.layout.class_report(category) / "images.csv"
-    command = [sys.executable, "-m", "pvqae.inference.parity", str(exported), str(images)]
+    return compare(supervisor, space, exported, space.layout.class_report(category) / "images.csv", threads)
+
+
+def compare(supervisor: Supervisor, space: Workspace, bundle: Path, images: Path, threads: int) -> float | None:
+    """The same against any table `images` with sample_id, path and image_score."""
+    command = [sys.executable, "-m", "pvqae.inference.parity", str(bundle), str(images)]
     command += ["--rows", str(PARITY_ROWS), "--data-root", str(space.layout.data)]
     environ = environment.for_stages(space.path) | {"OMP_NUM_THREADS": str(threads)}
     lines: list[str] = []
     code = supervisor.run(command, space.path, environ, lines.append)
     found = [line for line in lines if line.startswith("{")]
     if code or not found:
-        raise PvqaeError(f"{category}: the parity check failed (exit {code}):\n" + "\n".join(lines[-15:]))
+        raise PvqaeError(f"{images}: the parity check failed (exit {code}):\n" + "\n".join(lines[-15:]))
     figures = json.loads(found[-1])
     return float(figures["max_abs_difference"]) if figures["images"] else None

@@ -6,7 +6,7 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from flows import choices, classes, locks, metrics, stages, steps, workspace
+from flows import choices, classes, locks, metrics, parents, stages, steps, workspace
 from flows.adapters import git
 from flows.adapters.versioning import Dvc
 from flows.recording import Recorder
@@ -23,9 +23,11 @@ def train(
     overrides: tuple[str, ...] = (),
     trigger: str = "manual",
     reason: str = "asked for",
+    warm: bool = False,
 ) -> Summary:
     """Train, calibrate, evaluate and register every class of the dataset that the params name.
 
+    `warm`: go on from the champions' weights where there are some, with a third of the steps; else from scratch.
     Raises an error of `pvqae.errors` for what the user can repair. Only what changed since the last run is done.
     """
     log = get_run_logger()
@@ -47,14 +49,15 @@ def train(
         dvc = Dvc(space.path, supervisor)
         steps.bring_data(space, Dvc(project, supervisor), dvc)
 
-        # 3. The graph of the dataset's classes, and which of its stages changed.
+        # 3. The graph of the dataset's classes, what they start from, and which of its stages changed.
+        tracking, uri = steps.tracker(project, settings.tracking_uri)
         graph = classes.classes(space.params, classes.wanted(space.params, space.layout.raw))
+        graph = parents.place(space, tracking, graph, warm)
         classes.write(space.layout.classes_file, graph)
         changed = dvc.status()
         log.info("changed stages: %s", ", ".join(sorted(changed)) or "none")
 
         # 4. The run of MLflow.
-        tracking, uri = steps.tracker(project, settings.tracking_uri)
         parent = stack.enter_context(steps.parent_run(tracking, space, asked, quiet=not changed))
         recorder = stack.enter_context(Recorder(tracking, parent, space, graph))
 

@@ -1,6 +1,7 @@
 """`pvqae <verb>`: what needs no service. The stages of dvc.yaml work on params.yaml of the current folder."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -107,6 +108,61 @@ def report() -> None:
     typer.echo(layout.reports / "index.html")
 
 
+@app.command("score")
+def score(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder, e.g. models/demo/brick/bundle.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for scores.jsonl, scores.csv; scores only what is new. Else: stdout.")
+    ] = None,
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Draw them below OUT/heatmaps.")] = False,
+    table: Annotated[bool, typer.Option("--csv", help="CSV to stdout instead of a JSON object per line.")] = False,
+) -> None:
+    """Score images with a bundle. Exit code 1: some could not be scored, their rows say why."""
+    from pvqae.evaluation import batch_cli
+
+    raise typer.Exit(batch_cli.score(bundle, images, out, heatmaps, table))
+
+
+@app.command("drift")
+def drift(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that made the scores.")],
+    scores: Annotated[Path, typer.Argument(help="A folder that `pvqae score --out` wrote.")],
+) -> None:
+    """Compare scored images with the bundle's trusted normals. Exit code 3: drift; 4: too few images to say."""
+    from pvqae.evaluation import batch_cli
+
+    raise typer.Exit(batch_cli.drift(bundle, scores, config.load("params.yaml").drift))
+
+
+@bench.command("accuracy")
+def bench_accuracy(
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="PVQAE_DATASETS", help="Folder with mvtec/, btad/, mtsd/ or folder/, or one such layout."),
+    ] = None,
+    classes: Annotated[str, typer.Option(help="E.g. bottle,toothbrush,magnetic_tile,demo; empty: all found.")] = "",
+    seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0,1,2",
+    out: Annotated[Path, typer.Option(help="Folder for accuracy.md, .json and .csv.")] = Path("reports/accuracy"),
+    quick: Annotated[bool, typer.Option("--quick", help="Demo, small and barely trained: does it run?")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override of params.yaml, key=value.")] = None,
+) -> None:
+    """Ours beside PatchCore and a no-model control: same manifests, splits, seeds, metrics. It looks at test images."""
+    from pvqae import runtime
+    from pvqae.evaluation import accuracy, accuracy_table, subjects
+
+    names = re.findall(r"[^\s,]+", classes or ("demo" if quick else ""))
+    params = config.load("params.yaml", (*(accuracy.QUICK if quick else ()), *(set_ or [])))
+    runtime.apply(runtime.plan(params.compute, 1))
+    work = Path(".pvqae/bench")
+    chosen = subjects.load(subjects.choose(subjects.known(data), names), work / "data", params)
+    numbers = [int(seed) for seed in re.findall(r"\d+", "0" if quick else seeds)]
+    result = accuracy.run(chosen, params, numbers, work, tell=lambda words: typer.echo(words, err=True))
+    accuracy_table.show(result)
+    accuracy_table.write(result, out)
+    typer.echo(out / "accuracy.md")
+
+
 @bench.command("calibration")
 def bench_calibration(category: Annotated[str, typer.Argument(help="A class with a bundle.")]) -> None:
     """Realised false-alarm rates over 200 random halves of the class's unseen normals."""
@@ -118,6 +174,18 @@ def bench_calibration(category: Annotated[str, typer.Argument(help="A class with
         f"{found['target']:.1%}, realised mean {found['mean']:.2%}, 95 % of draws within "
         f"{found['low']:.2%}-{found['high']:.2%}"
     )
+
+
+@bench.command("warm")
+def bench_warm(
+    category: Annotated[str, typer.Argument(help="A class whose data is built and checked.")],
+    batches: Annotated[int, typer.Option(help="In how many batches its normals arrive.")] = 5,
+) -> None:
+    """A chain of warm starts, each from the one before, beside a training from scratch. Run again to go on."""
+    from pvqae.evaluation import warm_chain
+
+    layout, params = _workspace()
+    typer.echo(warm_chain.bench(layout, params, category, batches))
 
 
 def main() -> None:

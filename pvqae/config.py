@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,7 +34,7 @@ class Data(Section):
 
 
 class Image(Section):
-    size: int = Field(256, ge=64, le=2048, multiple_of=32)
+    size: int = Field(320, ge=64, le=2048, multiple_of=32)
     aspect: Literal["auto", "letterbox", "squash", "tile"] = "auto"
     overlap: float = Field(0.25, ge=0, le=0.5)
 
@@ -53,6 +53,7 @@ class Model(Section):
 class Memory(Section):
     codes: int = Field(2048, ge=1)
     patches: int = Field(60000, ge=1)
+    ridge: float = Field(0.1, gt=0)
 
 
 class Train(Section):
@@ -68,10 +69,12 @@ class Train(Section):
     richness: str = "dwt_entropy"
     horizontal_flip: bool = False
     adversarial: bool = False
+    warm_steps: int | Auto = "auto"
 
 
 class Prior(Section):
     grouping: str = "per_class"
+    clusters: int = Field(4, ge=1)
     steps: int = Field(150, ge=1)
     width: int = Field(64, ge=8, multiple_of=8)
     lr: float = Field(3e-3, gt=0)
@@ -81,8 +84,10 @@ class Score(Section):
     recon: str = "memory"
     prior: str = "gaussian"
     fusion: str = "recon"
-    image_scale: str = "location"
-    map_scale: str = "global"
+    image_levels: str = "auto"
+    image_scale: str = "auto"
+    map_levels: str = "auto"
+    map_scale: str = "auto"
     blur: float = Field(4.0, ge=0)
     top: float = Field(0.01, gt=0, le=1)
 
@@ -97,17 +102,77 @@ class Evaluation(Section):
     pictures: int = Field(6, ge=0, le=50)
 
 
+class Gate(Section):
+    margin: float = Field(0.01, gt=0, lt=1)
+    confidence: float = Field(0.90, gt=0.5, lt=1)
+    draws: int = Field(2000, ge=100)
+    min_groups: int = Field(20, ge=2)
+    newest: int = Field(200, ge=1)
+    alarm_confidence: float = Field(0.95, gt=0.5, lt=1)
+    min_kind: int = Field(10, ge=1)
+    kind_drop: float = Field(0.05, ge=0, le=1)
+    level_share: float = Field(0.98, gt=0, le=1)
+    codebook_usage: float = Field(0.05, ge=0, le=1)
+    latency_ratio: float = Field(1.5, gt=0)
+    size_ratio: float = Field(1.5, gt=0)
+    first_auroc: float = Field(0.5, ge=0, le=1)
+    insufficient_promotes: bool = False
+    verify_auroc: float = Field(0.01, ge=0, le=1)
+    verify_score: float = Field(0.1, ge=0)
+
+
+class Landing(Section):
+    url: str = ""
+    max_bytes: int = Field(64 * 2**20, ge=1)
+    max_objects: int = Field(1000, ge=1)
+    retries: int = Field(4, ge=0)
+
+
+class Retrain(Section):
+    min_new: int = Field(20, ge=1)
+    max_age_days: float = Field(30.0, gt=0)
+    on_drift: bool = True
+    gate_share: float = Field(0.2, ge=0, lt=1)
+    screen_margin: float = Field(0.25, ge=0)
+    duplicate: float = Field(0.993, gt=0, le=1)
+
+
+class Drift(Section):
+    min_images: int = Field(30, ge=10)
+    rate: float = Field(0.02, gt=0, lt=1)
+    draws: int = Field(1000, ge=100)
+
+
 class Compute(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "float32"] = "auto"
     parallel: int | Auto = "auto"
     threads: int | Auto = "auto"
+    cache_gb: float = Field(4.0, ge=0)
 
 
 class Flow(Section):
     retries: int = Field(2, ge=0)
     push: bool = True
     tracking_uri: str = "auto"
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Bucket = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")]  # S3's own rule, without dots
+
+
+class Services(Section):
+    postgres_port: Port = 5433
+    s3_port: Port = 8333
+    mlflow_port: Port = 5000
+    prefect_port: Port = 4200
+    dvc_bucket: Bucket = "dvc"
+    mlflow_bucket: Bucket = "mlflow"
+    landing_bucket: Bucket = "landing"
+    work_pool: str = Field("pvqae", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    worker_limit: int = Field(4, ge=1)
+    training_slots: int = Field(1, ge=1)
+    timeout: float = Field(120.0, gt=0)
 
 
 class Params(Section):
@@ -121,8 +186,13 @@ class Params(Section):
     score: Score = Score()
     calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()
+    gate: Gate = Gate()
+    landing: Landing = Landing()
+    retrain: Retrain = Retrain()
+    drift: Drift = Drift()
     compute: Compute = Compute()
     flow: Flow = Flow()
+    services: Services = Services()
 
 
 def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:

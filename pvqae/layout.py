@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+ARRIVED = "arrived"  # folder of a dataset for images that came later than the dataset itself
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -74,3 +76,9 @@ class Layout:
     def work(self, owner: str, key: str) -> Path:
         """Checkpoints and progress of unfinished work: never tracked, never an output."""
         return self.root / ".pvqae" / "work" / self.name / owner / key
+
+    @property
+    def features(self) -> Path:
+        """Kept features of images; one place for a project and all workspaces below its .pvqae."""
+        around = [folder for folder in self.root.absolute().parents if folder.name == ".pvqae"]
+        return (around[-1] if around else self.root / ".pvqae") / "cache" / "features"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pvqae.errors import DataError
+from pvqae.layout import ARRIVED
 
 # Copy by default (reflink where the file system can: no space, no time, and independent files). A hard link shares
 # the inode: DVC makes it read-only, so the *original* becomes read-only too, and an in-place edit of the original
@@ -90,8 +91,15 @@ def _make_writable(tree: Path) -> None:
         Path(folder).chmod(0o755)
 
 
+def _keep_arrived(target: Path, incoming: Path) -> None:
+    """What arrived later is not among the originals, so a mirror of them must not remove it."""
+    if (target / ARRIVED).is_dir():
+        shutil.copytree(target / ARRIVED, incoming / ARRIVED, copy_function=PLACE["copy"], dirs_exist_ok=True)
+
+
 def bring(root: Path, name: str, source: Path, link: Link = "copy", known: bool = False) -> bool:
     """Make data/raw/<name> equal to `source`, additions and removals alike; returns False when it already is.
+    Only data/raw/<name>/arrived stays: it is no mirror of anything.
 
     `known`: the dataset has a version, so an unchanged source needs no copy. Raises `DataError`.
     """
@@ -105,6 +113,7 @@ def bring(root: Path, name: str, source: Path, link: Link = "copy", known: bool 
         shutil.rmtree(leftover, ignore_errors=True)
         leftover.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, incoming, copy_function=PLACE[link], ignore=shutil.ignore_patterns(*JUNK))
+    _keep_arrived(target, incoming)
     _make_writable(incoming)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():

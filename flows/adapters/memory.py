@@ -1,11 +1,13 @@
 """Twins in memory of the adapters, for tests of what is built on them."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows.adapters.intake import Link
+from flows.adapters.landing import LandingError, Object
 from flows.adapters.tracking import Promotion
 from flows.adapters.versioning import OnLine, Outcome, StageFailed, ignore
 from flows.metrics import Metric
@@ -20,6 +22,7 @@ class Files:
     asked: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
+    listings: dict[str, frozenset[str]] = field(default_factory=dict)  # by data hash; "" is what lies there now
     pushed: int = 0
 
     def status(self) -> frozenset[str]:
@@ -40,6 +43,16 @@ class Files:
         before, listing = self.hashes.get(name), sorted(p.name for p in source.rglob("*") if p.is_file())
         self.hashes[name] = str(hash(tuple(listing)))
         return self.hashes[name] != before
+
+    def version_dataset(self, name: str) -> bool:
+        before = self.hashes.get(name)
+        listing = sorted(self.listings.get("", ()))
+        self.hashes[name] = hashlib.md5(str(listing).encode(), usedforsecurity=False).hexdigest() + ".dir"
+        self.listings[self.hashes[name]] = frozenset(listing)
+        return self.hashes[name] != before
+
+    def listing(self, data_hash: str) -> frozenset[str] | None:
+        return self.listings.get(data_hash)
 
     def checkout(self, name: str) -> None:
         assert name in self.hashes
@@ -71,6 +84,9 @@ class Runs:
     versions: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     aliases: dict[tuple[str, str], str] = field(default_factory=dict)
     log: dict[str, list[Promotion]] = field(default_factory=dict)
+    bundles: dict[str, dict[str, bytes]] = field(default_factory=dict)  # model → file → content
+    sources: dict[tuple[str, str], str] = field(default_factory=dict)  # (name, version) → model
+    folders: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)  # (run, folder) → file → content
 
     def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
         run = f"run-{len(self.runs)}"
@@ -91,6 +107,8 @@ class Runs:
 
     def artifact(self, run: str, path: Path, folder: str = "") -> None:
         self.runs[run].artifacts.append(f"{folder}/{path.name}".lstrip("/"))
+        if path.is_dir() and not folder:
+            self.folders[run, path.name] = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
 
     def dataset(self, run: str, name: str, digest: str, source: str) -> None:
         self.runs[run].inputs.append((name, digest))
@@ -101,11 +119,14 @@ class Runs:
 
     def log_model(self, run: str, bundle: Path) -> str:
         self.artifact(run, bundle)
+        self.bundles[f"models:/{run}"] = {file.name: file.read_bytes() for file in bundle.iterdir()}
         return f"models:/{run}"
 
     def register(self, name: str, run: str, model: str, tags: Mapping[str, str]) -> str:
         self.versions.setdefault(name, []).append(dict(tags))
-        return str(len(self.versions[name]))
+        version = str(len(self.versions[name]))
+        self.sources[name, version] = model
+        return version
 
     def find(self, name: str, tags: Mapping[str, str]) -> str | None:
         versions = list(enumerate(self.versions.get(name, []), start=1))
@@ -115,12 +136,56 @@ class Runs:
     def version_tags(self, name: str, version: str) -> dict[str, str]:
         return self.versions[name][int(version) - 1]
 
+    def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        self.versions[name][int(version) - 1].update(tags)
+
+    def models(self, prefix: str) -> tuple[str, ...]:
+        return tuple(sorted(name for name in self.versions if name.startswith(prefix)))
+
+    def download(self, name: str, version: str, out: Path) -> Path:
+        bundle = out / "artifacts" / "bundle"
+        bundle.mkdir(parents=True)
+        for file, content in self.bundles[self.sources[name, version]].items():
+            (bundle / file).write_bytes(content)
+        return bundle
+
+    def fetch(self, run: str, folder: str, out: Path) -> Path | None:
+        files = self.folders.get((run, folder))
+        if files is None:
+            return None
+        (out / folder).mkdir(parents=True)
+        for file, content in files.items():
+            (out / folder / file).write_bytes(content)
+        return out / folder
+
     def alias(self, name: str, alias: str) -> str | None:
         return self.aliases.get((name, alias))
 
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        self.aliases[name, alias] = version
+
     def promote(self, name: str, alias: str, entry: Promotion) -> None:
         self.log.setdefault(name, []).append(entry)
-        self.aliases[name, alias] = entry.to_version
+        self.set_alias(name, alias, entry.to_version)
 
     def promotions(self, name: str) -> tuple[Promotion, ...]:
         return tuple(self.log.get(name, []))
+
+
+@dataclass
+class Shelf:
+    """Twin of `landing.Bucket`: key → bytes; objects in `failing` do not arrive."""
+
+    content: dict[str, bytes] = field(default_factory=dict)
+    failing: set[str] = field(default_factory=set)
+    fetched: list[str] = field(default_factory=list)
+
+    def objects(self) -> Iterator[Object]:
+        for key, data in sorted(self.content.items()):
+            yield Object(key, hashlib.md5(data, usedforsecurity=False).hexdigest(), len(data))
+
+    def fetch(self, item: Object, target: Path) -> None:
+        self.fetched.append(item.key)
+        if item.key in self.failing:
+            raise LandingError(f"{item.key}: failed on purpose")
+        target.write_bytes(self.content[item.key])

@@ -16,6 +16,12 @@ from mlflow.exceptions import MlflowException
 from flows.adapters import packaging
 from flows.adapters.tracking import Promotion
 from flows.metrics import Metric
+from pvqae.errors import PvqaeError
+
+
+class RegistryError(PvqaeError):
+    """The registry does not have what was asked for."""
+
 
 BATCH = 1000  # metrics per request, MLflow's limit
 PROMOTION = "promotion."
@@ -112,7 +118,39 @@ class Mlflow:
         return max((str(version.version) for version in found), key=int, default=None)
 
     def version_tags(self, name: str, version: str) -> dict[str, str]:
-        return dict(self._client.get_model_version(name, version).tags)
+        """Raises `RegistryError` when there is no such version."""
+        try:
+            return dict(self._client.get_model_version(name, version).tags)
+        except MlflowException as error:
+            raise RegistryError(f"{name} version {version}: not in the registry: {error}") from None
+
+    def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self._client.set_model_version_tag(name, version, key, value)
+
+    def models(self, prefix: str) -> tuple[str, ...]:
+        """Names of the registered models that begin with `prefix`, sorted."""
+        names: list[str] = []
+        page: Any = None
+        while page is None or page.token:
+            page = self._client.search_registered_models(f"name LIKE '{prefix}%'", page_token=page and page.token)
+            names += [str(model.name) for model in page]
+        return tuple(sorted(names))
+
+    def download(self, name: str, version: str, out: Path) -> Path:
+        """The version's bundle, in a folder below `out`; its hashes are not checked here. Raises `RegistryError`."""
+        try:
+            found = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(out))
+        except (MlflowException, OSError) as error:
+            raise RegistryError(f"{name} version {version}: its files can't be fetched: {error}") from None
+        return Path(found) / "artifacts" / "bundle"
+
+    def fetch(self, run: str, folder: str, out: Path) -> Path | None:
+        """A folder of a run's artifacts, below `out`; None where the run has none of that name."""
+        if not self._client.list_artifacts(run, folder):
+            return None
+        out.mkdir(parents=True, exist_ok=True)
+        return Path(self._client.download_artifacts(run, folder, str(out)))
 
     def alias(self, name: str, alias: str) -> str | None:
         """The version that `alias` names, None when the alias or the model does not exist."""
@@ -133,11 +171,20 @@ class Mlflow:
         """
         key = f"{PROMOTION}{entry.when}.{uuid.uuid4().hex[:8]}"
         self._client.set_registered_model_tag(name, key, json.dumps(asdict(entry)))
-        self._client.set_registered_model_alias(name, alias, entry.to_version)
+        self.set_alias(name, alias, entry.to_version)
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Without an entry in the log: only to make an alias agree with it."""
+        self._client.set_registered_model_alias(name, alias, version)
 
     def promotions(self, name: str) -> tuple[Promotion, ...]:
         """The log of `name`, oldest first."""
-        tags: dict[str, str] = self._client.get_registered_model(name).tags
+        try:
+            tags: dict[str, str] = self._client.get_registered_model(name).tags
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return ()
         return tuple(_promotion(json.loads(tags[key])) for key in sorted(tags) if key.startswith(PROMOTION))
 
 

@@ -51,6 +51,8 @@ class Versioning(Protocol):
     def status(self) -> frozenset[str]: ...
     def repro(self, stage: str, on_line: OnLine = ignore) -> Outcome: ...
     def add_dataset(self, name: str, source: Path, link: intake.Link = "copy") -> bool: ...
+    def version_dataset(self, name: str) -> bool: ...
+    def listing(self, data_hash: str) -> frozenset[str] | None: ...
     def checkout(self, name: str) -> None: ...
     def push(self) -> None: ...
     def data_hash(self, name: str) -> str: ...
@@ -89,13 +91,25 @@ class Dvc:
 
         The originals are not touched. Raises `DataError` for a source that can't be one.
         """
-        before = self.data_hash(name)
-        if not intake.bring(self._workspace, name, source, link, known=bool(before)):
+        if not intake.bring(self._workspace, name, source, link, known=bool(self.data_hash(name))):
             return False
+        new = self.version_dataset(name)
+        intake.remember(self._workspace, name, source)
+        return new
+
+    def version_dataset(self, name: str) -> bool:
+        """Make what lies in data/raw/<name> a DVC version; returns whether it is a new one."""
+        before = self.data_hash(name)
         self._checked("add", f"data/raw/{name}")
         self._seen(name)
-        intake.remember(self._workspace, name, source)
         return self.data_hash(name) != before
+
+    def listing(self, data_hash: str) -> frozenset[str] | None:
+        """Paths, below the dataset's folder, of a version; None when DVC's cache does not know it (any more)."""
+        cache = Path(self._checked("cache", "dir").splitlines()[-1]) / "files" / "md5" / data_hash[:2] / data_hash[2:]
+        if not re.fullmatch(r"[0-9a-f]{32}\.dir", data_hash) or not cache.is_file():
+            return None
+        return frozenset(str(row["relpath"]) for row in json.loads(cache.read_text("utf-8")))
 
     def _seen(self, name: str) -> None:
         """DVC skips .dvc files in folders that it takes for ignored, and then `push` leaves the dataset out without a
@@ -109,6 +123,18 @@ class Dvc:
     def checkout(self, name: str) -> None:
         """Put the files of data/raw/<name>.dvc in place."""
         self._checked("checkout", "--force", f"data/raw/{name}.dvc")
+
+    def pull(self, name: str) -> None:
+        """The same, from the remote where the cache does not have them."""
+        code, _ = self._dvc("checkout", "--force", f"data/raw/{name}.dvc")
+        if code:
+            self._checked("pull", f"data/raw/{name}.dvc")
+
+    def rebuild(self, stage: str, on_line: OnLine = ignore) -> None:
+        """Really run `stage` and all before it: nothing from the run cache, nothing into any cache."""
+        code, output = self._dvc("repro", "--no-run-cache", "--no-commit", stage, on_line=on_line)
+        if code:
+            raise StageFailed(stage, None, _tail(output))
 
     def push(self) -> None:
         self._checked("push")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from pvqae.config import Params, Shares
 from pvqae.datasets import gate, manifest, sources, splits
+from pvqae.datasets.anomalies import GATE_KINDS
 from pvqae.datasets.inspection import Facts, inspect_all
 from pvqae.datasets.layouts import Found
 from pvqae.errors import DataError
@@ -144,7 +145,8 @@ def build(root: Path, params: Params) -> Summary:
     with tempfile.TemporaryDirectory(dir=layout.data, prefix=".gate-") as folder:
         place = Path(folder) / "gate"
         place.mkdir()
-        made = list(track(gate.synthesise(normals, layout.data, place), "gate defects", len(normals)))
+        total = len(normals) * len(GATE_KINDS)
+        made = list(track(gate.synthesise(normals, layout.data, place), "gate defects", total))
         frame = pd.concat([frame, pd.DataFrame([m.row for m in made], columns=frame.columns)], ignore_index=True)
         measured = _measured([facts for _, facts in read] + [m.facts for m in made])
         _write(layout, frame, unreadable + duplicates + flawed, measured, place)

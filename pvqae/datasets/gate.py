@@ -1,4 +1,4 @@
-"""The frozen gate's synthetic defects: one per gate normal, fixed by the bytes of that image alone."""
+"""The frozen gate's synthetic defects: one of each kind per gate normal, fixed by the bytes of that image alone."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,21 +26,16 @@ class Made:
     facts: Facts
 
 
-def _kind(sha256: str) -> str:
-    """By the image's hash, not its number: a new image changes no old one."""
-    return GATE_KINDS[int(sha256[16:24], 16) % len(GATE_KINDS)]
-
-
 def _draw(row: dict[str, Any], kind: str, data: Path, image_path: Path, mask_path: Path) -> None:
-    rng = np.random.default_rng(int(row["sha256"][:16], 16))
+    # By the image's hash, not its number: a new image changes no old one.
+    rng = np.random.default_rng([int(row["sha256"][:16], 16), GATE_KINDS.index(kind)])
     extent = float(np.exp(rng.uniform(*np.log(EXTENTS)))) * (SCRATCH if kind == "scratch" else 1)
     defective, mask = ANOMALIES[kind](images.read(row["path"], data), rng, extent)
     images.write(image_path, defective, row["channels"], row["bit_depth"])
     images.write(mask_path, mask)
 
 
-def _make(row: dict[str, Any], data: Path, folder: Path) -> Made:
-    kind = _kind(row["sha256"])
+def _make(row: dict[str, Any], kind: str, data: Path, folder: Path) -> Made:
     name = row["sample_id"].removeprefix(row["category"] + "/").replace("/", "_")
     place = Path(row["category"]) / f"synthetic_{kind}"
     image, mask = place / f"{name}.png", place / f"{name}_mask.png"
@@ -61,9 +56,10 @@ def _make(row: dict[str, Any], data: Path, folder: Path) -> Made:
 
 
 def synthesise(normals: pd.DataFrame, data: Path, folder: Path) -> Iterator[Made]:
-    """A defective copy, with its exact mask, of each gate normal; files below `folder`, which becomes `data`/gate.
+    """Defective copies of each gate normal, one per kind, with exact masks; files below `folder`, later `data`/gate.
 
     Their rows have label defect, kind synthetic_<kind> and the group of the normal.
     """
+    wanted = [(row, kind) for row in normals.to_dict("records") for kind in GATE_KINDS]
     with ThreadPoolExecutor() as pool:
-        yield from pool.map(lambda row: _make(row, data, folder), normals.to_dict("records"))
+        yield from pool.map(lambda pair: _make(pair[0], pair[1], data, folder), wanted)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pvqae.datasets import layouts, mtsd
+from pvqae.datasets import arrivals, layouts, mtsd
 from pvqae.datasets.classes import NAME
 from pvqae.datasets.layouts import Found
 from pvqae.errors import DataError
@@ -113,7 +113,11 @@ def scan(source: str, root: Path, wanted: Sequence[str] = ()) -> list[Found]:
             f"data.categories: expected some of {', '.join(parts)}; found {', '.join(missing)}; correct params.yaml"
         )
     chosen = {name: folder for name, folder in parts.items() if not wanted or name in wanted}
-    scanned = [f for name, folder in chosen.items() for f in SOURCES[source].images(name, folder)]
+    scanned = [
+        f
+        for name, folder in chosen.items()
+        for f in (*SOURCES[source].images(name, folder), *arrivals.scan(name, root))
+    ]
     found = sorted(scanned, key=lambda f: f.sample_id)
     _check_ids(found)
     _check_masks(found)

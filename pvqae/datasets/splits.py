@@ -15,7 +15,7 @@ class Member:
     category: str
     group_id: str
     label: str  # normal | defect
-    official: str | None  # train | test | gate | None
+    official: str | None  # train | test | gate | arrived | None
 
 
 def fraction(salt: str, group_id: str) -> float:
@@ -28,9 +28,10 @@ def fold_of(group_id: str, folds: int) -> int:
     return int(fraction("fold", group_id) * folds)
 
 
-def _of_normals(group_id: str, shares: Shares, has_test: bool) -> str:
+def _of_normals(group_id: str, shares: Shares, has_test: bool, arrived: bool) -> str:
     draw = fraction("split", group_id)
-    bounds = [("calibrate", shares.calibrate), ("gate", shares.gate), ("test", 0.0 if has_test else shares.test)]
+    gate = 0.0 if arrived else shares.gate
+    bounds = [("calibrate", shares.calibrate), ("gate", gate), ("test", 0.0 if has_test else shares.test)]
     for split, share in bounds:
         if draw < share:
             return split
@@ -43,7 +44,8 @@ def assign(members: Sequence[Member], shares: Shares) -> list[str]:
 
     A group is never divided. One with a defect, or with an image of an official test split, is test as a whole: the
     other exposures of a defective part are not normal. One with an image that the user set aside for the gate is gate.
-    All others go by the hash of their group; they reach test only in categories without an official one.
+    All others go by the hash of their group; they reach test only in categories without an official one, and gate only
+    if they did not arrive later: what arrives has its share of the gate set aside before anything judges it.
     Raises `DataError` if the shares leave nothing for train.
     """
     if shares.calibrate + shares.gate + shares.test >= 1:
@@ -51,4 +53,7 @@ def assign(members: Sequence[Member], shares: Shares) -> list[str]:
     has_test = {m.category for m in members if m.official == "test"}
     fixed = {m.group_id: "gate" for m in members if m.official == "gate"}
     fixed |= {m.group_id: "test" for m in members if m.official == "test" or (m.label == "defect" and not m.official)}
-    return [fixed.get(m.group_id) or _of_normals(m.group_id, shares, m.category in has_test) for m in members]
+    return [
+        fixed.get(m.group_id) or _of_normals(m.group_id, shares, m.category in has_test, m.official == "arrived")
+        for m in members
+    ]

@@ -8,6 +8,7 @@ Every figure is None where it is not defined: without a normal, without a defect
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,45 +79,76 @@ def _counts_from_the_top(defect: Bools, scores: Floats) -> tuple[Floats, Floats]
     return np.append(0.0, hits), np.append(0.0, alarms)
 
 
+class PixelCounts(NamedTuple):
+    """One map's histogram, occupied bins only; the sum over images is what pixel figures are made of."""
+
+    bins: NDArray[np.uint32]  # ascending: a larger value never has a smaller bin
+    normal: Floats  # pixels outside the mask, per bin
+    defect: Floats  # pixels inside
+    region: Floats  # the same, each connected region weighing 1
+
+
+def count(anomaly_map: NDArray[np.floating], mask: Bools) -> PixelCounts:
+    """Count an (H, W) map, higher is more anomalous, under its (H, W) mask, True on the defect.
+
+    Raises `ValueError` for a map that is not finite or not of the mask's size.
+    """
+    if anomaly_map.shape != mask.shape:
+        raise ValueError(f"the map is {anomaly_map.shape} and its mask {mask.shape}; expected one size")
+    bins, inverse = np.unique(_bins(_finite(anomaly_map)), return_inverse=True)
+    inverse, size = inverse.reshape(mask.shape), len(bins)
+    normal = np.bincount(inverse[~mask], minlength=size).astype(np.float64)
+    defect = np.bincount(inverse[mask], minlength=size).astype(np.float64)
+    region = np.zeros(size)
+    if mask.any():
+        region += np.bincount(inverse[mask], weights=_region_weights(mask), minlength=size)
+    return PixelCounts(bins, normal, defect, region)
+
+
+def pixel_auroc(normal: Floats, defect: Floats) -> float | None:
+    """From pixels per bin, bins ascending."""
+    if not normal.any() or not defect.any():
+        return None
+    return float(np.trapezoid(_share_above(defect), _share_above(normal)))
+
+
+def pixel_aupro(normal: Floats, region: Floats, limit: float = 0.3) -> float | None:
+    """Mean overlap per connected defect region (8 neighbours), over false-positive rates 0 to `limit`, in [0, 1].
+
+    Normal pixels are all pixels outside the masks, of good and of defective images.
+    """
+    if not normal.any() or not region.any():
+        return None
+    x, y = _share_above(normal), _share_above(region)
+    inside = x < limit
+    x_cut = np.append(x[inside], limit)
+    y_cut = np.append(y[inside], np.interp(limit, x, y))
+    return min(1.0, float(np.trapezoid(y_cut, x_cut)) / limit)
+
+
 class PixelMetrics:
     """Pixel AUROC and AUPRO of any number of maps in 25 MB."""
 
     def __init__(self) -> None:
-        self._normal = np.zeros(1 << BITS, dtype=np.int64)
-        self._defect = np.zeros(1 << BITS, dtype=np.int64)
-        self._region = np.zeros(1 << BITS, dtype=np.float64)
+        self._normal, self._defect, self._region = np.zeros((3, 1 << BITS))
 
     def add(self, anomaly_map: NDArray[np.floating], mask: Bools) -> None:
-        """Count an (H, W) map, higher is more anomalous, and its (H, W) mask, True on the defect.
+        """Add a map and its mask; arguments and errors of `count`."""
+        self.add_counts(count(anomaly_map, mask))
 
-        Raises `ValueError` for a map that is not finite or not of the mask's size.
-        """
-        if anomaly_map.shape != mask.shape:
-            raise ValueError(f"the map is {anomaly_map.shape} and its mask {mask.shape}; expected one size")
-        bins = _bins(_finite(anomaly_map))
-        np.add.at(self._normal, bins[~mask], 1)
-        if mask.any():
-            np.add.at(self._defect, bins[mask], 1)
-            np.add.at(self._region, bins[mask], _region_weights(mask))
+    def add_counts(self, counts: PixelCounts) -> None:
+        """Add what `count` counted."""
+        self._normal[counts.bins] += counts.normal
+        self._defect[counts.bins] += counts.defect
+        self._region[counts.bins] += counts.region
 
     def auroc(self) -> float | None:
         """Over all pixels of all maps."""
-        if not self._normal.any() or not self._defect.any():
-            return None
-        return float(np.trapezoid(_share_above(self._defect), _share_above(self._normal)))
+        return pixel_auroc(self._normal, self._defect)
 
     def aupro(self, limit: float = 0.3) -> float | None:
-        """Mean overlap per connected defect region (8 neighbours), over false-positive rates 0 to `limit`, in [0, 1].
-
-        Normal pixels are all pixels outside the masks, of good and of defective images.
-        """
-        if not self._normal.any() or not self._defect.any():
-            return None
-        x, y = _share_above(self._normal), _share_above(self._region)
-        inside = x < limit
-        x_cut = np.append(x[inside], limit)
-        y_cut = np.append(y[inside], np.interp(limit, x, y))
-        return min(1.0, float(np.trapezoid(y_cut, x_cut)) / limit)
+        """Over all regions of all maps, see `pixel_aupro`."""
+        return pixel_aupro(self._normal, self._region, limit)
 
 
 def _region_weights(mask: Bools) -> Floats:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from pvqae import config
+from pvqae.datasets.classes import read
 from pvqae.datasets.manifest import write_csv
 from pvqae.errors import DataError
 from pvqae.evaluation import page
@@ -39,8 +39,8 @@ def report(layout: Layout) -> Values:
     Returns the content of metrics.json. Raises `DataError` when a class was not evaluated.
     """
     params = config.load(layout.root / "params.yaml")
-    names = yaml.safe_load(layout.classes_file.read_text("utf-8"))["classes"]
-    classes = [_read(layout, str(name)) for name in sorted(names)]
+    names = read(layout.classes_file, layout.name).classes
+    classes = [_read(layout, name) for name in sorted(names)]
     metrics = {
         "dataset": layout.name,
         "protocol": params.data.protocol,

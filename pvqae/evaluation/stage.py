@@ -7,10 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
 from pvqae import config, runtime
-from pvqae.datasets import manifest
+from pvqae.datasets import classes, manifest
 from pvqae.evaluation.evaluate import evaluate
 from pvqae.inference import bundle
 from pvqae.layout import Layout
@@ -19,9 +17,9 @@ from pvqae.progress import track
 
 def run(layout: Layout, params: config.Params, category: str) -> dict[str, Any]:
     """Write reports/<dataset>/classes/<category>/; returns its metrics."""
-    classes = yaml.safe_load(layout.classes_file.read_text("utf-8"))
-    runtime.apply(runtime.plan(params.compute, len(classes["networks"])))
-    network = classes["classes"][category]["network"]
+    known = classes.read(layout.classes_file, layout.name)
+    network = known.member(category).network
+    runtime.apply(runtime.plan(params.compute, len(known.networks)))
     rows = manifest.read(layout.class_rows(category, "test"))
     detector = bundle.load(layout.bundle(category))
     pairs = zip(rows["sample_id"], rows["path"], strict=True)

@@ -45,29 +45,40 @@ def roc(false_positive: Sequence[float], true_positive: Sequence[float], at: Poi
     return _svg(frame, f"ROC of {name}: share of defects found against share of false alarms", [axes, *marks, labels])
 
 
-def histogram(bars: dict[str, Any], threshold: float, name: str) -> Markup:
+def histogram(
+    bars: dict[str, Any],
+    threshold: float | None,
+    name: str,
+    words: tuple[str, str] = ("normal", "defect"),
+    axis: str = "image score",
+) -> Markup:
     """Score histogram of class `name` (see `curves.histogram`): normals upwards, defects downwards.
 
-    Each side is scaled to its own tallest bar. The threshold line has the class "cut", which the slider moves.
+    `words` name the two sides where they are something else. Each side is scaled to its own tallest bar. The
+    threshold line has the class "cut", which the slider moves.
     """
     edges = bars["edges"]
     frame = Frame(640, 260, edges[0], edges[-1], -1, 1, left=12, top=24, bottom=48)
-    shapes = [*_bars(frame, edges, bars["counts"]["normal"], 1), *_bars(frame, edges, bars["counts"]["defect"], -1)]
+    counts = bars["counts"]
+    shapes = [*_bars(frame, edges, counts["normal"], 1, words[0]), *_bars(frame, edges, counts["defect"], -1, words[1])]
     middle = _line(frame, [(edges[0], 0), (edges[-1], 0)], "axis")
-    cut = Markup('<line class="cut" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
-        frame.x(threshold), frame.top, frame.height - frame.bottom
-    )
+    cut = Markup("")
+    if threshold is not None:
+        cut = Markup('<line class="cut" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
+            frame.x(threshold), frame.top, frame.height - frame.bottom
+        )
     ticks = [(edges[0] + share * (edges[-1] - edges[0])) for share in (0, 0.25, 0.5, 0.75, 1)]
     more = "≥ " if bars["clipped"] else ""
     axes = _axes(frame, [(v, (more if v == ticks[-1] else "") + short(v)) for v in ticks], [])
-    words = Markup('<text x="{0}" y="20">▲ normal</text><text x="{0}" y="{1}">▼ defect</text>').format(
-        frame.left + 4, frame.height - frame.bottom - 5
+    sides = Markup('<text x="{0}" y="20">▲ {2}</text><text x="{0}" y="{1}">▼ {3}</text>').format(
+        frame.left + 4, frame.height - frame.bottom - 5, *words
     )
-    title = f"Image scores of {name}: normals upwards, defects downwards, threshold {short(threshold)}"
-    return _svg(frame, title, [*shapes, middle, axes, words, cut, _labels(frame, "image score", "")])
+    limit = "" if threshold is None else f", threshold {short(threshold)}"
+    title = f"{axis.capitalize()}s of {name}: {words[0]}s upwards, {words[1]}s downwards{limit}"
+    return _svg(frame, title, [*shapes, middle, axes, sides, cut, _labels(frame, axis, "")])
 
 
-def _bars(frame: Frame, edges: Sequence[float], counts: Sequence[int], sign: int) -> Iterable[Markup]:
+def _bars(frame: Frame, edges: Sequence[float], counts: Sequence[int], sign: int, word: str) -> Iterable[Markup]:
     tallest = max(max(counts), 1)
     side = "normal" if sign > 0 else "defect"
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
@@ -78,7 +89,7 @@ def _bars(frame: Frame, edges: Sequence[float], counts: Sequence[int], sign: int
                 "<title>{} {}, {} to {}</title></rect>"
             ).format(
                 side, frame.x(left), top, frame.x(right) - frame.x(left) - 1, base - top,
-                count, side, short(left), short(right),
+                count, word, short(left), short(right),
             )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ weights.safetensors     autoencoder, prior (and a trained backbone)
 statistics.safetensors  memory codes, whitening, statistics of normals
 config.json             what to build, and the health of the training
 calibration.json        the card: threshold and how it was found
+profile.json            what trusted normals look like, for drift (see `inference.profile`)
 backbone.safetensors    only in what leaves the project (`export`); inside it is named by its hash
 SHA256SUMS              of all the others; its own sha256 is the bundle's
 """
@@ -30,11 +31,10 @@ from pvqae.inference.measures import Networks
 from pvqae.inference.memory import Level
 from pvqae.inference.scoring import Scale, Scored, Scorer
 from pvqae.inference.statistics import Normal
-from pvqae.model import backbones
+from pvqae.model import backbones, grouping
 from pvqae.model.autoencoder import Autoencoder
-from pvqae.model.prior import BudgetPrior
 
-FORMAT = 1
+FORMAT = 2
 SUMS = "SHA256SUMS"
 NORMAL_FIELDS = ("mean", "deviation", "global_mean", "global_deviation")
 
@@ -63,15 +63,23 @@ class Detector:
 
 
 def save(
-    folder: Path, scorer: Scorer, params: config.Params, category: str, health: dict[str, Any], card: dict[str, Any]
+    folder: Path,
+    scorer: Scorer,
+    params: config.Params,
+    category: str,
+    health: dict[str, Any],
+    card: dict[str, Any],
+    profile: dict[str, Any] | None = None,
 ) -> str:
-    """Write a bundle whole or not at all; returns its sha256."""
+    """Write a bundle whole or not at all, profile.json only if there is one; returns its sha256."""
     found = scorer.networks
     with whole_folder(folder) as part:
         save_file(_weights(found), part / "weights.safetensors")
         save_file(_statistics(scorer), part / "statistics.safetensors")
         _write_json(part / "config.json", _config(scorer, params, category, health))
         _write_json(part / "calibration.json", card)
+        if profile is not None:
+            _write_json(part / "profile.json", profile)
         return seal(part)
 
 
@@ -107,7 +115,7 @@ def _statistics(scorer: Scorer) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for r, level in enumerate(scorer.networks.memory):
         tensors[f"memory_{r}.codes"] = level.codes.half()
-        tensors |= {f"memory_{r}.mean": level.mean, f"memory_{r}.deviation": level.deviation}
+        tensors |= {f"memory_{r}.mean": level.mean, f"memory_{r}.whitening": level.whitening.half()}
     if scorer.networks.whitening is not None:
         tensors["whitening"] = scorer.networks.whitening.half()
     for name, normal in scorer.normals.items():
@@ -193,13 +201,16 @@ def _networks(
     tensors = load_file(folder / "weights.safetensors")
     autoencoder = Autoencoder(model, backbone.spec)
     side = image.size // 32
-    prior = BudgetPrior((side, side), model.levels, width)
-    for prefix, module in (("autoencoder.", autoencoder), ("prior.", prior), ("backbone.", backbone)):
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if own:
+    prior = grouping.from_tensors(_below("prior.", tensors), (side, side), model.levels, width)
+    for prefix, module in (("autoencoder.", autoencoder), ("backbone.", backbone)):
+        if own := _below(prefix, tensors):
             module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in own.items()})
         module.eval().requires_grad_(False)
     return Networks(backbone, autoencoder, prior, (), None, score.prior)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _float(x: Tensor | None) -> Tensor | None:
@@ -211,7 +222,7 @@ def _memory(tensors: dict[str, Tensor]) -> tuple[Level, ...]:
     return tuple(
         Level(
             tensors[f"memory_{r}.mean"],
-            tensors[f"memory_{r}.deviation"],
+            tensors[f"memory_{r}.whitening"].float(),
             tensors[f"memory_{r}.codes"].float(),
             torch.empty(0, dtype=torch.long),
         )

@@ -1,24 +1,26 @@
 """The verb `pvqae calibrate C`: fit the class's scorer, set its threshold on unseen normals, write its bundle."""
 
-import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from pvqae import config, runtime
-from pvqae.datasets import manifest
+from pvqae.datasets import classes, images, manifest
 from pvqae.errors import CalibrationError
-from pvqae.inference import bundle, calibration, fitting
+from pvqae.inference import bundle, calibration, choice, fitting, profile
+from pvqae.inference.fitting import Fitted
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scorer
 from pvqae.layout import Layout
 from pvqae.progress import track
 from pvqae.training import folds
+from pvqae.training import prior as priors
 from pvqae.training.examples import Examples, prepare
+from pvqae.training.features import Store
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,34 +34,67 @@ class Judged:
 
 def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     """Write models/<dataset>/<category>/bundle; returns its sha256."""
-    classes = yaml.safe_load(layout.classes_file.read_text("utf-8"))
-    runtime.apply(runtime.plan(params.compute, len(classes["networks"])))
-    network, prior = (classes["classes"][category][key] for key in ("network", "prior"))
+    known = classes.read(layout.classes_file, layout.name)
+    member = known.member(category)
+    runtime.apply(runtime.plan(params.compute, len(known.networks)))
     file = layout.class_rows(category, "normals")
     rows = folds.assign(manifest.read(file), params.calibration)
     fits = folds.names(rows)
-    found = {fit: fitting.load_networks(layout, params, network, prior, fit) for fit in fits}
-    examples = prepare(rows, layout.data, params.image, found[folds.FULL].backbone, "none")
-    scorers = {fit: _scorer(found[fit], examples, rows, params, fit) for fit in track(fits, "memory", len(fits))}
+    found = {fit: fitting.load_networks(layout, params, member.network, member.prior, fit) for fit in fits}
+    store = Store(layout.features, params.compute.cache_gb)
+    examples = prepare(rows, layout.data, params.image, found[folds.FULL].backbone, "none", store=store)
+    print(f"{category}: {store.counts}", flush=True)
+    scorers, table = fit_all(found, examples, rows, params, layout.data)
     judged = _judge(scorers, rows, layout)
-    facts = json.loads((layout.prior(prior) / "facts.json").read_text("utf-8"))
+    facts = priors.facts(layout.prior(member.prior), category)
     health = fitting.health(found[folds.FULL], _seen(examples, rows, folds.FULL), facts)
     chosen = calibration.threshold(judged.frame["score"].to_numpy(), params.calibration.false_alarm_rate)
     method = "held_out" if len(fits) == 1 else "cross_fit"
     middle = float(np.median(judged.medians))
+    health["readouts"] = table.round(4).to_dict("records")
     card = calibration.card(chosen, judged.frame, judged.peaks, middle, method, manifest.digest(file))
     for words in [*chosen.warnings, *health["warnings"]]:  # type: ignore[misc]
         print(f"WARNING {category}: {words}", flush=True)
-    return bundle.save(layout.bundle(category), scorers[folds.FULL], params, category, health, card)
+    trusted = profile.build(scorers[folds.FULL], examples, rows, judged.frame, layout.data)
+    return bundle.save(layout.bundle(category), scorers[folds.FULL], params, category, health, card, trusted)
+
+
+def fit_all(
+    found: dict[str, Networks], examples: Examples, rows: pd.DataFrame, params: config.Params, data_root: Path
+) -> tuple[dict[str, Scorer], pd.DataFrame]:
+    """A scorer per fit, all with the read-out that suits the class, and what each read-out reached (may be empty).
+
+    `rows`: the class's normals with column `fold`, paths below `data_root`; `examples`: their views; `found`: the
+    networks of each fit.
+    """
+    fitted = {}
+    for fit, networks in track(found.items(), "memory", len(found)):
+        seen = _seen(examples, rows, fit)
+        fitted[fit] = fitting.fit(networks, seen, fitting.group_numbers(rows, seen), params, fit)
+    score, table = _choose(fitted, rows, data_root, params.score)
+    return {fit: item.reading(score) for fit, item in fitted.items()}, table
 
 
 def _seen(examples: Examples, rows: pd.DataFrame, fit: str) -> Examples:
     return examples.subset(torch.from_numpy(folds.learns(rows, fit)))
 
 
-def _scorer(found: Networks, examples: Examples, rows: pd.DataFrame, params: config.Params, fit: str) -> Scorer:
-    seen = _seen(examples, rows, fit)
-    return fitting.fit(found, seen, fitting.group_numbers(rows, seen), params, fit)
+def _choose(
+    fitted: dict[str, Fitted], rows: pd.DataFrame, data_root: Path, score: config.Score
+) -> tuple[config.Score, pd.DataFrame]:
+    """The class's read-outs, by normals that the fits have not seen."""
+    if not choice.is_open(score):
+        return score, pd.DataFrame()
+    judges = {fit: rows[folds.judges(rows, fit)] for fit in fitted}
+    share = min(1.0, choice.MOST / max(1, sum(len(mine) for mine in judges.values())))
+    looks = []
+    for fit, mine in judges.items():
+        if len(mine):
+            some = mine.iloc[np.linspace(0, len(mine) - 1, max(1, round(share * len(mine)))).round().astype(int)]
+            pairs = zip(some["sample_id"], some["path"], strict=True)
+            pictures = ((sample_id, images.read(path, data_root)) for sample_id, path in pairs)
+            looks.append(choice.look(fitted[fit].scorer, track(pictures, f"choosing the read-out, {fit}", len(some))))
+    return choice.choose(score, looks)
 
 
 def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> Judged:

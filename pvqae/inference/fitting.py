@@ -4,7 +4,7 @@ n views of the normals of one class.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from pvqae import collapse as limits
 from pvqae import config
-from pvqae.inference import measures, memory, statistics
+from pvqae.inference import choice, measures, memory, statistics
 from pvqae.inference.scoring import Scale, Scorer
 from pvqae.layout import Layout
 from pvqae.model import backbones
 from pvqae.model.backbones import Features
 from pvqae.model.codebook import usage
+from pvqae.training import folds
 from pvqae.training import network as networks
 from pvqae.training import prior as priors
 from pvqae.training.examples import Batch, Examples, on_grid
@@ -29,7 +30,9 @@ RESIDUALS = 20000  # cells that the covariance is taken from; more change nothin
 def load_networks(layout: Layout, params: config.Params, network: str, prior: str, fit: str) -> measures.Networks:
     """The trained parts of one fit, memory still empty."""
     backbone = backbones.make(params.model).eval()
-    autoencoder = networks.load(layout.network(network) / f"{fit}.safetensors", params.model, backbone)
+    own = layout.network(network) / f"{fit}.safetensors"
+    weights = own if own.exists() else own.with_name(f"{folds.FULL}.safetensors")  # see `folds.of_networks`
+    autoencoder = networks.load(weights, params.model, backbone)
     side = params.image.size // 32
     weights = layout.prior(prior) / f"{fit}.safetensors"
     learned = priors.load(weights, (side, side), params.model.levels, params.prior.width)
@@ -41,7 +44,21 @@ def _features(found: measures.Networks, batch: Batch) -> Features:
     return features
 
 
-def fit(found: measures.Networks, examples: Examples, groups_n: Tensor, params: config.Params, name: str) -> Scorer:
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A scorer with what it measured of its training normals, so that another read-out costs no new measurement."""
+
+    scorer: Scorer
+    raw: list[measures.Raw]  # of `examples`, in their order
+    examples: Examples
+
+    def reading(self, score: config.Score) -> Scorer:
+        """The scorer with these settings in place of its own, and scales that fit them."""
+        scorer = replace(self.scorer, score=score, scales={})
+        return replace(scorer, scales=_scales(scorer, self.raw, self.examples))
+
+
+def fit(found: measures.Networks, examples: Examples, groups_n: Tensor, params: config.Params, name: str) -> Fitted:
     """A scorer whose memory and statistics come from `examples` only; `groups_n` numbers each view's group."""
     if params.score.recon in ("memory", "both"):
         found = replace(found, memory=tuple(_memory(found, examples, groups_n, params, name)))
@@ -53,8 +70,7 @@ def fit(found: measures.Networks, examples: Examples, groups_n: Tensor, params: 
         key: statistics.fit(torch.cat([r.maps[key] for r in raw]), torch.cat([r.valid[key] for r in raw]))
         for key in keys
     }
-    scorer = Scorer(found, normals, {}, params.image, params.score)
-    return replace(scorer, scales=_scales(scorer, raw, examples))
+    return Fitted(Scorer(found, normals, {}, params.image, choice.settled(params.score)), raw, examples)
 
 
 @torch.no_grad()
@@ -65,7 +81,7 @@ def _memory(
     per_batch = [_features(found, batch).levels for _, batch in examples.batches(CHUNK)]
     for r, parts in enumerate(zip(*per_batch, strict=True)):
         x, label = torch.cat([part.half() for part in parts]), f"{name}/{r}"
-        yield memory.fit_level(x, examples.valid, groups_n, settings.codes, settings.patches, params.seed, label)
+        yield memory.fit_level(x, examples.valid, groups_n, settings, params.seed, label)
 
 
 @torch.no_grad()
@@ -99,7 +115,7 @@ def _scales(scorer: Scorer, raw: list[measures.Raw], examples: Examples) -> dict
                 batch.levels[view : view + 1],
                 batch.expected[view : view + 1],
             )
-            cells.setdefault(int(examples.rows[position]), []).append(scorer.cell_maps(one))
+            cells.setdefault(int(examples.rows[position]), []).append(scorer.cell_maps(one, scorer.for_image))
             position += 1
     parts = [
         scorer.image_parts({name: torch.cat([view[name] for view in views]) for name in views[0]})

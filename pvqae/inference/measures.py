@@ -12,7 +12,8 @@ from torch import Tensor
 from pvqae.inference.memory import Level
 from pvqae.model.autoencoder import Autoencoder
 from pvqae.model.backbones import Backbone, Features
-from pvqae.model.prior import BudgetPrior, Expected, expect
+from pvqae.model.grouping import Prior, expect
+from pvqae.model.prior import Expected
 from pvqae.model.router import as_onehot
 from pvqae.training.examples import on_grid
 
@@ -25,7 +26,7 @@ class Networks:
 
     backbone: Backbone
     autoencoder: Autoencoder
-    prior: BudgetPrior
+    prior: Prior
     memory: tuple[Level, ...]  # coarse to fine; empty where it is not scored
     whitening: Tensor | None  # T x T, of decoder residuals of training normals; None where they are not scored
     prior_measure: str

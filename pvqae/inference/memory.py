@@ -1,7 +1,8 @@
 """The memory of normality: per level, codes that cover the features of training normals, and the distance to them.
 
-n vectors; K codes; C_r channels of level r; h_r w_r its grid. Measured: covering codes on all levels beat the residual
-of a trained decoder on average (docs/decisions.md).
+n vectors; K codes; C_r channels of level r; h_r w_r its grid. Features are averaged over 3x3 cells and whitened first:
+distances are then Mahalanobis distances to the nearest normal. Measured (docs/decisions.md): covering codes on all
+levels beat the residual of a trained decoder on average, and whitening helps small objects and textures alike.
 """
 
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvqae import seeding
+from pvqae import config, seeding
 from pvqae.model.codebook import cover, nearest
 from pvqae.training.examples import on_grid, repeat_border
+
+CHUNK = 32  # views pooled at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,13 +23,13 @@ class Level:
     """The codes of one resolution."""
 
     mean: Tensor  # C_r, of training normals
-    deviation: Tensor  # C_r
-    codes: Tensor  # K x C_r, standardised
+    whitening: Tensor  # C_r x C_r, makes training normals white
+    codes: Tensor  # K x C_r, white
     owners: Tensor  # K, the group that each code was taken from; kept while fitting only
 
-    def vectors(self, x_BChw: Tensor) -> Tensor:
-        """B x h*w x C standardised vectors."""
-        return (x_BChw.flatten(2).transpose(1, 2) - self.mean) / self.deviation
+    def vectors(self, x_BChw: Tensor, valid_Bhw: Tensor) -> Tensor:
+        """B x h*w x C white vectors."""
+        return (pooled(x_BChw, valid_Bhw).flatten(2).transpose(1, 2) - self.mean) @ self.whitening
 
     def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
         """B x h x w distances to the nearest code, smoothed over 3x3 cells; padding adds nothing to them.
@@ -35,24 +38,56 @@ class Level:
         other parts taught, as a new image will be.
         """
         maps = []
-        for index, vectors in enumerate(self.vectors(x_BChw)):
+        for index, vectors in enumerate(self.vectors(x_BChw, valid_Bhw)):
             codes = self.codes if without_group is None else self.codes[self.owners != without_group[index]]
             maps.append(nearest(vectors, codes)[0].sqrt())
         grid = repeat_border(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
         return F.avg_pool2d(grid[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
 
-def fit_level(
-    x_nChw: Tensor, valid_nSS: Tensor, group_n: Tensor, codes: int, patches: int, seed: int, name: str
-) -> Level:
-    """Cover the valid cells of one level of n views by at most `codes` codes; `patches` cells are drawn first."""
-    valid = on_grid(valid_nSS, x_nChw.shape[-2:])
-    vectors = x_nChw.movedim(1, -1)[valid].float()
-    owners = group_n[:, None, None].expand(valid.shape)[valid]
-    mean, spread = vectors.mean(0), vectors.std(0)
+def pooled(x_BChw: Tensor, valid_Bhw: Tensor) -> Tensor:
+    """Mean over 3x3 cells, of valid ones only."""
+    weight = valid_Bhw[:, None].to(x_BChw)
+    share = F.avg_pool2d(weight, 3, 1, 1).clamp_min(1e-6)
+    return F.avg_pool2d(x_BChw * weight, 3, 1, 1) / share
+
+
+def whitening(vectors_nC: Tensor, ridge: float) -> Tensor:
+    """C x C symmetric whitening of the standardised vectors; `ridge`, relative to their mean variance, is added to
+    every direction: from few images the thin directions of the covariance are guesses.
+    """
+    spread = vectors_nC.std(0)
     deviation = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
-    drawn = torch.randperm(len(vectors), generator=seeding.generator(seed, "memory", name))[:patches].sort().values
-    standard = (vectors[drawn] - mean) / deviation
-    chosen = cover(standard, codes)
+    standard = ((vectors_nC - vectors_nC.mean(0)) / deviation).double()
+    values, directions = torch.linalg.eigh(standard.T @ standard / len(standard))
+    values = values.clamp_min(0)
+    scale = (values + ridge * values.mean().clamp_min(1e-6)).rsqrt()
+    white: Tensor = (directions * scale) @ directions.T / deviation[:, None]
+    return white.float()
+
+
+def fit_level(
+    x_nChw: Tensor, valid_nSS: Tensor, group_n: Tensor, settings: config.Memory, seed: int, name: str
+) -> Level:
+    """Cover the valid cells of one level of n views by codes, as `settings` say; at most `settings.patches` cells are
+    drawn first. `group_n`: the group of each view."""
+    valid = on_grid(valid_nSS, x_nChw.shape[-2:])
+    cells, views = valid.flatten().nonzero()[:, 0], valid[0].numel()
+    generator = seeding.generator(seed, "memory", name)
+    drawn = cells[torch.randperm(len(cells), generator=generator)[: settings.patches].sort().values]
+    vectors = _at(x_nChw, valid, drawn)
+    mean, white = vectors.mean(0), whitening(vectors, settings.ridge).half().float()
+    standard = (vectors - mean) @ white
+    chosen = cover(standard, settings.codes)
     # Half precision on disk: round now, so that what is calibrated is what is shipped.
-    return Level(mean, deviation, standard[chosen].half().float(), owners[drawn][chosen])
+    return Level(mean, white, standard[chosen].half().float(), group_n[drawn[chosen] // views])
+
+
+def _at(x_nChw: Tensor, valid_nhw: Tensor, drawn: Tensor) -> Tensor:
+    """The pooled vectors of the drawn cells, a few views at a time: all of them at once would fill the memory."""
+    views, parts = valid_nhw[0].numel(), []
+    for start in range(0, len(x_nChw), CHUNK):
+        part = pooled(x_nChw[start : start + CHUNK].float(), valid_nhw[start : start + CHUNK])
+        inside = drawn[(drawn >= start * views) & (drawn < (start + CHUNK) * views)] - start * views
+        parts.append(part.movedim(1, -1).flatten(0, 2)[inside])
+    return torch.cat(parts)

@@ -4,9 +4,33 @@ H W the finest grid of a view, or the canvas.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+LEVELS: dict[str, int] = {"all": 0, "finer": -2, "finest": -1}  # the first level that counts, of coarse to fine
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How measures become a map: whose distances count, and against which statistics of normals."""
+
+    levels: str  # key of LEVELS
+    scale: str  # key of statistics.SCALES
+
+
+# Preferred first, where several do equally well: more levels average more, and what is the same place on every part
+# has statistics of its own.
+READOUTS = tuple(Readout(levels, scale) for scale in ("location", "global") for levels in LEVELS)
+
+
+def counted(maps: dict[str, Tensor], levels: str) -> dict[str, Tensor]:
+    """The maps without the memory's levels that don't count."""
+    memory = sorted(name for name in maps if name.startswith("memory_"))
+    dropped = set(memory) - set(memory[LEVELS[levels] :])
+    return {name: values for name, values in maps.items() if name not in dropped}
+
 
 RECON: dict[str, Callable[[dict[str, Tensor]], list[Tensor]]] = {
     # Which normalised maps add up to S_recon.

@@ -17,7 +17,9 @@ from pvqae import config
 from pvqae.datasets import images
 from pvqae.inference import readout
 from pvqae.inference.measures import Networks, Raw, measure
+from pvqae.inference.readout import Readout
 from pvqae.inference.statistics import SCALES, Normal
+from pvqae.model.backbones import Features
 from pvqae.training.examples import repeat_border
 
 Map = NDArray[np.float32]
@@ -58,11 +60,20 @@ class Scorer:
 
     def one(self, image: images.Floats, sample_id: str = "") -> Scored:
         """Score an image (H0, W0, 3) in [0, 1]."""
+        canvas, raw = self.measured(image)
+        return self.finish(raw, canvas, sample_id)
+
+    def measured(self, image: images.Floats) -> tuple[images.Canvas, Raw]:
+        """The canvas of an image (H0, W0, 3) in [0, 1], and all measures of its views."""
         canvas = images.canvas(image, self.image)
         pixels = torch.from_numpy(np.stack([view.pixels for view in canvas.views]))
         valid = torch.from_numpy(np.stack([view.valid for view in canvas.views]))
         features = self.networks.backbone(pixels.contiguous(memory_format=torch.channels_last))
-        return self.finish(measure(self.networks, features, valid), canvas, sample_id)
+        return canvas, measure(self.networks, features, valid)
+
+    def from_features(self, features: Features, valid_BSS: Tensor, canvas: images.Canvas, sample_id: str) -> Scored:
+        """Score an image whose views went through the backbone before; its picture is that of `canvas`."""
+        return self.finish(measure(self.networks, features, valid_BSS), canvas, sample_id)
 
     def many(self, paths: Iterable[tuple[str, Path | str]], root: Path | None = None) -> Iterator[Scored]:
         """Score files one after another; (sample_id, path) pairs, paths below `root`. Memory does not grow."""
@@ -71,10 +82,9 @@ class Scorer:
 
     def finish(self, raw: Raw, canvas: images.Canvas, sample_id: str) -> Scored:
         """From measures to the result: the steps that need the statistics."""
-        parts = self.image_parts(self.cell_maps(raw))
+        parts = self.image_parts(self.cell_maps(raw, self.for_image))
         maps = {
-            name: images.stitch(canvas, self._smooth(part))
-            for name, part in self._parts(raw, self.score.map_scale).items()
+            name: images.stitch(canvas, self.smooth(part)) for name, part in self.part_maps(raw, self.for_map).items()
         }
         return Scored(
             sample_id,
@@ -87,16 +97,33 @@ class Scorer:
             _picture(canvas),
         )
 
+    @property
+    def for_image(self) -> Readout:
+        return Readout(self.score.image_levels, self.score.image_scale)
+
+    @property
+    def for_map(self) -> Readout:
+        return Readout(self.score.map_levels, self.score.map_scale)
+
     def _scaled(self, raw: Raw, scale: str) -> dict[str, Tensor]:
         scaled = {name: SCALES[scale](self.normals[name], values) for name, values in raw.maps.items()}
         return {name: repeat_border(values, raw.valid[name]) for name, values in scaled.items()}
 
-    def _parts(self, raw: Raw, scale: str) -> dict[str, Tensor]:
+    def recon(self, maps: dict[str, Tensor], levels: str) -> Tensor:
+        """The sum of the maps that count, on the finest grid of all, V x H x W."""
+        grid = max((tuple(x.shape[-2:]) for x in maps.values()), key=lambda g: g[0])
+        chosen = readout.RECON[self.score.recon](readout.counted(maps, levels))
+        return torch.stack([_to_grid(x, grid) for x in chosen]).sum(0)
+
+    def recon_map(self, raw: Raw, use: Readout) -> Tensor:
+        """S_recon on the finest grid in deviations of normals, V x H x W."""
+        return self.recon(self._scaled(raw, use.scale), use.levels)
+
+    def part_maps(self, raw: Raw, use: Readout) -> dict[str, Tensor]:
         """The parts on the finest grid, V x H x W: recon and prior in deviations, their literal product as it is."""
-        scaled = self._scaled(raw, scale)
-        grid = max((tuple(x.shape[-2:]) for x in raw.maps.values()), key=lambda g: g[0])
-        recon = torch.stack([_to_grid(x, grid) for x in readout.RECON[self.score.recon](scaled)]).sum(0)
-        plain = torch.stack([_to_grid(x, grid) for x in readout.RECON[self.score.recon](self._relative(raw))]).sum(0)
+        scaled = self._scaled(raw, use.scale)
+        recon, plain = self.recon(scaled, use.levels), self.recon(self._relative(raw), use.levels)
+        grid = recon.shape[-2:]
         return {
             "s_prior": _to_grid(scaled["prior"], grid),
             "s_recon": recon,
@@ -108,9 +135,9 @@ class Scorer:
         relative = {name: x / self.normals[name].global_mean.clamp_min(1e-6) for name, x in raw.maps.items()}
         return {name: repeat_border(values, raw.valid[name]) for name, values in relative.items()}
 
-    def cell_maps(self, raw: Raw) -> dict[str, Tensor]:
+    def cell_maps(self, raw: Raw, use: Readout) -> dict[str, Tensor]:
         """The valid cells of each part for the image score, a flat tensor each."""
-        parts = self._parts(raw, self.score.image_scale)
+        parts = self.part_maps(raw, use)
         valid = max(raw.valid.values(), key=lambda v: v.shape[-1])
         return {name: values[valid] for name, values in parts.items()}
 
@@ -121,7 +148,7 @@ class Scorer:
             scores[name] = (scores[name] - scale.mean) / scale.deviation
         return scores
 
-    def _smooth(self, maps_VHW: Tensor) -> list[Map]:
+    def smooth(self, maps_VHW: Tensor) -> list[Map]:
         """Each view's map in its pixels, S x S, blurred by `score.blur` pixels."""
         side = self.image.size
         sigma = self.score.blur * maps_VHW.shape[-1] / side

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEAST = 3  # views that make a location's own statistics; below, the global ones stand in
+PSEUDO = 8  # views of the global statistics that each location starts with: few own views say little
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,17 +23,16 @@ class Normal:
 
 
 def fit(values_nhw: Tensor, valid_nhw: Tensor) -> Normal:
-    """Statistics over valid cells. A tenth of the global deviation is added to each local one: few views make it
-    small by chance, and the score huge."""
+    """Statistics over valid cells; those of a location are drawn towards the global ones, as if it had seen `PSEUDO`
+    views of them: few views make a local deviation small by chance, and the score huge."""
     every = values_nhw[valid_nhw]
     mean, deviation = every.mean(), every.std().clamp_min(1e-6)
-    count = valid_nhw.sum(0)
-    kept = torch.where(valid_nhw, values_nhw, torch.zeros_like(values_nhw))
-    local = kept.sum(0) / count.clamp_min(1)
-    spread = torch.where(valid_nhw, (values_nhw - local).square(), torch.zeros_like(values_nhw)).sum(0)
-    local_deviation = (spread / (count - 1).clamp_min(1)).sqrt() + 0.1 * deviation
-    enough = count >= LEAST
-    return Normal(torch.where(enough, local, mean), torch.where(enough, local_deviation, deviation), mean, deviation)
+    weight = valid_nhw.to(values_nhw)
+    count = weight.sum(0) + PSEUDO
+    kept = torch.where(valid_nhw, values_nhw, mean)
+    local = (kept * weight).sum(0).add(PSEUDO * mean) / count
+    squares = ((kept - local).square() * weight).sum(0)
+    return Normal(local, ((squares + PSEUDO * deviation.square()) / count).sqrt(), mean, deviation)
 
 
 def per_location(normal: Normal, values: Tensor) -> Tensor:

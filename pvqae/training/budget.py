@@ -53,6 +53,11 @@ SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
 }
 
 
+# Kappa is balanced for the paper's best maximum, whatever lambda_max is: balanced for lambda_max itself, the two would
+# cancel and the maximum would change nothing.
+PAPER_LAMBDA = 1.25
+
+
 def automatic_kappa(gain_n: Tensor, cost_n: Tensor, lambda_max: float, levels: int) -> float:
     """The scale at which half of the cells are worth fine codes at the full price.
 

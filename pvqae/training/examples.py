@@ -6,8 +6,8 @@ n views (one per image, several where images are tiled); R levels; h w coarsest 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from pvqae.errors import DataError
 from pvqae.model.backbones import Backbone, Features
 from pvqae.progress import track
 from pvqae.training import richness
-
-CHUNK = 16  # views through the backbone at once
+from pvqae.training.features import Reader, Store, Views
+from pvqae.training.spill import Column
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,19 @@ class Batch:
         )
 
 
+class Learned(Protocol):
+    """What a fit learns from."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor, device: str = "cpu") -> Batch:
+        """The views at `indices` as float32 on `device`."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """All views in memory: half precision, about 1.3 MB of features per view at 256 px."""
+    """All views: half precision, about 1 MB of features per view at 256 px; many lie in files (`spill`)."""
 
     rows: Tensor  # n, the row of the frame that each view comes from
     images: Tensor | None
@@ -72,8 +82,12 @@ class Examples:
         for indices in torch.split(torch.arange(len(self)), size):
             yield indices, self.batch(indices, device)
 
+    def chosen(self, keep_rows: Tensor) -> "Chosen":
+        """The views of the rows where `keep_rows` (booleans over the frame) holds, not copied."""
+        return Chosen(self, keep_rows[self.rows].nonzero()[:, 0])
+
     def subset(self, keep_rows: Tensor) -> "Examples":
-        """The views of the rows where `keep_rows` (booleans over the frame) holds."""
+        """A copy of the views of the rows where `keep_rows` holds."""
         chosen = keep_rows[self.rows].nonzero()[:, 0]
         kept = self.features
         return Examples(
@@ -83,6 +97,25 @@ class Examples:
             self.cost[chosen],
             self.valid[chosen],
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some views of `examples`, which stay where they are."""
+
+    examples: Examples
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def rows(self) -> Tensor:
+        """The row of the frame that each view comes from."""
+        return self.examples.rows[self.indices]
+
+    def batch(self, indices: Tensor, device: str = "cpu") -> Batch:
+        return self.examples.batch(self.indices[indices], device)
 
 
 def on_grid(valid_BSS: Tensor, grid: tuple[int, ...]) -> Tensor:
@@ -110,53 +143,48 @@ def views(rows: pd.DataFrame, data_root: Path, params: config.Image, what: str) 
             yield position, view
 
 
-def chunks(items: Iterator[tuple[int, images.View]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Rows, pixels B x 3 x S x S and validity B x S x S of up to `CHUNK` views at a time."""
-    held: list[tuple[int, images.View]] = []
-    for item in items:
-        held.append(item)
-        if len(held) == CHUNK:
-            yield _stack(held)
-            held = []
-    if held:
-        yield _stack(held)
-
-
-def _stack(held: list[tuple[int, images.View]]) -> tuple[list[int], Tensor, Tensor]:
-    pixels = torch.from_numpy(np.stack([view.pixels for _, view in held]))
-    return [row for row, _ in held], pixels, torch.from_numpy(np.stack([view.valid for _, view in held]))
-
-
 def prepare(
-    rows: pd.DataFrame, data_root: Path, image: config.Image, backbone: Backbone, measure: str, device: str = "cpu"
+    rows: pd.DataFrame,
+    data_root: Path,
+    image: config.Image,
+    backbone: Backbone,
+    measure: str,
+    device: str = "cpu",
+    store: Store | None = None,
 ) -> Examples:
-    """Decode every image of `rows` once; frozen features are computed here and never again."""
+    """The views of every image of `rows`: decoded and pushed through a frozen backbone, or as `store` has kept them.
+
+    The result is the same to the last bit with and without a store. Raises `DataError` without rows.
+    """
     if rows.empty:
         raise DataError("there are no training images: expected rows in the manifest with split train")
-    parts: list[Examples] = []
-    for owners, pixels, valid in chunks(views(rows, data_root, image, "reading images")):
-        cost = richness.cost(pixels, measure).half()
-        kept = None
-        if backbone.spec.frozen:
-            found = backbone(pixels.to(device).contiguous(memory_format=torch.channels_last))
-            kept = Features([x.half().cpu() for x in found.levels], found.target.half().cpu())
-        parts.append(Examples(torch.tensor(owners), None if kept else pixels.half(), kept, cost, valid))
-    return _concatenate(parts)
+    store = store or Store()
+    reader = Reader(data_root, image, backbone, measure, device, store)
+    columns: dict[str, Column] = {}
+    for position, path in enumerate(track(rows["path"], "reading images", total=len(rows))):
+        one = reader.read(path)
+        for name, x in _columns(torch.full((len(one.valid),), position), one).items():
+            columns.setdefault(name, Column(store.folder)).append(x)
+    store.trim()
+    return _examples({name: column.tensor() for name, column in columns.items()})
 
 
-def _concatenate(parts: list[Examples]) -> Examples:
-    features = [part.features for part in parts if part.features is not None]
-    pixels = [part.images for part in parts if part.images is not None]
-    valid, cost = torch.cat([p.valid for p in parts]), torch.cat([p.cost for p in parts]).float()
+def _columns(rows: Tensor, one: Views) -> dict[str, Tensor]:
+    cells = on_grid(one.valid, one.cost.shape[-2:])
+    found = {"rows": rows, "cost": one.cost, "valid": one.valid, "cells": cells}
+    if one.images is not None:
+        found["images"] = one.images
+    if one.features is not None:
+        found |= {"target": one.features.target} | {f"level_{r}": x for r, x in enumerate(one.features.levels)}
+    return found
+
+
+def _examples(found: dict[str, Tensor]) -> Examples:
+    levels = [found[f"level_{r}"] for r in range(sum(name.startswith("level_") for name in found))]
     return Examples(
-        torch.cat([part.rows for part in parts]),
-        torch.cat(pixels) if pixels else None,
-        Features(
-            [torch.cat(x) for x in zip(*(f.levels for f in features), strict=True)],
-            torch.cat([f.target for f in features]),
-        )
-        if features
-        else None,
-        richness.rescale(cost, on_grid(valid, cost.shape[-2:])),
-        valid,
+        found["rows"],
+        found.get("images"),
+        Features(levels, found["target"]) if levels else None,
+        richness.rescale(found["cost"].float(), found["cells"]),
+        found["valid"],
     )

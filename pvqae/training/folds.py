@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pvqae.config import Calibration
+from pvqae.config import Calibration, Score
 from pvqae.datasets.splits import fold_of
 from pvqae.errors import DataError
 
@@ -27,6 +27,13 @@ def assign(rows: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
 def names(rows: pd.DataFrame) -> list[str]:
     """The fits that rows with a column `fold` need: `full`, then one per fold."""
     return [FULL, *(f"fold-{k}" for k in sorted(set(rows["fold"]) - {HELD_OUT}))]
+
+
+def of_networks(rows: pd.DataFrame, score: Score) -> list[str]:
+    """The fits that need a network of their own. Where the image score reads the memory alone, a network can't move
+    a threshold, so none is trained per fold: the memory and its statistics still are fitted per fold.
+    """
+    return [FULL] if score.recon == "memory" and score.fusion == "recon" else names(rows)
 
 
 def check(rows: pd.DataFrame) -> None:

@@ -12,35 +12,36 @@ from pvqae.model.autoencoder import Output
 from pvqae.model.codebook import usage
 from pvqae.progress import track
 from pvqae.training import budget, checkpoint, phases
-from pvqae.training.examples import Batch, Examples, on_grid
+from pvqae.training.examples import Batch, Learned, on_grid
 from pvqae.training.run import Run, fit_scales
 
 
-def fit(run: Run, examples: Examples, folder: Path, what: str) -> None:
+def fit(run: Run, examples: Learned, folder: Path, what: str) -> None:
     """Train to the last step. Resumes from a checkpoint in `folder`, appends to `folder/progress.jsonl`."""
     train, file = run.params.train, folder / "checkpoint.safetensors"
     found = checkpoint.restore(file, run.modules, run.optimisers)
     run.facts |= found or {}
     if found:
         print(f"{what}: resumed at step {run.facts['step']} of {train.steps}", flush=True)
-    else:
+    elif not run.autoencoder.codebook.started:  # a warm start brings its scales and its codebook
         fit_scales(run, examples)
     history = checkpoint.History(folder / "progress.jsonl", before=run.facts["step"])
     timer, warm = checkpoint.Timer(), phases.warmup_steps(train)
 
     remaining = range(run.facts["step"], train.steps)
     for step in track(remaining, what, total=train.steps, start=run.facts["step"]):
-        if step == warm:
+        if step == warm and not run.autoencoder.codebook.started:
             phases.begin_quantisation(run, examples)
         if phases.balances(train, step):
             phases.balance_budget(run, examples)
-        history.append(_step(run, examples, step) | {"step": step, "fold": run.name})
+        phase = "warmup" if step < warm else "quantised"
+        history.append({"phase": phase, "fold": run.name, "step": step} | _step(run, examples, step))
         run.facts["step"] = step + 1
         if timer.due() or step + 1 in (warm, train.steps):
             checkpoint.save(file, run.modules, run.optimisers, run.facts)
 
 
-def _step(run: Run, examples: Examples, step: int) -> dict[str, Any]:
+def _step(run: Run, examples: Learned, step: int) -> dict[str, Any]:
     for group in (g for optimiser in run.optimisers.values() for g in optimiser.param_groups):
         group["lr"] = phases.learning_rate(run.params.train, step)
     batch = examples.batch(phases.order(run, len(examples), step), run.plan.device)

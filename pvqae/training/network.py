@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pvqae import config, runtime
-from pvqae.datasets import manifest
+from pvqae.datasets import classes, manifest
 from pvqae.files import whole_folder, write_text
 from pvqae.layout import Layout
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
-from pvqae.training import folds, loop
-from pvqae.training.examples import Examples, on_grid, prepare
+from pvqae.training import folds, loop, warm
+from pvqae.training.examples import Examples, Learned, on_grid, prepare
+from pvqae.training.features import Store
 from pvqae.training.run import start
 
 KEPT_COLUMNS = ["sample_id", "category", "group_id", "split", "fold"]
@@ -35,44 +35,70 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-def work_key(rows_file: Path, params: config.Params) -> str:
-    """Names the work folder: rows, the params that the stage depends on, and the code."""
-    facts = params.model_dump(mode="json", include={"seed", "image", "model", "train", "calibration", "compute"})
-    text = json.dumps([manifest.digest(rows_file), facts, source_hash()], sort_keys=True)
+def work_key(rows_file: Path, params: config.Params, parent: str = warm.NONE) -> str:
+    """Names the work folder: rows, the params that the stage depends on, the code, and the hash of the parent."""
+    whole = dict.fromkeys(("seed", "image", "model", "train", "calibration", "compute"), True)
+    facts = params.model_dump(mode="json", include={**whole, "score": {"recon", "fusion"}})
+    text = json.dumps([manifest.digest(rows_file), facts, source_hash(), parent], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def train(layout: Layout, params: config.Params, name: str) -> None:
     """Fit network `name` (and one per fold); writes models/<dataset>/networks/<name>/ whole or not at all."""
     begun = time.monotonic()
-    classes = yaml.safe_load(layout.classes_file.read_text("utf-8"))
-    plan = runtime.plan(params.compute, len(classes["networks"]))
+    known = classes.read(layout.classes_file, layout.name)
+    known.network(name)
+    plan = runtime.plan(params.compute, len(known.networks))
     runtime.apply(plan)
     rows = folds.assign(manifest.read(layout.network_rows(name)), params.calibration)
-    work = layout.work(f"network-{name}", work_key(layout.network_rows(name), params))
+    parent = warm.load(layout.root / known.parents[name], params)
+    key = work_key(layout.network_rows(name), params, parent.sha256 if parent else warm.NONE)
+    work = layout.work(f"network-{name}", key)
     print(f"network {name}: {len(rows)} normals, {plan}", flush=True)
 
     folds.check(rows)
-    fits = folds.names(rows)
+    fits = folds.of_networks(rows, params.score)
     backbone = backbones.make(params.model).to(plan.device).eval()
-    examples = prepare(rows, layout.data, params.image, backbone, params.train.richness, plan.device)
+    store = Store(layout.features, params.compute.cache_gb)
+    examples = prepare(rows, layout.data, params.image, backbone, params.train.richness, plan.device, store)
+    print(f"network {name}: {store.counts}", flush=True)
     logits: dict[str, Tensor] = {}
+    origins = {fit: warm.obstacle(parent, rows, fit) for fit in fits}
     for fit in fits:
-        seen = examples.subset(torch.from_numpy(folds.learns(rows, fit)))
-        weights = _fit(params, plan, fit, seen, work / fit, f"{name} {fit} ({fits.index(fit) + 1}/{len(fits)})")
+        seen = examples.chosen(torch.from_numpy(folds.learns(rows, fit)))
+        what = f"{name} {fit} ({fits.index(fit) + 1}/{len(fits)})"
+        if parent and origins[fit]:
+            print(f"{what}: from scratch: {origins[fit]}", flush=True)
+        weights = _fit(params, plan, fit, seen, work / fit, what, None if origins[fit] else parent)
         logits[fit] = allocations(params, plan, weights, examples)
-    _hand_over(layout, name, work, fits, rows, examples, logits)
-    seconds = {"train_seconds": round(time.monotonic() - begun, 1)}
-    write_text(layout.timing(name), json.dumps(seconds))
+    _hand_over(layout, name, work, fits, rows, examples, logits, _origin(parent, origins))
+    facts = {"train_seconds": round(time.monotonic() - begun, 1), "reading": store.counts.facts()}
+    write_text(layout.timing(name), json.dumps(facts))
 
 
-def _fit(params: config.Params, plan: runtime.Plan, fit: str, examples: Examples, folder: Path, what: str) -> Path:
-    """Train one fit unless its finished weights are there already."""
+def _origin(parent: warm.Parent | None, obstacles: dict[str, str]) -> dict[str, object]:
+    """What each fit started from: the content of origin.json."""
+    fits = {fit: f"scratch: {why}" if why else "parent" for fit, why in obstacles.items()}
+    return {"parent_bundle_sha256": parent.bundle_sha256 if parent else warm.NONE, "fits": fits}
+
+
+def _fit(
+    params: config.Params,
+    plan: runtime.Plan,
+    fit: str,
+    examples: Learned,
+    folder: Path,
+    what: str,
+    parent: warm.Parent | None,
+) -> Path:
+    """Train one fit, from scratch or from its parent, unless its finished weights are there already."""
     finished = folder / "weights.safetensors"
     if finished.exists():
         print(f"{what}: finished before, kept", flush=True)
         return finished
-    run = start(params, plan, fit)
+    run = start(warm.settings(params) if parent else params, plan, fit)
+    if parent:
+        warm.begin(run, parent.weights(fit))
     loop.fit(run, examples, folder, what)
     tensors = {k: v for k, v in run.modules.state_dict().items() if not k.startswith("discriminator.")}
     part = folder / "weights.part"
@@ -110,6 +136,11 @@ def allocations(params: config.Params, plan: runtime.Plan, weights: Path, exampl
     return torch.cat(found)
 
 
+def _cells(valid_nSS: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """`on_grid` of many views, 256 at a time: all at once are floats of a quarter megabyte each."""
+    return torch.cat([on_grid(valid_nSS[i : i + 256], grid) for i in range(0, len(valid_nSS), 256)])
+
+
 def _hand_over(
     layout: Layout,
     name: str,
@@ -118,6 +149,7 @@ def _hand_over(
     rows: pd.DataFrame,
     examples: Examples,
     logits: dict[str, Tensor],
+    origin: dict[str, object],
 ) -> None:
     """Assemble the outputs beside their place and rename: the stage's last act."""
     with whole_folder(layout.network(name)) as part:
@@ -125,8 +157,9 @@ def _hand_over(
             shutil.copyfile(work / fit / "weights.safetensors", part / f"{fit}.safetensors")
         with (part / "history.jsonl").open("w", encoding="utf-8") as history:
             history.writelines((work / fit / "progress.jsonl").read_text("utf-8") for fit in fits)
+        write_text(part / "origin.json", json.dumps(origin, indent=1) + "\n")
         rows[KEPT_COLUMNS].to_csv(part / "rows.csv", index=False, lineterminator="\n")
         grid = next(iter(logits.values())).shape[-2:]
         tensors = {f"logits.{fit}": values for fit, values in logits.items()}
-        tensors |= {"rows": examples.rows, "valid": on_grid(examples.valid, grid)}
+        tensors |= {"rows": examples.rows, "valid": _cells(examples.valid, grid)}
         save_file(tensors, part / "allocations.safetensors")

@@ -13,7 +13,7 @@ from pvqae.model.autoencoder import Output
 from pvqae.model.backbones import Features
 from pvqae.model.router import Allocation, gumbel_onehot, random_onehot
 from pvqae.training import budget
-from pvqae.training.examples import Batch, Examples, on_grid
+from pvqae.training.examples import Batch, Learned, on_grid
 from pvqae.training.run import Run, spread
 
 
@@ -63,7 +63,7 @@ def allocate(run: Run, codes: list[Tensor], valid_Bhw: Tensor, step: int) -> All
 
 
 @torch.no_grad()
-def begin_quantisation(run: Run, examples: Examples) -> None:
+def begin_quantisation(run: Run, examples: Learned) -> None:
     """Start the codebook by coverage of encoder outputs of every level: it serves all of them."""
     batch = examples.batch(spread(len(examples), 64), run.plan.device)
     features = run.features(batch)
@@ -81,7 +81,7 @@ def _forced(run: Run, features: Features, batch: Batch, level: int) -> Output:
 
 
 @torch.no_grad()
-def balance_budget(run: Run, examples: Examples) -> None:
+def balance_budget(run: Run, examples: Learned) -> None:
     """Put the budget on the scale of what fine codes gain just now, unless params fix kappa."""
     train = run.params.train
     if train.kappa != "auto":
@@ -94,7 +94,7 @@ def balance_budget(run: Run, examples: Examples) -> None:
     )
     valid = on_grid(batch.valid, coarse.shape[-2:])
     gain, cost = (coarse - fine)[valid].cpu(), batch.cost[valid].cpu()
-    run.facts["kappa"] = budget.automatic_kappa(gain, cost, train.lambda_max, len(features.levels))
+    run.facts["kappa"] = budget.automatic_kappa(gain, cost, budget.PAPER_LAMBDA, len(features.levels))
 
 
 def balances(train: config.Train, step: int) -> bool:

@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pvqae import config, runtime, seeding
+from pvqae.datasets import classes
 from pvqae.errors import DataError
 from pvqae.files import whole_folder
 from pvqae.layout import Layout
-from pvqae.model.prior import BudgetPrior, Expected, expect, level_frequencies, random_masks
+from pvqae.model import grouping
+from pvqae.model.prior import BudgetPrior, Expected, level_frequencies, random_masks
 from pvqae.progress import track
 from pvqae.training import folds
 
@@ -38,6 +39,11 @@ class Allocations:
 
     def views(self, keep_rows: "np.typing.NDArray[np.bool_]") -> Tensor:
         return torch.from_numpy(keep_rows)[self.row_of_view]
+
+    def of(self, fit: str, keep_rows: "np.typing.NDArray[np.bool_]") -> tuple[Tensor, Tensor]:
+        """A fit's logits, and which cells are image, of the views of some rows."""
+        kept = self.views(keep_rows)
+        return self.logits[fit][kept], self.valid[kept]
 
 
 def read(folder: Path, classes: list[str]) -> Allocations:
@@ -80,18 +86,23 @@ def loss(expected: Expected, logits_BNR: Tensor, counted_BN: Tensor) -> Tensor:
 
 
 def fit(
-    params: config.Params, fit_name: str, logits: Tensor, valid: Tensor, history: list[dict[str, object]]
+    params: config.Params,
+    fit_name: str,
+    logits: Tensor,
+    valid: Tensor,
+    history: list[dict[str, object]],
+    phase: str = "prior",
 ) -> BudgetPrior:
     """Masked prediction on the given views; seconds on a processor, so it is not resumed in the middle."""
     settings, (_, levels, *grid) = params.prior, logits.shape
-    seeding.initialise(params.seed, "prior", fit_name)
+    seeding.initialise(params.seed, phase, fit_name)
     prior = BudgetPrior((grid[0], grid[1]), levels, settings.width)
     prior.start(logits.flatten(2).transpose(1, 2), valid.flatten(1))
     optimiser = torch.optim.AdamW(prior.parameters(), lr=settings.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, settings.steps)
     tokens, padding = logits.flatten(2).transpose(1, 2), ~valid.flatten(1)
-    for step in track(range(settings.steps), f"prior {fit_name}", total=settings.steps):
-        draws = seeding.generator(params.seed, "prior", fit_name, step)
+    for step in track(range(settings.steps), f"{phase} {fit_name}", total=settings.steps):
+        draws = seeding.generator(params.seed, phase, fit_name, step)
         chosen = torch.randint(len(tokens), (BATCH,), generator=draws)
         masked = random_masks(BATCH, prior.grid, draws)
         expected = prior(tokens[chosen], masked, padding[chosen])
@@ -101,18 +112,35 @@ def fit(
         torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        history.append({"step": step, "fold": fit_name, "loss": float(f"{value.item():.6g}")})
+        history.append({"phase": phase, "fold": fit_name, "step": step, "loss": float(f"{value.item():.6g}")})
     return prior.eval().requires_grad_(False)
 
 
+def fit_group(
+    params: config.Params, fit_name: str, logits: Tensor, valid: Tensor, history: list[dict[str, object]]
+) -> grouping.Prior:
+    """One prior of the given views, or one per cluster of them; a fold's clusters come from its own views, too."""
+    most = grouping.most_clusters(params.prior)
+    if most == 1:
+        return fit(params, fit_name, logits, valid, history)
+    seed = seeding.derive(params.seed, "clusters", fit_name)
+    centres = grouping.centres(grouping.describe(logits, valid), most, seed)
+    chosen = grouping.Clustered(centres, []).assign(logits, valid)
+    parts = [
+        fit(params, fit_name, logits[chosen == c], valid[chosen == c], history, f"prior-{c}")
+        for c in range(len(centres))
+    ]
+    return grouping.Clustered(centres, parts)
+
+
 def cross_entropies(
-    prior: BudgetPrior, seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tensor]
+    prior: grouping.Prior, seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tensor]
 ) -> tuple[float, float]:
     """Nats per cell that the prior, and the per-position frequency table of the `seen` views, need for the `unseen`
     ones' levels. Each pair is logits v x R x h x w and valid v x h x w."""
     logits, valid = unseen
     truth, counted = logits.argmax(1).flatten(1), valid.flatten(1)
-    expected = expect(prior, logits, valid).logits.log_softmax(-1)
+    expected = grouping.expect(prior, logits, valid).logits.log_softmax(-1)
     table = level_frequencies(seen[0].flatten(2).transpose(1, 2), seen[1].flatten(1))
     own = -expected.gather(-1, truth[..., None])[..., 0][counted].mean()
     frequency = -table.expand_as(expected).gather(-1, truth[..., None])[..., 0][counted].mean()
@@ -121,37 +149,46 @@ def cross_entropies(
 
 def train(layout: Layout, params: config.Params, group: str) -> None:
     """Fit the prior of `group` and its folds; writes models/<dataset>/priors/<group>/ whole or not at all."""
-    classes = yaml.safe_load(layout.classes_file.read_text("utf-8"))
+    item = classes.read(layout.classes_file, layout.name).prior(group)
     runtime.apply(runtime.Plan("cpu", "float32", 1, 1))  # operations this small only lose by a second thread
-    item = classes["priors"][group]
-    found = read(layout.root / item["allocations"], item["classes"])
+    found = read(layout.root / item.allocations, list(item.classes))
     history: list[dict[str, object]] = []
-    scores = []
+    scores: dict[str, list[tuple[float, float]]] = {name: [] for name in item.classes}
     with whole_folder(layout.prior(group)) as part:
         for name in folds.names(found.rows):
-            views = found.views(folds.learns(found.rows, name))
-            seen = (found.logits[name][views], found.valid[views])
-            prior = fit(params, name, *seen, history)
+            prior = fit_group(params, name, *found.of(name, folds.learns(found.rows, name)), history)
             save_file(prior.state_dict(), part / f"{name}.safetensors")
-            held = found.views(folds.judges(found.rows, name))
-            if held.any():
-                scores.append(cross_entropies(prior, seen, (found.logits[name][held], found.valid[held])))
+            for category, values in scores.items():
+                values += _judged(prior, found, name, category)
         _facts(scores, part / "facts.json")
         (part / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), "utf-8")
 
 
-def _facts(scores: list[tuple[float, float]], path: Path) -> None:
-    own, frequency = (
-        (float(np.mean(values)) for values in zip(*scores, strict=True)) if scores else (math.nan, math.nan)
-    )
-    facts = {"prior_cross_entropy": own, "frequency_cross_entropy": frequency}
-    rounded = {k: None if math.isnan(v) else round(v, 6) for k, v in facts.items()}
-    print(f"masked cross-entropy of unseen normals: prior {own:.4f}, frequency table {frequency:.4f}", flush=True)
-    path.write_text(json.dumps(rounded, indent=1) + "\n", "utf-8")
+def _judged(prior: grouping.Prior, found: Allocations, fit_name: str, category: str) -> list[tuple[float, float]]:
+    """The cross-entropies of the class's normals that this fit may judge; the table is the class's own."""
+    mine = (found.rows["category"] == category).to_numpy()
+    seen = found.of(fit_name, mine & folds.learns(found.rows, fit_name))
+    unseen = found.of(fit_name, mine & folds.judges(found.rows, fit_name))
+    return [cross_entropies(prior, seen, unseen)] if len(unseen[0]) else []
 
 
-def load(weights: Path, grid: tuple[int, int], levels: int, width: int) -> BudgetPrior:
+def _facts(scores: dict[str, list[tuple[float, float]]], path: Path) -> None:
+    """One pair per class: means over its fits, null where no normal was unseen."""
+    facts: dict[str, dict[str, float | None]] = {}
+    for category, pairs in scores.items():
+        own, frequency = np.mean(pairs, axis=0).tolist() if pairs else (math.nan, math.nan)
+        print(f"{category}: cross-entropy of unseen normals: prior {own:.4f}, frequencies {frequency:.4f}", flush=True)
+        both = {"prior_cross_entropy": own, "frequency_cross_entropy": frequency}
+        facts[category] = {k: None if math.isnan(v) else round(v, 6) for k, v in both.items()}
+    path.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+
+
+def facts(folder: Path, category: str) -> dict[str, float | None]:
+    """`prior_cross_entropy` and `frequency_cross_entropy` of a class's unseen normals, in nats per cell."""
+    found: dict[str, float | None] = json.loads((folder / "facts.json").read_text("utf-8"))[category]
+    return found
+
+
+def load(weights: Path, grid: tuple[int, int], levels: int, width: int) -> grouping.Prior:
     """The prior of a weights file, in evaluation mode."""
-    prior = BudgetPrior(grid, levels, width)
-    prior.load_state_dict(load_file(weights))
-    return prior.eval().requires_grad_(False)
+    return grouping.from_tensors(load_file(weights), grid, levels, width)

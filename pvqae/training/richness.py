@@ -5,10 +5,15 @@ content (fine codes are dear), 0 means rich.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
+from importlib.resources import as_file, files
 
 import pywt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from pvqae.datasets import images
 
 NOISE_FLOOR = (2 / 255) ** 2  # added to d^2: sensor noise of a flat patch is not richness
 GREY = torch.tensor([0.299, 0.587, 0.114])
@@ -54,6 +59,39 @@ def band_energy(patches_nPP: Tensor) -> Tensor:
     return 1 / (1 + energy.sqrt() * 255 / 8)
 
 
+def inverted_dwt_entropy(patches_nPP: Tensor) -> Tensor:
+    """1 - H: the other sign, in which high entropy is rich and fine codes are cheap there."""
+    return (1 - dwt_entropy(patches_nPP)).clamp_min(0)
+
+
+def _photograph(name: str) -> Tensor:
+    with as_file(files("skimage") / "data" / f"{name}.png") as path:
+        return torch.from_numpy(images.read(path)).mean(-1)
+
+
+@lru_cache(maxsize=4)
+def upscaler(side: int, factor: int = 4, ridge: float = 1e-3) -> Tensor:
+    """A linear map (side/factor)^2 x side^2, learned from free photographs (scikit-image): what a
+    patch most likely is, given its view at a quarter of the resolution."""
+    grey = torch.stack([_photograph(name) for name in ("brick", "gravel", "grass")])
+    fine = grey.unfold(1, side, side // 4).unfold(2, side, side // 4).reshape(-1, side, side)
+    fine = fine - fine.mean((1, 2), keepdim=True)
+    x, y = F.avg_pool2d(fine[:, None], factor).flatten(1).double(), fine.flatten(1).double()
+    gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
+    weights: Tensor = torch.linalg.solve(gram, x.T @ y).float()
+    return weights
+
+
+def learned(patches_nPP: Tensor) -> Tensor:
+    """As `variance`, of what a learned linear upscaler can't foretell from the patch at a quarter of the resolution:
+    the coarse-to-fine gap in pixels, learned once from photographs that belong to no dataset."""
+    side = patches_nPP.shape[-1]
+    fine = patches_nPP.cpu() - patches_nPP.cpu().mean((1, 2), keepdim=True)
+    guess = F.avg_pool2d(fine[:, None], 4).flatten(1) @ upscaler(side)
+    left: Tensor = (fine.flatten(1) - guess).square().mean(1).sqrt()
+    return 1 / (1 + left * 255 / 8)
+
+
 def none(patches_nPP: Tensor) -> Tensor:
     """Every cell costs the same."""
     return torch.ones(len(patches_nPP))
@@ -64,6 +102,8 @@ RICHNESS: dict[str, Callable[[Tensor], Tensor]] = {
     "variance": variance,
     "gradient": gradient,
     "band_energy": band_energy,
+    "learned": learned,
+    "inverted_dwt_entropy": inverted_dwt_entropy,
     "none": none,
 }
 

@@ -12,7 +12,7 @@ from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder, Output
 from pvqae.model.backbones import Backbone, Features
 from pvqae.model.discriminator import Discriminator
-from pvqae.training.examples import Batch, Examples, on_grid
+from pvqae.training.examples import Batch, Learned, on_grid
 from pvqae.training.losses import ERRORS, LOSSES
 
 
@@ -80,9 +80,9 @@ def _adam(module: nn.Module, train: config.Train) -> torch.optim.AdamW:
     return torch.optim.AdamW(module.parameters(), lr=train.lr, betas=(0.9, 0.99), weight_decay=1e-4)
 
 
-def fit_scales(run: Run, examples: Examples) -> None:
+def fit_scales(run: Run, examples: Learned) -> None:
     """Per-channel scales of frozen features from a few hundred views; pixels need none."""
-    if examples.features is None:
+    if run.backbone is not None:
         return
     batch = examples.batch(spread(len(examples), 256), run.plan.device)
     assert batch.features is not None

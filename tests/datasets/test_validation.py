@@ -23,6 +23,8 @@ PARAMS = config.parse({"data": {"name": "tiny", "min_normals": 8}})
 CLASSES = """dataset: tiny
 networks:
   both: {classes: [bolt, nut]}
+priors:
+  both: {classes: [bolt, nut], allocations: models/tiny/networks/both}
 classes:
   bolt: {network: both, prior: both}
   nut: {network: both, prior: both}
@@ -363,8 +365,8 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     ("old", "new", "expected"),
     [
         ("dataset: tiny", "dataset: other", "found other"),
-        ("networks:", "network:", "expected dataset, networks and classes"),
-        ("[bolt, nut]", "[bolt]", "each class in exactly one network"),
+        ("networks:", "network:", "expected dataset, networks, priors, classes"),
+        ("both: {classes: [bolt, nut]}", "both: {classes: [bolt]}", "each class in exactly one network"),
         ("both: {classes", "../up: {classes", "letters, digits"),
         ("dataset: tiny", "dataset: [", "expected dataset, networks"),
     ],

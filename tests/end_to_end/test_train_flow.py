@@ -1,5 +1,6 @@
 """The main job with every real part: clones of this project, real DVC, Prefect, MLflow, and a SIGKILL."""
 
+import json
 import os
 import re
 import shutil
@@ -44,15 +45,15 @@ class Clone:
     def space(self) -> Path:
         return self.root / ".pvqae" / "runs" / "demo"
 
-    def start(self, log: Path) -> "subprocess.Popen[bytes]":
+    def start(self, log: Path, *more: str) -> "subprocess.Popen[bytes]":
         settings = [word for setting in TINY for word in ("--set", setting)]
-        command = [sys.executable, "-m", "flows", "train", *settings]
+        command = [sys.executable, "-m", "flows", "train", *settings, *more]
         with log.open("wb") as out:
             return subprocess.Popen(command, cwd=self.root, env=self.environ, stdout=out, stderr=subprocess.STDOUT)
 
-    def train(self, log: Path) -> str:
+    def train(self, log: Path, *more: str) -> str:
         """Run the flow to its end; what it printed."""
-        code = self.start(log).wait(timeout=300)
+        code = self.start(log, *more).wait(timeout=300)
         text = log.read_text("utf-8", errors="replace")
         assert code == 0, text[-4000:]
         return text
@@ -158,3 +159,19 @@ def test_a_killed_flow_resumes_and_gives_the_same_bundle_and_one_version(
     assert project.versions() == ["1"]
     log = yaml.safe_load((project.space / "dvc.lock").read_text())
     assert "train@brick" in log["stages"]
+
+
+def test_a_warm_start_goes_on_from_the_champion_and_says_so(whole: tuple[Clone, str]) -> None:
+    project, _ = whole
+    text = project.train(project.root.parent / "warm", "--warm")
+    assert "0 decoded" in text  # the features of the run from scratch are kept
+    client = mlflow.MlflowClient(f"sqlite:///{project.root}/.pvqae/mlflow/mlflow.db")
+    first, second = (client.get_model_version("pvqae-demo-brick", version).tags for version in "12")
+    assert first["parent_bundle_sha256"] == "none"
+    assert second["parent_bundle_sha256"] == first["bundle_sha256"]
+    origin = json.loads((project.space / "models" / "demo" / "networks" / "brick" / "origin.json").read_text())
+    assert set(origin["fits"].values()) == {"parent"}
+    lock = yaml.safe_load((project.space / "dvc.lock").read_text())
+    assert "data/parents/brick" in [dep["path"] for dep in lock["stages"]["train@brick"]["deps"]]
+    again = project.train(project.root.parent / "warm-again", "--warm")
+    assert "Nothing changed" in again

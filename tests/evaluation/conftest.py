@@ -126,10 +126,17 @@ def make_class(tmp_path: Path) -> Callable[..., Made]:
     return make
 
 
+CLASSES = """dataset: demo
+networks: {all: {classes: [brick, grass]}}
+priors: {all: {classes: [brick, grass], allocations: models/demo/networks/all}}
+classes: {grass: {network: all, prior: all}, brick: {network: all, prior: all}}
+"""
+
+
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     """A workspace of the dataset "demo" with the classes brick and grass and nothing evaluated yet."""
     (tmp_path / "data").mkdir(exist_ok=True)
     (tmp_path / "params.yaml").write_text("data: {name: demo, source: demo}\n")
-    (tmp_path / "data/classes.yaml").write_text("dataset: demo\nclasses: {grass: {}, brick: {}}\n")
+    (tmp_path / "data/classes.yaml").write_text(CLASSES)
     return Layout(tmp_path, "demo")

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from pvqae.datasets import classes
 from pvqae.errors import DataError
 from pvqae.evaluation import page
 from pvqae.evaluation.report import mean, report
@@ -111,8 +112,16 @@ def test_the_page_stands_alone_and_is_accessible(evaluated: Any, layout: Layout)
     assert len(text) < 1_000_000
 
 
-def test_names_of_users_are_escaped_everywhere(evaluated: Any, layout: Layout) -> None:
-    layout.classes_file.write_text(json.dumps({"classes": {"a & \"b' <i>": {}}}))
+def test_names_of_users_are_escaped_everywhere(evaluated: Any, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classes, "NAME", ".*")  # the reader refuses such a class; the page does not rely on it
+    members, network = ["a & \"b' <i>"], "models/demo/networks/all"
+    graph = {
+        "dataset": "demo",
+        "networks": {"all": {"classes": members}},
+        "priors": {"all": {"classes": members, "allocations": network}},
+        "classes": {members[0]: {"network": "all", "prior": "all"}},
+    }
+    layout.classes_file.write_text(json.dumps(graph))
     evaluated("a & \"b' <i>", kind=f"{EVIL.replace('/', '∕')}\"'>", card={"warnings": [EVIL], "rule": EVIL})
     report(layout)
     html = _page(layout)

@@ -52,7 +52,7 @@ def test_the_committed_classes_are_those_of_the_committed_params() -> None:
 def test_shared_network_and_universal_prior_are_the_same_graph_with_fewer_of_them() -> None:
     names = ["b", "a"]
     shared = classes.classes(params(data={"name": "x", "source": "folder"}, model={"network": "shared"}), names)
-    assert shared["networks"] == {"all": {"classes": ["a", "b"]}}
+    assert shared["networks"] == {"all": {"classes": ["a", "b"], "parent": "data/parents/none"}}
     assert shared["priors"]["a"]["allocations"] == "models/x/networks/all"
     assert shared["made"] == {}
     universal = classes.classes(params(data={"name": "x"}, prior={"grouping": "universal"}), names)

@@ -41,6 +41,8 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     bundle.mkdir(parents=True)
     (bundle / "SHA256SUMS").write_text("sums")
     (bundle / "config.json").write_text('{"health": {"level_shares": [0.5, 0.5], "codebook_usage": 0.5}}')
+    found.layout.class_report("part").mkdir(parents=True)
+    (found.layout.class_report("part") / "metrics.json").write_text('{"image_auroc": 0.9}')
     found.layout.manifest.parent.mkdir()
     found.layout.manifest.write_text("rows")
     monkeypatch.setattr(shipping, "export", shutil.copytree)  # the real one needs a real bundle

@@ -60,6 +60,40 @@ def test_aliases_move_with_an_entry_each_and_the_log_only_grows(registry: Regist
     assert registry.promotions("pvqae-x-part") == (first, second)
 
 
+def test_versions_are_tagged_and_models_listed(registry: Registry) -> None:
+    version(registry, "b1")
+    registry.tag_version("pvqae-x-part", "1", {"gate_outcome": "pass"})
+    assert registry.version_tags("pvqae-x-part", "1")["gate_outcome"] == "pass"
+    assert registry.models("pvqae-x") == ("pvqae-x-part",)
+    assert registry.models("pvqae-other") == ()
+    assert registry.promotions("pvqae-other") == ()
+
+
+def test_an_alias_set_alone_leaves_no_entry(registry: Registry) -> None:
+    version(registry, "b1")
+    registry.set_alias("pvqae-x-part", "champion", "1")
+    assert registry.alias("pvqae-x-part", "champion") == "1"
+    assert registry.promotions("pvqae-x-part") == ()
+
+
+def test_what_the_registry_does_not_have_is_said_by_name(real: Registry, tmp_path: Path) -> None:
+    from flows.adapters.registry import RegistryError
+
+    with pytest.raises(RegistryError, match="pvqae-x-part version 7"):
+        real.version_tags("pvqae-x-part", "7")
+    with pytest.raises(RegistryError, match="pvqae-x-part version 7"):
+        real.download("pvqae-x-part", "7", tmp_path / "out")
+
+
+def test_twin_gives_back_the_files_that_it_was_given(twin: Runs, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "weights.safetensors").write_bytes(b"weights")
+    run = twin.start("pvqae-x", "part")
+    twin.register("pvqae-x-part", run, twin.log_model(run, tmp_path / "bundle"), {})
+    own = twin.download("pvqae-x-part", "1", tmp_path / "own")
+    assert {file.name: file.read_bytes() for file in own.iterdir()} == {"weights.safetensors": b"weights"}
+
+
 def test_real_runs_are_a_tree_with_params_curves_data_and_files(real: Registry, database: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -96,6 +130,8 @@ def test_a_model_is_code_and_the_bundle_without_pickle(real: Registry, database:
     files = Path(mlflow.artifacts.download_artifacts("models:/pvqae-x-part/1", dst_path=str(tmp_path / "down")))
     assert (files / "artifacts" / "bundle" / "weights.safetensors").read_bytes() == b"weights"
     assert [file for file in files.rglob("*") if file.suffix in (".pkl", ".pickle", ".pt", ".pth")] == []
+    own = real.download("pvqae-x-part", "1", tmp_path / "own")
+    assert {file.name: file.read_bytes() for file in own.iterdir()} == {"weights.safetensors": b"weights"}
     info = mlflow.models.get_model_info("models:/pvqae-x-part/1")
     assert info.signature.inputs.input_names() == ["image"]
     assert info.signature.outputs.input_names() == ["image_score", "decision", "anomaly_map"]

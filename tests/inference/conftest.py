@@ -16,7 +16,7 @@ from pvqae import config
 from pvqae.datasets import build, classes, images, manifest, rows, validation
 from pvqae.evaluation import stage
 from pvqae.evaluation.report import report
-from pvqae.inference import fitting
+from pvqae.inference import choice, fitting
 from pvqae.inference.calibrate import calibrate
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scorer
@@ -74,7 +74,9 @@ def scorer(picture: Picture, tmp_path_factory: pytest.TempPathFactory) -> Scorer
     autoencoder.codebook.start(vectors)
     learned = BudgetPrior((4, 4), 3, 16).eval().requires_grad_(False)
     found = Networks(backbone, autoencoder, learned, (), None, params.score.prior)
-    return fitting.fit(found, examples, fitting.group_numbers(frame, examples), params, "full")
+    return fitting.fit(found, examples, fitting.group_numbers(frame, examples), params, "full").reading(
+        choice.settled(params.score)
+    )
 
 
 def tiny_params(**sections: object) -> config.Params:
@@ -85,6 +87,7 @@ def tiny_params(**sections: object) -> config.Params:
         "memory": {"codes": 32},
         "train": {"steps": 4, "batch": 4},
         "prior": {"steps": 5, "width": 16},
+        "score": {"recon": "both"},  # so that every fold trains a network of its own
         "calibration": {"folds": 2, "false_alarm_rate": 0.2},
         "evaluation": {"pictures": 1},
         "compute": {"device": "cpu", "precision": "float32", "parallel": 1, "threads": 1},

@@ -91,6 +91,7 @@ def test_saving_a_loaded_bundle_again_gives_the_same_bytes(copied: Path, tmp_pat
     (tmp_path / "again.part").mkdir()
     (tmp_path / "again.part" / "left over by a kill").touch()
     facts = (detector.scorer, params, "cloth", detector.config["health"], detector.card)
+    facts = (*facts, json.loads((copied / "profile.json").read_text()))
     assert bundle.save(tmp_path / "again", *facts) == detector.sha256 == bundle.sha256_of(copied)
     assert {p.name: digest(p) for p in (tmp_path / "again").iterdir()} == {p.name: digest(p) for p in copied.iterdir()}
     other = bundle.save(tmp_path / "again", *facts[:-1], detector.card | {"threshold": 0.0})
@@ -164,7 +165,7 @@ def test_another_format_is_refused(copied: Path) -> None:
     values = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(values | {"format": 99}))
     bundle.seal(copied)
-    with pytest.raises(IntegrityError, match="format 1, found 99"):
+    with pytest.raises(IntegrityError, match="format 2, found 99"):
         bundle.load(copied)
 
 

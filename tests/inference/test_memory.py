@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pvqae.inference.memory import Level, fit_level
+from pvqae import config
+from pvqae.inference.memory import Level, fit_level, pooled, whitening
 
 
 def features(seed: int = 0, views: int = 4, side: int = 6) -> torch.Tensor:
@@ -16,8 +17,14 @@ def everything(views: int = 4, side: int = 48) -> torch.Tensor:
 GROUPS = torch.tensor([0, 0, 1, 2])
 
 
-def fitted(x: torch.Tensor, codes: int = 500, patches: int = 500, valid: torch.Tensor | None = None) -> Level:
-    return fit_level(x, everything() if valid is None else valid, GROUPS, codes, patches, seed=0, name="full/0")
+def fitted(
+    x: torch.Tensor, codes: int = 500, patches: int = 500, valid: torch.Tensor | None = None, ridge: float = 1e-3
+) -> Level:
+    settings = config.Memory(codes=codes, patches=patches, ridge=ridge)
+    return fit_level(x, everything() if valid is None else valid, GROUPS, settings, seed=0, name="full/0")
+
+
+ALL = torch.ones(4, 6, 6, dtype=torch.bool)
 
 
 def distances(level: Level, x: torch.Tensor, without_group: torch.Tensor | None = None) -> torch.Tensor:
@@ -29,11 +36,11 @@ def plain_distances(level: Level, vectors: torch.Tensor) -> torch.Tensor:
     return torch.cdist(vectors, level.codes).min(-1).values
 
 
-def test_every_code_is_one_of_the_standardised_vectors_of_its_group() -> None:
+def test_every_code_is_one_of_the_white_vectors_of_its_group() -> None:
     x = features()
     level = fitted(x, codes=20)
     assert level.codes.shape == (20, 3)
-    vectors = level.vectors(x.float())
+    vectors = level.vectors(x.float(), ALL)
     for code, owner in zip(level.codes, level.owners, strict=True):
         own = vectors[owner == GROUPS].flatten(0, 1)
         assert (own - code).abs().amax(1).min() < 2e-3  # half precision
@@ -44,24 +51,39 @@ def test_codes_are_what_half_precision_keeps() -> None:
     assert torch.equal(level.codes, level.codes.half().float())
 
 
-def test_vectors_are_standardised_over_all_normals() -> None:
-    level = fitted(features())
-    vectors = level.vectors(features().float()).flatten(0, 1)
-    torch.testing.assert_close(vectors.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(vectors.std(0), torch.ones(3), atol=1e-3, rtol=0)
+def test_vectors_of_all_normals_are_white() -> None:
+    mixed = torch.einsum("nchw,cd->ndhw", features().float(), torch.tensor([[1.0, 2, 0], [0, 1, 3], [0, 0, 5.0]]))
+    vectors = fitted(mixed.half()).vectors(mixed.half().float(), ALL).flatten(0, 1)
+    torch.testing.assert_close(vectors.mean(0), torch.zeros(3), atol=1e-2, rtol=0)
+    torch.testing.assert_close(vectors.T.cov(), torch.eye(3), atol=0.05, rtol=0)
+
+
+def test_a_large_ridge_leaves_the_correlations_alone() -> None:
+    x = torch.randn(500, 1, generator=torch.Generator().manual_seed(0)) + torch.randn(500, 3) * 0.1
+    white, same = (x @ whitening(x, ridge) for ridge in (1e-4, 1e6))
+    assert white.T.corrcoef()[0, 1].abs() < 0.1
+    assert same.T.corrcoef()[0, 1] > 0.9
+
+
+def test_pooling_is_the_mean_over_valid_neighbours() -> None:
+    x, valid = features(1).float(), ALL.clone()
+    valid[..., :2] = False
+    found = pooled(x, valid)
+    torch.testing.assert_close(found[0, :, 3, 4], x[0, :, 2:5, 3:6].mean((1, 2)))
+    torch.testing.assert_close(found[0, :, 3, 2], x[0, :, 2:5, 2:4].mean((1, 2)))
 
 
 def test_a_known_vector_is_at_no_distance_before_smoothing() -> None:
     x = features()
     level = fitted(x)  # all 144 vectors are codes
     assert len(level.codes) == 144
-    assert plain_distances(level, level.vectors(x.float())).max() < 5e-3
+    assert plain_distances(level, level.vectors(x.float(), ALL)).max() < 5e-3
     assert distances(level, x.float()).max() < 5e-3
 
 
 def test_distances_are_those_of_a_plain_search_smoothed_over_neighbours() -> None:
     level, x = fitted(features(), codes=10), features(1).float()
-    plain = plain_distances(level, level.vectors(x)).view(4, 6, 6)
+    plain = plain_distances(level, level.vectors(x, ALL)).view(4, 6, 6)
     found = distances(level, x)
     assert found.shape == (4, 6, 6)
     torch.testing.assert_close(found[0, 2, 3], plain[0, 1:4, 2:5].mean(), atol=1e-4, rtol=0)
@@ -74,7 +96,7 @@ def test_a_training_image_is_not_judged_by_its_own_group() -> None:
     alone, all_codes = distances(level, x.float(), GROUPS), distances(level, x.float())
     assert (alone >= all_codes - 1e-6).all()
     assert alone.min() > 0.05 > all_codes.max()
-    without_first = Level(level.mean, level.deviation, level.codes[level.owners != 0], level.owners)
+    without_first = Level(level.mean, level.whitening, level.codes[level.owners != 0], level.owners)
     torch.testing.assert_close(alone[:2], distances(without_first, x[:2].float()))
 
 
@@ -84,7 +106,7 @@ def test_padding_never_enters() -> None:
     garbage = x.clone()
     garbage[..., :2] = 900.0
     one, other = fitted(x, valid=valid), fitted(garbage, valid=valid)
-    for name in ("mean", "deviation", "codes", "owners"):
+    for name in ("mean", "whitening", "codes", "owners"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert len(one.codes) == 4 * 6 * 4
 
@@ -97,7 +119,7 @@ def test_what_lies_on_padding_reaches_no_distance_of_the_image() -> None:
     level = fitted(features(), codes=40)
     one, other = (level.distances(some, valid)[..., 2:] for some in (x, garbage))
     assert torch.equal(one, other)
-    torch.testing.assert_close(one[..., 1:], distances(level, x)[..., 3:])
+    torch.testing.assert_close(one[..., 2:], distances(level, x)[..., 4:])  # pooled and smoothed: two cells' reach
 
 
 def test_at_most_so_many_patches_and_codes_and_the_same_each_time() -> None:
@@ -115,7 +137,7 @@ def test_a_channel_that_never_varies_does_no_harm() -> None:
 def test_a_foreign_vector_is_farther_than_any_known_one() -> None:
     level, x = fitted(features(), codes=40), features(1).float()
     odd = x.clone()
-    odd[0, :, 3, 3] += 12
+    odd[0, :, 3, 3] += 40
     found = distances(level, odd)
     assert found[0, 3, 3] > 1.5 * distances(level, x).max()
     assert int(found.argmax()) in {r * 6 + c for r in (2, 3, 4) for c in (2, 3, 4)}

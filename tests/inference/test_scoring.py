@@ -8,10 +8,10 @@ import torch
 
 from pvqae import config
 from pvqae.datasets import images
+from pvqae.inference import choice, readout
 from pvqae.inference.measures import measure
-from pvqae.inference.readout import FUSIONS, RECON
+from pvqae.inference.readout import FUSIONS, LEVELS, READOUTS, RECON
 from pvqae.inference.scoring import PARTS, Scored, Scorer
-from pvqae.inference.statistics import SCALES
 
 Picture = Callable[..., np.ndarray]
 LYING, STANDING = (50, 125), (125, 50)
@@ -73,12 +73,21 @@ def test_a_dent_raises_the_score_and_the_map_where_it_is(scorer: Scorer, picture
 def test_every_named_choice_gives_finite_scores_and_maps(
     scorer: Scorer, picture: Picture, fusion: str, recon: str
 ) -> None:
-    for scale in SCALES:
-        score = config.Score(fusion=fusion, recon=recon, image_scale=scale, map_scale=scale)
+    for use in READOUTS:
+        score = choice.settled(config.Score(fusion=fusion, recon=recon), use, use)
         scored = replace(scorer, score=score).one(picture(72))
         assert np.isfinite([scored.image_score, *scored.parts.values()]).all()
         assert all(np.isfinite(m).all() for m in scored.part_maps.values())
         assert scored.image_score == FUSIONS[fusion](*(scored.parts[p] for p in ("s_recon", "s_prior", "product")))
+
+
+def test_fewer_levels_leave_out_the_coarse_ones(scorer: Scorer, picture: Picture) -> None:
+    raw = scorer.measured(picture(73))[1]
+    changed = {k: x + 100 if k == "memory_0" else x for k, x in raw.maps.items()}
+    for levels in LEVELS:
+        use = readout.Readout(levels, "global")
+        same = torch.equal(scorer.recon_map(raw, use), scorer.recon_map(replace(raw, maps=changed), use))
+        assert same == (levels != "all")
 
 
 def test_training_normals_lie_around_zero(scorer: Scorer, picture: Picture) -> None:
@@ -109,7 +118,7 @@ def test_a_letterboxed_image_has_a_map_of_its_own_shape(
 def test_what_is_measured_on_padding_counts_nowhere(
     scorer: Scorer, picture: Picture, shape: tuple[int, int], recon: str
 ) -> None:
-    chosen = replace(scorer, score=config.Score(recon=recon))
+    chosen = replace(scorer, score=choice.settled(config.Score(recon=recon)))
     canvas = images.canvas(picture(81, *shape), scorer.image)
     (view,) = canvas.views
     features = scorer.networks.backbone(torch.from_numpy(view.pixels)[None])
@@ -119,7 +128,7 @@ def test_what_is_measured_on_padding_counts_nowhere(
     plain, spoiled = (chosen.finish(some, canvas, "") for some in (raw, replace(raw, maps=maps)))
     assert equal(plain, spoiled)
     image_cells = int(raw.valid["memory_2"].sum())
-    assert {values.numel() for values in chosen.cell_maps(raw).values()} == {image_cells}
+    assert {values.numel() for values in chosen.cell_maps(raw, chosen.for_image).values()} == {image_cells}
 
 
 def test_features_of_padding_reach_no_distance_to_the_memory(scorer: Scorer, picture: Picture) -> None:

@@ -9,15 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pvqae.datasets import manifest
 from pvqae.datasets.manifest import digest
-from pvqae.evaluation import proof
+from pvqae.errors import ConfigError
+from pvqae.evaluation import proof, stage
 from pvqae.inference import bundle, fitting
 from pvqae.inference.calibrate import calibrate
 from pvqae.layout import Layout
-from pvqae.model import backbones
+from pvqae.model import backbones, grouping
 from pvqae.training import folds, network, prior
 
 IMAGE_KEYS = {"image_auroc", "f1_max", "threshold", "false_alarm_rate", "miss_rate", "fusion", "kinds"}
@@ -57,15 +58,22 @@ def test_every_stage_leaves_its_files(workspace: Layout) -> None:
     for name in ("cloth", "plate"):
         folder = workspace.network(name)
         fits = {"full", "fold-0", "fold-1"}
-        files = {"history.jsonl", "rows.csv", "allocations.safetensors", *(f"{fit}.safetensors" for fit in fits)}
+        files = {
+            "history.jsonl",
+            "rows.csv",
+            "origin.json",
+            "allocations.safetensors",
+            *(f"{fit}.safetensors" for fit in fits),
+        }
         assert {p.name for p in folder.iterdir()} == files
-        assert read(workspace.timing(name)).keys() == {"train_seconds"}
+        assert read(workspace.timing(name)).keys() == {"train_seconds", "reading"}
         assert {p.name for p in workspace.prior(name).iterdir()} == {
             *("facts.json", "history.jsonl"),
             *(f"{fit}.safetensors" for fit in fits),
         }
         assert {p.name for p in workspace.bundle(name).iterdir()} == {
-            *("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json", "SHA256SUMS")
+            *("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json", "profile.json"),
+            "SHA256SUMS",
         }
         assert {p.name for p in workspace.class_report(name).iterdir()} >= {"metrics.json", "images.csv", "curves.json"}
     assert {p.name for p in workspace.reports.iterdir()} >= {"metrics.json", "images.csv", "index.html", "roc.csv"}
@@ -76,6 +84,7 @@ def test_history_has_every_step_of_every_fit_and_no_clock(workspace: Layout) -> 
     rows = [json.loads(line) for line in (workspace.network("cloth") / "history.jsonl").read_text().splitlines()]
     steps = {fit: [row["step"] for row in rows if row["fold"] == fit] for fit in ("full", "fold-0", "fold-1")}
     assert steps == {fit: [0, 1, 2, 3] for fit in steps}
+    assert {row["phase"] for row in rows} == {"quantised"}  # a tenth of four steps is none
     assert all(
         {"loss", "reconstruction", "share_0", "share_1", "share_2", "codebook_usage"} <= row.keys() for row in rows
     )
@@ -168,12 +177,13 @@ def test_what_is_calibrated_is_what_is_shipped(workspace: Layout) -> None:
 
 def test_health_is_part_of_the_bundle(workspace: Layout) -> None:
     health = read(workspace.bundle("plate") / "config.json")["health"]
-    facts = read(workspace.prior("plate") / "facts.json")
+    facts = read(workspace.prior("plate") / "facts.json")["plate"]
     assert health.keys() == {
         "level_shares",
         "codebook_usage",
         "prior_cross_entropy",
         "frequency_cross_entropy",
+        "readouts",
         "warnings",
     }
     assert {key: health[key] for key in facts} == facts
@@ -211,7 +221,7 @@ def test_work_is_named_by_rows_params_and_code(copied: Layout, tiny: Any, monkey
     file, params = copied.network_rows("cloth"), tiny.params()
     key = network.work_key(file, params)
     assert key == network.work_key(file, tiny.params())
-    assert key == network.work_key(file, tiny.params(evaluation={"pictures": 3}, score={"blur": 1}))
+    assert key == network.work_key(file, tiny.params(evaluation={"pictures": 3}, score={"recon": "both", "blur": 1}))
     assert key != network.work_key(file, tiny.params(model={"codes": 16}))
     assert key != network.work_key(copied.network_rows("plate"), params)
     monkeypatch.setattr(network, "source_hash", lambda: "other code")
@@ -257,6 +267,60 @@ def test_one_network_and_a_universal_prior_serve_all_classes(workspace: Layout, 
     assert [p.name for p in (layout.models / "priors").iterdir()] == ["all"]
 
 
+def test_one_network_and_clustered_priors_need_no_label(workspace: Layout, tmp_path: Path, tiny: Any) -> None:
+    graph = {
+        "dataset": "tiny",
+        "networks": {"all": {"classes": ["cloth", "plate"]}},
+        "priors": {"all": {"classes": ["cloth", "plate"], "allocations": "models/tiny/networks/all"}},
+        "classes": {name: {"network": "all", "prior": "all"} for name in ("cloth", "plate")},
+    }
+    model = {"width": 16, "code_dim": 8, "codes": 32, "network": "shared"}
+    params = tiny.params(model=model, prior={"grouping": "clustered", "clusters": 2, "steps": 5, "width": 16})
+    layout = tiny.variant(workspace, tmp_path, graph, params)
+    check_metrics(layout, {"cloth", "plate"})
+    for name in ("cloth", "plate"):
+        shipped = bundle.load(layout.bundle(name)).scorer.networks.prior
+        assert isinstance(shipped, grouping.Clustered)
+        trained = prior.load(layout.prior("all") / "full.safetensors", (2, 2), 3, 16)
+        assert all(torch.equal(value, trained.state_dict()[key]) for key, value in shipped.state_dict().items())
+    facts = read(layout.prior("all") / "facts.json")
+    assert facts["cloth"] != facts["plate"]
+    health = read(layout.bundle("plate") / "config.json")["health"]
+    assert {key: health[key] for key in facts["plate"]} == facts["plate"]
+
+
+def test_a_folds_clusters_learn_without_the_folds_parts(
+    workspace: Layout, tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other allocations of fold 0's own parts change every fit that learns from them, but not fold 0's."""
+    monkeypatch.setattr(grouping, "LEAST", 1)
+    layout = Layout(tmp_path / "copy", "tiny")
+    shutil.copytree(workspace.root, layout.root)
+    params = tiny.params(prior={"grouping": "clustered", "clusters": 2, "steps": 2, "width": 16})
+    before, file = [], layout.network("cloth") / "allocations.safetensors"
+    fold = pd.read_csv(file.with_name("rows.csv"))["fold"].to_numpy()
+    for _ in range(2):
+        tiny.run(prior.train, layout, params, "cloth")
+        before.append({p.name: digest(p) for p in layout.prior("cloth").glob("f*.safetensors")})
+        tensors = load_file(file)
+        own = torch.from_numpy(fold == 0)[tensors["rows"]]
+        for name in tensors:
+            if name.startswith("logits."):
+                tensors[name][own] = 5 - tensors[name][own]
+        save_file(tensors, file)
+    assert before[0]["fold-0.safetensors"] == before[1]["fold-0.safetensors"]
+    assert before[0]["full.safetensors"] != before[1]["full.safetensors"]
+    assert len(load_file(layout.prior("cloth") / "fold-0.safetensors")["centres"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("run", "what"), [(network.train, "network"), (prior.train, "prior"), (calibrate, "class"), (stage.run, "class")]
+)
+def test_a_stage_of_an_unknown_name_says_which_names_exist(workspace: Layout, tiny: Any, run: Any, what: str) -> None:
+    with pytest.raises(ConfigError, match=f"no {what} 'clooth'; expected one of: cloth, plate"):
+        tiny.run(run, workspace, tiny.params(), "clooth")
+
+
 def test_a_class_with_enough_normals_is_judged_on_its_calibrate_split(
     workspace: Layout, tmp_path: Path, tiny: Any
 ) -> None:
@@ -292,3 +356,16 @@ def test_the_proof_draws_halves_of_the_unseen_normals(workspace: Layout, tiny: A
     found = tiny.run(proof.calibration, workspace, tiny.params(), "cloth")
     assert 0 <= found["low"] <= found["mean"] <= found["high"] <= 1
     assert found["target"] == 0.2
+
+
+def test_where_no_threshold_reads_a_network_none_is_trained_per_fold(
+    copied: Layout, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = tiny.params(score={"recon": "memory", "fusion": "recon"})
+    tiny.run(network.train, copied, params, "cloth")
+    assert {p.stem for p in copied.network("cloth").glob("*.safetensors")} == {"full", "allocations"}
+    tiny.run(prior.train, copied, params, "cloth")
+    tiny.run(calibrate, copied, params, "cloth")
+    card = read(copied.bundle("cloth") / "calibration.json")
+    assert card["method"] == "cross_fit"
+    assert card["n"] == len(manifest.read(copied.class_rows("cloth", "normals")))

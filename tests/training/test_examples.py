@@ -10,7 +10,6 @@ from pvqae import config
 from pvqae.datasets import images
 from pvqae.errors import DataError
 from pvqae.model import backbones
-from pvqae.training import examples as module
 from pvqae.training.examples import Examples, on_grid, prepare, repeat_border
 
 Make = Callable[[str], Examples]
@@ -83,8 +82,28 @@ def test_a_subset_has_the_views_of_its_rows(examples: Make) -> None:
             assert torch.equal(part.features.target, whole.features.target[[2, 7]])
 
 
-def test_each_tile_knows_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", 3)  # chunks that cut through an image
+def test_chosen_views_are_those_of_a_subset_without_a_copy(examples: Make) -> None:
+    keep = torch.zeros(12, dtype=torch.bool)
+    keep[[2, 7, 9]] = True
+    for name in ("vqgan", "efficientnet_lite0"):
+        whole = examples(name)
+        part, chosen = whole.subset(keep), whole.chosen(keep)
+        assert chosen.examples is whole
+        assert len(chosen) == len(part) == 3
+        assert torch.equal(chosen.rows, part.rows)
+        one, other = (x.batch(torch.tensor([2, 0])) for x in (part, chosen))
+        assert torch.equal(one.cost, other.cost)
+        assert torch.equal(one.valid, other.valid)
+        if one.images is not None:
+            assert other.images is not None
+            assert torch.equal(one.images, other.images)
+        else:
+            assert one.features is not None
+            assert other.features is not None
+            assert torch.equal(one.features.target, other.features.target)
+
+
+def test_each_tile_knows_its_row(tmp_path: Path) -> None:
     pictures = {"a.png": (64, 160), "b.png": (64, 64)}
     for name, shape in pictures.items():
         images.write(tmp_path / name, np.full((*shape, 3), 0.5 if name == "a.png" else 0.8, np.float32))

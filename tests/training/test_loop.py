@@ -48,6 +48,8 @@ def test_frozen_features_are_learned_and_the_mechanism_is_logged(
     assert all(row["share_0"] + row["share_1"] == pytest.approx(1, abs=1e-4) for row in rows)
     assert all(1 / 4 <= row["spent"] <= 1 for row in rows)
     warm, trained = rows[:4], rows[4:]
+    assert {row["phase"] for row in warm} == {"warmup"}
+    assert {row["phase"] for row in trained} == {"quantised"}
     assert {row["codebook_usage"] for row in warm} == {0.0}
     assert {row["commitment"] for row in warm} == {0.0}
     assert all(0 < row["codebook_usage"] <= 1 and row["perplexity"] >= 1 for row in trained)

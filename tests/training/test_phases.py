@@ -102,3 +102,14 @@ def test_a_mirrored_batch_is_mirrored_as_a_whole(examples: Make) -> None:
 def test_spread_takes_first_and_last_and_no_more_than_asked() -> None:
     assert spread(5, 9).tolist() == [0, 1, 2, 3, 4]
     assert spread(100, 3).tolist() == [0, 49, 99]
+
+
+def test_the_maximum_of_lambda_scales_the_price_and_does_not_cancel(
+    examples: Make, params: Params, plan: runtime.Plan
+) -> None:
+    weights = []
+    for most in (1.25, 5.0):
+        run = start(params("vqgan", lambda_max=most), plan, "full")
+        phases.balance_budget(run, examples("vqgan"))
+        weights.append(phases.budget_weight(run, run.params.train.steps - 1))
+    assert weights[1] == pytest.approx(4 * weights[0])

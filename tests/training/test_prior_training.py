@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from pvqae import config
 from pvqae.errors import DataError
+from pvqae.model import grouping
 from pvqae.model.prior import BudgetPrior, Expected
 from pvqae.training import prior
 
@@ -77,6 +78,38 @@ def test_the_loss_is_least_for_the_true_expectation() -> None:
     assert prior.loss(mixed, logits, only_right).item() == pytest.approx(
         prior.loss(Expected(*(x[:, :3] for x in right)), logits[:, :3], counted[:, :3]).item()
     )
+
+
+def sides(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two kinds of normals that no label tells apart: fine on the left, or on the right."""
+    fine = torch.zeros(count, *GRID)
+    fine[: count // 2, :, :3] = 1
+    fine[count // 2 :, :, 3:] = 1
+    noise = 0.1 * torch.randn(count, 2, *GRID, generator=torch.Generator().manual_seed(0))
+    return 3 * torch.stack([1 - 2 * fine, 2 * fine - 1], 1) + noise, torch.ones(count, *GRID, dtype=torch.bool)
+
+
+def clustered(steps: int) -> config.Params:
+    return config.Params(prior=config.Prior(grouping="clustered", clusters=2, steps=steps, width=32))
+
+
+def test_clustered_priors_learn_one_kind_of_normals_each() -> None:
+    logits, valid = sides(40)
+    history: list[dict[str, object]] = []
+    found = prior.fit_group(clustered(3), "full", logits, valid, history)
+    assert isinstance(found, grouping.Clustered)
+    chosen = found.assign(logits, valid).tolist()
+    assert chosen == [chosen[0]] * 20 + [1 - chosen[0]] * 20
+    assert [(row["phase"], row["step"]) for row in history] == [(f"prior-{c}", s) for c in (0, 1) for s in range(3)]
+    for cluster, first in ((chosen[0], 0), (1 - chosen[0], 20)):
+        mean = found.members[cluster].base[:, 2:4].T.reshape(2, *GRID)  # of the logits that it began with
+        assert torch.allclose(mean, logits[first : first + 20].mean(0), atol=0.2)
+
+
+def test_a_clustered_fit_repeats_itself_exactly() -> None:
+    logits, valid = sides(40)
+    one, other = (prior.fit_group(clustered(2), "full", logits, valid, []).state_dict() for _ in range(2))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def network(folder: Path, rows: list[tuple[str, int]], fits: list[str], start: float) -> None:

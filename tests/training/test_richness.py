@@ -6,7 +6,7 @@ import torch
 from pvqae.training import richness
 from pvqae.training.richness import NOISE_FLOOR, RICHNESS
 
-MEASURES = [name for name in RICHNESS if name != "none"]
+MEASURES = [name for name in RICHNESS if name not in ("none", "inverted_dwt_entropy")]
 FLAT, FAINT, EDGE = range(3)
 
 
@@ -93,3 +93,16 @@ def test_rescaling_ignores_padding_and_leaves_equal_costs_alone() -> None:
     assert torch.equal(richness.rescale(cost, valid)[valid], richness.rescale(spoiled, valid)[valid])
     even = torch.full((2, 4, 4), 0.7)
     assert torch.equal(richness.rescale(even, torch.ones_like(even, dtype=torch.bool)), even)
+
+
+def test_the_inverted_sign_orders_patches_the_other_way(grades: torch.Tensor) -> None:
+    straight, inverted = RICHNESS["dwt_entropy"](grades), RICHNESS["inverted_dwt_entropy"](grades)
+    assert straight.argsort().tolist() == inverted.argsort(descending=True).tolist()
+
+
+def test_the_learned_measure_finds_poor_what_a_quarter_of_the_resolution_tells() -> None:
+    """A slope is foretold by its small picture, a checkerboard of single pixels is not, though it varies no more."""
+    slope = torch.linspace(0, 1, 32).expand(1, 32, 32)
+    checks = slope.std() * (2.0 * (torch.arange(32)[:, None] + torch.arange(32)[None]).remainder(2) - 1)[None] + 0.5
+    poor, rich = RICHNESS["learned"](torch.cat([slope, checks])).tolist()
+    assert poor > 2 * rich

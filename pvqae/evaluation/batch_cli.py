@@ -1,0 +1,85 @@
+"""The verbs `pvqae score` and `pvqae drift`: what the command line needs around `batch` and `drift_report`."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pvqae import config, runtime
+from pvqae.errors import ConfigError, DataError
+from pvqae.evaluation import batch, drift_report
+from pvqae.evaluation.drift_report import Report
+from pvqae.inference import bundle as bundles
+from pvqae.inference import profile
+
+SOME_FAILED, DRIFTED, INSUFFICIENT = 1, 3, 4
+EXITS = {"none": 0, "drift": DRIFTED, "insufficient": INSUFFICIENT}
+
+
+def prepare() -> None:
+    """Threads and determinism of this process, as the evaluation has them."""
+    runtime.apply(runtime.plan(config.Compute(), 1))
+
+
+def score(folder: Path, images: Sequence[Path], out: Path | None, heatmaps: bool, table: bool) -> int:
+    """Score to `out`, or to stdout without it; returns the exit code."""
+    if heatmaps and out is None:
+        raise ConfigError("--heatmaps: expected a folder to write them to, found none; add --out FOLDER")
+    prepare()
+    detector, source = bundles.load(folder), batch.Files(tuple(images))
+    if out is not None:
+        found = batch.run(detector, source, out, heatmaps=heatmaps)
+        print(sentence(found, out))
+        return SOME_FAILED if found.failed else 0
+    failed = 0
+    writer = csv.DictWriter(
+        sys.stdout, batch.columns(detector.config["model"]["levels"]), lineterminator="\n", extrasaction="ignore"
+    )
+    if table:
+        writer.writeheader()
+    for row in batch.rows(detector, source):
+        failed += bool(row["error"])
+        if table:
+            writer.writerow(batch.flatten(row))
+        else:
+            print(batch.as_json(row), flush=True)
+    return SOME_FAILED if failed else 0
+
+
+def sentence(found: batch.Outcome, out: Path) -> str:
+    return (
+        f"{found.images} images: {found.scored} scored now, {found.defects} above the threshold, {found.failed} not "
+        f"scored (column error of {out / batch.CSV})"
+    )
+
+
+def rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a folder's scores.jsonl. Raises `DataError` when it has none."""
+    file = folder / batch.JSONL
+    if not file.is_file():
+        raise DataError(
+            f"{file}: expected scores, found no file; write it with `pvqae score BUNDLE IMAGES --out {folder}`"
+        )
+    with file.open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def judge(folder: Path, scores: Path, settings: config.Drift, name: str) -> Report:
+    """Judge the scores below `scores` against the bundle's profile; writes drift.json and drift.html there."""
+    sha256 = bundles.verify(folder)
+    threshold = float(json.loads((folder / "calibration.json").read_text("utf-8"))["threshold"])
+    normals, found = profile.read(folder), drift_report.table(rows(scores), sha256)
+    report = drift_report.assess(normals, found, threshold, settings)
+    drift_report.write(report, normals, found, threshold, name, scores)
+    return report
+
+
+def drift(folder: Path, scores: Path, settings: config.Drift) -> int:
+    """Print the verdict; returns the exit code."""
+    facts = json.loads((folder / "config.json").read_text("utf-8"))
+    report = judge(folder, scores, settings, f"{facts['dataset']}/{facts['category']}")
+    print(report.sentence)
+    print(scores / "drift.html")
+    return EXITS[report.verdict]

@@ -1,0 +1,169 @@
+"""Going on from a champion's weights when new normals arrive, instead of from random ones.
+
+The parent of network N lies in data/parents/N, which is a dependency of the stage train@N:
+
+bundle/   the champion's bundle; the fit `full` starts from its weights, codebook and scales
+network/  what was trained beside it: rows.csv (who learned from what), a weights file per fold, SHA256SUMS
+
+A fit may only start from one that has never learned from a part that it now has to judge: its threshold would be that
+of known parts. So each fold starts from its parent's fold, and only if all that the parent has learned from is still
+among what the fit learns from. By induction that holds for a whole chain of parents.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pvqae import config
+from pvqae.datasets.manifest import digest
+from pvqae.errors import ConfigError, IntegrityError
+from pvqae.files import whole_folder, write_text
+from pvqae.training import folds
+from pvqae.training.run import Run
+
+SUMS = "SHA256SUMS"
+NONE = "none"
+LR_SHARE = 0.5  # of the peak learning rate from scratch
+FIXED = ("backbone", "levels", "width", "code_dim", "codes")  # params of the model that decide what weights there are
+BACK = "or start from scratch (without --warm)"
+
+
+@dataclass(frozen=True, eq=False)
+class Parent:
+    """A checked parent. `rows`: the normals of its training, with columns category, group_id, split, fold."""
+
+    folder: Path
+    bundle_sha256: str
+    rows: pd.DataFrame
+
+    @property
+    def sha256(self) -> str:
+        """Of all that a fit can start from."""
+        return f"{self.bundle_sha256}/{digest(self.folder / 'network' / SUMS)}"
+
+    def weights(self, fit: str) -> dict[str, Tensor]:
+        """The weights of one fit by their names in weights files, in single precision."""
+        if fit == folds.FULL:
+            found = load_file(self.folder / "bundle" / "weights.safetensors")
+        else:
+            found = load_file(self.folder / "network" / f"{fit}.safetensors")
+        return {name: x.float() if x.is_floating_point() else x for name, x in found.items()}
+
+    def has(self, fit: str) -> bool:
+        return fit == folds.FULL or (self.folder / "network" / f"{fit}.safetensors").exists()
+
+
+def load(folder: Path, params: config.Params) -> Parent | None:
+    """The parent in `folder`, None where that is no folder: from scratch.
+
+    Raises `IntegrityError` where a file is not what its SHA256SUMS says, `ConfigError` where the parent is of another
+    model or image size than `params`.
+    """
+    if not folder.is_dir():
+        return None
+    _verify(folder / "bundle")
+    _verify(folder / "network")
+    facts = json.loads((folder / "bundle" / "config.json").read_text("utf-8"))
+    wanted = {f"model.{key}": getattr(params.model, key) for key in FIXED}
+    found = {f"model.{key}": facts["model"].get(key) for key in FIXED}
+    image = params.image.model_dump(mode="json")
+    wanted |= {f"image.{key}": value for key, value in image.items()}
+    found |= {f"image.{key}": facts["image"].get(key) for key in image}
+    if other := [key for key in wanted if wanted[key] != found[key]]:
+        differs = ", ".join(f"{key} {found[key]} there, {wanted[key]} in params" for key in other)
+        raise ConfigError(f"{folder}: expected a parent of the same model, found {differs}; set them back, {BACK}")
+    rows = pd.read_csv(folder / "network" / "rows.csv", dtype={"group_id": str, "category": str, "split": str})
+    return Parent(folder, digest(folder / "bundle" / SUMS), rows)
+
+
+def _verify(folder: Path) -> None:
+    try:
+        lines = [line.split("  ", 1) for line in (folder / SUMS).read_text("utf-8").splitlines()]
+        found = {name: digest(folder / Path(name).name) for _, name in lines}
+    except OSError as error:
+        raise IntegrityError(f"{folder}: expected a parent's files, {error}; place it again, {BACK}") from None
+    for expected, name in lines:
+        if found[name] != expected:
+            raise IntegrityError(
+                f"{folder / name}: expected sha256 {expected}, found {found[name]}; place it again, {BACK}"
+            )
+
+
+def keep(network: Path, out: Path) -> None:
+    """Write the folder `out` with what a later training may start from, of a trained network's folder."""
+    with whole_folder(out) as part:
+        names = ["rows.csv", *(path.name for path in sorted(network.glob("fold-*.safetensors")))]
+        for name in names:
+            shutil.copyfile(network / name, part / name)
+        write_text(part / SUMS, "".join(f"{digest(part / name)}  {name}\n" for name in sorted(names)))
+
+
+def place(bundle: Path, kept: Path, out: Path) -> None:
+    """Make `out` the parent of a network: a bundle, and what `keep` wrote beside it."""
+    with whole_folder(out) as part:
+        shutil.copytree(bundle, part / "bundle")
+        shutil.copytree(kept, part / "network")
+
+
+def obstacle(parent: Parent | None, rows: pd.DataFrame, fit: str) -> str:
+    """Why `fit` of `rows` (with a column `fold`) has to start from scratch; empty where it may start warm."""
+    if parent is None:
+        return "no parent"
+    if not parent.has(fit):
+        return "the parent has no such fit"
+    known = _groups(parent.rows[folds.learns(parent.rows, fit)])
+    if lost := known - _groups(rows[folds.learns(rows, fit)]):
+        category, group = min(lost)
+        return (
+            f"the parent has learned from {len(lost)} parts that this fit does not learn from, e.g. {category}/{group}"
+        )
+    return ""
+
+
+def _groups(rows: pd.DataFrame) -> set[tuple[str, str]]:
+    return set(zip(rows["category"], rows["group_id"], strict=True))
+
+
+def steps(train: config.Train) -> int:
+    """Of a warm start: as asked for, or a third of those from scratch."""
+    return max(1, train.steps // 3) if train.warm_steps == "auto" else train.warm_steps
+
+
+def settings(params: config.Params) -> config.Params:
+    """The params of a fit that starts warm: it quantises from the first step at the budget's full price, chooses
+    levels as at the end of a training, and moves at half the rate."""
+    train = params.train
+    changed: dict[str, object] = {
+        "steps": steps(train),
+        "warmup": 0.0,
+        "lr": train.lr * LR_SHARE,
+        "temperature": (train.temperature[1], train.temperature[1]),
+        "schedule": train.schedule if train.schedule == "adaptive" else "constant",
+    }
+    return params.model_copy(update={"train": train.model_copy(update=changed)})
+
+
+@torch.no_grad()
+def begin(run: Run, weights: dict[str, Tensor]) -> None:
+    """Put a parent's weights, codebook and scales into a run at step 0.
+
+    Raises `ConfigError` where they don't fit, as those of another version of the code.
+    """
+    for prefix, module in (("autoencoder.", run.autoencoder), ("backbone.", run.backbone)):
+        own = {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
+        if module is None:
+            continue
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise ConfigError(f"the parent's weights don't fit this network: {error}; start from scratch") from None
+    codebook = run.autoencoder.codebook
+    # Half precision overflows in sums of many vectors; they follow from codes and counts.
+    codebook.counts.nan_to_num_(posinf=65504.0)
+    codebook.sums.copy_(codebook.codes * codebook.counts[:, None])

@@ -1,0 +1,194 @@
+"""The accuracy bench: kept results, means, paired differences, files, and the command."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from pvqae import cli, config
+from pvqae.datasets import build, images, manifest
+from pvqae.errors import DataError
+from pvqae.evaluation import accuracy, accuracy_table, contest, subjects
+from pvqae.evaluation.accuracy import MEAN
+from pvqae.evaluation.contest import FIGURES, OURS
+from pvqae.evaluation.metrics import PixelMetrics
+from pvqae.evaluation.subjects import Subject
+from pvqae.layout import Layout
+
+METHODS = (OURS, "patchcore_1", "control", "covering")
+PARAMS = config.parse(
+    {
+        "data": {"name": "tiny", "source": "mvtec"},
+        "image": {"size": 64},
+        "model": {"width": 16, "code_dim": 8, "codes": 32},
+        "memory": {"codes": 64},
+        "train": {"steps": 3, "batch": 4},
+        "prior": {"steps": 3, "width": 16},
+        "compute": {"device": "cpu", "precision": "float32"},
+    }
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torch_as_it_was() -> Iterator[None]:
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode(mode)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `mvtec` with the class cloth: 10 good ones to train with, 5 good and 5 scratched ones to test."""
+    folder, rng = tmp_path_factory.mktemp("datasets"), np.random.default_rng(0)
+    for part, count in (("train/good", 10), ("test/good", 5), ("test/scratch", 5)):
+        for index in range(count):
+            image = (0.5 + 0.1 * rng.standard_normal((64, 64, 1)).repeat(3, axis=2)).clip(0, 1).astype(np.float32)
+            if part.endswith("scratch"):
+                mask = np.zeros((64, 64), dtype=np.bool_)
+                mask[20:28, 8 : 30 + 4 * index] = True
+                image[mask] = 0.95
+                images.write(folder / "mvtec/cloth/ground_truth/scratch" / f"{index:03}_mask.png", mask)
+            images.write(folder / "mvtec/cloth" / part / f"{index:03}.png", image)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cloth(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    places = subjects.choose(subjects.known(root), ["cloth"])
+    return subjects.load(places, tmp_path_factory.mktemp("built"), PARAMS)[0]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def result(cloth: Subject, work: Path) -> accuracy.Result:
+    """Two seeds, two classes: the same images under two names."""
+    twin = Subject("twin", cloth.rows, cloth.root)
+    return accuracy.run([cloth, twin], PARAMS, (0, 1), work, draws=50, methods=METHODS, tell=lambda words: None)
+
+
+def test_every_class_and_detector_has_a_line_and_the_mean_is_theirs(result: accuracy.Result) -> None:
+    assert [line.category for line in result.lines] == [n for n in ("cloth", "twin", MEAN) for _ in METHODS]
+    by = {(line.category, line.method): line for line in result.lines}
+    for method in METHODS:
+        for figure in FIGURES:
+            parts = [by[name, method].figures[figure] for name in ("cloth", "twin", MEAN)]
+            assert all(part is not None and part.low - 0.02 <= part.value <= part.high + 0.02 for part in parts)
+            assert parts[2].value == pytest.approx((parts[0].value + parts[1].value) / 2)  # type: ignore[union-attr]
+        assert by["cloth", method].costs["megabytes"] > 0
+        assert by["cloth", method].costs["milliseconds"] > 0
+
+
+def test_gaps_are_ours_minus_the_other_and_name_the_best_yardstick(result: accuracy.Result) -> None:
+    by = {(line.category, line.method): line for line in result.lines}
+    for gap in result.gaps:
+        ours, other = (by[gap.category, m].figures[gap.figure] for m in (OURS, gap.other))
+        assert ours is not None
+        assert other is not None
+        assert gap.difference.value == pytest.approx(ours.value - other.value)
+    best = [gap for gap in result.gaps if gap.best]
+    assert len(best) == 3 * len(FIGURES)
+    assert "covering" not in {gap.other for gap in best}, "the untrained codes are our own memory"
+
+
+def test_a_second_run_finds_every_result(result: accuracy.Result, cloth: Subject, work: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
+    again = accuracy.run([cloth], PARAMS, (0, 1), work, draws=50, methods=METHODS, tell=lambda words: None)
+    assert {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()} == before
+    assert again.lines == [line for line in result.lines if line.category == "cloth"]
+
+
+def test_half_a_result_is_measured_again(result: accuracy.Result, cloth: Subject, work: Path) -> None:
+    """A kill between the two files leaves no JSON."""
+    (file,) = (work / "results").glob("cloth-control-0-*.json")
+    kept = json.loads(file.read_text())
+    file.unlink()
+    found = contest.Ring(cloth, PARAMS, work).entry("control", 0)
+    assert {f: found.facts[f] for f in FIGURES} == {f: kept[f] for f in FIGURES}
+    assert file.exists()
+
+
+def test_yardsticks_do_not_depend_on_what_only_ours_reads(cloth: Subject, work: Path) -> None:
+    ring = contest.Ring(cloth, PARAMS, work)
+    other = PARAMS.model_copy(update={"train": config.Train(steps=77)})
+    assert ring._key("control", PARAMS) == ring._key("control", other)
+    assert ring._key(OURS, PARAMS) != ring._key(OURS, other)
+    reseeded = PARAMS.model_copy(update={"seed": 5})
+    assert all(ring._key(m, PARAMS) != ring._key(m, reseeded) for m in METHODS)
+
+
+def test_a_class_without_masks_has_no_pixel_figures(cloth: Subject, tmp_path: Path) -> None:
+    bare = Subject("bare", cloth.rows.assign(mask_path=""), cloth.root)
+    found = accuracy.run([bare], PARAMS, (0,), tmp_path, draws=20, methods=(OURS, "control"), tell=lambda words: None)
+    assert found.lines[0].figures["image_auroc"] is not None
+    assert found.lines[0].figures["pixel_auroc"] is None
+    accuracy_table.write(found, tmp_path / "out")
+    assert "| - |" in (tmp_path / "out/accuracy.md").read_text()
+
+
+def test_tables_hold_every_line_and_say_what_anomalib_lacks(result: accuracy.Result, tmp_path: Path) -> None:
+    accuracy_table.write(result, tmp_path)
+    text = (tmp_path / "accuracy.md").read_text()
+    assert text.count("| PatchCore 1 % |") >= 3
+    assert "anomalib's PatchCore:" in text
+    assert len(pd.read_csv(tmp_path / "accuracy.csv")) == len(result.lines)
+    assert len(json.loads((tmp_path / "accuracy.json").read_text())["gaps"]) == len(result.gaps)
+    console = Console(record=True, width=160)
+    accuracy_table.show(result, console)
+    assert "covering codes, untrained" in console.export_text()
+
+
+def test_the_means_of_kept_counts_are_the_exact_figures(cloth: Subject, work: Path, result: accuracy.Result) -> None:
+    """What is read back from disk gives the figure that was written beside it."""
+    ring = contest.Ring(cloth, PARAMS, work)
+    entry = ring.entry(OURS, 0)
+    assert len(entry.counts) == len(entry.scores) == len(ring.test)
+
+    total = PixelMetrics()
+    for counts in entry.counts:
+        total.add_counts(counts)
+    assert total.auroc() == pytest.approx(entry.facts["pixel_auroc"], abs=1e-12)
+    assert total.aupro() == pytest.approx(entry.facts["aupro"], abs=1e-12)
+
+
+def test_classes_are_found_below_folders_named_after_sources(root: Path) -> None:
+    places = subjects.known(root)
+    assert (places[0].source, places[0].category) == ("mvtec", "cloth")
+    assert [p.category for p in subjects.choose(places, [])] == ["cloth"]
+    assert [p.category for p in subjects.choose(places, ["demo"])] == ["brick", "grass", "gravel"]
+    assert subjects.known(root / "mvtec")[0].category == "cloth", "one layout by itself"
+    with pytest.raises(DataError, match="screw: expected one of the classes cloth, brick"):
+        subjects.choose(places, ["screw"])
+
+
+def test_the_subject_is_what_a_workspace_would_have(cloth: Subject, root: Path, tmp_path: Path) -> None:
+    layout = Layout(tmp_path, "tiny")
+    layout.raw.parent.mkdir(parents=True)
+
+    shutil.copytree(root / "mvtec", layout.raw)
+    build.build(tmp_path, PARAMS)
+    own = manifest.read(layout.manifest)
+    kept = own[own["split"] != "gate"]
+    columns = ["sample_id", "sha256", "group_id", "split", "label", "kind"]
+    pd.testing.assert_frame_equal(cloth.rows[columns], kept[columns].reset_index(drop=True))
+
+
+def test_the_command_runs_on_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(config.dump(config.Params()))
+    options = ["--quick", "--classes", "brick", "--set", "compute.threads=1"]
+    found = CliRunner().invoke(cli.app, ["bench", "accuracy", *options])
+    assert found.exit_code == 0, found.output
+    text = (tmp_path / "reports/accuracy/accuracy.md").read_text()
+    assert all(name in text for name in accuracy_table.NAMES.values())
