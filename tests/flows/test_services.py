@@ -1,0 +1,247 @@
+"""Starting, finding and ending services, with small processes of our own in their place."""
+
+import json
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from configobj import ConfigObj
+
+from flows import environment
+from flows.adapters import dvc_config
+from flows.services import catalogue, clients, control, look, processes, weed
+from flows.services.catalogue import Service
+from flows.services.place import HOST, Place, Secrets, ServiceError, secrets_of
+from pvqae.config import Services
+from pvqae.errors import ConfigError
+
+# A leader with a child, as the real ones have; a word of the child's command is its number.
+FAMILY = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); {}"
+PATIENT = FAMILY.format("time.sleep(60)")
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + PATIENT
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    (tmp_path / ".dvc").mkdir()
+    found = Place(tmp_path, control.on_free_ports(Services(timeout=20)))
+    found.home.mkdir(parents=True)
+    yield found
+    for process in processes.members(found, "one"):
+        process.kill()
+
+
+def listening(port: int) -> str:
+    return f"import socket, time; s = socket.create_server(('{HOST}', {port})); " + PATIENT
+
+
+def service(place: Place, code: str, needs: tuple[str, ...] = ()) -> Service:
+    port = place.settings.mlflow_port
+    return Service(
+        name="one",
+        port=port,
+        command=(sys.executable, "-c", code),
+        env=clients.clean(),
+        answers=lambda since: processes.holder(port) is not None,
+        needs=needs,
+        cwd=place.root,
+    )
+
+
+@pytest.fixture
+def only(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Services of one kind: a process that listens."""
+    code = listening(place.settings.mlflow_port)
+    monkeypatch.setattr(catalogue, "SERVICES", {"one": lambda place, secrets: service(place, code)})
+    monkeypatch.setattr(catalogue, "ENDINGS", ((("one",), 2.0),))
+    return place
+
+
+def test_up_starts_once_and_down_leaves_nothing(only: Place) -> None:
+    said: list[str] = []
+    env = control.up(only.root, only.settings, said.append)
+    [before] = look.status(only.root, only.settings)
+    assert before.health == "healthy"
+    assert len(processes.members(only, "one")) == 2
+    control.up(only.root, only.settings, said.append)
+    [after] = look.status(only.root, only.settings)
+    assert after.pid == before.pid
+    assert said[1] == "one: runs already"
+    assert json.loads(only.env_file.read_text()) == env
+    control.down(only.root, only.settings)
+    assert processes.members(only, "one") == []
+    assert not only.env_file.exists()
+    assert not only.pid_file("one").exists()
+
+
+def test_children_of_a_killed_leader_are_found_and_ended(only: Place) -> None:
+    control.up(only.root, only.settings)
+    leader = processes.leader(only, "one")
+    assert leader
+    leader.kill()
+    leader.wait(5)
+    assert processes.leader(only, "one") is None
+    assert len(processes.members(only, "one")) == 1
+    control.down(only.root, only.settings)
+    assert processes.members(only, "one") == []
+
+
+def test_what_ignores_its_signal_is_killed(place: Place) -> None:
+    processes.start(place, "one", (sys.executable, "-c", STUBBORN), clients.clean(), place.root, None)
+    while len(processes.members(place, "one")) < 2:
+        time.sleep(0.02)
+    processes.stop(place, {"one": signal.SIGTERM}, patience=0.3)
+    assert processes.members(place, "one") == []
+
+
+def test_a_pid_file_that_names_somebody_else_harms_nobody(place: Place) -> None:
+    other = psutil.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        place.pid_file("one").write_text(str(other.pid))
+        assert processes.leader(place, "one") is None
+        processes.stop(place, {"one": signal.SIGTERM}, patience=0.1)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_taken_port_names_who_has_it_and_the_key(only: Place) -> None:
+    with socket.create_server((HOST, only.settings.mlflow_port)), pytest.raises(ServiceError) as raised:
+        control.up(only.root, only.settings)
+    assert f"port {only.settings.mlflow_port} is taken by pid" in str(raised.value)
+    assert "services.one_port" in str(raised.value)
+    assert not only.env_file.exists()
+
+
+def test_a_service_that_ends_by_itself_shows_its_log(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = service(place, "raise SystemExit('no such table')")
+    monkeypatch.setattr(catalogue, "SERVICES", {"one": lambda place, secrets: broken})
+    with pytest.raises(ServiceError, match=r"(?s)one ended by itself; the end of .*one\.log:\nno such table"):
+        control.up(place.root, place.settings)
+
+
+def test_a_service_that_never_answers_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "SERVICES", {"one": lambda place, secrets: service(place, PATIENT)})
+    with pytest.raises(ServiceError, match="one does not answer after 1 s"):
+        control.up(place.root, place.settings.model_copy(update={"timeout": 1.0}))
+
+
+def test_a_failure_ends_the_waiting_for_the_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(place: Place, secrets: Secrets) -> Service:
+        return replace(service(place, "raise SystemExit(1)"), name="broken", port=None)
+
+    patient = {"broken": broken, "one": lambda place, secrets: service(place, PATIENT)}
+    monkeypatch.setattr(catalogue, "SERVICES", patient)
+    began = time.monotonic()
+    with pytest.raises(ServiceError, match="broken ended by itself"):
+        control.up(place.root, place.settings)
+    assert time.monotonic() - began < place.settings.timeout / 2
+
+
+def test_no_log_of_an_unknown_service(place: Place) -> None:
+    with pytest.raises(ServiceError, match="there are postgres, s3, prefect, mlflow, worker"):
+        look.log(place.root, place.settings, "redis")
+
+
+def test_secrets_stay_and_are_private(place: Place) -> None:
+    first = secrets_of(place)
+    assert secrets_of(place) == first
+    for file in ("secrets.json", "aws-credentials", "pgpass", "s3.json"):
+        assert stat.S_IMODE((place.home / file).stat().st_mode) == 0o600
+    (place.home / "secrets.json").write_text("{")
+    with pytest.raises(ServiceError, match="is damaged"):
+        secrets_of(place)
+
+
+def test_no_secret_is_in_a_command_or_in_the_environment_of_clients(place: Place) -> None:
+    secrets = Secrets("hidden-1", "hidden-2", "hidden-3", "hidden-4")
+    for make in catalogue.SERVICES.values():
+        assert not any("hidden" in word for word in make(place, secrets).command)
+    assert not any("hidden" in value for value in clients.client(place).values())
+
+
+def test_every_service_comes_after_what_it_needs_and_ends_before_it(place: Place) -> None:
+    order = [name for names, _ in catalogue.ENDINGS for name in names]
+    assert sorted(order) == sorted(catalogue.SERVICES)
+    for name, make in catalogue.SERVICES.items():
+        for needed in make(place, secrets_of(place)).needs:
+            assert list(catalogue.SERVICES).index(needed) < list(catalogue.SERVICES).index(name)
+            assert order.index(name) < order.index(needed)
+    assert sum(patience for _, patience in catalogue.ENDINGS) < 10
+
+
+def test_free_ports_differ() -> None:
+    found = weed.free_ports(20)
+    assert len(set(found)) == 20
+    assert all(processes.holder(port) is None for port in found)
+
+
+def test_services_remote_comes_and_goes(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    local, former = tmp_path / ".dvc/config.local", tmp_path / "former"
+    local.write_text("[core]\n    remote = mine\n[cache]\n    dir = /cache\n")
+    before = ConfigObj(str(local)).dict()
+    for _ in range(2):  # a second `up` must not take the services' remote for the former one
+        dvc_config.use_remote(tmp_path, former, {"url": "s3://dvc", "secret_access_key": "abc"})
+    found = ConfigObj(str(local))
+    assert found["core"]["remote"] == "services"
+    assert found['remote "services"']["url"] == "s3://dvc"
+    assert stat.S_IMODE(local.stat().st_mode) == 0o600
+    for _ in range(2):
+        dvc_config.former_remote(tmp_path, former)
+    assert ConfigObj(str(local)).dict() == before
+
+
+def test_no_settings_of_one_s_own_leave_no_file(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    dvc_config.use_remote(tmp_path, tmp_path / "former", {"url": "s3://dvc"})
+    dvc_config.former_remote(tmp_path, tmp_path / "former")
+    assert not (tmp_path / ".dvc/config.local").exists()
+
+
+@pytest.fixture
+def known(place: Place) -> Iterator[dict[str, str]]:
+    """The environment of services that answer."""
+    with socket.create_server((HOST, place.settings.prefect_port)) as server:
+        url = f"http://{HOST}:{server.getsockname()[1]}"
+        values = {"PREFECT_API_URL": f"{url}/api", "MLFLOW_TRACKING_URI": url, "AWS_ENDPOINT_URL_S3": url}
+        place.env_file.write_text(json.dumps(values | {"AWS_SHARED_CREDENTIALS_FILE": "keys"}))
+        yield values
+
+
+def test_flows_use_running_services(place: Place, known: dict[str, str]) -> None:
+    environ: dict[str, str] = {}
+    environment.prepare(place.root, environ)
+    assert known.items() <= environ.items()
+    assert environ["AWS_SHARED_CREDENTIALS_FILE"] == "keys"
+
+
+def test_what_the_user_has_set_stays(place: Place, known: dict[str, str]) -> None:
+    own = {"MLFLOW_TRACKING_URI": "http://mine", "AWS_PROFILE": "mine"}
+    environ = dict(own)
+    environment.prepare(place.root, environ)
+    assert own.items() <= environ.items()
+    assert environ["PREFECT_API_URL"] == known["PREFECT_API_URL"]
+    assert "AWS_ENDPOINT_URL_S3" not in environ  # one's own key would be sent to a server that does not know it
+
+
+def test_services_that_died_are_an_error_that_says_what_to_do(place: Place) -> None:
+    address = f"http://{HOST}:{place.settings.prefect_port}/api"
+    place.env_file.write_text(json.dumps({"PREFECT_API_URL": address}))
+    with pytest.raises(ConfigError, match=r"nothing answers at .*python -m flows services up"):
+        environment.prepare(place.root, {})
+    environment.prepare(place.root, {"PREFECT_API_URL": "http://mine"})  # not used, so it may be dead
+
+
+def test_a_damaged_file_is_an_error_that_says_what_to_do(place: Place) -> None:
+    place.env_file.write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        environment.prepare(place.root, {})
