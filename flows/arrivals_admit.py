@@ -1,0 +1,62 @@
+"""From accepted images to a DVC version of their dataset, with a commit that says what came in."""
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from flows.adapters.versioning import Versioning
+from flows.arrivals_ledger import Entry, Ledger
+from flows.arrivals_places import Places, put
+from pvqae.datasets.manifest import digest
+from pvqae.errors import DataError
+from pvqae.layout import ARRIVED
+
+
+def admit(
+    places: Places, raw: Path, ledger: Ledger, dvc: Versioning, record: Callable[[str], str]
+) -> tuple[Entry, ...]:
+    """Bring all accepted images into the dataset at `raw` as one DVC version; returns their entries.
+
+    `record` commits the version with a message and returns the commit. Raises `DataError` for an accepted image that
+    is not there any more.
+    """
+    accepted = ledger.entries("accepted")
+    if not accepted:
+        return ()
+    for entry in accepted:
+        _copy_in(places, entry, raw)
+    dvc.version_dataset(places.dataset)
+    record(message(places.dataset, accepted))
+    version = dvc.data_hash(places.dataset)
+    versioned = [replace(entry, state="versioned", reason=version) for entry in accepted]
+    ledger.append(versioned)
+    shutil.rmtree(places.home / "staged", ignore_errors=True)
+    return tuple(versioned)
+
+
+def _copy_in(places: Places, entry: Entry, raw: Path) -> None:
+    source, target = places.file(entry), raw / ARRIVED / entry.category / entry.part / entry.name
+    if target.exists() and digest(target) == entry.sha256:
+        return
+    if not source or not source.exists() or digest(source) != entry.sha256:
+        raise DataError(
+            f"{source}: expected the accepted image {entry.key} with sha256 {entry.sha256}, found it gone or changed; "
+            f"remove its lines from {places.ledger}, then it is fetched again"
+        )
+    beside = places.home / "incoming" / "part"
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, beside)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    put(beside, target)
+
+
+def message(dataset: str, entries: Sequence[Entry]) -> str:
+    """The commit's message: what came in, by class, then each file with the object it was."""
+    counts = Counter(f"{entry.category}/{entry.part}" for entry in entries)
+    head = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
+    lines = sorted(f"{entry.category}/{entry.part}/{entry.name} from {entry.key}" for entry in entries)
+    safe = [re.sub(r"[^\x20-\x7e]", "?", line) for line in lines]  # a key may hold anything, also line breaks
+    return f"{dataset}: {len(entries)} images arrived ({head})\n\n" + "\n".join(safe) + "\n"

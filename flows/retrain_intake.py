@@ -1,0 +1,124 @@
+"""The part of a retraining that holds the dataset's lock: what arrived comes in, and the facts are read."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from flows import arrivals, arrivals_admit, arrivals_index, choices, classes, locks, workspace
+from flows.adapters import git, landing
+from flows.adapters.tracking import Registry
+from flows.adapters.versioning import Dvc
+from flows.arrivals import Taken
+from flows.arrivals_ledger import Ledger
+from flows.arrivals_places import Places, release, write_lists
+from flows.retrain_facts import facts_of
+from flows.retrain_policy import Facts
+from flows.screening import Champions
+from flows.supervise import Supervisor
+from pvqae import config
+from pvqae.config import Params
+from pvqae.datasets import sources
+from pvqae.errors import ConfigError
+from pvqae.files import write_text
+from pvqae.layout import Layout
+
+
+def params_of(root: Path, dataset: str) -> str:
+    """A file with the params that `dataset` was trained with, but the project's present settings of everything that
+    changes no result; "" for the project's own params. Raises `ConfigError` for a dataset that was never trained."""
+    own = config.load(root / "params.yaml")
+    if dataset in ("", own.data.name):
+        return ""
+    saved = root / ".pvqae" / "runs" / dataset / "params.yaml"
+    if not saved.exists():
+        raise ConfigError(
+            f"--dataset {dataset}: expected a dataset that was trained here, found none; run "
+            f"`python -m flows train --set data.name={dataset} ...` first, or give the same --set here"
+        )
+    merged = config.load(saved).model_copy(update={key: getattr(own, key) for key in choices.NO_RESULT})
+    target = root / ".pvqae" / "arrivals" / dataset / "params.yaml"
+    write_text(target, config.dump(merged))
+    return str(target)
+
+
+def refuse_made(params: Params) -> None:
+    """Raises `ConfigError` for a dataset that a stage makes: the stage would remove whatever arrived."""
+    if params.data.source == "demo":
+        raise ConfigError(
+            f"{params.data.name} is made by a stage, so nothing can arrive in it; make a dataset of your own of it:\n"
+            "  pvqae data demo /tmp/parts && python -m flows train --set data.source=mvtec --set data.name=parts "
+            "--set data.root=/tmp/parts\n  python -m flows retrain --dataset parts"
+        )
+
+
+def with_dataset(
+    project: Path, params: Params, tracking: Registry, asked: Facts, dry_run: bool, say: Callable[..., Any]
+) -> tuple[Taken, Facts]:
+    """Hold the dataset's lock: take in what arrived and learn the facts of the decision."""
+    name, layout, places = params.data.name, Layout(project, params.data.name), Places(project, params.data.name)
+    with ExitStack() as stack:
+        lock = workspace.lock_file(project, name)
+        waiting = f"a flow works on {name}: waiting for its end"
+        held = stack.enter_context(locks.held(lock, waiting=lambda: say(waiting)))
+        dvc = Dvc(project, stack.enter_context(Supervisor([held])))
+        if not layout.raw.is_dir() and dvc.data_hash(name):
+            dvc.checkout(name)
+        categories = classes.wanted(params, layout.raw)
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        champions = Champions(tracking, name, temporary, params.retrain.screen_margin)
+        ledger = Ledger(places.ledger)
+        if dry_run:
+            taken = would_take(project, params, ledger, categories, champions)
+        else:
+            taken = take_in(project, params, ledger, categories, champions)
+            record = recorder(project, params)
+            arrivals_admit.admit(places, layout.raw, ledger, dvc, record)
+            if params.flow.push and taken.count("accepted"):
+                dvc.push()
+        found = sources.scan(params.data.source, layout.raw, categories)
+        return taken, facts_of(asked, tracking, dvc, params, found, ledger, places, taken)
+
+
+def shore(project: Path, params: Params) -> landing.Landing | None:
+    """The landing area of the params; a relative folder is one of the project."""
+    url = params.landing.url
+    if not url:
+        return None
+    return landing.open_landing(url if "://" in url else str(project / Path(url).expanduser()), params.landing.retries)
+
+
+def would_take(project: Path, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions) -> Taken:
+    """What would be looked at; nothing is downloaded or changed."""
+    if (area := shore(project, params)) is None:
+        return Taken()
+    ready = [category for category in categories if champions.version(category)]
+    items, waiting = arrivals.new_objects(area, ledger, categories, ready, params.landing.max_objects)
+    counts = Counter(item.key.partition("/")[0] for item in items)
+    return Taken((), (), waiting + Counter({f"{category}, a dry run": n for category, n in counts.items()}))
+
+
+def take_in(project: Path, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions) -> Taken:
+    """Look at every new object of the landing area; the accepted ones are kept beside the dataset."""
+    places, layout = Places(project, params.data.name), Layout(project, params.data.name)
+    release(places, ledger)
+    if (area := shore(project, params)) is None:
+        return Taken()
+    ready = [category for category in categories if champions.version(category)]
+    items, waiting = arrivals.new_objects(area, ledger, categories, ready, params.landing.max_objects)
+    if not items:
+        write_lists(places, ledger)
+        return Taken((), (), waiting)
+    found = sources.scan(params.data.source, layout.raw)
+    index = arrivals_index.build(found, layout.raw, places.home / "index.npz")
+    intake = arrivals.Intake(area, places, ledger, index, champions.screen, params)
+    return intake.take(items, waiting)
+
+
+def recorder(project: Path, params: Params) -> Callable[[str], str]:
+    """Commits the dataset's .dvc file on `pvqae/data`, under the path that train runs use too."""
+    name = params.data.name
+    path = f"data/raw/{name}.dvc"
+    return lambda message: git.record(project, {f"{name}/{path}": project / path}, message)

