@@ -1,0 +1,125 @@
+"""The gate's figures with their uncertainty. Pure: scores in, intervals out; the same input gives the same figures.
+
+G groups (one physical part each): its exposures and the defects drawn on them are not independent, so groups are
+resampled, not images.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta, norm
+
+from pvqae.evaluation.metrics import image_auroc
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+POWER = 0.95  # with which an equal challenger shall pass, when the number of groups that it needs is said
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Image AUROC of champion and challenger on the same images; `low` and `high` bound the difference one-sided."""
+
+    champion: float
+    challenger: float
+    low: float
+    high: float
+    error: float  # standard error of the difference
+    groups: int
+    defects: int
+
+    @property
+    def difference(self) -> float:
+        return self.challenger - self.champion
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """False alarms on n normals of `groups` parts; `low` bounds the true rate from below, one-sided."""
+
+    rate: float
+    n: int
+    groups: int
+    low: float
+
+
+def _wins(defects: Floats, normals: Floats) -> Floats:
+    """For each (defect, normal) 1 where the defect scores higher, ½ for ties."""
+    above, equal = defects[:, None] > normals[None], defects[:, None] == normals[None]
+    wins: Floats = above.astype(np.float64) + 0.5 * equal
+    return wins
+
+
+@lru_cache(maxsize=8)
+def resamples(groups: int, draws: int, seed: int) -> Floats:
+    """How often each of `groups` is drawn in each of `draws` resamples with replacement, draws x groups."""
+    drawn = np.random.default_rng(seed).integers(groups, size=(draws, groups)) + groups * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * groups).reshape(draws, groups).astype(np.float64)
+
+
+def compare(
+    champion: Floats,
+    challenger: Floats,
+    defect: Bools,
+    groups: Sequence[str],
+    confidence: float,
+    draws: int,
+    seed: int = 0,
+) -> Comparison | None:
+    """Paired bootstrap of the difference in image AUROC over `draws` resamples of the groups.
+
+    `champion`, `challenger` are the N scores of the same images, `defect` their labels. `confidence` is that of each
+    of the two one-sided bounds. None without a normal or without a defect.
+    """
+    first, second = image_auroc(defect, champion), image_auroc(defect, challenger)
+    if first is None or second is None:
+        return None
+    names, numbers = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    difference = _wins(challenger[defect], challenger[~defect]) - _wins(champion[defect], champion[~defect])
+    member = (numbers == np.arange(len(names))[:, None]).astype(np.float64)
+    gained = member[:, defect] @ difference @ member[:, ~defect].T  # summed over pairs of groups
+    times = resamples(len(names), draws, seed)
+    pairs = (times @ member[:, defect].sum(1)) * (times @ member[:, ~defect].sum(1))
+    drawn = (((times @ gained) * times).sum(1) / np.maximum(pairs, 1))[pairs > 0]
+    low, high = np.quantile(drawn, [1 - confidence, confidence])
+    return Comparison(first, second, float(low), float(high), float(drawn.std()), len(names), int(defect.sum()))
+
+
+def compare_kinds(
+    champion: Floats,
+    challenger: Floats,
+    kinds: NDArray[np.str_],
+    defect: Bools,
+    groups: Sequence[str],
+    confidence: float,
+    draws: int,
+) -> dict[str, Comparison]:
+    """`compare` for the defects of each kind against all normals; `kinds` are the N images' kinds."""
+    found = {}
+    for kind in sorted(set(kinds[defect].tolist())):
+        kept = ~defect | (kinds == kind)
+        own = [name for name, keep in zip(groups, kept, strict=True) if keep]
+        seen = compare(champion[kept], challenger[kept], defect[kept], own, confidence, draws)
+        if seen:
+            found[kind] = seen
+    return found
+
+
+def groups_needed(found: Comparison, margin: float, confidence: float) -> int:
+    """How many groups it takes that an equal challenger passes in `POWER` of cases, as these scores vary."""
+    per_group = found.error * math.sqrt(found.groups)
+    return math.ceil((float(norm.ppf(confidence) + norm.ppf(POWER)) * per_group / margin) ** 2)
+
+
+def alarms(scores: Floats, groups: Sequence[str], threshold: float, confidence: float) -> Alarms:
+    """False alarms of N > 0 normals. The binomial bound counts groups, not images: exposures of one part are raised
+    together."""
+    parts = len(set(groups))
+    rate = float((scores > threshold).mean())
+    low = float(beta.ppf(1 - confidence, rate * parts, parts - rate * parts + 1)) if rate else 0.0
+    return Alarms(rate, len(scores), parts, low)

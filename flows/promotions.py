@@ -1,0 +1,145 @@
+"""The promotion log: who moved which alias, when, why, from where to where. Only appended to; the aliases follow it."""
+
+import datetime
+import getpass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from flows import lineage, locks
+from flows.adapters.tracking import Promotion, Registry
+from pvqae.errors import PvqaeError
+
+ALIASES = ("champion", "challenger")
+KEPT = ("git_sha", "data_sha", "manifest_sha256", "bundle_sha256", "trigger")  # lineage that an entry repeats
+
+
+HEAD = ("when", "model", "alias", "from", "to", "kind", "verdict", "who", "why", "code", "data")
+
+
+class PromotionError(PvqaeError):
+    """An alias can't be moved as asked; the text says what to do."""
+
+
+def lock_file(root: Path, dataset: str) -> Path:
+    """Held while an alias moves: shorter than the dataset's lock, so a rollback never waits for a training."""
+    return root / ".pvqae" / "locks" / f"{dataset}.aliases.lock"
+
+
+def champions(log: Sequence[Promotion]) -> list[str]:
+    """The champions that a rollback could return to, oldest first; the last is the present one."""
+    found: list[str] = []
+    for entry in (entry for entry in log if entry.alias == "champion"):
+        if entry.kind == "rollback":
+            while found and found[-1] != entry.to_version:
+                found.pop()
+        if not found or found[-1] != entry.to_version:
+            found.append(entry.to_version)
+    return found
+
+
+def rolled_back(log: Sequence[Promotion]) -> dict[str, str]:
+    """Versions that a person took back, with the reason: the gate does not promote them again."""
+    return {entry.from_version: entry.reasons[0] for entry in log if entry.kind == "rollback"}
+
+
+def complete(registry: Registry, name: str) -> None:
+    """Make every alias what the log's last entry of it says: a kill between log and alias, or a hand, is made good."""
+    last = {entry.alias: entry.to_version for entry in registry.promotions(name)}
+    for alias, version in last.items():
+        if registry.alias(name, alias) != version:
+            registry.set_alias(name, alias, version)
+
+
+def move(
+    registry: Registry,
+    name: str,
+    alias: str,
+    version: str,
+    *,
+    kind: str,
+    reasons: tuple[str, ...],
+    verdict: str = "",
+    expected: str | None = None,
+) -> Promotion:
+    """Append an entry, then move the alias. `expected`: the version that the decision took for the alias' present one.
+
+    Raises `PromotionError` when the alias was moved meanwhile.
+    """
+    present = registry.alias(name, alias) or lineage.NONE
+    if expected is not None and present != expected:
+        raise PromotionError(
+            f"{name}: {alias} was version {expected} when this was decided, now it is {present}; run the command again"
+        )
+    tags = registry.version_tags(name, version)
+    entry = Promotion(
+        when=_now(registry.promotions(name)),
+        who=getpass.getuser(),
+        alias=alias,
+        from_version=present,
+        to_version=version,
+        kind=kind,
+        reasons=reasons,
+        run=tags.get("mlflow_run", ""),
+        verdict=verdict,
+        lineage={key: tags[key] for key in KEPT if key in tags},
+    )
+    registry.promote(name, alias, entry)
+    return entry
+
+
+def _now(log: Sequence[Promotion]) -> str:
+    """UTC, but always after the last entry: the log's order must survive a clock that was set back."""
+    now = datetime.datetime.now(datetime.UTC)
+    if log:
+        now = max(now, datetime.datetime.fromisoformat(log[-1].when) + datetime.timedelta(microseconds=1))
+    return now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def rollback(registry: Registry, root: Path, dataset: str, name: str, reason: str) -> Promotion:
+    """Restore the champion before the present one. Raises `PromotionError` when there is none, or no reason."""
+    if not reason.strip():
+        raise PromotionError("a rollback needs a reason: --reason TEXT")
+    with locks.held(lock_file(root, dataset)):
+        complete(registry, name)
+        known = champions(registry.promotions(name))
+        if len(known) < 2:
+            raise PromotionError(f"{name}: no earlier champion in the log; promote one with `promote run --override`")
+        return move(registry, name, "champion", known[-2], kind="rollback", reasons=(reason,), expected=known[-1])
+
+
+def as_json(log: Mapping[str, Sequence[Promotion]]) -> str:
+    """Every entry with all its reasons and its lineage."""
+    return json.dumps({name: [asdict(entry) for entry in own] for name, own in log.items()}, indent=1)
+
+
+def table(log: Mapping[str, Sequence[Promotion]]) -> Table:
+    shown = Table(*HEAD, box=box.SIMPLE_HEAD, show_edge=False)
+    for row in rows(log):
+        shown.add_row(*row.values())
+    return shown
+
+
+def rows(log: Mapping[str, Sequence[Promotion]]) -> list[dict[str, str]]:
+    """One printable row per entry of the models' logs, oldest first."""
+    entries = sorted(((entry, name) for name, own in log.items() for entry in own), key=lambda pair: pair[0].when)
+    return [
+        {
+            "when": entry.when[:19] + "Z",
+            "model": name,
+            "alias": entry.alias,
+            "from": entry.from_version,
+            "to": entry.to_version,
+            "kind": entry.kind,
+            "verdict": entry.verdict or "-",
+            "who": entry.who,
+            "why": entry.reasons[0] if entry.reasons else "",
+            "code": entry.lineage.get("git_sha", "")[:12],
+            "data": entry.lineage.get("data_sha", "")[:12],
+        }
+        for entry, name in entries
+    ]

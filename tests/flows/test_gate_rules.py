@@ -1,0 +1,121 @@
+"""Every rule, kept and broken; and what the states of all rules come to."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flows import policy
+from flows.gate_power import NOTHING_WRONG
+from flows.gate_rules import RULES, Measured, judge, promotable
+from flows.gate_statistics import Alarms, Comparison
+from pvqae import collapse
+from pvqae.config import Gate
+
+LIMITS = Gate()
+SAME = Comparison(0.9, 0.9, -0.004, 0.004, 0.003, 60, 180)
+SOUND = replace(
+    NOTHING_WRONG,
+    groups=60,
+    normals=60,
+    defects=180,
+    auroc=SAME,
+    own_auroc=0.9,
+    kinds={"scratch": SAME},
+    alarms=Alarms(0.05, 60, 60, 0.01),
+    promised=0.1,
+)
+UNSURE = Comparison(0.9, 0.895, -0.03, 0.02, 0.02, 60, 180)
+
+BROKEN: list[tuple[str, dict[str, Any], str]] = [
+    ("lineage", {"flaws": ("is marked never promotable",)}, "never promotable"),
+    ("image_auroc", {"auroc": Comparison(0.9, 0.87, -0.05, -0.01, 0.01, 60, 180)}, "-0.0300"),
+    ("worst_kind", {"kinds": {"a": SAME, "b": Comparison(0.9, 0.8, -0.15, -0.05, 0.04, 60, 60)}}, "b: image AUROC"),
+    ("false_alarms", {"alarms": Alarms(0.4, 60, 60, 0.3)}, "40.0% of 60"),
+    ("parity", {"parity": 2e-4}, "0.0002"),
+    ("parity", {"parity": None}, "no score could be compared"),
+    ("parity", {"parity": float("nan")}, "nan"),
+    ("level_shares", {"level_shares": (0.99, 0.01)}, "99.0%"),
+    ("codebook_usage", {"codebook_usage": 0.01}, "1.0%"),
+    ("latency", {"latency_ms": (10.0, 16.0)}, "ratio 1.60"),
+    ("size", {"size_bytes": (10_000_000, 16_000_000)}, "ratio 1.60"),
+]
+UNDECIDED: list[tuple[str, dict[str, Any], str]] = [
+    ("gate_images", {"groups": 19}, "at least 20 parts are needed"),
+    ("gate_images", {"defects": 0}, "0 defects"),
+    ("image_auroc", {"auroc": UNSURE}, "parts would decide it, there are 60"),
+    ("image_auroc", {"auroc": None}, "needs normals and defects"),
+    ("false_alarms", {"alarms": None}, "needs normals"),
+]
+
+
+def state(rule: str, found: Measured) -> str:
+    return RULES[rule](found, LIMITS).state
+
+
+def test_a_sound_challenger_passes_with_a_line_per_rule() -> None:
+    verdict = judge(SOUND, LIMITS)
+    assert verdict.outcome == "pass"
+    assert len(verdict.lines) == len(RULES)
+    assert all(line.startswith("kept: ") for line in verdict.lines)
+    assert promotable(verdict, LIMITS)
+
+
+@pytest.mark.parametrize(("rule", "changed", "said"), BROKEN)
+def test_one_broken_rule_refuses_and_says_its_figures(rule: str, changed: dict[str, Any], said: str) -> None:
+    found = replace(SOUND, **changed)
+    assert state(rule, found) == "broken"
+    verdict = judge(found, LIMITS)
+    assert verdict.outcome == "refused"
+    assert not promotable(verdict, Gate(insufficient_promotes=True))
+    (line,) = [line for line in verdict.lines if line.startswith("broken: ")]
+    assert said in line
+
+
+@pytest.mark.parametrize(("rule", "changed", "said"), UNDECIDED)
+def test_too_little_to_tell_promotes_only_where_the_params_say_so(
+    rule: str, changed: dict[str, Any], said: str
+) -> None:
+    found = replace(SOUND, **changed)
+    assert state(rule, found) == "undecided"
+    verdict = judge(found, LIMITS)
+    assert verdict.outcome == "insufficient"
+    assert said in " ".join(verdict.lines)
+    assert not promotable(verdict, LIMITS)
+    assert promotable(verdict, Gate(insufficient_promotes=True))
+
+
+def test_the_number_of_parts_that_would_decide_follows_the_spread() -> None:
+    """Equal models of standard error s pass in 95 % when 1.28 s + 1.64 s is the margin."""
+    wide = replace(UNSURE, error=0.04)
+    texts = [RULES["image_auroc"](replace(SOUND, auroc=seen), LIMITS).text for seen in (UNSURE, wide)]
+    first, second = (int(text.partition("about ")[2].split()[0]) for text in texts)
+    assert first == pytest.approx(60 * (2.926 * 0.02 / 0.01) ** 2, rel=0.01)
+    assert second == pytest.approx(4 * first, rel=0.01)
+
+
+def test_a_lost_kind_counts_only_when_chance_does_not_explain_it() -> None:
+    by_chance = Comparison(0.9, 0.8, -0.25, 0.05, 0.1, 60, 60)
+    assert state("worst_kind", replace(SOUND, kinds={"a": by_chance})) == "kept"
+    few = Comparison(0.9, 0.5, -0.5, -0.3, 0.1, 60, LIMITS.min_kind - 1)
+    assert state("worst_kind", replace(SOUND, kinds={"a": few})) == "kept"
+
+
+def test_a_first_champion_needs_the_absolute_rules_only() -> None:
+    first = replace(SOUND, auroc=None, kinds={}, latency_ms=None, size_bytes=None)
+    assert judge(first, LIMITS).outcome == "pass"
+    assert judge(replace(first, own_auroc=0.5), LIMITS).outcome == "refused"
+    assert judge(replace(first, own_auroc=None), LIMITS).outcome == "insufficient"
+    assert judge(replace(first, codebook_usage=0.0), LIMITS).outcome == "refused"
+
+
+def test_limits_of_collapse_are_those_that_training_warns_by() -> None:
+    assert (LIMITS.level_share, LIMITS.codebook_usage) == (collapse.LEVEL_LIMIT, collapse.USAGE_LIMIT)
+
+
+def test_a_first_version_must_tell_defects_from_normals() -> None:
+    facts = policy.Facts(0.0, (), (), (0.5, 0.5), 0.5, image_auroc=0.5)
+    assert policy.first_version(facts).alias == "challenger"
+    assert policy.first_version(replace(facts, image_auroc=0.8)).alias == "champion"
+    assert policy.first_version(replace(facts, image_auroc=None)).alias == "champion"
+    assert policy.first_version(replace(facts, image_auroc=0.8), first_auroc=0.9).alias == "challenger"

@@ -1,0 +1,104 @@
+"""Figures with their uncertainty: against plain definitions, and what grouping has to change."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from flows import gate_statistics as statistics
+from flows.gate_power import DEFAULT, Size, draw, power
+from pvqae.config import Gate
+from pvqae.evaluation.metrics import image_auroc
+
+DEFECT = np.repeat([False, True], 40)
+OWN = [str(number) for number in range(80)]
+
+
+def scores(seed: int, lift: float = 1.5) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=80) + lift * DEFECT
+
+
+def test_the_difference_is_that_of_the_areas_and_lies_between_its_bounds() -> None:
+    champion, challenger = scores(0), scores(1)
+    found = statistics.compare(champion, challenger, DEFECT, OWN, 0.9, 1000)
+    assert found is not None
+    expected = (image_auroc(DEFECT, challenger) or 0) - (image_auroc(DEFECT, champion) or 0)
+    assert found.difference == pytest.approx(expected)
+    assert found.low < found.difference < found.high
+    again = statistics.compare(champion, challenger, DEFECT, OWN, 0.9, 1000)
+    assert again == found
+
+
+def test_each_resample_is_what_counting_its_images_one_by_one_gives() -> None:
+    champion, challenger = np.round(scores(0)), np.round(scores(1))  # with ties
+    groups = [str(number // 4) for number in range(80)]
+    found = statistics.compare(champion, challenger, DEFECT, groups, 0.9, 200, seed=5)
+    times = statistics.resamples(20, 200, 5).astype(int)
+    assert (times.sum(1) == 20).all()
+    order = {name: index for index, name in enumerate(sorted(set(groups)))}
+    drawn = []
+    for row in times:
+        taken = np.repeat(np.arange(80), [row[order[name]] for name in groups])
+        first, second = (image_auroc(DEFECT[taken], values[taken]) for values in (champion, challenger))
+        if first is not None and second is not None:
+            drawn.append(second - first)
+    assert found is not None
+    assert found.low == pytest.approx(np.quantile(drawn, 0.1))
+    assert found.high == pytest.approx(np.quantile(drawn, 0.9))
+
+
+def test_exposures_of_one_part_are_not_independent_evidence() -> None:
+    champion, challenger = (np.tile(scores(seed)[::4], 4) for seed in (0, 1))
+    defect = np.tile(DEFECT[::4], 4)
+    parts = [str(number) for number in range(20)] * 4
+    grouped = statistics.compare(champion, challenger, defect, parts, 0.9, 1000)
+    single = statistics.compare(champion, challenger, defect, OWN, 0.9, 1000)
+    assert grouped is not None
+    assert single is not None
+    assert grouped.error > 1.5 * single.error
+
+
+def test_no_normal_or_no_defect_is_no_comparison() -> None:
+    every = np.ones(80, dtype=bool)
+    assert statistics.compare(scores(0), scores(1), every, OWN, 0.9, 100) is None
+    assert statistics.compare(scores(0), scores(1), ~every, OWN, 0.9, 100) is None
+
+
+def test_kinds_are_compared_with_all_normals() -> None:
+    kinds = np.array(["good"] * 40 + ["dent"] * 20 + ["rust"] * 20)
+    worse = np.where(kinds == "rust", scores(0) - 3, scores(0))
+    found = statistics.compare_kinds(scores(0), worse, kinds, DEFECT, OWN, 0.9, 200)
+    assert set(found) == {"dent", "rust"}
+    assert found["dent"].difference == 0
+    assert found["rust"].high < 0
+    assert found["rust"].defects == 20
+
+
+def test_alarms_are_bounded_as_the_exact_binomial_bound_says() -> None:
+    found = statistics.alarms(np.arange(40.0), OWN[:40], 29.5, 0.95)
+    assert (found.rate, found.n, found.groups) == (0.25, 40, 40)
+    expected = binomtest(10, 40, alternative="greater").proportion_ci(0.95, method="exact").low
+    assert found.low == pytest.approx(expected)
+    few = statistics.alarms(np.arange(40.0), [str(number // 4) for number in range(40)], 29.5, 0.95)
+    assert few.low < found.low
+    assert statistics.alarms(np.zeros(5), OWN[:5], 1.0, 0.95).low == 0
+
+
+def test_a_simulated_gate_has_the_quality_it_was_asked_for() -> None:
+    limits = Gate(draws=100)
+    found = [draw(Size(300), 0.9, 0.05, 0.98, seed, limits).auroc for seed in range(10)]
+    seen = [item for item in found if item]
+    assert np.mean([item.champion for item in seen]) == pytest.approx(0.9, abs=0.01)
+    assert np.mean([item.challenger for item in seen]) == pytest.approx(0.85, abs=0.01)
+
+
+def test_at_the_default_size_equals_pass_and_worse_ones_are_refused() -> None:
+    limits = Gate(draws=300)
+    equal, worse = power(Size(DEFAULT), 0.0, limits, draws=500), power(Size(DEFAULT), 0.05, limits, draws=500)
+    assert equal.passed >= 0.95
+    assert worse.refused >= 0.95
+    assert worse.passed == 0
+
+
+def test_below_it_the_gate_says_that_it_cannot_tell_rather_than_pass() -> None:
+    few = power(Size(10), 0.05, Gate(draws=200), draws=50)
+    assert few.passed == 0
