@@ -1,0 +1,108 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from flows import drift, score
+from flows.adapters.memory import Runs, Shelf
+from flows.adapters.notify import Kept
+from pvqae import config
+from pvqae.datasets.drift import Comparison, Figure, Share
+from pvqae.errors import ConfigError
+from pvqae.evaluation import batch_cli
+from pvqae.evaluation.batch import Files
+from pvqae.evaluation.drift_report import Report, Verdict
+
+
+@pytest.fixture
+def registry() -> Runs:
+    runs = Runs()
+    run = runs.start("e", "r")
+    for _ in range(2):
+        runs.register("pvqae-parts-a_1", run, "models:/m", {})
+    runs.set_alias("pvqae-parts-a_1", "champion", "2")
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [("pvqae-parts-a_1", "2"), ("pvqae-parts-a_1@champion", "2"), ("pvqae-parts-a_1@1", "1")]
+)
+def test_a_name_means_a_version(registry: Runs, name: str, version: str) -> None:
+    assert score.parse(name, registry) == ("pvqae-parts-a_1", version)
+
+
+@pytest.mark.parametrize("name", ["parts", "pvqae-parts-a_1@", "pvqae-parts-a_1@challenger", "pvqae-other-x"])
+def test_other_names_are_refused(registry: Runs, name: str) -> None:
+    with pytest.raises(ConfigError, match="pvqae-"):
+        score.parse(name, registry)
+
+
+def test_a_bucket_gives_its_images_and_names_their_content(tmp_path: Path) -> None:
+    shelf = Shelf({"a/1.png": b"one", "a/2.PNG": b"two", "a/notes.txt": b"x", "a/.3.png": b"y"})
+    source = score.Bucket(shelf, "s3://bucket/prefix")
+    items = list(source.items())
+    assert [item.path for item in items] == ["s3://bucket/prefix/a/1.png", "s3://bucket/prefix/a/2.PNG"]
+    assert source.file(items[1], tmp_path).read_bytes() == b"two"
+    before = items[0].identity
+    shelf.content["a/1.png"] = b"three"
+    assert next(iter(source.items())).identity != before
+
+
+def test_sources_and_places(tmp_path: Path) -> None:
+    assert score.source_of(str(tmp_path)) == Files((tmp_path,))
+    with pytest.raises(ConfigError, match="s3://bucket/prefix"):
+        score.source_of("ftp://x/y")
+    one, other = (score.place(tmp_path, "pvqae-parts-a", where) for where in ("s3://b/x/today", "s3://b/y/today"))
+    assert one != other
+    assert one.parent == tmp_path / "scores" / "pvqae-parts-a"
+    assert one.name.startswith("today-")
+
+
+def report(verdict: Verdict, since: str = "2026-01-02") -> Report:
+    figure = Figure("brightness", 0.6, 0.3, 0.001, 1.0, 0.3, 0.6, 0.5, 2.0)
+    found = Comparison(40, 60, 20, 1.0, (figure,), Share(1, 40, (0.0, 0.1), 0.05, -0.02, 0.1, 1.0))
+    return Report(verdict, f"{verdict}.", since if verdict == "drift" else "", found, ())
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "config.json").write_text(json.dumps({"dataset": "parts", "category": "a"}))
+    return tmp_path / "bundle"
+
+
+def judge(bundle: Path, kept: Kept, found: Report, monkeypatch: pytest.MonkeyPatch) -> drift.Judged:
+    monkeypatch.setattr(batch_cli, "judge", lambda *_: found)
+    return drift.judge(bundle, bundle.parent, config.Drift(), "pvqae-parts-a", "3", kept)
+
+
+def test_drift_sends_one_event_with_figures(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept()
+    assert judge(bundle, kept, report("drift"), monkeypatch).exit_code == 3
+    ((event, resource, payload),) = kept.events
+    assert (event, resource) == ("pvqae.drift.detected", "pvqae.dataset.parts")
+    assert payload["class"] == "a"
+    assert payload["version"] == "3"
+    assert payload["drifted"] == ["brightness"]
+    assert payload["ks"]["brightness"] == 0.6
+    json.dumps(payload)
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("none", 0), ("insufficient", 4)])
+def test_no_drift_sends_nothing(bundle: Path, verdict: Verdict, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept()
+    assert judge(bundle, kept, report(verdict), monkeypatch).exit_code == code
+    assert kept.events == []
+
+
+def test_since_is_that_of_the_unbroken_drift(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = [
+        ("drift", "2026-01-01"),
+        ("none", ""),
+        ("drift", "2026-01-03"),
+        ("insufficient", ""),
+        ("drift", "2026-01-05"),
+    ]
+    since = [judge(bundle, Kept(), report(v, day), monkeypatch).since for v, day in days]  # type: ignore[arg-type]
+    assert since == ["2026-01-01", "", "2026-01-03", "", "2026-01-03"]
+    assert len(drift.history(bundle.parent)) == 5
