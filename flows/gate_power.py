@@ -23,11 +23,11 @@ from pvqae.inference import calibration
 Floats = NDArray[np.float64]
 
 DRAWS = 500
-SIZES = (20, 50, 100, 200, 400)  # parts at the gate
+SIZES = (20, 50, 100, 150, 200)  # parts at the gate
 DEFAULT = 200  # parts at which an equal challenger passes and one worse by 0.05 is refused, each in 95 % or more
 AUROC = 0.9
-AGREEMENT = 0.98
-PART = 0.5
+AGREEMENT = 0.97
+PART = 0.7
 DEFECT_SPREAD = 1.0  # deviation of how visible the defects are, in deviations of normals
 CALIBRATION = 200  # normals that set the threshold
 TARGET = 0.05

@@ -183,7 +183,7 @@ def _records(file: Path) -> list[dict[Any, Any]]:
 def table(found: Verification) -> Table:
     """Fits 80 columns: hashes are cut to 12 digits."""
     shown = Table("what", "registered", "rebuilt", "same", box=box.SIMPLE_HEAD, show_edge=False)
-    words = {True: "yes", False: "NO", None: "differs (does not count)"}
+    words = {True: "yes", False: "NO", None: "differs, ignored"}
     for row in found.rows:
         shown.add_row(row.what, row.recorded[:12], row.rebuilt[:12], words[row.same])
     return shown

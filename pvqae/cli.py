@@ -143,6 +143,7 @@ def bench_accuracy(
     ] = None,
     classes: Annotated[str, typer.Option(help="E.g. bottle,toothbrush,magnetic_tile,demo; empty: all found.")] = "",
     seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0,1,2",
+    methods: Annotated[str, typer.Option(help="E.g. pvqae,patchcore_1,control; empty: all.")] = "",
     out: Annotated[Path, typer.Option(help="Folder for accuracy.md, .json and .csv.")] = Path("reports/accuracy"),
     quick: Annotated[bool, typer.Option("--quick", help="Demo, small and barely trained: does it run?")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override of params.yaml, key=value.")] = None,
@@ -157,7 +158,8 @@ def bench_accuracy(
     work = Path(".pvqae/bench")
     chosen = subjects.load(subjects.choose(subjects.known(data), names), work / "data", params)
     numbers = [int(seed) for seed in re.findall(r"\d+", "0" if quick else seeds)]
-    result = accuracy.run(chosen, params, numbers, work, tell=lambda words: typer.echo(words, err=True))
+    asked = accuracy.known_methods(re.findall(r"[^\s,]+", methods))
+    result = accuracy.run(chosen, params, numbers, work, methods=asked, tell=lambda words: typer.echo(words, err=True))
     accuracy_table.show(result)
     accuracy_table.write(result, out)
     typer.echo(out / "accuracy.md")

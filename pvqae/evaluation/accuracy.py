@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pvqae import config
+from pvqae.errors import ConfigError
 from pvqae.evaluation import bootstrap
 from pvqae.evaluation.bootstrap import Interval
 from pvqae.evaluation.contest import FIGURES, METHODS, OURS, Entry, Ring
@@ -96,6 +97,13 @@ def run(
     lines = [_line(drawn, costs, name, method) for name in rows for method in methods]
     gaps = [gap for name in rows for figure in FIGURES for gap in _gaps(drawn, name, figure, methods)]
     return Result(lines, gaps, tuple(seeds), draws, [anomalib()])
+
+
+def known_methods(asked: Sequence[str]) -> tuple[str, ...]:
+    """`asked`, or all methods where none is. Raises `ConfigError` for an unknown one."""
+    if unknown := sorted(set(asked) - set(METHODS)):
+        raise ConfigError(f"--methods: expected some of {', '.join(METHODS)}, found {', '.join(unknown)}")
+    return tuple(asked) or METHODS
 
 
 def _said(name: str, method: str, seed: int, entry: Entry) -> str:

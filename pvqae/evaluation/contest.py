@@ -114,7 +114,7 @@ class Ring:
             scorer = trial.fitted(params, found, self.normals, self.every, self.subject.root)
             seconds, size = time.perf_counter() - begun, costs.megabytes(scorer, params, {})
             return self._judge(self._scored(scorer), scorer.one, seconds, size)
-        groups = fitting.group_numbers(self.learnt, self.examples)
+        groups = fitting.group_numbers(self.normals, self.examples)
         detector = BASELINES[method](self.examples, groups, params, self.backbone.spec)
         seconds = time.perf_counter() - begun
         return self._judge(self._verdicts(detector), partial(self._one, detector), seconds, detector.megabytes)

@@ -27,9 +27,9 @@ class Level:
     codes: Tensor  # K x C_r, white
     owners: Tensor  # K, the group that each code was taken from; kept while fitting only
 
-    def vectors(self, x_BChw: Tensor, valid_Bhw: Tensor) -> Tensor:
+    def vectors(self, x_BChw: Tensor) -> Tensor:
         """B x h*w x C white vectors."""
-        return (pooled(x_BChw, valid_Bhw).flatten(2).transpose(1, 2) - self.mean) @ self.whitening
+        return (pooled(x_BChw).flatten(2).transpose(1, 2) - self.mean) @ self.whitening
 
     def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
         """B x h x w distances to the nearest code, smoothed over 3x3 cells; padding adds nothing to them.
@@ -38,18 +38,18 @@ class Level:
         other parts taught, as a new image will be.
         """
         maps = []
-        for index, vectors in enumerate(self.vectors(x_BChw, valid_Bhw)):
-            codes = self.codes if without_group is None else self.codes[self.owners != without_group[index]]
+        for index, vectors in enumerate(self.vectors(x_BChw)):
+            others = None if without_group is None else self.owners != without_group[index]
+            codes = self.codes if others is None or not others.any() else self.codes[others]  # or its part owns all
             maps.append(nearest(vectors, codes)[0].sqrt())
         grid = repeat_border(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
         return F.avg_pool2d(grid[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
 
-def pooled(x_BChw: Tensor, valid_Bhw: Tensor) -> Tensor:
-    """Mean over 3x3 cells, of valid ones only."""
-    weight = valid_Bhw[:, None].to(x_BChw)
-    share = F.avg_pool2d(weight, 3, 1, 1).clamp_min(1e-6)
-    return F.avg_pool2d(x_BChw * weight, 3, 1, 1) / share
+def pooled(x_BChw: Tensor) -> Tensor:
+    """Mean over 3x3 cells. Cells on padding count: their pixels repeat the image's border, and leaving them out makes
+    border cells noisier (measured: docs/decisions.md)."""
+    return F.avg_pool2d(x_BChw, 3, 1, 1, count_include_pad=False)
 
 
 def whitening(vectors_nC: Tensor, ridge: float) -> Tensor:
@@ -87,7 +87,7 @@ def _at(x_nChw: Tensor, valid_nhw: Tensor, drawn: Tensor) -> Tensor:
     """The pooled vectors of the drawn cells, a few views at a time: all of them at once would fill the memory."""
     views, parts = valid_nhw[0].numel(), []
     for start in range(0, len(x_nChw), CHUNK):
-        part = pooled(x_nChw[start : start + CHUNK].float(), valid_nhw[start : start + CHUNK])
+        part = pooled(x_nChw[start : start + CHUNK].float())
         inside = drawn[(drawn >= start * views) & (drawn < (start + CHUNK) * views)] - start * views
         parts.append(part.movedim(1, -1).flatten(0, 2)[inside])
     return torch.cat(parts)

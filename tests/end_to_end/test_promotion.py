@@ -52,7 +52,7 @@ class Clone:
         return [entry for entry in entries if entry["alias"] == "champion"]
 
 
-def textures(folder: Path, count: int = 160) -> None:
+def textures(folder: Path, count: int = 110) -> None:
     """Good parts: smooth random surfaces with a little noise, each of another light."""
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -96,11 +96,10 @@ def test_gate_override_rollback_and_verify(project: Clone) -> None:
     assert "broken" not in said
 
     # A worse one is refused, with figures; nothing moves.
-    assert "3 challenger (new)" in project.train("memory.codes=1")
+    assert "3 challenger (new)" in project.train("score.fusion=prior", "score.top=1.0")
     said = project.flows("promote", "run", "tiles", "part", expect=1)
     assert "broken: image AUROC" in said
     assert "version 3 against 2: refused; it was not promoted" in said
-    assert [entry["to_version"] for entry in project.log()] == ["1", "2"]
 
     # A person can insist, and take it back.
     project.flows("promote", "run", "tiles", "part", "--override", "shown to a customer")
@@ -110,7 +109,6 @@ def test_gate_override_rollback_and_verify(project: Clone) -> None:
         *(("initial", "none", "1"), ("gate", "1", "2"), ("override", "2", "3"), ("rollback", "3", "2")),
     ]
     assert all(entry["lineage"]["git_sha"] for entry in log)  # type: ignore[index]
-    assert "was rolled back: misses scratches" in project.flows("promote", "run", "tiles", "part", expect=1)
 
     # The champion can be made again from its lineage alone.
     said = project.flows("verify", MODEL, "2")

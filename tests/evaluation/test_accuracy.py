@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from pvqae import cli, config
 from pvqae.datasets import build, images, manifest
-from pvqae.errors import DataError
+from pvqae.errors import ConfigError, DataError
 from pvqae.evaluation import accuracy, accuracy_table, contest, subjects
 from pvqae.evaluation.accuracy import MEAN
 from pvqae.evaluation.contest import FIGURES, OURS
@@ -192,3 +192,10 @@ def test_the_command_runs_on_the_demo(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found.exit_code == 0, found.output
     text = (tmp_path / "reports/accuracy/accuracy.md").read_text()
     assert all(name in text for name in accuracy_table.NAMES.values())
+
+
+def test_methods_are_chosen_by_name() -> None:
+    assert accuracy.known_methods([]) == accuracy.METHODS
+    assert accuracy.known_methods([OURS]) == (OURS,)
+    with pytest.raises(ConfigError, match=r"expected some of pvqae, .* found padim"):
+        accuracy.known_methods([OURS, "padim"])

@@ -24,9 +24,6 @@ def fitted(
     return fit_level(x, everything() if valid is None else valid, GROUPS, settings, seed=0, name="full/0")
 
 
-ALL = torch.ones(4, 6, 6, dtype=torch.bool)
-
-
 def distances(level: Level, x: torch.Tensor, without_group: torch.Tensor | None = None) -> torch.Tensor:
     """Where nothing is padding."""
     return level.distances(x, torch.ones(len(x), 6, 6, dtype=torch.bool), without_group)
@@ -40,7 +37,7 @@ def test_every_code_is_one_of_the_white_vectors_of_its_group() -> None:
     x = features()
     level = fitted(x, codes=20)
     assert level.codes.shape == (20, 3)
-    vectors = level.vectors(x.float(), ALL)
+    vectors = level.vectors(x.float())
     for code, owner in zip(level.codes, level.owners, strict=True):
         own = vectors[owner == GROUPS].flatten(0, 1)
         assert (own - code).abs().amax(1).min() < 2e-3  # half precision
@@ -53,7 +50,7 @@ def test_codes_are_what_half_precision_keeps() -> None:
 
 def test_vectors_of_all_normals_are_white() -> None:
     mixed = torch.einsum("nchw,cd->ndhw", features().float(), torch.tensor([[1.0, 2, 0], [0, 1, 3], [0, 0, 5.0]]))
-    vectors = fitted(mixed.half()).vectors(mixed.half().float(), ALL).flatten(0, 1)
+    vectors = fitted(mixed.half()).vectors(mixed.half().float()).flatten(0, 1)
     torch.testing.assert_close(vectors.mean(0), torch.zeros(3), atol=1e-2, rtol=0)
     torch.testing.assert_close(vectors.T.cov(), torch.eye(3), atol=0.05, rtol=0)
 
@@ -65,25 +62,23 @@ def test_a_large_ridge_leaves_the_correlations_alone() -> None:
     assert same.T.corrcoef()[0, 1] > 0.9
 
 
-def test_pooling_is_the_mean_over_valid_neighbours() -> None:
-    x, valid = features(1).float(), ALL.clone()
-    valid[..., :2] = False
-    found = pooled(x, valid)
-    torch.testing.assert_close(found[0, :, 3, 4], x[0, :, 2:5, 3:6].mean((1, 2)))
-    torch.testing.assert_close(found[0, :, 3, 2], x[0, :, 2:5, 2:4].mean((1, 2)))
+def test_pooling_is_the_mean_over_neighbours() -> None:
+    x = features(1).float()
+    torch.testing.assert_close(pooled(x)[0, :, 3, 4], x[0, :, 2:5, 3:6].mean((1, 2)))
+    torch.testing.assert_close(pooled(x)[0, :, 0, 0], x[0, :, :2, :2].mean((1, 2)))
 
 
 def test_a_known_vector_is_at_no_distance_before_smoothing() -> None:
     x = features()
     level = fitted(x)  # all 144 vectors are codes
     assert len(level.codes) == 144
-    assert plain_distances(level, level.vectors(x.float(), ALL)).max() < 5e-3
+    assert plain_distances(level, level.vectors(x.float())).max() < 5e-3
     assert distances(level, x.float()).max() < 5e-3
 
 
 def test_distances_are_those_of_a_plain_search_smoothed_over_neighbours() -> None:
     level, x = fitted(features(), codes=10), features(1).float()
-    plain = plain_distances(level, level.vectors(x, ALL)).view(4, 6, 6)
+    plain = plain_distances(level, level.vectors(x)).view(4, 6, 6)
     found = distances(level, x)
     assert found.shape == (4, 6, 6)
     torch.testing.assert_close(found[0, 2, 3], plain[0, 1:4, 2:5].mean(), atol=1e-4, rtol=0)
@@ -100,22 +95,22 @@ def test_a_training_image_is_not_judged_by_its_own_group() -> None:
     torch.testing.assert_close(alone[:2], distances(without_first, x[:2].float()))
 
 
-def test_padding_never_enters() -> None:
+def test_padding_beyond_the_reach_of_pooling_never_enters() -> None:
     x, valid = features(), everything()
     valid[:, :, :16] = False  # the two left columns
     garbage = x.clone()
-    garbage[..., :2] = 900.0
+    garbage[..., :1] = 900.0
     one, other = fitted(x, valid=valid), fitted(garbage, valid=valid)
     for name in ("mean", "whitening", "codes", "owners"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert len(one.codes) == 4 * 6 * 4
 
 
-def test_what_lies_on_padding_reaches_no_distance_of_the_image() -> None:
+def test_what_lies_deep_in_padding_reaches_no_distance_of_the_image() -> None:
     x, valid = features(1).float(), torch.ones(4, 6, 6, dtype=torch.bool)
     valid[..., :2] = False
     garbage = x.clone()
-    garbage[..., :2] = 900.0
+    garbage[..., :1] = 900.0
     level = fitted(features(), codes=40)
     one, other = (level.distances(some, valid)[..., 2:] for some in (x, garbage))
     assert torch.equal(one, other)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pvqae import config
 from pvqae.datasets import images
@@ -131,13 +132,13 @@ def test_what_is_measured_on_padding_counts_nowhere(
     assert {values.numel() for values in chosen.cell_maps(raw, chosen.for_image).values()} == {image_cells}
 
 
-def test_features_of_padding_reach_no_distance_to_the_memory(scorer: Scorer, picture: Picture) -> None:
+def test_features_deep_in_padding_reach_no_distance_to_the_memory(scorer: Scorer, picture: Picture) -> None:
     (view,) = images.canvas(picture(82, *LYING), scorer.image).views
     valid = torch.from_numpy(view.valid)[None]
     features = scorer.networks.backbone(torch.from_numpy(view.pixels)[None])
     plain = measure(scorer.networks, features, valid)
     levels = [
-        torch.where(plain.valid[f"memory_{r}"][:, None], x, torch.full_like(x, 50.0))
+        torch.where(F.max_pool2d(plain.valid[f"memory_{r}"][:, None].float(), 3, 1, 1) > 0, x, torch.full_like(x, 50.0))
         for r, x in enumerate(features.levels)
     ]
     spoiled = measure(scorer.networks, features._replace(levels=levels), valid)
