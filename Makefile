@@ -13,7 +13,7 @@ else
 TORCH := --torch-backend=auto
 endif
 
-.PHONY: help run test lint format clean services experiment gpu-bundle accuracy
+.PHONY: help run test integration lint format clean services experiment gpu-bundle accuracy
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,7 +29,10 @@ run: $(STAMP) ## train, calibrate, evaluate and register detectors; ARGS="--set 
 	@$(BIN)/python -m flows train $(ARGS)
 
 test: $(STAMP) ## all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -m "not integration" $(ARGS)
+
+integration: $(STAMP) ## minutes: retraining, gate and rollback with every real part, the services of one machine
+	@$(BIN)/python -m pytest -m integration $(ARGS)
 
 services: $(STAMP) ## start PostgreSQL, S3, MLflow, Prefect and a worker; ARGS="down", "status" or "logs NAME"
 	@$(BIN)/python -m flows services $(or $(ARGS),up)

@@ -14,6 +14,8 @@ from PIL import Image
 
 from pvqae.datasets import images
 
+pytestmark = pytest.mark.integration
+
 PROJECT = Path(__file__).parents[2]
 NAMES = ("pvqae", "flows", "data", "dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt", ".gitignore")
 DVC = (".dvc/config", ".dvc/.gitignore", ".dvcignore")

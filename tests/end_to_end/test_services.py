@@ -22,6 +22,8 @@ from pvqae.config import Services
 from pvqae.datasets import demo
 from tests.end_to_end.test_train_flow import Clone, clone
 
+pytestmark = pytest.mark.integration
+
 TINY = (
     *("data.source=folder", "data.name=bricks", "data.shares={calibrate: 0.2, gate: 0.2, test: 0.2}"),
     *("image.size=64", "model.width=16", "model.codes=16", "train.steps=4", "train.batch=4", "train.kappa=0.01"),
