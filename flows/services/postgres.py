@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
+
 from flows.services.place import HOST, Place, ServiceError, write_private
 
 NOBODY = "nobody"
@@ -38,6 +40,7 @@ def prepare(place: Place, password: str) -> None:
     """Make the cluster unless it exists: beside its place, then renamed."""
     cluster = place.data("postgres")
     if cluster.exists():
+        _unlock(cluster / "postmaster.pid")
         return
     part, secret = cluster.with_name(".postgres.part"), cluster.with_name(".password")
     shutil.rmtree(part, ignore_errors=True)
@@ -52,6 +55,20 @@ def prepare(place: Place, password: str) -> None:
     finally:
         secret.unlink(missing_ok=True)
     part.rename(cluster)
+
+
+def _unlock(file: Path) -> None:
+    """Remove the lock of a killed server. PostgreSQL does so itself, but takes a zombie, which nobody has collected
+    yet, for a living server, and does not start."""
+    try:
+        process = psutil.Process(int(file.read_text("utf-8").split()[0]))
+        dead = process.status() == psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, IndexError):
+        return  # no lock, or none that we understand: PostgreSQL judges it
+    except psutil.NoSuchProcess:
+        dead = True
+    if dead:
+        file.unlink(missing_ok=True)
 
 
 def _initdb(cluster: Path, secret: Path) -> None:

@@ -83,10 +83,11 @@ def start(
         )
     finally:
         os.close(descriptor)
+    place.pid_file(name).write_text(f"{process.pid}\n", "utf-8")
+    started = psutil.Process(process.pid)  # before anything collects it: it may have ended already
     # Collected by a thread when it ends, else it would be a zombie for as long as we live.
     threading.Thread(target=process.wait, daemon=True).start()
-    place.pid_file(name).write_text(f"{process.pid}\n", "utf-8")
-    return psutil.Process(process.pid)
+    return started
 
 
 def _group(user: str | None) -> int | None:

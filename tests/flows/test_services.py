@@ -1,9 +1,11 @@
 """Starting, finding and ending services, with small processes of our own in their place."""
 
 import json
+import os
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from configobj import ConfigObj
 
 from flows import environment
 from flows.adapters import dvc_config
-from flows.services import catalogue, clients, control, look, processes, weed
+from flows.services import catalogue, clients, control, look, postgres, processes, weed
 from flows.services.catalogue import Service
 from flows.services.place import HOST, Place, Secrets, ServiceError, secrets_of
 from pvqae.config import Services
@@ -245,3 +247,18 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(place: Place) -> None:
     place.env_file.write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
         environment.prepare(place.root, {})
+
+
+def test_the_lock_of_a_dead_server_is_removed_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    lock = tmp_path / "postmaster.pid"
+    ended = subprocess.Popen([sys.executable, "-c", ""])  # a zombie until it is waited for
+    while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    for pid, stays in ((os.getpid(), True), (ended.pid, False)):
+        lock.write_text(f"{pid}\n/data\n", "utf-8")
+        postgres._unlock(lock)
+        assert lock.exists() == stays
+    ended.wait()
+    lock.write_text("unreadable", "utf-8")
+    postgres._unlock(lock)
+    assert lock.exists()
