@@ -20,15 +20,15 @@ RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3 git ca-certificates \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin pvqae \
- && install -d -o 10001 -g 10001 /work \
+ && install -d -o 10001 -g 10001 /srv/pvqae \
  # compose.yaml shows the machine's own repository here, which belongs to another user.
  && git config --system --add safe.directory /repository
 COPY --from=build /opt/venv /opt/venv
 COPY --chmod=0555 infra/images/with-secrets.sh /usr/local/bin/with-secrets
 COPY --chmod=0555 infra/images/worker.sh /usr/local/bin/worker
 ENV PATH=/opt/venv/bin:$PATH \
-    HOME=/work/home \
-    PREFECT_HOME=/work/home/prefect \
+    HOME=/srv/pvqae/home \
+    PREFECT_HOME=/srv/pvqae/home/prefect \
     DO_NOT_TRACK=true \
     MLFLOW_DISABLE_TELEMETRY=true \
     MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
@@ -37,6 +37,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-WORKDIR /work
+WORKDIR /srv/pvqae
 USER 10001:10001
 ENTRYPOINT ["with-secrets", "worker"]

@@ -4,12 +4,12 @@ set -eu
 : "${PVQAE_REPOSITORY:?address of the git repository}" "${PVQAE_COMMIT:?commit that every worker runs}"
 : "${PVQAE_POOL:?name of the work pool}" "${PVQAE_DVC_REMOTE:?address of the DVC remote, s3://bucket}"
 mkdir -p "$HOME"
-if [ ! -d /work/project/.git ]; then
-  rm -rf /work/project.part
-  git clone --quiet --no-checkout "$PVQAE_REPOSITORY" /work/project.part
-  mv /work/project.part /work/project
+if [ ! -d /srv/pvqae/project/.git ]; then
+  rm -rf /srv/pvqae/project.part
+  git clone --quiet --no-checkout "$PVQAE_REPOSITORY" /srv/pvqae/project.part
+  mv /srv/pvqae/project.part /srv/pvqae/project
 fi
-cd /work/project
+cd /srv/pvqae/project
 git cat-file -e "$PVQAE_COMMIT^{commit}" 2>/dev/null || git fetch --quiet origin
 git checkout --quiet --force --detach "$PVQAE_COMMIT"
 # Keys come from the environment; only addresses are written.
@@ -17,5 +17,5 @@ dvc remote add --local --default --force shared "$PVQAE_DVC_REMOTE"
 if [ -n "${AWS_ENDPOINT_URL_S3:-}" ]; then
   dvc remote modify --local shared endpointurl "$AWS_ENDPOINT_URL_S3"
 fi
-export PYTHONPATH=/work/project
+export PYTHONPATH=/srv/pvqae/project
 exec prefect worker start --pool "$PVQAE_POOL" --type process --limit 1 --with-healthcheck --no-create-pool-if-not-found
