@@ -186,12 +186,12 @@ def promote_run(
     """
     with explained():
         root = project()
-        from flows import promote
+        from flows import lineage, promote
 
         verdict = promote.run(root, dataset, category, trigger="manual", reason=reason, override=override or None)
         for line in verdict.lines:
             print(line)
-        print(promote.summary(promote.model_name(dataset, category), verdict))
+        print(promote.summary(lineage.model_name(dataset, category), verdict))
     if not verdict.promoted:
         raise typer.Exit(INSUFFICIENT if verdict.outcome == "insufficient" else FAILED)
 
@@ -223,11 +223,11 @@ def promote_rollback(
     """Restore the champion before the present one. The gate does not promote the one taken back again."""
     with explained():
         root = project()
-        from flows import promote, promotions, steps
+        from flows import lineage, promotions, steps
         from pvqae import config
 
         registry, _ = steps.tracker(root, config.load(root / "params.yaml").flow.tracking_uri)
-        name = promote.model_name(dataset, category)
+        name = lineage.model_name(dataset, category)
         entry = promotions.rollback(registry, root, dataset, name, reason)
         print(f"{name}: champion is version {entry.to_version} again, version {entry.from_version} was taken back")
 

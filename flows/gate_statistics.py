@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, norm
 
-from pvqae.evaluation.metrics import image_auroc
+from pvqae.evaluation.metrics import image_auroc, wins
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -48,13 +48,6 @@ class Alarms:
     low: float
 
 
-def _wins(defects: Floats, normals: Floats) -> Floats:
-    """For each (defect, normal) 1 where the defect scores higher, ½ for ties."""
-    above, equal = defects[:, None] > normals[None], defects[:, None] == normals[None]
-    wins: Floats = above.astype(np.float64) + 0.5 * equal
-    return wins
-
-
 @lru_cache(maxsize=8)
 def resamples(groups: int, draws: int, seed: int) -> Floats:
     """How often each of `groups` is drawn in each of `draws` resamples with replacement, draws x groups."""
@@ -80,7 +73,7 @@ def compare(
     if first is None or second is None:
         return None
     names, numbers = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    difference = _wins(challenger[defect], challenger[~defect]) - _wins(champion[defect], champion[~defect])
+    difference = wins(challenger[defect], challenger[~defect]) - wins(champion[defect], champion[~defect])
     member = (numbers == np.arange(len(names))[:, None]).astype(np.float64)
     gained = member[:, defect] @ difference @ member[:, ~defect].T  # summed over pairs of groups
     times = resamples(len(names), draws, seed)

@@ -30,6 +30,11 @@ class Lineage:
         return {key: str(value) for key, value in asdict(self).items()}
 
 
+def model_name(dataset: str, category: str) -> str:
+    """The registered model of a class."""
+    return f"pvqae-{dataset}-{category}"
+
+
 REQUIRED = tuple(field.name for field in fields(Lineage))
 IDENTITY = ("bundle_sha256", "manifest_sha256")  # a version with equal ones is the same version
 

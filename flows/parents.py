@@ -68,7 +68,7 @@ def place(space: Workspace, registry: Registry, graph: Mapping[str, Any], warm: 
 
 
 def _champion(space: Workspace, registry: Registry, network: str, members: list[str]) -> bool:
-    models = [f"pvqae-{space.params.data.name}-{category}" for category in sorted(members)]
+    models = [lineage.model_name(space.params.data.name, category) for category in sorted(members)]
     champions = [(model, version) for model in models if (version := registry.alias(model, "champion"))]
     return bool(champions) and bring(registry, *champions[0], _folder(space.path, network))
 

@@ -31,10 +31,6 @@ class Asked:
     override: str | None = None
 
 
-def model_name(dataset: str, category: str) -> str:
-    return f"pvqae-{dataset}-{category}"
-
-
 def run(root: Path, dataset: str, category: str, *, trigger: str, reason: str, override: str | None = None) -> Verdict:
     """Judge the class's challenger against its champion by the `gate` section of the project's params.yaml, and move
     the champion alias if the verdict allows it or `override` says so.
@@ -55,7 +51,7 @@ def run(root: Path, dataset: str, category: str, *, trigger: str, reason: str, o
         supervisor = stack.enter_context(Supervisor([held]))
         measure = measurer(root, dataset, category, params, supervisor)
         verdict = decide(registry, root, dataset, category, measure, params.gate, Asked(trigger, reason, override))
-    show_in_prefect(model_name(dataset, category), verdict)
+    show_in_prefect(lineage.model_name(dataset, category), verdict)
     return verdict
 
 
@@ -72,7 +68,7 @@ def decide(
 ) -> Verdict:
     """The story of one verdict, with the measuring left to `measure`."""
     # 1. The aliases as the log has them.
-    name, lock = model_name(dataset, category), promotions.lock_file(root, dataset)
+    name, lock = lineage.model_name(dataset, category), promotions.lock_file(root, dataset)
     with locks.held(lock):
         promotions.complete(registry, name)
         champion, challenger = registry.alias(name, "champion"), registry.alias(name, "challenger")

@@ -24,10 +24,6 @@ class Registered:
     reasons: tuple[str, ...]
 
 
-def model_name(space: Workspace, category: str) -> str:
-    return f"pvqae-{space.params.data.name}-{category}"
-
-
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -58,7 +54,7 @@ class Registrar:
 
     def existing(self, category: str) -> Registered | None:
         """The version that is this bundle on this manifest already, made whole if a kill kept its alias from it."""
-        name, layout = model_name(self._space, category), self._space.layout
+        name, layout = lineage.model_name(self._space.params.data.name, category), self._space.layout
         same = {"bundle_sha256": bundle_sha256(layout.bundle(category)), "manifest_sha256": sha256(layout.manifest)}
         version = self._registry.find(name, same)
         if version is None:
@@ -68,7 +64,7 @@ class Registrar:
 
     def register(self, category: str, run: str) -> Registered:
         """A new version of the class's model, or the reasons why not; `run` is the class's run."""
-        name, bundle = model_name(self._space, category), self._space.layout.bundle(category)
+        name, bundle = lineage.model_name(self._space.params.data.name, category), self._space.layout.bundle(category)
         if self._uncommitted:  # known without the parity check, which takes seconds
             reasons = (f"code differs from the commit: {', '.join(self._uncommitted)}",)
             return self._refused(category, run, reasons)

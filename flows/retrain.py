@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 
-from flows import choices, locks, promote, retrain_policy, steps
+from flows import choices, lineage, locks, promote, retrain_policy, steps
 from flows.gate_rules import Verdict
 from flows.retrain_intake import params_of, refuse_made, with_dataset
 from flows.retrain_policy import Decision, Facts, Trigger
@@ -85,7 +85,7 @@ def judge(project: Path, outcome: Outcome) -> tuple[tuple[str, Verdict], ...]:
     asked, name = outcome.decision, outcome.dataset
     return tuple(
         (
-            promote.model_name(name, category),
+            lineage.model_name(name, category),
             promote.run(project, name, category, trigger=asked.trigger, reason=asked.reason),
         )
         for category in waiting

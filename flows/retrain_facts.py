@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flows import promote
+from flows import lineage
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Versioning
 from flows.arrivals import Taken
@@ -35,7 +35,7 @@ def facts_of(
     held = Counter(e.category for e in ledger.entries("review") if (file := places.file(e)) and file.exists())
 
     def facts(category: str) -> ClassFacts:
-        model = promote.model_name(name, category)
+        model = lineage.model_name(name, category)
         champion = registry.alias(model, "champion") or ""
         normals = [f for f in found if f.category == category and f.label == "normal" and f.official not in HELD_OUT]
         seen = dvc.listing(registry.version_tags(model, champion)["data_hash"]) if champion else None

@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from flows import promote
+from flows import lineage, promote
 from flows.adapters.tracking import Registry
 from pvqae.errors import DataError
 
@@ -26,7 +26,7 @@ class Champions:
 
     def version(self, category: str) -> str:
         """The class's champion, "" when it has none."""
-        return self._registry.alias(promote.model_name(self._dataset, category), "champion") or ""
+        return self._registry.alias(lineage.model_name(self._dataset, category), "champion") or ""
 
     def screen(self, category: str, path: Path) -> tuple[float, float]:
         """The champion's score of a file, and the limit. Raises `IntegrityError` for another bundle than registered."""
@@ -36,7 +36,7 @@ class Champions:
     def _load(self, category: str) -> Any:
         from pvqae.inference import bundle  # torch: only when there is something to score
 
-        name, version = promote.model_name(self._dataset, category), self.version(category)
+        name, version = lineage.model_name(self._dataset, category), self.version(category)
         if not version:
             raise DataError(
                 f"{name}: expected a champion to screen with, found none; run `python -m flows train` first"

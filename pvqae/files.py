@@ -2,9 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -20,6 +24,16 @@ def whole_folder(out: Path) -> Iterator[Path]:
         raise
     shutil.rmtree(out, ignore_errors=True)
     os.replace(part, out)
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Write safetensors; makes the folder."""
+    from safetensors.torch import save_file  # torch: not for those who write text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    save_file(dict(tensors), part)
+    os.replace(part, path)
 
 
 def write_text(path: Path, text: str) -> None:

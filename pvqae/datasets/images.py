@@ -174,6 +174,13 @@ def _resize(image: Floats, height: int, width: int) -> Floats:
     return result
 
 
+def mask_of(mask_path: str, shape: tuple[int, ...], root: Path | None = None) -> Mask:
+    """The mask in the pixels of a map of `shape` (H, W); empty where `mask_path` is."""
+    if not mask_path:
+        return np.zeros(shape, dtype=np.bool_)
+    return resize_mask(read_mask(mask_path, root=root), shape[0], shape[1])
+
+
 def resize_mask(mask: Mask, height: int, width: int) -> Mask:
     """The mask in (height, width) pixels: at least half covered ones; of a tiny defect its best covered pixel."""
     covered = _resize(mask[..., None].astype(np.float32), height, width)[..., 0]

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pvqae import seeding
-from pvqae.evaluation.metrics import PixelCounts, pixel_aupro, pixel_auroc
+from pvqae.evaluation.metrics import PixelCounts, pixel_aupro, pixel_auroc, wins
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -48,7 +48,7 @@ def weights(groups: Sequence[str], defect: Bools, draws: int = DRAWS, seed: int 
 
 def image_aurocs(defect: Bools, scores: Floats, weights_Dn: Floats) -> Floats:
     """The image AUROC of each draw, D; NaN where a draw lacks defects or normals."""
-    above = np.sign(scores[defect][:, None] - scores[~defect][None, :]) / 2 + 0.5
+    above = wins(scores[defect], scores[~defect])
     hits, alarms = weights_Dn[:, defect], weights_Dn[:, ~defect]
     pairs = hits.sum(1) * alarms.sum(1)
     won = ((hits @ above) * alarms).sum(1)

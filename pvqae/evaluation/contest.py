@@ -26,7 +26,7 @@ from pvqae.evaluation.subjects import Subject
 from pvqae.evaluation.verdict import Detector, Verdict
 from pvqae.files import write_text
 from pvqae.inference import fitting
-from pvqae.inference.scoring import Scorer
+from pvqae.inference.scoring import Scorer, through
 from pvqae.model import backbones
 from pvqae.model.backbones import Backbone
 from pvqae.training import folds
@@ -59,10 +59,6 @@ class Ring:
     @cached_property
     def normals(self) -> pd.DataFrame:
         return trial.normal_rows(self.subject.rows, self.params.calibration)
-
-    @cached_property
-    def learnt(self) -> pd.DataFrame:
-        return trial.learnt_rows(self.subject.rows, self.params.calibration)
 
     @cached_property
     def test(self) -> pd.DataFrame:
@@ -131,10 +127,7 @@ class Ring:
     def _one(self, detector: Detector, image: images.Floats) -> Verdict:
         """From pixels, as a service would."""
         canvas = images.canvas(image, self.params.image)
-        pixels = torch.from_numpy(np.stack([view.pixels for view in canvas.views]))
-        valid = torch.from_numpy(np.stack([view.valid for view in canvas.views]))
-        features = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
-        return detector.score(features, valid, canvas, "")
+        return detector.score(*through(self.backbone, canvas), canvas, "")
 
     def _judge(
         self, scored: Iterator[judging.Judgeable], one: Callable[[images.Floats], object], seconds: float, size: float

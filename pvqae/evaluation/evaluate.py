@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pvqae.datasets.images import read_mask, resize_mask
+from pvqae.datasets.images import mask_of
 from pvqae.datasets.manifest import write_csv
 from pvqae.errors import DataError
 from pvqae.evaluation import figures
@@ -100,7 +100,7 @@ def _one_pass(
         if item.sample_id not in known or item.sample_id in table:
             raise DataError(f"{item.sample_id}: scored twice, or not a test row; score each test row once")
         row = table[item.sample_id] = _row(known[item.sample_id], item, card["threshold"])
-        mask = _mask(known[item.sample_id]["mask_path"], item, data_root) if pixels else None
+        mask = mask_of(known[item.sample_id]["mask_path"], item.anomaly_map.shape, data_root) if pixels else None
         if mask is not None:
             _count(pixels, item, mask, row["path"])
         gallery.offer(row, partial(draw, item, mask if row["label"] == "defect" else None, card, levels))
@@ -122,13 +122,6 @@ def _row(row: dict[Any, Any], item: "Scored", threshold: float) -> Values:
         "decision": decision,
         "outcome": OUTCOMES[row["label"], decision],
     }
-
-
-def _mask(mask_path: str, item: "Scored", data_root: Path) -> NDArray[np.bool_]:
-    height, width = item.anomaly_map.shape
-    if not mask_path:
-        return np.zeros((height, width), dtype=np.bool_)
-    return resize_mask(read_mask(mask_path, root=data_root), height, width)
 
 
 def _count(pixels: dict[str, PixelMetrics], item: "Scored", mask: NDArray[np.bool_], path: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pvqae.datasets.images import read_mask, resize_mask
+from pvqae.datasets.images import mask_of
 from pvqae.errors import DataError
 from pvqae.evaluation import figures, views
 from pvqae.evaluation.metrics import PixelCounts, PixelMetrics, count
@@ -81,13 +81,6 @@ def _row(row: dict[Any, Any], sample_id: str) -> Values:
     if row["sample_id"] != sample_id:
         raise DataError(f"expected the score of {row['sample_id']}, found that of {sample_id}; score rows in order")
     return {key: row[key] for key in ("sample_id", "group_id", "label", "kind")}
-
-
-def mask_of(mask_path: str, shape: tuple[int, ...], data_root: Path) -> NDArray[np.bool_]:
-    """The mask in the map's pixels; empty where there is none."""
-    if not mask_path:
-        return np.zeros(shape, dtype=np.bool_)
-    return resize_mask(read_mask(mask_path, root=data_root), shape[0], shape[1])
 
 
 def figures_of(judgement: Judged, fusion: str, health: Values) -> Values:

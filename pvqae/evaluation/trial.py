@@ -5,20 +5,18 @@
 manifest rows and writes only below `work`, where views, weights and priors are kept by the hash of what they depend on.
 """
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from pvqae import config, runtime
 from pvqae.errors import DataError
-from pvqae.evaluation import costs, views
-from pvqae.evaluation.judging import Judged, figures_of, judged, mask_of, scored_rows
+from pvqae.evaluation import costs, mechanism, views
+from pvqae.evaluation.judging import Judged, figures_of, judged, scored_rows
+from pvqae.files import write_tensors
 from pvqae.inference import calibrate, choice, fitting
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scorer
@@ -36,7 +34,6 @@ __all__ = [
     "fitted",
     "judged",
     "learnt_rows",
-    "mask_of",
     "normal_rows",
     "run",
     "scored_rows",
@@ -154,7 +151,7 @@ def _weights(params: config.Params, plan: runtime.Plan, examples: Examples, fold
         run = start(params, plan, folds.FULL)
         loop.fit(run, examples, folder, f"network, seed {params.seed}")
         kept = {k: v for k, v in run.modules.state_dict().items() if not k.startswith("discriminator.")}
-        _save({k: _half(v) for k, v in kept.items()}, finished)
+        write_tensors(finished, {k: network.half(v) for k, v in kept.items()})
     return finished
 
 
@@ -164,20 +161,8 @@ def _prior(params: config.Params, plan: runtime.Plan, examples: Examples, weight
     grid = (logits.shape[-2], logits.shape[-1])
     if not file.exists():
         learned = prior.fit(params, folds.FULL, logits, on_grid(examples.valid, grid), [])
-        _save({k: v.contiguous() for k, v in learned.state_dict().items()}, file)
+        write_tensors(file, {k: v.contiguous() for k, v in learned.state_dict().items()})
     return prior.load(file, grid, params.model.levels, params.prior.width)
-
-
-def _half(x: Tensor) -> Tensor:
-    """What is judged is what a bundle can hold."""
-    x = x.detach().cpu()
-    return (x.half() if x.is_floating_point() else x).contiguous().clone()
-
-
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    part = file.with_name(f"{file.name}.part")
-    save_file(tensors, part)
-    os.replace(part, file)
 
 
 def fitted(
@@ -214,16 +199,5 @@ def _entropies(
         return dict.fromkeys(names)
     if unseen is None:
         unseen = views.examples_of(test, data_root, params, found.backbone, work / "views")
-    pairs = [_allocated(found, part) for part in (examples, unseen.subset(normal))]
+    pairs = [mechanism.logits_of(found, part) for part in (examples, unseen.subset(normal))]
     return dict(zip(names, prior.cross_entropies(found.prior, *pairs), strict=True))
-
-
-@torch.no_grad()
-def _allocated(found: Networks, examples: Examples) -> tuple[Tensor, Tensor]:
-    """Router logits and valid coarse cells of every view."""
-    logits = []
-    for _, batch in examples.batches(fitting.CHUNK):
-        features = batch.features or found.backbone(batch.images)
-        logits.append(found.autoencoder.router(found.autoencoder.codes(features)).float())
-    every = torch.cat(logits)
-    return every, on_grid(examples.valid, every.shape[-2:])

@@ -5,7 +5,6 @@ n views; S side of a view.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -14,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pvqae import config
 from pvqae.datasets import images
 from pvqae.datasets.manifest import digest
+from pvqae.files import write_tensors
 from pvqae.model.backbones import Backbone, Features
 from pvqae.training.examples import Examples, prepare
 
@@ -87,11 +87,8 @@ def examples_of(
     except (FileNotFoundError, SafetensorError):
         pass
     found = prepare(rows, data_root, params.image, backbone, params.train.richness)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
     tensors = _tensors(found)
-    save_file(tensors, part)
-    os.replace(part, file)
+    write_tensors(file, tensors)
     return _from_tensors(tensors)  # of one memory layout with what is read back: sums then agree to the last bit
 
 

@@ -11,7 +11,6 @@ SHA256SUMS              of all the others; its own sha256 is the bundle's
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import images, sums
 from pvqae.datasets.manifest import digest
 from pvqae.errors import IntegrityError
 from pvqae.files import whole_folder
@@ -35,7 +34,7 @@ from pvqae.model import backbones, grouping
 from pvqae.model.autoencoder import Autoencoder
 
 FORMAT = 2
-SUMS = "SHA256SUMS"
+SUMS = sums.FILE
 NORMAL_FIELDS = ("mean", "deviation", "global_mean", "global_deviation")
 
 
@@ -129,11 +128,9 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def seal(folder: Path) -> str:
     """Write SHA256SUMS over all files of `folder`; returns its own sha256."""
-    names = sorted(p.name for p in folder.iterdir() if p.name != SUMS)
-    for name in names:
-        (folder / name).chmod(0o644)  # safetensors makes them private to the user
-    (folder / SUMS).write_text("".join(f"{digest(folder / n)}  {n}\n" for n in names), "utf-8")
-    return digest(folder / SUMS)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors makes them private to the user
+    return sums.write(folder)
 
 
 def verify(folder: Path) -> str:
@@ -141,22 +138,7 @@ def verify(folder: Path) -> str:
 
     Raises `IntegrityError` for a missing, foreign or changed file.
     """
-    sums = folder / SUMS
-    if not sums.is_file():
-        raise IntegrityError(f"{folder}: expected a bundle with {SUMS}, found none; run `dvc repro` or fetch it again")
-    text = sums.read_bytes()
-    if not re.fullmatch(rb"([0-9a-f]{64}  [\w.-]+\n)+", text):
-        raise IntegrityError(f"{sums}: expected lines of sha256 and name, found others; fetch the bundle again")
-    lines = (line.split("  ") for line in text.decode().splitlines())
-    listed = {name: sha256 for sha256, name in lines}
-    present = {p.name for p in folder.iterdir()} - {SUMS}
-    if present != set(listed):
-        raise IntegrityError(f"{folder}: expected the files {sorted(listed)}, found {sorted(present)}; fetch it again")
-    for name, expected in listed.items():
-        found = digest(folder / name)
-        if found != expected:
-            raise IntegrityError(f"{folder / name}: expected sha256 {expected}, found {found}; fetch the bundle again")
-    return digest(sums)
+    return sums.verify(folder, "a bundle", "run `dvc repro` or fetch it again")
 
 
 def load(folder: Path | str) -> Detector:

@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
 
 from pvqae import config
 from pvqae.datasets import images
 from pvqae.datasets.anomalies import ANOMALIES, SELECTION_KINDS
 from pvqae.inference import readout
-from pvqae.inference.measures import Raw
 from pvqae.inference.readout import READOUTS, Readout
 from pvqae.inference.scoring import Scorer
 
@@ -83,14 +81,9 @@ def _add(seen: Seen, scorer: Scorer, kind: str, image: images.Floats, mask: imag
     scores: Scores = {}
     for use in READOUTS:
         recon = scorer.recon_map(raw, use)
-        scores[use] = readout.top_mean(_cells(recon, raw), scorer.score.top)
+        scores[use] = readout.top_mean(recon[raw.cells], scorer.score.top)
         seen.maps[use].append(images.stitch(canvas, scorer.smooth(recon))[::STRIDE, ::STRIDE])
     seen.image_scores.append(scores)
-
-
-def _cells(recon_VHW: Tensor, raw: Raw) -> Tensor:
-    valid = max(raw.valid.values(), key=lambda v: v.shape[-1])
-    return recon_VHW[valid]
 
 
 def _image_auroc(seen: Seen, use: Readout) -> float:

@@ -41,6 +41,11 @@ class Raw:
     levels: Tensor  # B x h x w, spent; 0 is the coarsest
     expected: Tensor  # B x h x w, the expected normal budget
 
+    @property
+    def cells(self) -> Tensor:
+        """Which cells of the finest grid are image, B x H x W."""
+        return max(self.valid.values(), key=lambda v: v.shape[-1])
+
 
 def cross_entropy(expected: Expected, logits_BNR: Tensor) -> Tensor:
     """Of the soft allocation under the expected one, probabilities floored (paper); B x N."""
@@ -99,4 +104,15 @@ def measure(networks: Networks, features: Features, valid_BSS: Tensor, without_g
     if networks.whitening is not None:
         maps["decoder"] = whiten(residual(networks, features, expected_levels, valid_BSS), networks.whitening)
     valid = {name: on_grid(valid_BSS, x.shape[-2:]) for name, x in maps.items()}
-    return Raw(maps, valid, logits.argmax(1).masked_fill(~valid_Bhw, -1), expected_levels.masked_fill(~valid_Bhw, -1))
+    return Raw(maps, valid, _chosen(logits, valid_Bhw), expected_levels.masked_fill(~valid_Bhw, -1))
+
+
+@torch.no_grad()
+def spent(networks: Networks, features: Features, valid_BSS: Tensor) -> Tensor:
+    """The levels alone, `Raw.levels` of `measure`, at a small part of its cost."""
+    logits = networks.autoencoder.router(networks.autoencoder.codes(features))
+    return _chosen(logits, on_grid(valid_BSS, logits.shape[-2:]))
+
+
+def _chosen(logits_BRhw: Tensor, valid_Bhw: Tensor) -> Tensor:
+    return logits_BRhw.argmax(1).masked_fill(~valid_Bhw, -1)

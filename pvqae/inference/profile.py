@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pvqae.datasets import drift, images
 from pvqae.errors import IntegrityError
-from pvqae.inference.scoring import Scorer
+from pvqae.inference.measures import spent
+from pvqae.inference.scoring import Scorer, stitch_levels
 from pvqae.progress import track
 from pvqae.training.examples import Examples
 
@@ -48,8 +49,8 @@ def build(scorer: Scorer, examples: Examples, rows: pd.DataFrame, judged: pd.Dat
 def _features(scorer: Scorer, examples: Examples, number: int, pixels: images.Floats) -> dict[str, float]:
     batch = examples.batch((examples.rows == number).nonzero()[:, 0])
     kept = batch.features if batch.features is not None else scorer.networks.backbone(batch.images)
-    scored = scorer.from_features(kept, batch.valid, images.canvas(pixels, scorer.image), "")
-    return {**drift.measure(pixels), **level_shares(scored.levels, len(scorer.networks.autoencoder.spec.channels))}
+    levels = stitch_levels(images.canvas(pixels, scorer.image), spent(scorer.networks, kept, batch.valid))
+    return {**drift.measure(pixels), **level_shares(levels, len(scorer.networks.autoencoder.spec.channels))}
 
 
 def _whole_groups(rows: pd.DataFrame) -> list[int]:

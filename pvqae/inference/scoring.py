@@ -19,7 +19,7 @@ from pvqae.inference import readout
 from pvqae.inference.measures import Networks, Raw, measure
 from pvqae.inference.readout import Readout
 from pvqae.inference.statistics import SCALES, Normal
-from pvqae.model.backbones import Features
+from pvqae.model.backbones import Backbone, Features
 from pvqae.training.examples import repeat_border
 
 Map = NDArray[np.float32]
@@ -66,10 +66,7 @@ class Scorer:
     def measured(self, image: images.Floats) -> tuple[images.Canvas, Raw]:
         """The canvas of an image (H0, W0, 3) in [0, 1], and all measures of its views."""
         canvas = images.canvas(image, self.image)
-        pixels = torch.from_numpy(np.stack([view.pixels for view in canvas.views]))
-        valid = torch.from_numpy(np.stack([view.valid for view in canvas.views]))
-        features = self.networks.backbone(pixels.contiguous(memory_format=torch.channels_last))
-        return canvas, measure(self.networks, features, valid)
+        return canvas, measure(self.networks, *through(self.networks.backbone, canvas))
 
     def from_features(self, features: Features, valid_BSS: Tensor, canvas: images.Canvas, sample_id: str) -> Scored:
         """Score an image whose views went through the backbone before; its picture is that of `canvas`."""
@@ -92,8 +89,8 @@ class Scorer:
             parts,
             maps[readout.FUSION_MAP[self.score.fusion]],
             maps,
-            _stitch_levels(canvas, raw.levels),
-            _stitch_levels(canvas, raw.expected),
+            stitch_levels(canvas, raw.levels),
+            stitch_levels(canvas, raw.expected),
             _picture(canvas),
         )
 
@@ -138,8 +135,7 @@ class Scorer:
     def cell_maps(self, raw: Raw, use: Readout) -> dict[str, Tensor]:
         """The valid cells of each part for the image score, a flat tensor each."""
         parts = self.part_maps(raw, use)
-        valid = max(raw.valid.values(), key=lambda v: v.shape[-1])
-        return {name: values[valid] for name, values in parts.items()}
+        return {name: values[raw.cells] for name, values in parts.items()}
 
     def image_parts(self, cells: dict[str, Tensor]) -> dict[str, float]:
         """Image scores of the parts; s_prior and s_recon in deviations of training normals."""
@@ -157,11 +153,18 @@ class Scorer:
         return [view.numpy() for view in full]
 
 
+def through(backbone: Backbone, canvas: images.Canvas) -> tuple[Features, Tensor]:
+    """The features of a canvas's views, and which of their pixels are image, V x S x S."""
+    pixels = torch.from_numpy(np.stack([view.pixels for view in canvas.views]))
+    valid = torch.from_numpy(np.stack([view.valid for view in canvas.views]))
+    return backbone(pixels.contiguous(memory_format=torch.channels_last)), valid
+
+
 def _to_grid(maps_VHW: Tensor, grid: tuple[int, ...]) -> Tensor:
     return F.interpolate(maps_VHW[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
 
 
-def _stitch_levels(canvas: images.Canvas, levels_Vhw: Tensor) -> NDArray[np.int64]:
+def stitch_levels(canvas: images.Canvas, levels_Vhw: Tensor) -> NDArray[np.int64]:
     """One view: its grid as it is. Several: a grid over the canvas, each cell from the view with the nearest centre."""
     if len(canvas.views) == 1:
         return levels_Vhw[0].numpy()

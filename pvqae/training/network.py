@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from pvqae import config, runtime
 from pvqae.datasets import classes, manifest
-from pvqae.files import whole_folder, write_text
+from pvqae.files import whole_folder, write_tensors, write_text
 from pvqae.layout import Layout
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
@@ -101,13 +100,11 @@ def _fit(
         warm.begin(run, parent.weights(fit))
     loop.fit(run, examples, folder, what)
     tensors = {k: v for k, v in run.modules.state_dict().items() if not k.startswith("discriminator.")}
-    part = folder / "weights.part"
-    save_file({k: _half(v) for k, v in tensors.items()}, part)
-    os.replace(part, finished)
+    write_tensors(finished, {k: half(v) for k, v in tensors.items()})
     return finished
 
 
-def _half(x: Tensor) -> Tensor:
+def half(x: Tensor) -> Tensor:
     """Half precision on disk: what is calibrated is what was rounded, so nothing is lost later."""
     x = x.detach().cpu()
     return (x.half() if x.is_floating_point() else x).contiguous().clone()

@@ -21,13 +21,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pvqae import config
+from pvqae.datasets import sums
 from pvqae.datasets.manifest import digest
-from pvqae.errors import ConfigError, IntegrityError
-from pvqae.files import whole_folder, write_text
+from pvqae.errors import ConfigError
+from pvqae.files import whole_folder
 from pvqae.training import folds
 from pvqae.training.run import Run
 
-SUMS = "SHA256SUMS"
+SUMS = sums.FILE
 NONE = "none"
 LR_SHARE = 0.5  # of the peak learning rate from scratch
 FIXED = ("backbone", "levels", "width", "code_dim", "codes")  # params of the model that decide what weights there are
@@ -67,8 +68,8 @@ def load(folder: Path, params: config.Params) -> Parent | None:
     """
     if not folder.is_dir():
         return None
-    _verify(folder / "bundle")
-    _verify(folder / "network")
+    for part in ("bundle", "network"):
+        sums.verify(folder / part, "a parent's files", f"place it again, {BACK}")
     facts = json.loads((folder / "bundle" / "config.json").read_text("utf-8"))
     wanted = {f"model.{key}": getattr(params.model, key) for key in FIXED}
     found = {f"model.{key}": facts["model"].get(key) for key in FIXED}
@@ -82,26 +83,13 @@ def load(folder: Path, params: config.Params) -> Parent | None:
     return Parent(folder, digest(folder / "bundle" / SUMS), rows)
 
 
-def _verify(folder: Path) -> None:
-    try:
-        lines = [line.split("  ", 1) for line in (folder / SUMS).read_text("utf-8").splitlines()]
-        found = {name: digest(folder / Path(name).name) for _, name in lines}
-    except OSError as error:
-        raise IntegrityError(f"{folder}: expected a parent's files, {error}; place it again, {BACK}") from None
-    for expected, name in lines:
-        if found[name] != expected:
-            raise IntegrityError(
-                f"{folder / name}: expected sha256 {expected}, found {found[name]}; place it again, {BACK}"
-            )
-
-
 def keep(network: Path, out: Path) -> None:
     """Write the folder `out` with what a later training may start from, of a trained network's folder."""
     with whole_folder(out) as part:
         names = ["rows.csv", *(path.name for path in sorted(network.glob("fold-*.safetensors")))]
         for name in names:
             shutil.copyfile(network / name, part / name)
-        write_text(part / SUMS, "".join(f"{digest(part / name)}  {name}\n" for name in sorted(names)))
+        sums.write(part)
 
 
 def place(bundle: Path, kept: Path, out: Path) -> None:

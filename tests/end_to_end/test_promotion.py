@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,12 +12,10 @@ import pytest
 from PIL import Image
 
 from pvqae.datasets import images
+from tests.end_to_end.test_train_flow import clone
 
 pytestmark = pytest.mark.integration
 
-PROJECT = Path(__file__).parents[2]
-NAMES = ("pvqae", "flows", "data", "dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt", ".gitignore")
-DVC = (".dvc/config", ".dvc/.gitignore", ".dvcignore")
 MODEL = "pvqae-tiles-part"
 TINY = (
     *("data.source=folder", "data.name=tiles", "data.shares={calibrate: 0.2, gate: 0.3, test: 0.1}"),
@@ -69,23 +66,8 @@ def textures(folder: Path, count: int = 110) -> None:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The working tree's code as a fresh repository, with a first champion."""
     place = tmp_path_factory.mktemp("promotion")
-    root = place / "project"
-    (place / "home").mkdir()
-    root.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__", "raw", "gate", "rows", "*.csv")
-    for name in NAMES:
-        if (PROJECT / name).is_dir():
-            shutil.copytree(PROJECT / name, root / name, ignore=ignored)
-        else:
-            shutil.copyfile(PROJECT / name, root / name)
-    for name in DVC:
-        (root / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(PROJECT / name, root / name)
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(root)]
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a project"]):
-        subprocess.run([*git, *words], check=True)
     textures(place / "photographs")
-    found = Clone(root)
+    found = Clone(clone(place).root)
     assert "1 champion (new)" in found.train(f"data.root={place / 'photographs'}")
     return found
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from flows import environment
+from flows.adapters.memory import Runs
+from flows.adapters.tracking import Registry
 
 STAGES = """
 vars:
@@ -115,3 +117,21 @@ def project(repository: Path) -> Path:
     )
     commit(repository)
     return repository
+
+
+@pytest.fixture
+def real(database: str, tmp_path: Path) -> Registry:
+    from flows.adapters.registry import Mlflow
+
+    return Mlflow(database, tmp_path / "artifacts")
+
+
+@pytest.fixture
+def twin() -> Runs:
+    return Runs()
+
+
+@pytest.fixture(params=["real", "twin"])
+def registry(request: pytest.FixtureRequest) -> Registry:
+    found: Registry = request.getfixturevalue(request.param)
+    return found

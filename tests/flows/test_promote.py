@@ -25,24 +25,6 @@ GOOD, WORSE, FEW = SOUND, replace(SOUND, parity=1.0), replace(SOUND, groups=3)
 ASKED = Asked("samples", "40 new images")
 
 
-@pytest.fixture
-def real(database: str, tmp_path: Path) -> Registry:
-    from flows.adapters.registry import Mlflow
-
-    return Mlflow(database, tmp_path / "artifacts")
-
-
-@pytest.fixture
-def twin() -> Runs:
-    return Runs()
-
-
-@pytest.fixture(params=["real", "twin"])
-def registry(request: pytest.FixtureRequest) -> Registry:
-    found: Registry = request.getfixturevalue(request.param)
-    return found
-
-
 @pytest.fixture(autouse=True)
 def _no_mlflow_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A logged model takes seconds; here a version's bundle is a folder of its own."""

@@ -9,24 +9,6 @@ from flows.adapters.tracking import Promotion, Registry
 from flows.metrics import Metric
 
 
-@pytest.fixture
-def real(database: str, tmp_path: Path) -> Registry:
-    from flows.adapters.registry import Mlflow
-
-    return Mlflow(database, tmp_path / "artifacts")
-
-
-@pytest.fixture
-def twin() -> Runs:
-    return Runs()
-
-
-@pytest.fixture(params=["real", "twin"])
-def registry(request: pytest.FixtureRequest) -> Registry:
-    found: Registry = request.getfixturevalue(request.param)
-    return found
-
-
 def entry(version: str, alias: str = "champion", when: str = "2026-01-01T00:00:00.000000Z") -> Promotion:
     return Promotion(when, "someone", alias, "none", version, "initial", ("parity holds", "no collapse"), "run")
 

@@ -13,7 +13,7 @@ from pvqae import config, runtime
 from pvqae.errors import ConfigError, IntegrityError
 from pvqae.training import folds, loop, phases, warm
 from pvqae.training.examples import Examples
-from pvqae.training.network import _half
+from pvqae.training.network import half
 from pvqae.training.run import Run, start
 
 Params = Callable[..., config.Params]
@@ -39,7 +39,7 @@ def folder(params: Params, trained: Run, tmp_path: Path) -> Path:
     some, network, bundle = params("vqgan"), tmp_path / "network", tmp_path / "bundle"
     network.mkdir()
     bundle.mkdir()
-    weights = {k: _half(v) for k, v in trained.modules.state_dict().items()}
+    weights = {k: half(v) for k, v in trained.modules.state_dict().items()}
     save_file(weights, network / "fold-0.safetensors")
     save_file(weights, bundle / "weights.safetensors")
     facts = {"model": some.model.model_dump(mode="json"), "image": some.image.model_dump(mode="json")}
