@@ -113,7 +113,7 @@ class Intake:
         (self._places.home / "incoming").mkdir(parents=True)
         for entry in self._ledger.entries("accepted", "review"):
             file = self._places.file(entry)
-            image = known(file, entry.key, entry.category, True) if file and file.exists() else "gone"
+            image = known(file, entry.key, entry.category, not entry.defect) if file and file.exists() else "gone"
             if isinstance(image, Known):
                 self._index.add(image)
 

@@ -3,13 +3,15 @@
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from flows import review_labels
 from flows.adapters.versioning import Versioning
 from flows.arrivals_ledger import Entry, Ledger
 from flows.arrivals_places import Places, put
+from pvqae.datasets import arrivals
 from pvqae.datasets.manifest import digest
 from pvqae.errors import DataError
 from pvqae.layout import ARRIVED
@@ -28,8 +30,10 @@ def admit(
         return ()
     for entry in accepted:
         _copy_in(places, entry, raw)
+    signed = review_labels.signatures(places, ledger)
+    arrivals.sign(raw, signed)
     dvc.version_dataset(places.dataset)
-    record(message(places.dataset, accepted))
+    record(message(places.dataset, accepted, signed))
     version = dvc.data_hash(places.dataset)
     versioned = [replace(entry, state="versioned", reason=version) for entry in accepted]
     ledger.append(versioned)
@@ -53,10 +57,16 @@ def _copy_in(places: Places, entry: Entry, raw: Path) -> None:
     put(beside, target)
 
 
-def message(dataset: str, entries: Sequence[Entry]) -> str:
-    """The commit's message: what came in, by class, then each file with the object it was."""
+def message(dataset: str, entries: Sequence[Entry], signed: Sequence[Mapping[str, str]] = ()) -> str:
+    """The commit's message: what came in, by class, then each file with the object it was, and who labelled it when."""
     counts = Counter(f"{entry.category}/{entry.part}" for entry in entries)
     head = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
-    lines = sorted(f"{entry.category}/{entry.part}/{entry.name} from {entry.key}" for entry in entries)
-    safe = [re.sub(r"[^\x20-\x7e]", "?", line) for line in lines]  # a key may hold anything, also line breaks
-    return f"{dataset}: {len(entries)} images arrived ({head})\n\n" + "\n".join(safe) + "\n"
+    who = {row["sha256"]: f", labelled {row['label']} by {row['who']} at {row['when']}" for row in signed}
+    lines = sorted(
+        # A key may hold anything, also line breaks; a name is checked when it is given.
+        re.sub(r"[^\x20-\x7e]", "?", f"{entry.category}/{entry.part}/{entry.name} from {entry.key}")
+        + who.get(entry.sha256, "")
+        for entry in entries
+    )
+    came = "labelled" if all(entry.sha256 in who for entry in entries) else "arrived"
+    return f"{dataset}: {len(entries)} images {came} ({head})\n\n" + "\n".join(lines) + "\n"

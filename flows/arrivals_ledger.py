@@ -18,9 +18,9 @@ State = Literal["accepted", "versioned", "review", "duplicate", "quarantined"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One decision. `part` is good or gate; `name` the file's name from then on; `score` the champion's, if it scored.
+    """One decision. `part` is good, gate or defect/KIND; `name` the file's name from then on.
 
-    `reason` says why; of a versioned entry it is the DVC hash of the version.
+    `score` is the champion's, if it scored. `reason` says why; of a versioned entry it is the DVC hash of the version.
     """
 
     key: str
@@ -33,6 +33,10 @@ class Entry:
     name: str = ""
     part: str = ""
     score: float | None = None
+
+    @property
+    def defect(self) -> bool:
+        return self.part.startswith("defect/")
 
     @property
     def id(self) -> str:

@@ -10,7 +10,7 @@ from pvqae import config
 from pvqae.config import Params
 
 # Where and how fast a run happens, not what comes out of it.
-NO_RESULT = ("compute", "flow", "gate", "services", "landing", "retrain", "drift")
+NO_RESULT = ("compute", "flow", "gate", "services", "landing", "retrain", "drift", "service")
 
 
 @dataclass(frozen=True)

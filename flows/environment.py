@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pvqae.errors import ConfigError
+from pvqae.layout import find_root as find_root
 
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -50,22 +51,35 @@ def use_services(root: Path, environ: MutableMapping[str, str]) -> None:
     An AWS client takes its address and its key from several variables, so of those either all are the services' or
     none. Raises `ConfigError` when a service that would be used does not answer: a client would wait for minutes.
     """
-    file = root / ".pvqae" / "services" / "env.json"
-    try:
-        known: dict[str, str] = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        return
-    except ValueError:
-        raise ConfigError(f"{file} is damaged; run: {REPAIR}") from None
+    known = of_services(root)
     own_aws = any(key.startswith(("AWS_ENDPOINT", "AWS_ACCESS_KEY", "AWS_PROFILE", "AWS_SHARED")) for key in environ)
     for key, value in known.items():
         if key in environ or (own_aws and key.startswith("AWS_")):
             continue
         if value.startswith("http") and not _listens(value):
             raise ConfigError(
-                f"{key}: nothing answers at {value}, where {file} says that a service runs; run: {REPAIR}"
+                f"{key}: nothing answers at {value}, but {services_file(root)} says that a service runs; run: {REPAIR}"
             )
         environ[key] = value
+
+
+def services_file(root: Path) -> Path:
+    return root / ".pvqae" / "services" / "env.json"
+
+
+def of_services(root: Path) -> dict[str, str]:
+    """The environment of those who use the services of `root`; empty unless they are meant to run.
+
+    Raises `ConfigError` when its file is damaged.
+    """
+    file = services_file(root)
+    try:
+        known: dict[str, str] = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise ConfigError(f"{file} is damaged; run: {REPAIR}") from None
+    return known
 
 
 def _listens(url: str) -> bool:
@@ -99,9 +113,15 @@ def fingerprint() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def find_root(start: Path) -> Path | None:
-    """The nearest folder at or above `start` that holds params.yaml and dvc.yaml."""
-    for folder in (start, *start.parents):
-        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
-            return folder
-    return None
+ROOT = "PVQAE_ROOT"  # of the project whose worker runs a flow
+
+
+def project_of(root: str = "") -> Path:
+    """The project that a flow works on: the one it was given, else that of the worker that runs it.
+
+    Raises `ConfigError` when there is none.
+    """
+    found = Path(root).resolve() if root else find_root(Path(os.environ.get(ROOT, ".")).resolve())
+    if found is None:
+        raise ConfigError(f"{ROOT}: expected the folder of a project; start the worker by `python -m flows worker`")
+    return found

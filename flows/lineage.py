@@ -1,7 +1,9 @@
 """What a model version was made from, as flat tags. Pure: imports no tool."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 NONE = "none"  # said out loud: "no parent" is a fact, an absent tag is a fault
 
@@ -36,6 +38,7 @@ def model_name(dataset: str, category: str) -> str:
 
 
 REQUIRED = tuple(field.name for field in fields(Lineage))
+FIGURES = ("image_auroc", "pixel_auroc", "false_alarm_rate", "miss_rate", "latency_ms")  # kept with a version
 IDENTITY = ("bundle_sha256", "manifest_sha256")  # a version with equal ones is the same version
 
 
@@ -47,3 +50,8 @@ def missing(tags: Mapping[str, str]) -> tuple[str, ...]:
 def identity(tags: Mapping[str, str]) -> dict[str, str]:
     """The tags by which an equal version is found again."""
     return {key: tags[key] for key in IDENTITY}
+
+
+def figures(metrics: Mapping[str, Any], size_bytes: int) -> dict[str, str]:
+    """A version's own figures as one tag, for later comparisons; `metrics` those of its class in metrics.json."""
+    return {"figures": json.dumps({key: metrics.get(key) for key in FIGURES} | {"size_bytes": size_bytes})}

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from pvqae.errors import DataError
 from pvqae.inference import bundle
 
 LONGEST_PATH = 4096
+# For a server: whoever may send a request could else ask for any image of its disk. Callers then send base64.
+PATHS_OFF = "PVQAE_NO_PATHS"
 
 
 def _decoded(text: str) -> bytes:
@@ -36,7 +39,7 @@ class Detector(PythonModel):  # type: ignore[misc]  # mlflow is not typed for st
         return pandas.DataFrame([self._one(text) for text in model_input["image"]])
 
     def _one(self, text: str) -> dict[str, Any]:
-        if len(text) <= LONGEST_PATH and Path(text).is_file():
+        if not os.environ.get(PATHS_OFF) and len(text) <= LONGEST_PATH and Path(text).is_file():
             return self._score(text)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "image"

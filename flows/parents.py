@@ -46,8 +46,8 @@ def sha256_of(space: Workspace, category: str) -> str:
 def _network(space: Workspace, category: str) -> Path | None:
     """The folder of the class's network, None where there is none."""
     known = classes.read(space.layout.classes_file).get("classes", {})
-    folder = space.layout.network(known[category]["network"]) if category in known else None
-    return folder if folder and folder.is_dir() else None
+    found = space.layout.network(known[category]["network"]) if category in known else None
+    return found if found and found.is_dir() else None
 
 
 def place(space: Workspace, registry: Registry, graph: Mapping[str, Any], warm: bool) -> dict[str, Any]:
@@ -61,19 +61,26 @@ def place(space: Workspace, registry: Registry, graph: Mapping[str, Any], warm: 
     for name, item in graph["networks"].items():
         found = warm and _champion(space, registry, name, item["classes"])
         if not found:
-            shutil.rmtree(_folder(space.path, name), ignore_errors=True)
-        parent = _folder(space.path, name).relative_to(space.path).as_posix() if found else FROM_SCRATCH
+            shutil.rmtree(folder(space.path, name), ignore_errors=True)
+        parent = folder(space.path, name).relative_to(space.path).as_posix() if found else FROM_SCRATCH
         networks[name] = {**item, "parent": parent}
     return {**graph, "networks": networks}
 
 
 def _champion(space: Workspace, registry: Registry, network: str, members: list[str]) -> bool:
-    models = [lineage.model_name(space.params.data.name, category) for category in sorted(members)]
+    found = champion(registry, space.params.data.name, members)
+    return found is not None and bring(registry, *found, folder(space.path, network))
+
+
+def champion(registry: Registry, dataset: str, members: list[str]) -> tuple[str, str] | None:
+    """Model and version that a network of the classes `members` goes on from: the first champion among them."""
+    models = [lineage.model_name(dataset, category) for category in sorted(members)]
     champions = [(model, version) for model in models if (version := registry.alias(model, "champion"))]
-    return bool(champions) and bring(registry, *champions[0], _folder(space.path, network))
+    return champions[0] if champions else None
 
 
-def _folder(workspace: Path, network: str) -> Path:
+def folder(workspace: Path, network: str) -> Path:
+    """Where a network's parent lies in a workspace."""
     return workspace / "data" / "parents" / network
 
 
@@ -88,7 +95,7 @@ def restore(registry: Registry, model: str, version: str, workspace: Path, netwo
     sibling = model.removesuffix(model.rpartition("-")[2])
     for name in (model, *(other for other in registry.models(sibling) if other != model)):  # of a shared network
         found = registry.find(name, {"bundle_sha256": sha256})
-        if found and bring(registry, name, found, _folder(workspace, network)):
+        if found and bring(registry, name, found, folder(workspace, network)):
             return True
     raise IntegrityError(f"{model} version {version}: its parent, bundle {sha256}, is no longer in the registry")
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from flows import gate, lineage, locks, promotions, workspace
+from flows import gate, lineage, locks, promotions, versions, workspace
 from flows.adapters.tracking import Registry
 from flows.gate import Findings, Pair
 from flows.gate_rules import Verdict, judge, promotable
@@ -51,6 +51,7 @@ def run(root: Path, dataset: str, category: str, *, trigger: str, reason: str, o
         supervisor = stack.enter_context(Supervisor([held]))
         measure = measurer(root, dataset, category, params, supervisor)
         verdict = decide(registry, root, dataset, category, measure, params.gate, Asked(trigger, reason, override))
+        versions.refresh(registry, root, dataset)
     show_in_prefect(lineage.model_name(dataset, category), verdict)
     return verdict
 

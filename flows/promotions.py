@@ -19,6 +19,8 @@ KEPT = ("git_sha", "data_sha", "manifest_sha256", "bundle_sha256", "trigger")  #
 
 
 HEAD = ("when", "model", "alias", "from", "to", "kind", "verdict", "who", "why", "code", "data")
+NARROW = ("when", "model", "from", "to", "kind", "why")
+WIDE = 150  # columns of a terminal from which all of HEAD is readable
 
 
 class PromotionError(PvqaeError):
@@ -117,10 +119,14 @@ def as_json(log: Mapping[str, Sequence[Promotion]]) -> str:
     return json.dumps({name: [asdict(entry) for entry in own] for name, own in log.items()}, indent=1)
 
 
-def table(log: Mapping[str, Sequence[Promotion]]) -> Table:
-    shown = Table(*HEAD, box=box.SIMPLE_HEAD, show_edge=False)
+def table(log: Mapping[str, Sequence[Promotion]], narrow: bool = False) -> Table:
+    """`narrow`: what 80 columns hold; only the reason wraps. The kind says which alias, `--json` has the rest."""
+    head = NARROW if narrow else HEAD
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in head:
+        shown.add_column(name, no_wrap=name != "why", overflow="fold")
     for row in rows(log):
-        shown.add_row(*row.values())
+        shown.add_row(*((row[name][:10] if narrow and name == "when" else row[name]) for name in head))
     return shown
 
 

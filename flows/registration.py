@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from flows import lineage, locks, parents, policy, promotions, shipping
 from flows.adapters.tracking import Registry
@@ -85,7 +86,9 @@ class Registrar:
                 return self._refused(category, run, decision.reasons)
             model = self._registry.log_model(run, exported)
             parents.keep(self._registry, run, self._space, category)
-        version = self._registry.register(name, run, model, tags | decided(decision))
+            size = sum(file.stat().st_size for file in exported.iterdir())
+            figures = lineage.figures(self._metrics(category), size)
+        version = self._registry.register(name, run, model, tags | decided(decision) | figures)
         self._move(name, version, decision)
         return Registered(category, version, True, decision.alias, decision.reasons)
 
@@ -120,8 +123,11 @@ class Registrar:
             uncommitted=self._uncommitted,
             level_shares=tuple(health.get("level_shares") or ()),
             codebook_usage=health.get("codebook_usage"),
-            image_auroc=read_json(self._space.layout.class_report(category) / "metrics.json").get("image_auroc"),
+            image_auroc=self._metrics(category).get("image_auroc"),
         )
+
+    def _metrics(self, category: str) -> dict[str, Any]:
+        return read_json(self._space.layout.class_report(category) / "metrics.json")
 
 
 def decided(decision: policy.Decision) -> dict[str, str]:

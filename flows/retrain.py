@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 
-from flows import choices, lineage, locks, promote, retrain_policy, steps
+from flows import choices, environment, lineage, locks, promote, retrain_policy, steps
 from flows.gate_rules import Verdict
 from flows.retrain_intake import params_of, refuse_made, with_dataset
 from flows.retrain_policy import Decision, Facts, Trigger
@@ -18,7 +18,7 @@ from flows.workspace import Workspace
 
 @flow(name="retrain", persist_result=False)
 def retrain(
-    root: str,
+    root: str = "",
     params_file: str = "",
     overrides: tuple[str, ...] = (),
     trigger: Trigger = "manual",
@@ -29,11 +29,12 @@ def retrain(
 ) -> Outcome:
     """Take in what arrived, decide, and if the decision is to train: train and ask the gate about each new version.
 
+    `root`: the project, by default the worker's.
     `force`: the reason of an explicit request; `drift`: what drifted; `dataset`: one that was trained before, with the
     params of then. Raises an error of `pvqae.errors` for what the user can repair; after a crash run it again.
     """
     log = get_run_logger()
-    project = Path(root).resolve()
+    project = environment.project_of(root)
 
     # 1. What is asked for; one retraining per dataset at a time.
     params_file = params_file or params_of(project, dataset)
@@ -62,7 +63,7 @@ def retrain(
         if decision.act == "wait":
             return outcome
         if decision.act == "train":
-            outcome = replace(outcome, trained=train_again(root, params_file, overrides, decision))
+            outcome = replace(outcome, trained=train_again(str(project), params_file, overrides, decision))
         outcome = replace(outcome, verdicts=judge(project, outcome))
         tracking.tag(
             run, {f"gate_{category}": promote.summary(category, found) for category, found in outcome.verdicts}

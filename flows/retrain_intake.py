@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from flows import arrivals, arrivals_admit, arrivals_index, choices, classes, locks, workspace
-from flows.adapters import git, landing
+from flows import arrivals, arrivals_admit, arrivals_index, choices, classes, known, locks, workspace
+from flows.adapters import git
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc
 from flows.arrivals import Taken
@@ -44,13 +44,17 @@ def params_of(root: Path, dataset: str) -> str:
     return str(target)
 
 
-def refuse_made(params: Params) -> None:
-    """Raises `ConfigError` for a dataset that a stage makes: the stage would remove whatever arrived."""
+def refuse_made(
+    params: Params,
+    why: str = "so nothing can arrive in it",
+    then: str = "python -m flows retrain --dataset parts",
+) -> None:
+    """Raises `ConfigError` for a dataset that a stage makes: the stage would remove whatever came in."""
     if params.data.source == "demo":
         raise ConfigError(
-            f"{params.data.name} is made by a stage, so nothing can arrive in it; make a dataset of your own of it:\n"
+            f"{params.data.name} is made by a stage, {why}; make a dataset of your own of it:\n"
             "  pvqae data demo /tmp/parts && python -m flows train --set data.source=mvtec --set data.name=parts "
-            "--set data.root=/tmp/parts\n  python -m flows retrain --dataset parts"
+            f"--set data.root=/tmp/parts\n  {then}"
         )
 
 
@@ -82,17 +86,9 @@ def with_dataset(
         return taken, facts_of(asked, tracking, dvc, params, found, ledger, places, taken)
 
 
-def shore(project: Path, params: Params) -> landing.Landing | None:
-    """The landing area of the params; a relative folder is one of the project."""
-    url = params.landing.url
-    if not url:
-        return None
-    return landing.open_landing(url if "://" in url else str(project / Path(url).expanduser()), params.landing.retries)
-
-
 def would_take(project: Path, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions) -> Taken:
     """What would be looked at; nothing is downloaded or changed."""
-    if (area := shore(project, params)) is None:
+    if (area := known.shore(project, params)) is None:
         return Taken()
     ready = [category for category in categories if champions.version(category)]
     items, waiting = arrivals.new_objects(area, ledger, categories, ready, params.landing.max_objects)
@@ -104,7 +100,7 @@ def take_in(project: Path, params: Params, ledger: Ledger, categories: Sequence[
     """Look at every new object of the landing area; the accepted ones are kept beside the dataset."""
     places, layout = Places(project, params.data.name), Layout(project, params.data.name)
     release(places, ledger)
-    if (area := shore(project, params)) is None:
+    if (area := known.shore(project, params)) is None:
         return Taken()
     ready = [category for category in categories if champions.version(category)]
     items, waiting = arrivals.new_objects(area, ledger, categories, ready, params.landing.max_objects)

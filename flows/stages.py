@@ -12,6 +12,8 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.adapters.versioning import Outcome, StageFailed, Versioning
+from flows.fan_out import FanOut
+from flows.order import LOCAL, Chain, Chains
 from flows.supervise import Supervisor
 from pvqae.errors import PvqaeError
 
@@ -29,16 +31,33 @@ class Observer(Protocol):
     def after(self, done: Done) -> None: ...
 
 
+Log = logging.Logger | logging.LoggerAdapter[Any]
+
+
 # A class, not a dataclass: Prefect looks for futures inside of dataclasses.
 class Pipeline:
-    """Runs stages that `changed`, or that follow one which did something; DVC decides about the latter."""
+    """Runs stages that `changed`, or that follow one which did something; DVC decides about the latter.
+
+    With `fan_out` they are done on other machines first, and DVC takes the results from there.
+    """
 
     def __init__(self, versioning: Versioning, changed: frozenset[str], observer: Observer) -> None:
         self._versioning = versioning
         self._changed = changed
         self._observer = observer
+        self.fan_out: FanOut | None = None
 
-    def run(self, stage: str, before: Sequence[Done], log: logging.Logger | logging.LoggerAdapter[Any]) -> Done:
+    def run(self, stages: Sequence[str], before: Sequence[Done], log: Log) -> list[Done]:
+        """Run `stages` one after another."""
+        due = any(stage in self._changed for stage in stages) or any(done.outcome != "unchanged" for done in before)
+        if due and self.fan_out and not set(LOCAL) & set(stages):
+            self.fan_out.work(stages, log.info)
+        made = list(before)
+        for stage in stages:
+            made.append(self._one(stage, made, log))
+        return made[len(before) :]
+
+    def _one(self, stage: str, before: Sequence[Done], log: Log) -> Done:
         with self._observer.during(stage):
             due = stage in self._changed or any(done.outcome != "unchanged" for done in before)
             done = Done(stage, self._versioning.repro(stage, log.info) if due else "unchanged")
@@ -53,9 +72,9 @@ def _repeatable(task: object, run: object, state: Any) -> bool:
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def stage(name: str, pipeline: Pipeline, before: list[Done]) -> Done:
-    """Run one stage once all `before` have ended."""
-    return pipeline.run(name, before, get_run_logger())
+def stage(name: str, stages: Chain, pipeline: Pipeline, before: list[list[Done]]) -> list[Done]:
+    """Run `stages` once all `before` have ended."""
+    return pipeline.run(stages, [done for group in before for done in group], get_run_logger())
 
 
 Graph = dict[str, tuple[str, ...]]  # stage → the stages that must end before it, in an order that can be run
@@ -79,21 +98,27 @@ def class_stages(classes: Mapping[str, Any]) -> Graph:
     return graph | {"report": tuple(f"evaluate@{name}" for name in classes["classes"])}
 
 
+def each(graph: Graph) -> Chains:
+    """Every stage for itself."""
+    return {(name,): tuple((need,) for need in needs) for name, needs in graph.items()}
+
+
 def run(
-    graph: Graph, pipeline: Pipeline, supervisor: Supervisor, parallel: int, retries: int, before: Sequence[Done] = ()
+    graph: Chains, pipeline: Pipeline, supervisor: Supervisor, parallel: int, retries: int, before: Sequence[Done] = ()
 ) -> list[Done]:
-    """Run `graph`, at most `parallel` stages at once. One class's failure does not stop the others.
+    """Run `graph`, at most `parallel` chains of stages at once. One class's failure does not stop the others.
 
     Raises `PvqaeError` that names each failed stage, after all others have ended.
     """
     repeated = stage.with_options(retries=retries, retry_delay_seconds=1, retry_condition_fn=_repeatable)
-    futures: dict[str, PrefectFuture[Done]] = {}
+    futures: dict[Chain, PrefectFuture[list[Done]]] = {}
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=parallel)
     with runner:
         try:
-            for name, needs in graph.items():
-                inputs = [*before, *(futures[need] for need in needs)]
-                futures[name] = runner.submit(repeated, {"name": name, "pipeline": pipeline, "before": inputs})
+            for chain, needs in graph.items():
+                inputs = [list(before), *(futures[need] for need in needs)]
+                asked = {"name": " ".join(chain), "stages": chain, "pipeline": pipeline, "before": inputs}
+                futures[chain] = runner.submit(repeated, asked)
             for future in futures.values():
                 future.wait()
         except BaseException:
@@ -102,7 +127,7 @@ def run(
     return _results(futures)
 
 
-def _results(futures: Mapping[str, PrefectFuture[Done]]) -> list[Done]:
+def _results(futures: Mapping[Chain, PrefectFuture[list[Done]]]) -> list[Done]:
     # A stage whose input failed stays pending: it has no result, and no fault of its own.
     ended = [future for future in futures.values() if future.state.is_final()]
     results = [future.result(raise_on_failure=False) for future in ended]
@@ -114,4 +139,4 @@ def _results(futures: Mapping[str, PrefectFuture[Done]]) -> list[Done]:
     for result in results:
         if isinstance(result, BaseException):
             raise result
-    return [result for result in results if isinstance(result, Done)]
+    return [done for result in results if isinstance(result, list) for done in result]

@@ -84,6 +84,10 @@ class Supervisor:
             raise Cancelled(" ".join(command))
         return code
 
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
     def cancel(self) -> None:
         """End every running command and start no more. Returns when all have ended."""
         with self._gate:

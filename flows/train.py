@@ -6,7 +6,8 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from flows import choices, classes, locks, metrics, parents, stages, steps, workspace
+from flows import choices, classes, elsewhere, locks, metrics, parents, stages, steps, workspace
+from flows import versions as pages
 from flows.adapters import git
 from flows.adapters.versioning import Dvc
 from flows.recording import Recorder
@@ -46,7 +47,7 @@ def train(
         # 2. The workspace with the present code and the raw data in it.
         code = git.code(project)
         space = workspace.prepare(project, choice)
-        dvc = Dvc(space.path, supervisor)
+        dvc = Dvc(space.path, supervisor, pull=bool(settings.train_pool))
         steps.bring_data(space, Dvc(project, supervisor), dvc)
 
         # 3. The graph of the dataset's classes, what they start from, and which of its stages changed.
@@ -67,9 +68,11 @@ def train(
             plan = steps.plan(space, len(graph["networks"]))
             log.info("%s", plan)
             pipeline = stages.Pipeline(dvc, changed, recorder)
-            done = stages.run(stages.first_stages(graph), pipeline, supervisor, 1, settings.retries)
+            done = stages.run(stages.each(stages.first_stages(graph)), pipeline, supervisor, 1, settings.retries)
             ready = done[-1:]  # the checked manifest
-            done += stages.run(stages.class_stages(graph), pipeline, supervisor, plan.parallel, settings.retries, ready)
+            elsewhere.spread(pipeline, space, dvc, supervisor, tracking, graph, code)
+            chains, parallel = elsewhere.chains(stages.class_stages(graph), settings.train_pool, plan.parallel)
+            done += stages.run(chains, pipeline, supervisor, parallel, settings.retries, ready)
 
         # 6. Reports where people look, files to the remote, a commit of what this run was made from.
         report = workspace.publish_reports(space)
@@ -90,7 +93,8 @@ def train(
         )
         versions = tuple(steps.version(registrar, recorder, item) for item in graph["classes"])
 
-        # 8. What came of it.
+        # 8. What came of it: first the report's page, which names the versions.
+        pages.publish(tracking, report, name, versions, space.params.data.source == "demo")
         summary = Summary(
             dataset=name,
             figures=metrics.read(space.layout.reports / "metrics.json"),

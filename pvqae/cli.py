@@ -1,38 +1,46 @@
 """`pvqae <verb>`: what needs no service. The stages of dvc.yaml work on params.yaml of the current folder."""
 
 import os
-import re
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pvqae import config, watchdog
-from pvqae.errors import PvqaeError
-from pvqae.layout import Layout
+from pvqae import cli_bench, config, watchdog
+from pvqae.door import Door, console, quiet, to_json, workspace
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
+STAGES, USE, ABOUT = "Stages, on params.yaml of the current folder", "A bundle in use", "Looking and measuring"
+app = typer.Typer(
+    cls=Door,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help=__doc__,
+    epilog="Example: pvqae score models/demo/brick/bundle ~/photos. Exit codes: docs/operations.md.",
+)
+Category = Annotated[str, typer.Argument(help="A class of data/classes.yaml.")]
+Bundle = Annotated[Path, typer.Argument(help="A bundle's folder, e.g. models/demo/brick/bundle.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON alone on stdout, for programs; all else goes to stderr.")]
 data = typer.Typer(no_args_is_help=True, help="Datasets: make the demo, download, build the manifest, check it.")
-app.add_typer(data, name="data")
-bench = typer.Typer(no_args_is_help=True, help="Measure what the documentation claims.")
-app.add_typer(bench, name="bench")
+app.add_typer(data, name="data", rich_help_panel=STAGES)
+app.add_typer(cli_bench.app, name="bench", rich_help_panel=ABOUT)
 
 
-def _workspace() -> tuple[Layout, config.Params]:
-    params = config.load("params.yaml")
-    return Layout(Path.cwd(), params.data.name), params
-
-
-@data.command("demo")
-def data_demo(out: Annotated[Path, typer.Argument(help="Folder to make, e.g. data/raw/demo.")]) -> None:
+@data.command("demo", epilog="Example: pvqae data demo data/raw/demo")
+def data_demo(
+    out: Annotated[Path, typer.Argument(help="Folder to make, e.g. data/raw/demo.")],
+    count: Annotated[int, typer.Option("--surfaces", min=0, help="So many made surfaces instead, of one class.")] = 0,
+) -> None:
     """Make the demo dataset (synthetic, no quality claim) from photographs that ship inside scikit-image."""
-    from pvqae.datasets import demo
+    from pvqae.datasets import demo, surfaces
 
-    demo.make(out)
+    if count:
+        surfaces.make(out, count)
+    else:
+        demo.make(out)
 
 
-@data.command("fetch")
+@data.command("fetch", epilog="Example: pvqae data fetch btad downloads/btad --accept-licence")
 def data_fetch(
     name: Annotated[str, typer.Argument(help="mvtec, btad or mtsd.")],
     out: Annotated[Path, typer.Argument(help="Folder to make, e.g. downloads/mvtec.")],
@@ -46,71 +54,76 @@ def data_fetch(
     typer.echo(fetch.fetch(name, out, Path("data/sources.json"), url, sha256, accept_licence))
 
 
-@data.command("build")
+@data.command("build", epilog="Example: pvqae data build")
 def data_build() -> None:
     """Scan data/raw/<name>, decode every image once, write data/manifest.csv."""
     from pvqae.datasets import build
 
-    _, params = _workspace()
+    _, params = workspace()
     typer.echo(build.build(Path.cwd(), params))
 
 
-@data.command("check")
-def data_check() -> None:
+@data.command("check", epilog="Example: pvqae data check --json")
+def data_check(as_json: Json = False) -> None:
     """Validate the manifest with Great Expectations; write data/rows only if all is well."""
     from pvqae.datasets import validation
 
-    layout, params = _workspace()
-    typer.echo(validation.check(layout, params))
+    with quiet(as_json):
+        found = validation.check(*workspace())
+    typer.echo(to_json(found) if as_json else found)
 
 
-@app.command("train")
+@app.command("train", epilog="Example: pvqae train brick", rich_help_panel=STAGES)
 def train(network: Annotated[str, typer.Argument(help="A network of data/classes.yaml.")]) -> None:
     """Train a network's autoencoder (and its folds); resumes what a kill left."""
     from pvqae.training import network as stage
 
-    stage.train(*_workspace(), network)
+    stage.train(*workspace(), network)
 
 
-@app.command("prior")
+@app.command("prior", epilog="Example: pvqae prior brick", rich_help_panel=STAGES)
 def prior(group: Annotated[str, typer.Argument(help="A prior of data/classes.yaml.")]) -> None:
     """Train a budget prior on the allocations of normal images."""
     from pvqae.training import prior as stage
 
-    stage.train(*_workspace(), group)
+    stage.train(*workspace(), group)
 
 
-@app.command("calibrate")
-def calibrate(category: Annotated[str, typer.Argument(help="A class of data/classes.yaml.")]) -> None:
+@app.command("calibrate", epilog="Example: pvqae calibrate brick", rich_help_panel=STAGES)
+def calibrate(category: Category) -> None:
     """Fit memory and statistics, set the threshold on unseen normals, write the class's bundle."""
     from pvqae.inference import calibrate as stage
 
-    typer.echo(f"bundle {stage.calibrate(*_workspace(), category)}")
+    typer.echo(f"bundle {stage.calibrate(*workspace(), category)}")
 
 
-@app.command("evaluate")
-def evaluate(category: Annotated[str, typer.Argument(help="A class of data/classes.yaml.")]) -> None:
+@app.command("evaluate", epilog="Example: pvqae evaluate brick", rich_help_panel=STAGES)
+def evaluate(category: Category, as_json: Json = False) -> None:
     """Score the class's test images with its bundle."""
     from pvqae.evaluation import stage
 
-    metrics = stage.run(*_workspace(), category)
+    with quiet(as_json):
+        metrics = stage.run(*workspace(), category)
+    if as_json:
+        typer.echo(to_json(metrics))
+        return
     shown = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate")
     typer.echo(", ".join(f"{key} {metrics[key]:.4f}" for key in shown if metrics[key] is not None))
 
 
-@app.command("report")
+@app.command("report", epilog="Example: pvqae report", rich_help_panel=STAGES)
 def report() -> None:
     """Merge the classes' results into reports/<dataset>/index.html and metrics.json."""
     from pvqae.evaluation.report import report as merge
 
-    layout, _ = _workspace()
+    layout, _ = workspace()
     merge(layout)
     typer.echo(layout.reports / "index.html")
 
 
-@app.command("score")
+@app.command("score", epilog="Example: pvqae score models/demo/brick/bundle ~/photos --csv", rich_help_panel=USE)
 def score(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder, e.g. models/demo/brick/bundle.")],
+    bundle: Bundle,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for scores.jsonl, scores.csv; scores only what is new. Else: stdout.")
@@ -124,81 +137,68 @@ def score(
     raise typer.Exit(batch_cli.score(bundle, images, out, heatmaps, table))
 
 
-@app.command("drift")
+@app.command("drift", epilog="Example: pvqae drift models/demo/brick/bundle FOLDER", rich_help_panel=USE)
 def drift(
     bundle: Annotated[Path, typer.Argument(help="The bundle that made the scores.")],
     scores: Annotated[Path, typer.Argument(help="A folder that `pvqae score --out` wrote.")],
+    as_json: Json = False,
 ) -> None:
     """Compare scored images with the bundle's trusted normals. Exit code 3: drift; 4: too few images to say."""
     from pvqae.evaluation import batch_cli
 
-    raise typer.Exit(batch_cli.drift(bundle, scores, config.load("params.yaml").drift))
+    raise typer.Exit(batch_cli.drift(bundle, scores, config.load("params.yaml").drift, as_json))
 
 
-@bench.command("accuracy")
-def bench_accuracy(
-    data: Annotated[
-        Path | None,
-        typer.Option(envvar="PVQAE_DATASETS", help="Folder with mvtec/, btad/, mtsd/ or folder/, or one such layout."),
+@app.command("export", epilog="Example: pvqae export models/demo/brick/bundle exported/brick", rich_help_panel=USE)
+def export(
+    bundle: Bundle,
+    out: Annotated[Path, typer.Argument(help="Folder to write: model.onnx, card.json, run.py, SHA256SUMS.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images for the parity check. Else: the class's test images here.")
     ] = None,
-    classes: Annotated[str, typer.Option(help="E.g. bottle,toothbrush,magnetic_tile,demo; empty: all found.")] = "",
-    seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0,1,2",
-    methods: Annotated[str, typer.Option(help="E.g. pvqae,patchcore_1,control; empty: all.")] = "",
-    out: Annotated[Path, typer.Option(help="Folder for accuracy.md, .json and .csv.")] = Path("reports/accuracy"),
-    quick: Annotated[bool, typer.Option("--quick", help="Demo, small and barely trained: does it run?")] = False,
+) -> None:
+    """Write a detector as ONNX with a script that needs only numpy and onnxruntime, if it gives the bundle's scores."""
+    from pvqae.inference import export as stage
+
+    stage.run(bundle, out, images, typer.echo)
+
+
+@app.command("serve", epilog="Example: pvqae serve models/demo/brick/bundle --port 8080", rich_help_panel=USE)
+def serve(
+    bundle: Bundle,
+    host: Annotated[str | None, typer.Option(help="Another than service.host; wants a token.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Another than service.port.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that callers must send; else PVQAE_TOKEN, if set.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override of params.yaml, key=value.")] = None,
 ) -> None:
-    """Ours beside PatchCore and a no-model control: same manifests, splits, seeds, metrics. It looks at test images."""
-    from pvqae import runtime
-    from pvqae.evaluation import accuracy, accuracy_table, subjects
+    """Score images over HTTP with a bundle: POST /v1/score, /v1/score/batch; /openapi.json describes all."""
+    from pvqae.serving import server
 
-    names = re.findall(r"[^\s,]+", classes or ("demo" if quick else ""))
-    params = config.load("params.yaml", (*(accuracy.QUICK if quick else ()), *(set_ or [])))
-    runtime.apply(runtime.plan(params.compute, 1))
-    work = Path(".pvqae/bench")
-    chosen = subjects.load(subjects.choose(subjects.known(data), names), work / "data", params)
-    numbers = [int(seed) for seed in re.findall(r"\d+", "0" if quick else seeds)]
-    asked = accuracy.known_methods(re.findall(r"[^\s,]+", methods))
-    result = accuracy.run(chosen, params, numbers, work, methods=asked, tell=lambda words: typer.echo(words, err=True))
-    accuracy_table.show(result)
-    accuracy_table.write(result, out)
-    typer.echo(out / "accuracy.md")
+    params = server.params_here(tuple(set_ or ()))
+    settings = server.settings_of(params, host, port)
+    server.serve(bundle, params, settings, server.token_of(token_file), typer.echo)
 
 
-@bench.command("calibration")
-def bench_calibration(category: Annotated[str, typer.Argument(help="A class with a bundle.")]) -> None:
-    """Realised false-alarm rates over 200 random halves of the class's unseen normals."""
-    from pvqae.evaluation import proof
+@app.command("doctor", epilog="Example: pvqae doctor", rich_help_panel=ABOUT)
+def doctor(as_json: Json = False) -> None:
+    """What is installed, which device, how the project is; what is wrong, and the repair.
 
-    found = proof.calibration(*_workspace(), category)
-    typer.echo(
-        f"{found['n_normals']} unseen normals of {found['n_groups']} groups, {found['draws']} draws: target "
-        f"{found['target']:.1%}, realised mean {found['mean']:.2%}, 95 % of draws within "
-        f"{found['low']:.2%}-{found['high']:.2%}"
-    )
+    Exit code 1: something is bad. `python -m flows doctor` looks at servers and versions, too.
+    """
+    from pvqae.doctor import check, examine
 
-
-@bench.command("warm")
-def bench_warm(
-    category: Annotated[str, typer.Argument(help="A class whose data is built and checked.")],
-    batches: Annotated[int, typer.Option(help="In how many batches its normals arrive.")] = 5,
-) -> None:
-    """A chain of warm starts, each from the one before, beside a training from scratch. Run again to go on."""
-    from pvqae.evaluation import warm_chain
-
-    layout, params = _workspace()
-    typer.echo(warm_chain.bench(layout, params, category, batches))
+    found = examine.examine(Path.cwd())
+    check.show(found, as_json, console())
+    raise typer.Exit(check.exit_code(found))
 
 
 def main() -> None:
-    """The console script: errors that a user can repair are one paragraph, exit code 2."""
+    """The console script."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
     watchdog.start()
-    try:
-        app()
-    except PvqaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    app()
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class Image(Section):
     size: int = Field(320, ge=64, le=2048, multiple_of=32)
     aspect: Literal["auto", "letterbox", "squash", "tile"] = "auto"
     overlap: float = Field(0.25, ge=0, le=0.5)
+    tiles: int = Field(1, ge=1, le=64)
 
 
 class Model(Section):
@@ -126,6 +127,7 @@ class Landing(Section):
     max_bytes: int = Field(64 * 2**20, ge=1)
     max_objects: int = Field(1000, ge=1)
     retries: int = Field(4, ge=0)
+    poll: float = Field(15.0, gt=0)
 
 
 class Retrain(Section):
@@ -154,11 +156,15 @@ class Compute(Section):
 class Flow(Section):
     retries: int = Field(2, ge=0)
     push: bool = True
+    train_pool: str = ""
     tracking_uri: str = "auto"
 
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Bucket = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")]  # S3's own rule, without dots
+
+
+Pool = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
 class Services(Section):
@@ -169,10 +175,22 @@ class Services(Section):
     dvc_bucket: Bucket = "dvc"
     mlflow_bucket: Bucket = "mlflow"
     landing_bucket: Bucket = "landing"
-    work_pool: str = Field("pvqae", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    work_pool: Pool = "pvqae"
+    train_pool: Pool = "pvqae-train"
     worker_limit: int = Field(4, ge=1)
-    training_slots: int = Field(1, ge=1)
     timeout: float = Field(120.0, gt=0)
+
+
+class Service(Section):
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    max_bytes: int = Field(32 * 2**20, ge=1)
+    max_batch: int = Field(16, ge=1)
+    rate: float = Field(50.0, ge=0)
+    burst: int = Field(100, ge=1)
+    queue: int = Field(16, ge=1)
+    timeout: float = Field(30.0, gt=0)
+    poll: float = Field(15.0, gt=0)
 
 
 class Params(Section):
@@ -193,6 +211,7 @@ class Params(Section):
     compute: Compute = Compute()
     flow: Flow = Flow()
     services: Services = Services()
+    service: Service = Service()
 
 
 def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:

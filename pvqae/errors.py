@@ -23,3 +23,7 @@ class IntegrityError(PvqaeError):
 
 class CalibrationError(PvqaeError):
     """Too few normals, or not the right ones, to set a threshold."""
+
+
+class ParityError(PvqaeError):
+    """An exported detector does not give the scores of its bundle; nothing was written."""

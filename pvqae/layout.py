@@ -82,3 +82,11 @@ class Layout:
         """Kept features of images; one place for a project and all workspaces below its .pvqae."""
         around = [folder for folder in self.root.absolute().parents if folder.name == ".pvqae"]
         return (around[-1] if around else self.root / ".pvqae") / "cache" / "features"
+
+
+def find_root(start: Path) -> Path | None:
+    """The nearest folder at or above `start` that holds params.yaml and dvc.yaml: a project."""
+    for folder in (start, *start.parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    return None

@@ -38,13 +38,22 @@ def plan(compute: Compute, n_networks: int) -> Plan:
     import torch  # not needed to print help
 
     cuda = compute.device != "cpu" and torch.cuda.is_available()
-    gpus, cores = torch.cuda.device_count() if cuda else 0, _cores()
+    gpus = torch.cuda.device_count() if cuda else 0
+    return _divide(compute, n_networks, gpus, torch.cuda.is_bf16_supported() if cuda else _cpu_has_bf16())
+
+
+def without_gpu(compute: Compute, n_networks: int) -> Plan:
+    """The plan of a machine that has no GPU for certain; torch is not imported."""
+    return _divide(compute, n_networks, 0, _cpu_has_bf16())
+
+
+def _divide(compute: Compute, n_networks: int, gpus: int, fast: bool) -> Plan:
+    cores = _cores()
     parallel = compute.parallel if compute.parallel != "auto" else gpus or cores
     parallel = max(1, min(parallel, n_networks))
     threads = compute.threads if compute.threads != "auto" else max(1, cores // parallel)
-    fast = torch.cuda.is_bf16_supported() if cuda else _cpu_has_bf16()
     precision = compute.precision if compute.precision != "auto" else ("bf16" if fast else "float32")
-    return Plan("cuda" if cuda else "cpu", precision, parallel, threads)
+    return Plan("cuda" if gpus else "cpu", precision, parallel, threads)
 
 
 def apply(chosen: Plan) -> None:

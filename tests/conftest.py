@@ -1,12 +1,18 @@
 """Fixtures that several packages share: real images where they are, and a tiny dataset made on the spot."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from pvqae.datasets import images
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +39,21 @@ def tiny_mvtec(tmp_path: Path) -> Path:
             picture[mask] = 0.0
             images.write(root / "part" / folder / f"{index:03}.png", picture)
     return root
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """The system's Chromium; `browser.new_page()` opens a page. Tests that need it are skipped where there is none.
+
+    Per module, not per session (a start costs 0.7 s): until it is stopped, playwright leaves an event loop running in
+    this thread, and `asyncio.run` of other modules' tests would fail.
+    """
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no chromium on the PATH; `apt-get install chromium` for the tests of pages")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -30,6 +30,17 @@ def share(root: Path, workspace: Path) -> None:
     _write_local(workspace, effective)
 
 
+def default_remote(root: Path) -> dict[str, str] | None:
+    """The section of the project's default remote, its path absolute; None where there is none."""
+    effective: Any = ConfigObj(str(root / ".dvc" / "config"), encoding="utf-8")
+    effective.merge(_local(root))
+    name = effective.get("core", {}).get("remote", "")
+    section = effective.get(f'remote "{name}"', {})
+    if "url" not in section:
+        return None
+    return {**section, "url": _absolute(root / ".dvc", section["url"])}
+
+
 SERVICES = 'remote "services"'  # the section of the remote that the services of this machine bring
 
 

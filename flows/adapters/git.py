@@ -50,6 +50,11 @@ def commit_of(root: Path, ref: str) -> str:
         return ""
 
 
+def fetch(root: Path) -> None:
+    """Bring new commits of every remote, where there is one."""
+    git(root, "fetch", "--all", "--quiet")
+
+
 def code(root: Path) -> Code:
     """State of the project's code: tracked and untracked files of `CODE` against HEAD."""
     lines = git(root, "status", "--porcelain", "--untracked-files=all", "--", *CODE).splitlines()

@@ -70,19 +70,38 @@ def answers(url: str) -> bool:
         return False
 
 
-def make_pool(api: str, pool: str, limit_name: str, slots: int) -> None:
-    """A process work pool and a global concurrency limit of `slots`; what exists stays, with the limit set anew.
-
-    Prefect only warns of a limit that does not exist, and then does not lock.
-    """
+def make_pool(api: str, pool: str) -> None:
+    """A process work pool, unless it exists."""
     made = requests.post(f"{api}/work_pools/", json={"name": pool, "type": "process"}, timeout=10)
-    if made.status_code != 409:  # it exists
+    if made.status_code != 409:
         made.raise_for_status()
-    limit = {"name": limit_name, "limit": slots, "active": True}
-    made = requests.post(f"{api}/v2/concurrency_limits/", json=limit, timeout=10)
-    if made.status_code == 409:
-        made = requests.patch(f"{api}/v2/concurrency_limits/{limit_name}", json={"limit": slots}, timeout=10)
-    made.raise_for_status()
+
+
+SILENT = "pvqae: a run without a sign of life has crashed"
+
+
+def make_heartbeat(api: str, patience: float) -> None:
+    """An automation: a flow run whose machine died is Crashed after `patience` seconds instead of Running for ever."""
+    ends = ["Completed", "Failed", "Cancelled", "Crashed"]
+    trigger = {
+        "type": "event",
+        "posture": "Proactive",
+        "after": ["prefect.flow-run.heartbeat"],
+        "expect": ["prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)],
+        "match": {"prefect.resource.id": ["prefect.flow-run.*"]},
+        "for_each": ["prefect.resource.id"],
+        "threshold": 1,
+        "within": patience,
+    }
+    message = f"no sign of life for {patience:.0f} s: the machine or its network is gone"
+    action = {"type": "change-flow-run-state", "state": "CRASHED", "message": message}
+    body = {"name": SILENT, "enabled": True, "trigger": trigger, "actions": [action]}
+    asked = {"automations": {"name": {"any_": [SILENT]}}}
+    found = requests.post(f"{api}/automations/filter", json=asked, timeout=10)
+    found.raise_for_status()
+    for known in found.json():
+        requests.delete(f"{api}/automations/{known['id']}", timeout=10).raise_for_status()
+    requests.post(f"{api}/automations/", json=body, timeout=10).raise_for_status()
 
 
 def worker_online(api: str, pool: str, worker: str, since: float) -> bool:

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -58,11 +58,22 @@ class Versioning(Protocol):
     def data_hash(self, name: str) -> str: ...
 
 
-class Dvc:
-    """DVC in `workspace`. `supervisor` ends its processes with the flow; a command that met a lock runs again."""
+class Handover(Protocol):
+    """What the one who asks for stages on other machines needs of DVC."""
 
-    def __init__(self, workspace: Path, supervisor: Supervisor, lock_retries: int = 2) -> None:
+    def push(self) -> None: ...
+    def fetch_results(self) -> None: ...
+
+
+class Dvc:
+    """DVC in `workspace`. `supervisor` ends its processes with the flow; a command that met a lock runs again.
+
+    `pull`: stages that other machines have done take their results from the remote.
+    """
+
+    def __init__(self, workspace: Path, supervisor: Supervisor, lock_retries: int = 2, pull: bool = False) -> None:
         self._workspace = workspace
+        self._elsewhere = ("--pull",) if pull else ()
         self._supervisor = supervisor
         self._retries = lock_retries
 
@@ -78,7 +89,7 @@ class Dvc:
 
     def repro(self, stage: str, on_line: OnLine = ignore) -> Outcome:
         """Run one stage (`dvc repro -s`: without -s parallel runs block each other). Raises `StageFailed`."""
-        code, output = self._dvc("repro", "-s", stage, on_line=on_line)
+        code, output = self._dvc("repro", *self._elsewhere, "-s", stage, on_line=on_line)
         if code:
             found = re.search(r"exited with (-?\d+)", output)
             raise StageFailed(stage, int(found[1]) if found else None, _tail(output))
@@ -138,6 +149,19 @@ class Dvc:
 
     def push(self) -> None:
         self._checked("push")
+
+    def fetch_results(self) -> None:
+        """Bring the run cache of the remote: what other machines have made of which inputs."""
+        self._checked("fetch", "--run-cache")
+
+    def push_results(self, stages: Sequence[str]) -> None:
+        """Outputs of `stages`, and the run cache by which others find them."""
+        self._checked("push", "--run-cache", *stages)
+
+    def pull_paths(self, targets: Sequence[str]) -> None:
+        """Outputs, stages, or paths inside of outputs, from the remote into the workspace."""
+        if targets:
+            self._checked("pull", *targets)
 
     def data_hash(self, name: str) -> str:
         """DVC's hash of data/raw/<name>, "" when it has no version yet."""

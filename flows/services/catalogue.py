@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from flows import deploy, worker
 from flows.adapters import servers
 from flows.services import clients, postgres, weed
 from flows.services.place import HOST, Place, Secrets
 
-TRAINING = "pvqae-training"  # the global concurrency limit: one GPU, one training
 WORKER = "pvqae-worker"
 
 
@@ -106,30 +106,52 @@ def _prefect(place: Place, secrets: Secrets) -> Service:
         env=clients.clean() | {"PREFECT_HOME": str(place.data("prefect"))},
         answers=lambda since: servers.answers(f"{clients.api(place)}/health"),
         prepare=lambda: place.data("prefect").mkdir(parents=True, exist_ok=True),
-        complete=lambda: servers.make_pool(clients.api(place), settings.work_pool, TRAINING, settings.training_slots),
+        complete=lambda: _pools(place),
         cwd=place.home,
     )
 
 
 def _worker(place: Place, secrets: Secrets) -> Service:
     settings = place.settings
-    words = ["worker", "start", "--pool", settings.work_pool, "--type", "process", "--name", WORKER]
-    words += ["--limit", str(settings.worker_limit), "--no-create-pool-if-not-found"]
-    env = (
-        clients.clean()
-        | clients.client(place)
-        | {"PREFECT_HOME": str(place.data("worker")), "PYTHONPATH": str(place.root)}
-    )
     return Service(
         name="worker",
         port=None,
-        command=(sys.executable, "-m", "prefect", *words),
-        env=env,
+        command=tuple(worker.command(settings.work_pool, WORKER, settings.worker_limit)),
+        env=_flows_env(place, "worker"),
         answers=lambda since: servers.worker_online(clients.api(place), settings.work_pool, WORKER, since),
         needs=("prefect",),
         prepare=lambda: place.data("worker").mkdir(parents=True, exist_ok=True),
+        complete=lambda: _deploy(place),
         cwd=place.root,
     )
+
+
+def _watcher(place: Place, secrets: Secrets) -> Service:
+    """Nobody asks it anything: it is healthy while it lives."""
+    return Service(
+        name="watcher",
+        port=None,
+        command=(sys.executable, "-m", "flows", "watch"),
+        env=_flows_env(place, "watcher"),
+        answers=lambda since: True,
+        needs=("prefect", "s3"),
+        prepare=lambda: place.data("watcher").mkdir(parents=True, exist_ok=True),
+        cwd=place.root,
+    )
+
+
+def _flows_env(place: Place, name: str) -> dict[str, str]:
+    """Of a process that runs this project's flows."""
+    return clients.clean() | clients.client(place) | worker.env(place.root) | {"PREFECT_HOME": str(place.data(name))}
+
+
+def _pools(place: Place) -> None:
+    for name in (place.settings.work_pool, place.settings.train_pool):
+        servers.make_pool(clients.api(place), name)
+
+
+def _deploy(place: Place) -> None:
+    deploy.deploy(place.root, place.settings, _flows_env(place, "worker"))
 
 
 # In the order of start; a service comes after what it needs.
@@ -139,12 +161,13 @@ SERVICES: dict[str, Callable[[Place, Secrets], Service]] = {
     "prefect": _prefect,
     "mlflow": _mlflow,
     "worker": _worker,
+    "watcher": _watcher,
 }
 # PostgreSQL's fast shutdown; at SIGTERM it would wait for every client to leave.
 SIGNALS = {"postgres": signal.SIGINT}
 # What ends together, first to last, so that nobody loses a server that it still needs; and how many seconds each may
 # take before it is killed: a database is given the most, since after a kill its next start is a recovery.
-ENDINGS = ((("worker", "mlflow"), 3.0), (("prefect",), 2.0), (("postgres", "s3"), 4.0))
+ENDINGS = ((("worker", "watcher", "mlflow"), 3.0), (("prefect",), 2.0), (("postgres", "s3"), 4.0))
 
 
 def signals(names: tuple[str, ...]) -> dict[str, signal.Signals]:

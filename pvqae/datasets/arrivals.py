@@ -1,18 +1,27 @@
-"""Images of good parts that came to a dataset later: ROOT/arrived/CLASS/{good,gate}/*, in every layout.
+"""Images that came to a dataset later: ROOT/arrived/CLASS/{good,gate,defect/KIND}/*, in every layout.
+
+good/ and gate/ are good parts. Defects are what a person labelled in review: they judge challengers at the gate, and
+nothing is ever trained on them. ROOT/arrived/labels.csv says who gave which label when.
 
 They lie apart from the images that the dataset was made of, so a mirror of those never removes them. A file's name
 says which part it shows: PART__VIEW-<hash>.png; without the double underscore each image is a part of its own.
 """
 
+import csv
+import io
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from pvqae.datasets import layouts
 from pvqae.datasets.layouts import Found
+from pvqae.errors import DataError
+from pvqae.files import write_text
 from pvqae.layout import ARRIVED
 
 OFFICIAL = "arrived"  # its normals were judged before they came in, so none of them may reach the frozen gate
 PARTS = {"good": OFFICIAL, "gate": "gate"}  # folder → the split that is set
+DEFECT = "defect"  # folder of labelled defects, by kind
 SEPARATOR = "__"
 LONGEST = 60  # characters kept of each half of a name
 
@@ -37,6 +46,10 @@ def group_id(category: str, name: str) -> str:
 
 def scan(category: str, root: Path) -> list[Found]:
     """The arrived images of a category of the dataset at `root`; none where nothing has arrived."""
+    return [*_good(category, root), *_defects(category, root)]
+
+
+def _good(category: str, root: Path) -> list[Found]:
     return [
         Found(
             path,
@@ -51,3 +64,55 @@ def scan(category: str, root: Path) -> list[Found]:
         for part, official in PARTS.items()
         for path in layouts.pictures(root / ARRIVED / category / part)
     ]
+
+
+def _defects(category: str, root: Path) -> list[Found]:
+    return [
+        Found(
+            path,
+            f"{category}/{ARRIVED}/{DEFECT}/{kind.name}/{path.stem}",
+            category,
+            "defect",
+            kind.name,
+            None,
+            group_id(category, path.name),
+            "gate",
+        )
+        for kind in layouts.folders(root / ARRIVED / category / DEFECT)
+        for path in layouts.pictures(kind)
+    ]
+
+
+SIGNED = ("path", "sha256", "class", "label", "who", "when", "object", "score", "version")  # columns of labels.csv
+
+
+def labels_file(root: Path) -> Path:
+    return root / ARRIVED / "labels.csv"
+
+
+def signatures(root: Path) -> dict[str, dict[str, str]]:
+    """The rows of labels.csv of the dataset at `root` by path below `root`; none where nobody has labelled anything.
+
+    Raises `DataError` for other columns.
+    """
+    file = labels_file(root)
+    if not file.exists():
+        return {}
+    with file.open(encoding="utf-8", newline="") as lines:
+        table = csv.DictReader(lines)
+        if tuple(table.fieldnames or ()) != SIGNED:
+            raise DataError(f"{file}: expected the columns {', '.join(SIGNED)}, found {table.fieldnames}; restore it")
+        return {row["path"]: row for row in table}
+
+
+def sign(root: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """Add rows to labels.csv, or replace those of the same path; sorted, whole or not at all."""
+    known = signatures(root)
+    merged = known | {row["path"]: {name: row[name] for name in SIGNED} for row in rows}
+    if merged == known:
+        return
+    out = io.StringIO()
+    table = csv.DictWriter(out, SIGNED, lineterminator="\n")
+    table.writeheader()
+    table.writerows(merged[path] for path in sorted(merged))
+    write_text(labels_file(root), out.getvalue())

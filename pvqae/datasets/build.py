@@ -3,14 +3,14 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from pvqae.config import Params, Shares
-from pvqae.datasets import gate, manifest, sources, splits
+from pvqae.datasets import arrivals, gate, manifest, sources, splits
 from pvqae.datasets.anomalies import GATE_KINDS
 from pvqae.datasets.inspection import Facts, inspect_all
 from pvqae.datasets.layouts import Found
@@ -30,6 +30,11 @@ class Summary:
     unreadable: int
     duplicates: int
     flawed: int
+
+    def __str__(self) -> str:
+        of = {name: ", ".join(f"{split} {n}" for split, n in own.items()) for name, own in self.counts.items()}
+        counts = "; ".join(f"{name} {text}" for name, text in of.items())
+        return f"{counts}. Left out: {self.unreadable} unreadable, {self.duplicates} duplicates, {self.flawed} flawed"
 
 
 def _decode(found: Sequence[Found], root: Path) -> tuple[Read, Left]:
@@ -83,6 +88,12 @@ def _splits(found: Sequence[Found], shares: Shares) -> dict[str, str]:
     """Split by sample_id. All that was found takes part: a defect that is left out still spoils its group."""
     members = [splits.Member(f.category, f.group_id, f.label, f.official) for f in found]
     return dict(zip((f.sample_id for f in found), splits.assign(members, shares), strict=True))
+
+
+def _origin(found: Found, raw: Path, source: str, signed: Mapping[str, Mapping[str, str]]) -> str:
+    """The source, and who labelled the image when, if a person did."""
+    row = signed.get(found.path.relative_to(raw).as_posix())
+    return f"{source}, labelled by {row['who']} at {row['when']}" if row else source
 
 
 def _row(found: Found, facts: Facts, split: str, source: str, root: Path) -> dict[str, object]:
@@ -139,7 +150,11 @@ def build(root: Path, params: Params) -> Summary:
     read, unreadable = _decode([f for f in found if not f.flaw], layout.data)
     _check_share(unreadable, len(found), data.max_quarantine)
     read, duplicates = _without_duplicates(read, layout.data)
-    rows = [_row(f, facts, chosen[f.sample_id], data.source, layout.data) for f, facts in read]
+    signed = arrivals.signatures(layout.raw)
+    rows = [
+        _row(f, facts, chosen[f.sample_id], _origin(f, layout.raw, data.source, signed), layout.data)
+        for f, facts in read
+    ]
     frame = pd.DataFrame(rows, columns=list(manifest.COLUMNS))
     normals = frame[(frame["split"] == "gate") & (frame["label"] == "normal")]
     with tempfile.TemporaryDirectory(dir=layout.data, prefix=".gate-") as folder:

@@ -11,6 +11,7 @@ from pvqae.datasets import bounds
 from pvqae.datasets.classes import Classes
 from pvqae.datasets.images import read_mask
 from pvqae.errors import DataError
+from pvqae.layout import ARRIVED
 
 TRAINING = ("train", "calibrate")  # small classes are calibrated by folds and train on both
 
@@ -24,11 +25,13 @@ def in_one_split(frame: pd.DataFrame, key: str) -> pd.Series:
 def mask_kept(frame: pd.DataFrame) -> pd.Series:
     """False on defects without a mask in a class where another defect has one.
 
-    Synthetic defects (below gate/) have masks in every class, so they promise nothing for the photographed ones.
+    Synthetic defects (below gate/) have masks in every class, so they promise nothing for the photographed ones; those
+    that a person labelled in review have none, and need none at the gate.
     """
     defect, masked = frame["label"] == "defect", frame["mask_path"] != ""
     made = frame["path"].str.startswith("gate/")
-    promised = (defect & masked).groupby([frame["category"], made]).transform("any")
+    arrived = frame["path"].str.contains(f"/{ARRIVED}/", regex=False)
+    promised = (defect & masked).groupby([frame["category"], made, arrived]).transform("any")
     return ~defect | masked | ~promised
 
 

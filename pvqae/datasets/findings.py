@@ -28,6 +28,15 @@ class Summary:
     warnings: tuple[str, ...]
     docs: Path
 
+    def __str__(self) -> str:
+        counts = "; ".join(f"{name} {_listed(parts)}" for name, parts in self.classes.items())
+        said = f"{self.rows} images hold every expectation: {counts}. {self.quarantined} in quarantine. {self.docs}"
+        return "\n".join([said, *(f"warning: {text}" for text in self.warnings)])
+
+
+def _listed(parts: dict[str, int]) -> str:
+    return ", ".join(f"{part} {count}" for part, count in parts.items())
+
 
 def failed(outcomes: Sequence[Outcome], *, warning: bool = False) -> list[Outcome]:
     """The outcomes that stop everything, or those that only warn."""

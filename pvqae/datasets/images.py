@@ -7,8 +7,9 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ class Canvas:
     views: tuple[View, ...]
 
 
-def _check(path: Path, image: Image.Image) -> None:
+def _check(path: Path | str, image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise DataError(f"{path}: expected at most {MAX_PIXELS} pixels, found {width} x {height}; {REPAIR}")
@@ -88,18 +89,26 @@ def _guarded(path: Path, root: Path | None, work: Callable[[Image.Image], T]) ->
     """Run `work` on the opened image; whatever is wrong with the file becomes a `DataError` that names it."""
     file = path if root is None else resolve(root, path.as_posix())
     try:
-        size = file.stat().st_size
+        with file.open("rb") as stream:
+            return _opened(path, stream, file.stat().st_size, work)
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected an image, found no file; restore it or build the manifest again") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a readable image, found {_reason(error)}; {REPAIR}") from None
+
+
+def _opened(name: Path | str, stream: BinaryIO, size: int, work: Callable[[Image.Image], T]) -> T:
+    """Run `work` on the image in `stream`, `size` bytes of it; errors call it `name`."""
+    try:
         if size > MAX_BYTES:
-            raise DataError(f"{path}: expected at most {MAX_BYTES} bytes, found {size}; {REPAIR}")
-        with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
-            _check(path, image)
+            raise DataError(f"{name}: expected at most {MAX_BYTES} bytes, found {size}; {REPAIR}")
+        with Image.open(stream, formats=FORMATS) as image:
+            _check(name, image)
             return work(image)
     except DataError:
         raise
-    except FileNotFoundError:
-        raise DataError(f"{path}: expected an image, found no file; restore it or build the manifest again") from None
     except Exception as error:
-        raise DataError(f"{path}: expected a readable image, found {_reason(error)}; {REPAIR}") from None
+        raise DataError(f"{name}: expected a readable image, found {_reason(error)}; {REPAIR}") from None
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -135,6 +144,11 @@ def _pixels(image: Image.Image) -> Floats:
     return np.asarray(rgb, dtype=np.float32) / np.float32(255)
 
 
+def _decoded(image: Image.Image) -> tuple[Floats, Header]:
+    header = _header(image)  # first, as for a file: decoding may find more of it
+    return _pixels(image), header
+
+
 def header(path: Path | str, root: Path | None = None) -> Header:
     """Size, channels, bit depth and capture time without decoding the pixels. Raises as `read`."""
     return _guarded(Path(path), root, _header)
@@ -147,6 +161,11 @@ def read(path: Path | str, root: Path | None = None) -> Floats:
     the file, for a missing, unreadable, truncated, animated or too large image.
     """
     return _guarded(Path(path), root, _pixels)
+
+
+def decode(data: bytes, name: str) -> tuple[Floats, Header]:
+    """`read` and `header` of an image that is not in a file, within the same limits; errors call it `name`."""
+    return _opened(name, BytesIO(data), len(data), _decoded)
 
 
 def read_mask(path: Path | str, root: Path | None = None) -> Mask:
@@ -201,7 +220,7 @@ def _view(image: Floats, top: int, left: int, side: int) -> View:
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
-    count = 1 + math.ceil((length - side) / (side * (1 - overlap)))
+    count = 1 + math.ceil((length - side) / (side * (1 - overlap)) - 1e-6)
     return [round(start) for start in np.linspace(0, length - side, count)]
 
 
@@ -211,16 +230,14 @@ def _squash(image: Floats, params: config.Image) -> Canvas:
 
 
 def _letterbox(image: Floats, params: config.Image) -> Canvas:
-    side = params.size
-    scale = side / max(image.shape[:2])
+    side, scale = params.size, scale_of(image.shape[:2], params)[0]
     height, width = (max(1, round(length * scale)) for length in image.shape[:2])
     top, left = -((side - height) // 2), -((side - width) // 2)
     return Canvas(height, width, (_view(_resize(image, height, width), top, left, side),))
 
 
 def _tile(image: Floats, params: config.Image) -> Canvas:
-    side = params.size
-    scale = side / min(image.shape[:2])
+    side, scale = params.size, scale_of(image.shape[:2], params)[0]
     height, width = (max(side, round(length * scale)) for length in image.shape[:2])
     scaled = _resize(image, height, width)
     rows, columns = _starts(height, side, params.overlap), _starts(width, side, params.overlap)
@@ -228,8 +245,24 @@ def _tile(image: Floats, params: config.Image) -> Canvas:
 
 
 def _auto(image: Floats, params: config.Image) -> Canvas:
-    ratio = image.shape[1] / image.shape[0]
-    return _squash(image, params) if 0.8 <= ratio <= 1.25 else _letterbox(image, params)
+    return ASPECTS[_chosen(image.shape[:2])](image, params)
+
+
+def _chosen(shape: tuple[int, ...]) -> str:
+    return "squash" if 0.8 <= shape[1] / shape[0] <= 1.25 else "letterbox"
+
+
+def scale_of(shape: tuple[int, ...], params: config.Image) -> tuple[float, float]:
+    """Model pixels per pixel of an image of `shape` (H0, W0), along rows and columns."""
+    side, short = params.size, min(shape)
+    aspect = _chosen(shape) if params.aspect == "auto" else params.aspect
+    if aspect == "squash":
+        return side / shape[0], side / shape[1]
+    if aspect == "letterbox":
+        return (side / max(shape),) * 2
+    wanted = math.floor(side * (1 + (params.tiles - 1) * (1 - params.overlap)) + 1e-6)
+    # Enlarged to one tile at most: more pixels would say nothing more.
+    return (max(side, min(wanted, short)) / short,) * 2
 
 
 ASPECTS = {"auto": _auto, "letterbox": _letterbox, "squash": _squash, "tile": _tile}
@@ -238,8 +271,9 @@ ASPECTS = {"auto": _auto, "letterbox": _letterbox, "squash": _squash, "tile": _t
 def canvas(image: Floats, params: config.Image) -> Canvas:
     """Lay an image (H0, W0, 3) on square views of side S = `params.size`, as `params.aspect` says.
 
-    squash: stretched, one view. letterbox: long side S, padded in the middle, one view. tile: short side S, square
-    views that overlap by about `params.overlap`. auto: squash for width / height in 0.8 .. 1.25, else letterbox.
+    squash: stretched, one view. letterbox: long side S, padded in the middle, one view. tile: `params.tiles` square
+    views along the short side, that overlap by about `params.overlap`. auto: squash for width / height in 0.8 .. 1.25,
+    else letterbox.
     """
     return ASPECTS[params.aspect](image, params)
 

@@ -113,12 +113,8 @@ def scan(source: str, root: Path, wanted: Sequence[str] = ()) -> list[Found]:
             f"data.categories: expected some of {', '.join(parts)}; found {', '.join(missing)}; correct params.yaml"
         )
     chosen = {name: folder for name, folder in parts.items() if not wanted or name in wanted}
-    scanned = [
-        f
-        for name, folder in chosen.items()
-        for f in (*SOURCES[source].images(name, folder), *arrivals.scan(name, root))
-    ]
-    found = sorted(scanned, key=lambda f: f.sample_id)
+    own = [f for name, folder in chosen.items() for f in SOURCES[source].images(name, folder)]
+    found = sorted([*own, *(f for name in chosen for f in arrivals.scan(name, root))], key=lambda f: f.sample_id)
     _check_ids(found)
-    _check_masks(found)
+    _check_masks(own)  # labelled defects never have one; the gate looks at whole images
     return found

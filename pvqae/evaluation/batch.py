@@ -6,6 +6,7 @@ its reason, never a score.
 
 import csv
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -177,6 +178,10 @@ def _record(detector: Detector, file: Path) -> tuple[Values, Scored | None]:
         pixels, captured = images.read(file), images.header(file).captured_at
     except DataError as error:
         return {"error": str(error).replace(str(file), "the file")}, None
+    return _judged(detector, pixels, captured)
+
+
+def _judged(detector: Detector, pixels: images.Floats, captured: str) -> tuple[Values, Scored | None]:
     scored = detector.score(pixels)
     numbers = [scored.image_score, *(scored.parts[name] for name in PARTS)]
     if not all(map(math.isfinite, numbers)):
@@ -192,11 +197,30 @@ def _record(detector: Detector, file: Path) -> tuple[Values, Scored | None]:
     }, scored
 
 
-def _draw(detector: Detector, scored: Scored, file: Path) -> None:
+def one(detector: Detector, data: bytes, name: str, version: str = "") -> tuple[Values, Scored | None]:
+    """The row of an image whose bytes are at hand, and its result unless it could not be scored.
+
+    Raises `DataError`, naming the image `name`, where the bytes are no image within the limits.
+    """
+    pixels, header = images.decode(data, name)
+    record, scored = _judged(detector, pixels, header.captured_at)
+    return _row(detector, version, name, hashlib.sha256(data).hexdigest(), "", record), scored
+
+
+def failed(detector: Detector, data: bytes, name: str, error: str, version: str = "") -> Values:
+    """The row of an image that `one` could not score."""
+    return _row(detector, version, name, hashlib.sha256(data).hexdigest(), "", {"error": error})
+
+
+def heatmap(detector: Detector, scored: Scored) -> pictures.Bytes:
     """The map over the picture, on the scale that the calibration fixed: as in the report."""
     small, card = pictures.thumbnail(scored.picture), detector.card
     low, high = card["map_scale"]
-    drawn = pictures.heatmap(small, pictures.shrink(scored.anomaly_map), (low, high), card["map_threshold"])
+    return pictures.heatmap(small, pictures.shrink(scored.anomaly_map), (low, high), card["map_threshold"])
+
+
+def _draw(detector: Detector, scored: Scored, file: Path) -> None:
+    drawn = heatmap(detector, scored)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(file.name + ".part")
     part.write_bytes(pictures.webp(drawn))

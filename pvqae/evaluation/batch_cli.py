@@ -76,10 +76,12 @@ def judge(folder: Path, scores: Path, settings: config.Drift, name: str) -> Repo
     return report
 
 
-def drift(folder: Path, scores: Path, settings: config.Drift) -> int:
-    """Print the verdict; returns the exit code."""
+def drift(folder: Path, scores: Path, settings: config.Drift, as_json: bool = False) -> int:
+    """Print the verdict, or drift.json; returns the exit code."""
     facts = json.loads((folder / "config.json").read_text("utf-8"))
     report = judge(folder, scores, settings, f"{facts['dataset']}/{facts['category']}")
-    print(report.sentence)
-    print(scores / "drift.html")
+    if as_json:
+        print((scores / "drift.json").read_text("utf-8"), end="")
+    else:
+        print(report.sentence, scores / "drift.html", sep="\n")
     return EXITS[report.verdict]

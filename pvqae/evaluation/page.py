@@ -1,52 +1,22 @@
 """The report as one HTML page: no network, no file beside it, bounded in size whatever the number of classes."""
 
-import base64
 import re
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from scipy.stats import binom
 
-from pvqae.evaluation import pictures, svg
+from pvqae.evaluation import pictures, shots, svg
 
 if TYPE_CHECKING:
     from pvqae.evaluation.report import ClassReport
 
 Values = dict[str, Any]
-
-PICTURES = 400  # at most so many images on a page, each about 60 kB with its maps
-CHARTS = 12  # training curves per class
-GROUPS = {
-    "normal_high": ("Good images with the highest scores", "The first to cause false alarms."),
-    "defect_low": ("Defects with the lowest scores", "The first to be missed."),
-    "defect_high": ("Defects with the highest scores", "The clearest finds."),
-    "normal_low": ("Good images with the lowest scores", "The most ordinary ones."),
-}
-METHODS = {
-    "held_out": "normal images that the model never saw",
-    "cross_fit": "cross-fitting: each normal image scored by a model fitted without its group",
-}
-
-
-def render(metrics: Values, classes: list["ClassReport"], demo: bool) -> str:
-    """The page for `metrics` (the content of metrics.json) and its classes; `demo` labels it as no quality claim."""
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(figure=figure, percent=percent, short=svg.short)
-    return environment.get_template("report.html.j2").render(
-        metrics=metrics,
-        demo=demo,
-        verdict=verdict(metrics),
-        totals=totals(metrics),
-        warnings=[(one.name, text) for one in classes for text in warnings(one)],
-        classes=[_class(one, number, len(classes)) for number, one in enumerate(classes)],
-        heat=_gradient(pictures.HEAT),
-    )
+Write = Callable[[float | None], str]
 
 
 def figure(value: float | None) -> str:
@@ -58,6 +28,69 @@ def figure(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     return "n/a" if value is None else f"{100 * value:.1f} %"
+
+
+def one_decimal(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.1f}"
+
+
+def megabytes(value: float | None) -> str:
+    return "n/a" if value is None else f"{value / 1e6:.1f}"
+
+
+CHARTS = 120  # training curves of a page, of which a class gets 2 to 12
+SIZE = "{{ size of the page }}"  # stands in the text until the text is known
+COMPARED: dict[str, tuple[str, Write, bool | None]] = {  # words, how it is written, whether more is better
+    "image_auroc": ("image AUROC", figure, True),
+    "pixel_auroc": ("pixel AUROC", figure, True),
+    "false_alarm_rate": ("false alarms", percent, False),
+    "miss_rate": ("misses", percent, False),
+    "latency_ms": ("ms per image", one_decimal, None),  # other work on the machine counts, too: no judgement
+    "size_bytes": ("MB", megabytes, False),
+}
+METHODS = {
+    "held_out": "normal images that the model never saw",
+    "cross_fit": "cross-fitting: each normal image scored by a model fitted without its group",
+}
+
+
+def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: Mapping[str, Values]) -> str:
+    """The page for `metrics` (the content of metrics.json) and its classes; `demo` labels it as no quality claim.
+
+    `versions`: what `versions.read` gives; without a class's, the page says how it gets there.
+    """
+    here = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(figure=figure, percent=percent, short=svg.short, words=words)
+    shown = shots.choose(classes)
+    views = [_class(one, number, len(classes), versions.get(one.name)) for number, one in enumerate(classes)]
+    for view in views:
+        view["groups"] = shown.groups[view["name"]]
+    text = environment.get_template("report.html.j2").render(
+        metrics=metrics,
+        demo=demo,
+        verdict=verdict(metrics),
+        totals=totals(metrics),
+        warnings=[(one.name, text) for one in classes for text in warnings(one)],
+        classes=views,
+        shown=shown,
+        filters=shots.choices(shown.groups.items()),
+        heat=_gradient(pictures.HEAT),
+        size=SIZE,
+    )
+    return text.replace(str(escape(SIZE)), f"{len(text) / 1e6:.1f} MB")
+
+
+def words(value: Any) -> str:
+    """A figure of the card that another version of the card may have, in whatever form."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {words(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " x ".join(map(words, value))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return svg.short(value) if number else "n/a" if value is None else str(value)
 
 
 def totals(metrics: Values) -> dict[str, int]:
@@ -100,7 +133,7 @@ def warnings(one: "ClassReport") -> list[str]:
     return found
 
 
-def _class(one: "ClassReport", number: int, n_classes: int) -> Values:
+def _class(one: "ClassReport", number: int, n_classes: int, version: Values | None) -> Values:
     rates = one.metrics["false_alarm_rate"], one.metrics["miss_rate"]
     at = None if rates[0] is None or rates[1] is None else (rates[0], 1 - rates[1])
     roc = one.curves["roc"]
@@ -116,9 +149,11 @@ def _class(one: "ClassReport", number: int, n_classes: int) -> Values:
         "histogram": svg.histogram(one.curves["histogram"], one.metrics["threshold"], one.name),
         "slider": _slider(one),
         "levels": _levels(one),
-        "groups": _groups(one, max(1, PICTURES // (len(GROUPS) * n_classes))),
         "marker": _marker(one.card),
-        "training": _training(one.curves["training"]),
+        "training": _training(one.curves["training"], min(12, max(2, CHARTS // n_classes))),
+        "version": version,
+        "compared": _compared(version["comparison"]) if version and version["comparison"] else [],
+        "rules": _rules(version["verdict"]) if version and version["verdict"] else [],
     }
 
 
@@ -128,7 +163,7 @@ def _slider(one: "ClassReport") -> Values:
         "low": bars["edges"][0],
         "high": bars["edges"][-1],
         "threshold": metrics["threshold"],
-        "scores": bars["scores"],
+        "scores": {side: [float(f"{score:.6g}") for score in scores] for side, scores in bars["scores"].items()},
         "n": {"normal": metrics["n_normal"], "defect": metrics["n_defect"]},
     }
 
@@ -143,34 +178,25 @@ def _levels(one: "ClassReport") -> list[Values]:
     ]
 
 
-def _groups(one: "ClassReport", limit: int) -> list[Values]:
-    """The picture groups that have images, at most `limit` each, with their files inlined."""
-    groups = []
-    for group, (title, note) in GROUPS.items():
-        entries = [entry for entry in one.pictures if entry["group"] == group][:limit]
-        cards = [entry | {"tiles": _tiles(one, entry)} for entry in entries]
-        groups.append({"title": title, "note": note, "cards": cards})
-    return [group for group in groups if group["cards"]]
+def _compared(comparison: Values) -> list[Values]:
+    """One row per figure that either version has; `change` is better, worse or "" where equal as written."""
+    rows = []
+    for key, (name, write, more) in COMPARED.items():
+        this, other = (comparison[side].get(key) for side in ("this_figures", "other_figures"))
+        known = more is not None and None not in (this, other) and write(this) != write(other)
+        change = ("better" if (this > other) == more else "worse") if known else ""
+        if this is not None or other is not None:
+            rows.append({"name": name, "this": write(this), "other": write(other), "change": change})
+    return rows
 
 
-def _tiles(one: "ClassReport", entry: Values) -> list[Values]:
-    files = entry["files"]
-    what = f"{entry['kind']} image {entry['path']}"
-    captions = {
-        "picture": ("image", f"The {what}"),
-        "heatmap": ("heatmap", f"Anomaly map of the {what}"),
-        "mask": ("labelled defect", f"Labelled defect outlined in the {what}"),
-        "levels": ("resolution", f"Resolution levels spent on the {what}"),
-        "expected_levels": ("expected resolution", f"Resolution levels expected of a normal part, for the {what}"),
-    }
+def _rules(verdict: Values) -> list[Values]:
+    """The lines of a verdict in columns; one that has another form stands whole."""
+    parts = [line.split(": ", 2) for line in verdict["lines"]]
     return [
-        {"caption": caption, "alt": alt, "uri": _uri(one.folder / files[key]) if key in files else None}
-        for key, (caption, alt) in captions.items()
+        dict(zip(("state", "name", "text"), part if len(part) == 3 else ("", "", ": ".join(part)), strict=True))
+        for part in parts
     ]
-
-
-def _uri(path: Path) -> str:
-    return f"data:image/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def _marker(card: Values) -> float | None:
@@ -180,12 +206,12 @@ def _marker(card: Values) -> float | None:
     return round(place, 1) if 0 <= place <= 100 else None
 
 
-def _training(series: list[Values]) -> list[Values]:
+def _training(series: list[Values], limit: int) -> list[Values]:
     """One chart per phase and number, its folds on common axes; the losses come first."""
     charts: dict[tuple[str, str], list[Values]] = defaultdict(list)
     for one in series:
         charts[one["phase"], one["name"]].append(one)
-    order = sorted(charts, key=lambda key: not re.search("loss", key[1]))[:CHARTS]
+    order = sorted(charts, key=lambda key: not re.search("loss", key[1]))[:limit]
     return [
         {"title": f"{phase}: {name}", "chart": svg.lines(charts[phase, name], f"{name} while {phase}")}
         for phase, name in order

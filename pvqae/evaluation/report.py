@@ -12,7 +12,7 @@ from pvqae import config
 from pvqae.datasets.classes import read
 from pvqae.datasets.manifest import write_csv
 from pvqae.errors import DataError
-from pvqae.evaluation import page
+from pvqae.evaluation import page, versions
 from pvqae.files import write_text
 from pvqae.layout import Layout
 
@@ -40,7 +40,7 @@ def report(layout: Layout) -> Values:
     """
     params = config.load(layout.root / "params.yaml")
     names = read(layout.classes_file, layout.name).classes
-    classes = [_read(layout, name) for name in sorted(names)]
+    classes = [_read(layout.reports, name) for name in sorted(names)]
     metrics = {
         "dataset": layout.name,
         "protocol": params.data.protocol,
@@ -50,9 +50,27 @@ def report(layout: Layout) -> Values:
     demo = params.data.source == "demo"
     write_csv(pd.concat([_with_class(one.images, one.name) for one in classes]), layout.reports / "images.csv")
     write_csv(pd.concat([_roc(one) for one in classes]), layout.reports / "roc.csv")
-    write_text(layout.reports / "index.html", page.render(metrics, classes, demo))
     write_text(layout.reports / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    _write_page(layout.reports, metrics, classes, demo)
     return metrics
+
+
+def rewrite_page(reports: Path, demo: bool) -> None:
+    """index.html anew from the folder `reports` alone, when its versions.json has changed.
+
+    Raises `DataError` when the folder has no whole report.
+    """
+    try:
+        metrics = json.loads((reports / "metrics.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{reports}: expected a report, found {error}; run `dvc repro -s report`") from None
+    classes = [_read(reports, name) for name in metrics["classes"]]
+    _write_page(reports, metrics, classes, demo)
+
+
+def _write_page(reports: Path, metrics: Values, classes: list[ClassReport], demo: bool) -> None:
+    known = versions.read(reports)
+    write_text(reports / "index.html", page.render(metrics, classes, demo, known.classes if known else {}))
 
 
 def mean(classes: list[Values]) -> Values:
@@ -69,8 +87,8 @@ def mean(classes: list[Values]) -> Values:
     return result
 
 
-def _read(layout: Layout, name: str) -> ClassReport:
-    folder = layout.class_report(name)
+def _read(reports: Path, name: str) -> ClassReport:
+    folder = reports / "classes" / name
     try:
         metrics, card, curves, pictures = (
             json.loads((folder / f"{file}.json").read_text("utf-8"))

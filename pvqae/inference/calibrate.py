@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pvqae import config, runtime
 from pvqae.datasets import classes, images, manifest
 from pvqae.errors import CalibrationError
-from pvqae.inference import bundle, calibration, choice, fitting, profile
+from pvqae.inference import bundle, calibration, choice, fitting, profile, resolution
 from pvqae.inference.fitting import Fitted
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scorer
@@ -53,10 +53,14 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     middle = float(np.median(judged.medians))
     health["readouts"] = table.round(4).to_dict("records")
     card = calibration.card(chosen, judged.frame, judged.peaks, middle, method, manifest.digest(file))
+    shipped = scorers[folds.FULL]
+    small = resolution.smallest(rows, shipped.networks.backbone.spec, shipped.image, shipped.score)
+    card["smallest_defect"] = small
+    print(f"{category}: {resolution.sentence(small)}", flush=True)
     for words in [*chosen.warnings, *health["warnings"]]:  # type: ignore[misc]
         print(f"WARNING {category}: {words}", flush=True)
-    trusted = profile.build(scorers[folds.FULL], examples, rows, judged.frame, layout.data)
-    return bundle.save(layout.bundle(category), scorers[folds.FULL], params, category, health, card, trusted)
+    trusted = profile.build(shipped, examples, rows, judged.frame, layout.data)
+    return bundle.save(layout.bundle(category), shipped, params, category, health, card, trusted)
 
 
 def fit_all(

@@ -81,7 +81,7 @@ def _add(seen: Seen, scorer: Scorer, kind: str, image: images.Floats, mask: imag
     scores: Scores = {}
     for use in READOUTS:
         recon = scorer.recon_map(raw, use)
-        scores[use] = readout.top_mean(recon[raw.cells], scorer.score.top)
+        scores[use] = readout.top_mean(recon[raw.cells], scorer.score.top, len(recon))
         seen.maps[use].append(images.stitch(canvas, scorer.smooth(recon))[::STRIDE, ::STRIDE])
     seen.image_scores.append(scores)
 

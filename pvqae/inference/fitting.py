@@ -118,7 +118,7 @@ def _scales(scorer: Scorer, raw: list[measures.Raw], examples: Examples) -> dict
             cells.setdefault(int(examples.rows[position]), []).append(scorer.cell_maps(one, scorer.for_image))
             position += 1
     parts = [
-        scorer.image_parts({name: torch.cat([view[name] for view in views]) for name in views[0]})
+        scorer.image_parts({name: torch.cat([view[name] for view in views]) for name in views[0]}, len(views))
         for views in cells.values()
     ]
     frame = pd.DataFrame(parts)

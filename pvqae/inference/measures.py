@@ -47,6 +47,18 @@ class Raw:
         return max(self.valid.values(), key=lambda v: v.shape[-1])
 
 
+def join(runs: list[Raw]) -> Raw:
+    """The views of several runs as one batch."""
+    if len(runs) == 1:
+        return runs[0]
+    return Raw(
+        {name: torch.cat([run.maps[name] for run in runs]) for name in runs[0].maps},
+        {name: torch.cat([run.valid[name] for run in runs]) for name in runs[0].valid},
+        torch.cat([run.levels for run in runs]),
+        torch.cat([run.expected for run in runs]),
+    )
+
+
 def cross_entropy(expected: Expected, logits_BNR: Tensor) -> Tensor:
     """Of the soft allocation under the expected one, probabilities floored (paper); B x N."""
     log_expected = expected.logits.softmax(-1).clamp_min(PROBABILITY_FLOOR).log()

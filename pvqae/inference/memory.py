@@ -41,9 +41,20 @@ class Level:
         for index, vectors in enumerate(self.vectors(x_BChw)):
             others = None if without_group is None else self.owners != without_group[index]
             codes = self.codes if others is None or not others.any() else self.codes[others]  # or its part owns all
-            maps.append(nearest(vectors, codes)[0].sqrt())
-        grid = repeat_border(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
-        return F.avg_pool2d(grid[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+            maps.append(to_nearest(vectors, codes))
+        return smoothed(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
+
+
+def to_nearest(vectors_nC: Tensor, codes_KC: Tensor) -> Tensor:
+    """Distance of each vector to its nearest code, n. Taken anew from the two: of `nearest`'s difference of large
+    squares nothing but rounding is left where a vector is a code, as on a plain background."""
+    return (vectors_nC - codes_KC[nearest(vectors_nC, codes_KC)[1]]).square().sum(1).sqrt()
+
+
+def smoothed(distances_Bhw: Tensor, valid_Bhw: Tensor) -> Tensor:
+    """Mean over 3x3 cells, padding taking the value of the nearest image cell."""
+    grid = repeat_border(distances_Bhw, valid_Bhw)
+    return F.avg_pool2d(grid[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
 
 def pooled(x_BChw: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def literal_product(recon: float, prior: float, product: float) -> float:
 def gated(recon: float, prior: float, product: float) -> float:
     """S_recon, plus a quarter of what the allocation exceeds the normal one by: never less than S_recon, so an
     uninformative prior adds noise of a quarter at most."""
-    return recon + 0.25 * max(0.0, prior)
+    return recon + 0.125 * (prior + abs(prior))  # a quarter of max(0, prior), for tensors, too: doubling is exact
 
 
 # image scores of S_recon, S_prior and their product, in deviations of normals → the image score
@@ -70,18 +70,24 @@ FUSIONS: dict[str, Callable[[float, float, float], float]] = {
 FUSION_MAP = {"recon": "s_recon", "prior": "s_prior", "product": "product", "gated": "s_recon"}
 
 
-def top_mean(values: Tensor, share: float) -> float:
-    """Mean of the highest `share` of the values, at least one."""
-    count = max(1, round(share * values.numel()))
+def top_mean(values: Tensor, share: float, views: int = 1) -> float:
+    """Mean of the highest values, at least one: as many as are `share` of one of the `views` that the values come from.
+    Of all views, one small defect would weigh the less, the more views an image has."""
+    count = max(1, round(share * values.numel() / views))
     return float(values.flatten().topk(count).values.mean())
 
 
 def blur(map_HW: Tensor, sigma: float) -> Tensor:
     """Gaussian of `sigma` cells, edges reflected."""
-    radius = min(max(1, round(3 * sigma)), min(map_HW.shape) - 1)
-    x = torch.arange(-radius, radius + 1, dtype=map_HW.dtype)
+    return blur_all(map_HW[None], sigma)[0]
+
+
+def blur_all(maps_BHW: Tensor, sigma: float) -> Tensor:
+    """`blur` of a batch; its last bits depend on the batch's size."""
+    radius = min(max(1, round(3 * sigma)), min(maps_BHW.shape[-2:]) - 1)
+    x = torch.arange(-radius, radius + 1, dtype=maps_BHW.dtype)
     kernel = torch.exp(-x.square() / (2 * sigma**2))
     kernel = kernel / kernel.sum()
-    padded = torch.nn.functional.pad(map_HW[None, None], (radius,) * 4, mode="reflect")
+    padded = torch.nn.functional.pad(maps_BHW[:, None], (radius,) * 4, mode="reflect")
     once = torch.nn.functional.conv2d(padded, kernel[None, None, None, :])
-    return torch.nn.functional.conv2d(once, kernel[None, None, :, None])[0, 0]
+    return torch.nn.functional.conv2d(once, kernel[None, None, :, None])[:, 0]

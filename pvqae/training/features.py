@@ -29,6 +29,7 @@ from pvqae.training import richness
 
 PACKAGE = Path(__file__).parent.parent
 DECODING = ("datasets/images.py", "training/features.py")
+CHUNK = 8  # views through the backbone at once
 MODELS = ("model/backbones.py", "model/efficientnet.py")
 Tensors = dict[str, Tensor]
 
@@ -187,6 +188,10 @@ class Reader:
         if not self.backbone.spec.frozen:
             return {"images": pixels.half()}
         self.store.counts.backbone_views += len(pixels)
+        runs = [self._features(some) for some in torch.split(pixels, CHUNK)]
+        return {name: torch.cat([run[name] for run in runs]) for name in runs[0]}
+
+    def _features(self, pixels: Tensor) -> Tensors:
         found = self.backbone(pixels.to(self.device).contiguous(memory_format=torch.channels_last))
         named = {f"level_{r}": x for r, x in enumerate(found.levels)} | {"target": found.target}
         return {name: x.half().cpu().contiguous() for name, x in named.items()}

@@ -75,7 +75,7 @@ def load(folder: Path, params: config.Params) -> Parent | None:
     found = {f"model.{key}": facts["model"].get(key) for key in FIXED}
     image = params.image.model_dump(mode="json")
     wanted |= {f"image.{key}": value for key, value in image.items()}
-    found |= {f"image.{key}": facts["image"].get(key) for key in image}
+    found |= {f"image.{key}": value for key, value in config.Image(**facts["image"]).model_dump(mode="json").items()}
     if other := [key for key in wanted if wanted[key] != found[key]]:
         differs = ", ".join(f"{key} {found[key]} there, {wanted[key]} in params" for key in other)
         raise ConfigError(f"{folder}: expected a parent of the same model, found {differs}; set them back, {BACK}")

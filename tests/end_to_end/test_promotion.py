@@ -7,11 +7,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from pvqae.datasets import images
+from pvqae.datasets import surfaces
 from tests.end_to_end.test_train_flow import clone
 
 pytestmark = pytest.mark.integration
@@ -51,22 +49,11 @@ class Clone:
         return [entry for entry in entries if entry["alias"] == "champion"]
 
 
-def textures(folder: Path, count: int = 110) -> None:
-    """Good parts: smooth random surfaces with a little noise, each of another light."""
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        coarse = Image.fromarray(rng.uniform(-1, 1, (5, 5)).astype(np.float32))
-        waves = np.asarray(coarse.resize((64, 64), Image.Resampling.BICUBIC))
-        light = 0.5 + rng.uniform(-0.03, 0.03) + 0.05 * waves + rng.normal(0, 0.01, (64, 64))
-        picture = np.repeat(light[..., None], 3, axis=2).astype(np.float32)
-        images.write(folder / "part" / "good" / f"{number:03}.png", np.clip(picture, 0, 1), channels=1)
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The working tree's code as a fresh repository, with a first champion."""
     place = tmp_path_factory.mktemp("promotion")
-    textures(place / "photographs")
+    surfaces.make(place / "photographs", 110)
     found = Clone(clone(place).root)
     assert "1 champion (new)" in found.train(f"data.root={place / 'photographs'}")
     return found

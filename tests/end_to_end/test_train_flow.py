@@ -19,7 +19,9 @@ import yaml
 from flows import environment
 
 PROJECT = Path(__file__).parents[2]
-NAMES = ("pvqae", "flows", "data", "dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt", ".gitignore")
+NAMES = (
+    *("pvqae", "flows", "data", "infra", "dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt", ".gitignore"),
+)
 DVC = (".dvc/config", ".dvc/.gitignore", ".dvcignore")
 # One class, small images, many short steps: the kill must fall into them.
 TINY = (

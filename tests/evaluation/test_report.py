@@ -11,7 +11,7 @@ import pytest
 
 from pvqae.datasets import classes
 from pvqae.errors import DataError
-from pvqae.evaluation import page
+from pvqae.evaluation import page, shots
 from pvqae.evaluation.report import mean, report
 from pvqae.layout import Layout
 
@@ -173,15 +173,42 @@ def test_good_images_alone_and_random_splits_are_said_plainly(evaluated: Any, la
     assert "no quality claim" not in html.text
 
 
-def test_many_classes_share_a_bounded_number_of_pictures(
+def _shots(layout: Layout) -> list[dict[str, str | None]]:
+    return [one for one in _page(layout).all("article") if "shot" in (one["class"] or "")]
+
+
+def test_pictures_stay_within_a_budget_of_bytes(
     evaluated: Any, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "PICTURES", 8)
     for name in ("brick", "grass"):
         evaluated(name)
     report(layout)
-    shots = [one for one in _page(layout).all("article") if "shot" in (one["class"] or "")]
-    assert len(shots) == 8
+    assert len(_shots(layout)) == 2 * 2 * 4  # classes, groups, pictures
+    monkeypatch.setattr(shots.choose, "__defaults__", (25_000,))
+    report(layout)
+    kept = _shots(layout)
+    assert 0 < len(kept) < 16
+    assert {one["data-class"] for one in kept} == {"brick", "grass"}  # not all of one class
+    assert f"{len(kept)} of the 16 pictures" in _page(layout).text
+    assert sum(len(one["src"] or "") for one in _page(layout).all("img")) < 25_000 * 1.4
+
+
+def test_filters_name_every_class_kind_and_outcome_with_its_number(evaluated: Any, layout: Layout) -> None:
+    evaluated("brick", kind="scratch")
+    evaluated("grass", kind="stain")
+    report(layout)
+    options = {one["value"]: one["data-text"] for one in _page(layout).all("option")}
+    assert {"=brick", "=grass", "=scratch", "=stain", "=good", "=hit", "=correct"} <= set(options)
+    assert "scratch (4)" in _page(layout).text
+
+
+def test_the_card_shows_the_smallest_defect_where_it_is_known(evaluated: Any, layout: Layout) -> None:
+    evaluated("brick", card={"smallest_defect": {"side_px": 12.5, "of_image": "tile"}})
+    evaluated("grass")
+    report(layout)
+    text = _page(layout).text
+    assert text.count("smallest defect") == 1
+    assert "side px 12.5, of image tile" in text
 
 
 def test_the_report_of_the_same_classes_has_the_same_bytes(evaluated: Any, layout: Layout) -> None:

@@ -12,8 +12,9 @@ from flows.adapters.tracking import Promotion
 from flows.arrivals import Taken
 from flows.arrivals_ledger import Entry, Ledger
 from flows.arrivals_places import Places
+from flows.known import shore
 from flows.retrain_facts import age_days, facts_of
-from flows.retrain_intake import params_of, refuse_made, shore, would_take
+from flows.retrain_intake import params_of, refuse_made, would_take
 from flows.retrain_policy import ClassFacts, Facts
 from flows.screening import Champions, limit
 from pvqae import config

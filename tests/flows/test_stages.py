@@ -55,7 +55,7 @@ def run(files: Files, retries: int = 0) -> list[Done]:
     def work() -> list[Done]:
         with Supervisor() as supervisor:
             pipeline = Pipeline(files, files.status(), Notes())
-            return stages.run(stages.class_stages(GRAPH), pipeline, supervisor, 2, retries)
+            return stages.run(stages.each(stages.class_stages(GRAPH)), pipeline, supervisor, 2, retries)
 
     return work()
 

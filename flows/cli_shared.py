@@ -1,0 +1,63 @@
+"""What the commands of `python -m flows` share."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows import environment
+from pvqae.errors import ConfigError, PvqaeError
+
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one param; may be repeated.")
+]
+ParamsFile = Annotated[str, typer.Option(help="A params file instead of the project's params.yaml.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON alone on stdout, for programs; all else goes to stderr.")]
+Dataset = Annotated[str, typer.Argument(help="The dataset's name.")]
+Class = Annotated[str, typer.Argument(metavar="CLASS", help="The class of the model pvqae-DATASET-CLASS.")]
+
+
+def project() -> Path:
+    """The project that the command is run in, with the environment of what it starts set."""
+    root = project_root()
+    environment.prepare(root)
+    return root
+
+
+def project_root() -> Path:
+    root = environment.find_root(Path.cwd())
+    if root is None:
+        raise ConfigError(f"{Path.cwd()}: expected params.yaml and dvc.yaml here or above; run in the project's folder")
+    return root
+
+
+def registry(root: Path) -> Any:
+    """The registry where the project's versions are."""
+    from flows import steps
+    from pvqae import config
+
+    return steps.tracker(root, config.load(root / "params.yaml").flow.tracking_uri)[0]
+
+
+def notifier() -> Any:
+    """Who tells Prefect. Raises `ConfigError` without a server."""
+    from flows.adapters.notify import Http
+
+    if not (api := os.environ.get("PREFECT_API_URL", "")):
+        raise ConfigError("PREFECT_API_URL: expected a Prefect server, found none; run: python -m flows services up")
+    return Http(api)
+
+
+def without_tracebacks(record: logging.LogRecord) -> bool:
+    """A log filter: what the door prints needs no traceback in the log."""
+    if record.exc_info and isinstance(record.exc_info[1], PvqaeError):
+        record.exc_info = None
+    return True
+
+
+def no_tracebacks() -> None:
+    """To be called once Prefect is imported."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(without_tracebacks)

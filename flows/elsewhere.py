@@ -1,0 +1,79 @@
+"""How a train flow spreads its classes over the workers of flow.train_pool."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from flows import choices, order, parents, stages
+from flows.adapters import git, pool
+from flows.adapters.tracking import Registry
+from flows.adapters.versioning import Handover
+from flows.fan_out import FanOut, orders
+from flows.order import Chains
+from flows.supervise import Supervisor
+from flows.workspace import DVC_LOCK, Workspace
+from pvqae import config
+from pvqae.datasets.classes import FROM_SCRATCH
+from pvqae.errors import ConfigError
+
+DEPLOYMENT = "job/pool"
+MOST = 64  # orders that wait at once
+
+
+def chains(graph: stages.Graph, train_pool: str, parallel: int) -> tuple[Chains, int]:
+    """What runs, and how much of it at once: here stage by stage, elsewhere a class in one go."""
+    if not train_pool:
+        return stages.each(graph), parallel
+    found = order.chains(graph)
+    return found, min(MOST, len(found))
+
+
+def spread(
+    pipeline: stages.Pipeline,
+    space: Workspace,
+    versioning: Handover,
+    supervisor: Supervisor,
+    registry: Registry,
+    graph: Mapping[str, Any],
+    code: git.Code,
+) -> None:
+    """Let `pipeline` ask the workers of flow.train_pool, if there is one.
+
+    Raises `ConfigError` for code that is not committed: workers have commits only.
+    """
+    name = space.params.flow.train_pool
+    if not name:
+        return
+    if code.uncommitted:
+        raise ConfigError(
+            f"flow.train_pool: {name}: workers run the commit {code.sha[:12]}, but {', '.join(code.uncommitted[:5])} "
+            "differ from it; commit first, or train here with flow.train_pool empty"
+        )
+    pipeline.fan_out = FanOut(
+        pool.Prefect(name, DEPLOYMENT),
+        versioning,
+        orders(space.params.data.name, code.sha, lambda asked: files(space, graph, asked), started(registry, graph)),
+        lambda: supervisor.cancelled,
+    )
+
+
+def files(space: Workspace, graph: Mapping[str, Any], asked: Sequence[str]) -> dict[str, str]:
+    """What a worker's workspace needs beside the commit, as it is now."""
+    lock = (space.path / DVC_LOCK).read_text("utf-8")
+    texts = {
+        "params.yaml": config.dump(choices.without_root(space.params)),
+        "data/classes.yaml": yaml.safe_dump(order.part_of_classes(graph, asked), sort_keys=False),
+        DVC_LOCK: order.part_of_lock(lock, order.above(stages.class_stages(graph), asked)),
+        FROM_SCRATCH: (space.path / FROM_SCRATCH).read_text("utf-8"),
+    }
+    if space.dvc_file.exists():
+        texts[space.dvc_file.relative_to(space.path).as_posix()] = space.dvc_file.read_text("utf-8")
+    return texts
+
+
+def started(registry: Registry, graph: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The registered version that each network goes on from; networks from scratch are not in it."""
+    warm = {name: item["classes"] for name, item in graph["networks"].items() if item["parent"] != FROM_SCRATCH}
+    found = {name: parents.champion(registry, graph["dataset"], members) for name, members in warm.items()}
+    return {name: version for name, version in found.items() if version}

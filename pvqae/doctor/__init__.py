@@ -1,0 +1,1 @@
+"""What is installed, what this machine offers, how the project is; what is wrong, and the repair."""

@@ -1,0 +1,103 @@
+"""The packages of each extra of pyproject.toml: whether they are there, of a version that works, of the tried one."""
+
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from pvqae.doctor.check import Check
+
+Installed = Callable[[str], str | None]  # a package's version, None where it is not installed
+CORE = "core"
+# What a person lacks without the extra; `dev` and `services` are looked at only where they are needed.
+EXTRAS = {
+    CORE: "everything",
+    "validation": "`pvqae data check`",
+    "serve": "`pvqae serve`",
+    "export": "`pvqae export`",
+    "flows": "`python -m flows`",
+}
+
+
+def installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def required(pyproject: Path) -> dict[str, list[Requirement]]:
+    """Extra → what it requires: of the sources' pyproject.toml, else of the installed package.
+
+    An editable installation keeps the metadata of the day it was made, so the file comes first.
+    """
+    if pyproject.is_file():
+        project = tomllib.loads(pyproject.read_text("utf-8"))["project"]
+        texts = {CORE: project["dependencies"], **project["optional-dependencies"]}
+        return {extra: [Requirement(text) for text in own] for extra, own in texts.items()}
+    found = [Requirement(text) for text in metadata.requires("pvqae") or ()]
+    return {extra: [item for item in found if _belongs(item, extra)] for extra in EXTRAS}
+
+
+def _belongs(item: Requirement, extra: str) -> bool:
+    if item.marker is None:
+        return extra == CORE
+    return extra != CORE and item.marker.evaluate({"extra": extra})
+
+
+def pinned(constraints: Path) -> dict[str, str]:
+    """Package → the version of constraints.txt; empty where there is no such file."""
+    if not constraints.is_file():
+        return {}
+    lines = re.findall(r"^([\w.-]+)==([^\s;]+)", constraints.read_text("utf-8"), re.MULTILINE)
+    return {_normal(name): version for name, version in lines}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def checks(
+    wanted: Mapping[str, Sequence[Requirement]], pins: Mapping[str, str], needed: str, found: Installed = installed
+) -> list[Check]:
+    """One check per extra. Bad: what `needed` (an extra) or the core lacks, or a version known not to work."""
+    return [_check(extra, wanted.get(extra, ()), pins, extra in (CORE, needed), found) for extra in EXTRAS]
+
+
+def _check(extra: str, wanted: Sequence[Requirement], pins: Mapping[str, str], needed: bool, found: Installed) -> Check:
+    versions = {item.name: found(item.name) for item in wanted}
+    missing = [name for name, version in versions.items() if version is None]
+    wrong = [f"{item.name} {versions[item.name]}, expected {item.specifier}" for item in wanted if _wrong(item, found)]
+    repair = install(extra, bool(pins))
+    if missing:
+        said = f"not installed: {', '.join(missing)}; without them no {EXTRAS[extra]}"
+        return Check(f"extra {extra}", "bad" if needed else "warn", said, repair)
+    if wrong:
+        return Check(f"extra {extra}", "bad", "; ".join(wrong), repair)
+    others = [
+        f"{name} {version}, tried with {pins[_normal(name)]}"
+        for name, version in versions.items()
+        if version and _normal(name) in pins and Version(version).public != Version(pins[_normal(name)]).public
+    ]
+    if others:
+        return Check(f"extra {extra}", "warn", "; ".join(others), repair)
+    said = "as in constraints.txt" if pins else "no constraints.txt here to compare with"
+    return Check(f"extra {extra}", "ok", f"{len(versions)} packages, {said}")
+
+
+def _wrong(item: Requirement, found: Installed) -> bool:
+    version = found(item.name)
+    return version is not None and not item.specifier.contains(version, prereleases=True)
+
+
+def install(extra: str, from_sources: bool) -> str:
+    """The command that installs an extra with the versions that work together."""
+    name = "" if extra == CORE else f"[{extra}]"
+    if from_sources:
+        return f"{sys.executable} -m pip install -c constraints.txt -e '.{name}'"
+    return f"{sys.executable} -m pip install 'pvqae{name}'"

@@ -1,0 +1,108 @@
+"""What this machine offers: Python, device, memory, disk, programs."""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from pvqae import config, runtime
+from pvqae.doctor.check import Check
+
+GB = 10**9
+LEAST_MEMORY, LEAST_DISK, LITTLE_DISK = 2 * GB, GB, 5 * GB  # a training takes about 1 GB, its cache 4
+PYTHON = (3, 11)
+# Files of the drivers (NVIDIA, the same under Windows, AMD); without one of them torch can't see a GPU.
+DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")))
+
+
+def python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
+    said = f"{'.'.join(map(str, version))} in {sys.prefix}"
+    if version >= PYTHON:
+        return Check("python", "ok", said)
+    return Check("python", "bad", f"{said}, expected 3.11 or newer", "make PYTHON=/path/to/python3.11 run")
+
+
+def device(compute: config.Compute, drivers: tuple[Path, ...] = DRIVERS) -> Check:
+    """What a training would use. Torch is imported only where a driver makes a GPU possible: it takes seconds."""
+    present = [str(file) for file in drivers if file.exists()]
+    if find_spec("torch") is None:
+        return Check("device", "bad", "torch is not installed", f"{sys.executable} -m pip install torch")
+    if not present:
+        plan = runtime.without_gpu(compute, 1)
+        if compute.device == "cuda":
+            return Check("device", "bad", "compute.device is cuda, found no GPU driver", "set compute.device: auto")
+        return Check("device", "ok", f"no GPU; {_words(plan)}")
+    return _gpu(compute, present)
+
+
+def _gpu(compute: config.Compute, present: list[str]) -> Check:
+    import torch
+
+    plan = runtime.plan(compute, max(1, torch.cuda.device_count()))
+    if not torch.cuda.is_available():
+        repair = f"{sys.executable} -m uv pip install --torch-backend=auto --reinstall torch"
+        said = f"{present[0]} is there, but torch {torch.__version__} sees no GPU; {_words(plan)}"
+        return Check("device", "bad" if compute.device == "cuda" else "warn", said, repair)
+    names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    bf16 = "with bf16" if torch.cuda.is_bf16_supported() else "without bf16"
+    return Check("device", "ok", f"{names}, {bf16}; {_words(plan)}")
+
+
+def _words(plan: runtime.Plan) -> str:
+    return f"{os.cpu_count()} cores; for one network {plan}"
+
+
+def memory(available: int | None = None) -> Check:
+    """`available`: bytes; by default what the kernel says is left."""
+    found = _available() if available is None else available
+    if found is None:
+        return Check("memory", "ok", f"not known on {platform.system()}")
+    said = f"{found / GB:.1f} GB left"
+    if found >= LEAST_MEMORY:
+        return Check("memory", "ok", said)
+    repair = "end other programs, or train one class at once: --set compute.parallel=1"
+    return Check("memory", "warn", f"{said}; a training takes about 1 GB for each class at once", repair)
+
+
+def _available() -> int | None:
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def disk(root: Path, free: int | None = None) -> Check:
+    """Space below `root`/.pvqae; `free` in bytes, by default what the file system says."""
+    place = root / ".pvqae"
+    nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+    left = shutil.disk_usage(nearest).free if free is None else free
+    said = f"{left / GB:.1f} GB free at {place}"
+    if left >= LITTLE_DISK:
+        return Check("disk", "ok", said)
+    repair = f"rm -r {place / 'cache'} (kept features, made again when needed)"
+    return Check("disk", "bad" if left < LEAST_DISK else "warn", f"{said}, wanted {LITTLE_DISK / GB:.0f} GB", repair)
+
+
+def program(name: str, why: str, state_without: Callable[[], Check]) -> Check:
+    """A program on the PATH or beside this Python."""
+    beside = str(Path(sys.executable).parent)
+    where = shutil.which(name, path=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]))
+    return Check(name, "ok", f"{where}, for {why}") if where else state_without()
+
+
+def programs() -> list[Check]:
+    """Git and DVC, which versions need; Chromium only where the tests' browser client is installed."""
+    found = [
+        program("git", "versions", lambda: Check("git", "bad", "not found", "apt-get install git")),
+        program(
+            "dvc",
+            "versions of data and models",
+            lambda: Check("dvc", "warn", "not found; `python -m flows` needs it", "install the extra flows"),
+        ),
+    ]
+    if find_spec("playwright") is not None:
+        lacking = Check("chromium", "warn", "not found; tests of pages are skipped", "apt-get install chromium")
+        found.append(program("chromium", "tests of pages", lambda: lacking))
+    return found

@@ -1,0 +1,235 @@
+"""The endpoints."""
+
+import asyncio
+from collections.abc import Callable
+from importlib import metadata
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from pvqae.config import Service
+from pvqae.errors import PvqaeError
+from pvqae.serving import uploads
+from pvqae.serving.door import Door
+from pvqae.serving.limits import Places
+from pvqae.serving.metrics import Metrics
+from pvqae.serving.model import Holder
+from pvqae.serving.refusal import Refused, body
+from pvqae.serving.scoring import Scoring, Values
+
+Responses = dict[int | str, dict[str, Any]]
+
+READERS = 4  # requests that may arrive at once, for each that may wait: slow senders hold no place in the queue
+
+
+class Wanted(BaseModel):
+    """The query: a misspelt key is an error, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+    heatmap: bool = Field(False, description="Add the heatmap, a PNG as base64.")
+
+
+class Fault(BaseModel):
+    reason: str
+    message: str
+
+
+class Problem(BaseModel):
+    """No scores, and why."""
+
+    error: Fault
+
+
+class Answer(BaseModel):
+    """A row of `pvqae score`. margin = score - threshold: above 0 is a defect."""
+
+    path: str
+    sha256: str
+    taken: str
+    score: float | None
+    threshold: float
+    decision: Literal["defect", "normal", ""]
+    margin: float | None
+    version: str
+    bundle_sha256: str
+    level_shares: list[float] | None
+    parts: dict[str, float] | None
+    statistics: dict[str, float] | None
+    error: str
+    heatmap: str | None
+
+
+class Answers(BaseModel):
+    """In the order of the images; one that can't be scored has its reason in `error` and decision ""."""
+
+    results: list[Answer]
+
+
+class Card(BaseModel):
+    dataset: str
+    category: str
+    version: str
+    bundle_sha256: str
+    calibration: dict[str, Any]
+    health: dict[str, Any]
+    image: dict[str, Any]
+    model: dict[str, Any]
+    score: dict[str, Any]
+    lineage: dict[str, str]
+    rejected: dict[str, str] | None
+
+
+class Health(BaseModel):
+    status: Literal["alive"]
+
+
+class Ready(BaseModel):
+    """`rejected`: a newer version that does not answer, and what kind of error it met."""
+
+    ready: bool
+    model: str
+    version: str
+    bundle_sha256: str
+    rejected: dict[str, str] | None
+
+
+def make(
+    holder: Holder, settings: Service, metrics: Metrics, token: str = "", prepare: Callable[[], None] = lambda: None
+) -> Door:
+    """The ASGI app. `prepare` runs once in the thread that scores."""
+    scoring = Scoring(holder, settings, metrics, prepare)
+    # No docs pages: they load scripts from elsewhere. /openapi.json stays.
+    app = FastAPI(
+        title="pvqae", version=metadata.version("pvqae"), docs_url=None, redoc_url=None, lifespan=scoring.open,
+    )  # fmt: skip
+    _explain(app, metrics)
+    _add_probes(app, holder, scoring)
+    _add_state(app, holder, metrics, scoring, _problems(token))
+    _add_scoring(app, settings, scoring, _problems(token))
+    if token:
+        _declare_token(app)
+    return Door(app, settings, metrics, token)
+
+
+def _described(statuses: dict[int, str]) -> Responses:
+    return {status: {"model": Problem, "description": text} for status, text in statuses.items()}
+
+
+def _problems(token: str) -> Responses:
+    """What the door may say to any request."""
+    who = {401: "no token"} if token else {421: "not sent to this machine"}
+    return _described({413: "too much", 429: "too often", 503: "not now, but later", **who})
+
+
+def _explain(app: FastAPI, metrics: Metrics) -> None:
+    """Every error as JSON in our words."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        metrics.errors.labels(error.reason).inc()
+        return error.response()
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return JSONResponse(body("request", str(error.detail)), error.status_code, error.headers)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]]
+        return JSONResponse(body("request", "; ".join(lines)), 422)
+
+    async def ours(request: Request, error: Exception) -> Response:
+        return JSONResponse(body("internal", str(error)), 500)
+
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        return JSONResponse(body("internal", "expected an answer, found a fault of the service; see its log"), 500)
+
+    for kind, handler in (
+        *((Refused, refused), (HTTPException, http), (RequestValidationError, invalid)),
+        *((PvqaeError, ours), (Exception, unforeseen)),
+    ):
+        app.add_exception_handler(kind, handler)
+
+
+def _add_probes(app: FastAPI, holder: Holder, scoring: Scoring) -> None:
+    @app.get("/health")
+    async def health() -> Health:
+        """Whether the process answers at all."""
+        return Health(status="alive")
+
+    @app.get("/ready", responses=_described({503: "no model yet"}))
+    async def ready() -> Ready:
+        """Whether a model is loaded: 503 until then."""
+        model, trouble = scoring.model(), holder.trouble
+        rejected = {"version": trouble.version, "error": trouble.kind} if trouble else None
+        return Ready(
+            ready=True, model=model.name, version=model.version, bundle_sha256=model.detector.sha256, rejected=rejected
+        )
+
+
+def _add_state(app: FastAPI, holder: Holder, metrics: Metrics, scoring: Scoring, problems: Responses) -> None:
+    @app.get("/metrics", response_class=PlainTextResponse, responses=problems)
+    async def prometheus() -> Response:
+        """For Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/model", responses=problems)
+    async def card() -> Card:
+        """The model card: what answers, how its threshold was found, from what it was made."""
+        trouble = holder.trouble
+        rejected = {"version": trouble.version, "error": f"{trouble.kind}: {trouble.text}"} if trouble else None
+        return Card(**scoring.model().card(), rejected=rejected)
+
+
+def _add_scoring(app: FastAPI, settings: Service, scoring: Scoring, problems: Responses) -> None:
+    arriving = Places(READERS * settings.queue, "arriving")
+
+    async def rows(request: Request, limit: int, many: bool, heatmap: bool) -> list[Values]:
+        scoring.model()  # nothing is read for nobody
+        with arriving.one():
+            try:
+                async with asyncio.timeout(settings.timeout):
+                    found = await uploads.read(request, limit, many)
+            except TimeoutError:
+                text = f"expected the whole request within {settings.timeout:g} s, found less; send it again"
+                raise Refused(408, "slow", text) from None
+        return await scoring.rows(found, heatmap)
+
+    refusals = {400: "no image, or not as described", 408: "too slow", 415: "unknown content type", 422: "bad query"}
+    responses = problems | _described(refusals)
+
+    @app.post("/v1/score", responses=responses, openapi_extra={"requestBody": uploads.schema(False, 1)})
+    async def score(request: Request, wanted: Annotated[Wanted, Query()]) -> Answer:
+        """Score one image: the part `file` of a form, or JSON with base64."""
+        row = (await rows(request, 1, False, wanted.heatmap))[0]
+        if row["error"]:
+            raise Refused(400, "image", row["error"])
+        return Answer(**row)
+
+    @app.post(
+        "/v1/score/batch", responses=responses, openapi_extra={"requestBody": uploads.schema(True, settings.max_batch)}
+    )
+    async def score_batch(request: Request, wanted: Annotated[Wanted, Query()]) -> Answers:
+        """Score several images: parts `files` of a form, or JSON with base64. All by the same version."""
+        found = await rows(request, settings.max_batch, True, wanted.heatmap)
+        return Answers(results=[Answer(**row) for row in found])
+
+
+def _declare_token(app: FastAPI) -> None:
+    """Say in /openapi.json that all but the probes need the token; the door checks it."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        found: dict[str, Any] = plain()
+        found.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for path, methods in found["paths"].items():
+            for operation in methods.values():
+                operation["security"] = [] if path in ("/health", "/ready") else [{"token": []}]
+        return found
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to change its schema

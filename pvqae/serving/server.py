@@ -1,0 +1,137 @@
+"""Run the service as a process: where it may listen, who may ask, how it stops."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pvqae import config, runtime
+from pvqae.config import Params, Service
+from pvqae.errors import ConfigError
+from pvqae.serving.door import is_loopback
+from pvqae.serving.metrics import Metrics
+from pvqae.serving.model import Holder, described, load
+
+if TYPE_CHECKING:
+    import uvicorn
+
+TOKEN = "PVQAE_TOKEN"
+SHORTEST = 16  # characters of a token
+CONNECTIONS = 512  # open at once; beyond them uvicorn itself answers 503
+
+Background = Callable[[threading.Event], None]
+
+
+def params_here(overrides: tuple[str, ...] = (), file: Path = Path("params.yaml")) -> Params:
+    """The params of this folder; the defaults where it has none."""
+    return config.load(file if file.is_file() else os.devnull, overrides)
+
+
+def settings_of(params: Params, host: str | None, port: int | None) -> Service:
+    """The section `service` with what the command line says; port 0 takes any free one."""
+    changes = {"host": host, "port": port}
+    return params.service.model_copy(update={key: value for key, value in changes.items() if value is not None})
+
+
+def token_of(file: Path | None, environ: Mapping[str, str] = os.environ) -> str:
+    """The token from `file`, else from PVQAE_TOKEN, "" without both. Raises `ConfigError` for a short one."""
+    where = str(file) if file else TOKEN
+    try:
+        token = (file.read_text("utf-8") if file else environ.get(TOKEN, "")).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: expected a file with the token, found {error}") from None
+    if (file or token) and len(token) < SHORTEST:
+        raise ConfigError(
+            f"{where}: expected a token of at least {SHORTEST} characters, found {len(token)}; make one by "
+            "`python -c 'import secrets; print(secrets.token_urlsafe(32))'`"
+        )
+    return token
+
+
+def listen(settings: Service, token: str) -> socket.socket:
+    """The bound socket. Raises `ConfigError` for a host of others without a token, or a port that is taken."""
+    host = settings.host
+    if not token and not is_loopback(host):
+        raise ConfigError(
+            f"service.host: expected 127.0.0.1 or a token, found {host} without one: whoever reaches this port could "
+            f"use the service; add --token-file FILE or set {TOKEN}, and put TLS in front of it"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        bound = socket.create_server((host, settings.port), family=family, backlog=CONNECTIONS)
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{settings.port}: can't listen there: {error.strerror or error}; choose another by --host, --port"
+        ) from None
+    # Connections inherit it. asyncio sets it for sockets of its own only, and without it each answer takes 40 ms more:
+    # its body would wait for the client's delayed acknowledgement of its header.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return bound
+
+
+def prepared(params: Params) -> Callable[[], None]:
+    """Sets the threads of the thread that calls it, as the evaluation has them."""
+    plan = runtime.plan(params.compute, 1)
+    return lambda: runtime.apply(plan)
+
+
+def run(
+    holder: Holder, metrics: Metrics, params: Params, settings: Service, token: str,
+    tell: Callable[[str], None], background: Background | None = None,
+) -> None:  # fmt: skip
+    """Serve until SIGTERM or Ctrl-C; requests in flight are answered before the end.
+
+    `tell` gets the address once connections are taken. `background` runs in a thread of its own until its event is set.
+    """
+    import uvicorn
+
+    from pvqae.serving import app
+
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("pvqae.serving").setLevel(logging.INFO)
+    stop = threading.Event()
+    with listen(settings, token) as connection:
+        served = app.make(holder, settings, metrics, token, prepared(params))
+        # The client's address as the connection has it: a header could name any, and dodge the rate.
+        server = uvicorn.Server(
+            uvicorn.Config(
+                served, log_config=None, access_log=False, server_header=False, proxy_headers=False,
+                limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=int(settings.timeout) + 1,
+            )
+        )  # fmt: skip
+        follower = threading.Thread(target=background, args=(stop,), daemon=True) if background else None
+        if follower:
+            follower.start()
+        tell(address(connection))
+        _until_stopped(server, connection)
+        stop.set()
+        if follower:
+            follower.join(timeout=2)
+
+
+def _until_stopped(server: "uvicorn.Server", connection: socket.socket) -> None:
+    """uvicorn raises the signal again when it has stopped well; here that is no failure."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[connection])
+
+
+def address(connection: socket.socket) -> str:
+    host, port = connection.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(folder: Path, params: Params, settings: Service, token: str, tell: Callable[[str], None]) -> None:
+    """`pvqae serve`: one bundle of this machine. Raises `IntegrityError` before anything listens."""
+    metrics = Metrics()
+    holder = Holder(metrics)
+    prepared(params)()
+    holder.put(load(folder))
+    assert holder.current is not None
+    what = f"{holder.current.name}, {described(holder.current)}"
+    run(holder, metrics, params, settings, token, lambda where: tell(f"serving {what} at {where}"))

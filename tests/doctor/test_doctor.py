@@ -1,0 +1,159 @@
+"""Broken installations, machines and projects: the doctor says what is wrong and names the repair."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from typer.testing import CliRunner
+
+from pvqae import cli, config
+from pvqae.datasets import sums
+from pvqae.doctor import check, examine, extras, machine, project
+from pvqae.doctor.check import Check
+from pvqae.layout import Layout
+
+WANTED = {"core": [Requirement("torch>=2.10")], "flows": [Requirement("fastapi>=0.139,<0.151")]}
+PINS = {"torch": "2.13.0", "fastapi": "0.150.0"}
+
+
+def of(checks: list[Check], name: str) -> Check:
+    return next(item for item in checks if item.name == name)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project with params, without a repository, a dataset or a bundle."""
+    (tmp_path / "params.yaml").write_text("seed: 0\n", "utf-8")
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n", "utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def bundle(root: Path) -> Path:
+    folder = root / "models" / "demo" / "brick" / "bundle"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}", "utf-8")
+    sums.write(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("needed", "state"), [("core", "warn"), ("flows", "bad")])
+def test_a_missing_extra_names_what_is_lost_and_the_command(needed: str, state: str) -> None:
+    found = of(extras.checks(WANTED, PINS, needed, {"torch": "2.13.0"}.get), "extra flows")
+    assert found.state == state
+    assert "not installed: fastapi; without them no `python -m flows`" in found.found
+    assert found.repair.endswith("-m pip install -c constraints.txt -e '.[flows]'")
+
+
+def test_a_version_out_of_bounds_is_bad_and_one_that_was_not_tried_a_warning() -> None:
+    broken = extras.checks(WANTED, PINS, "core", {"torch": "2.13.0", "fastapi": "0.155.0"}.get)
+    assert of(broken, "extra flows").state == "bad"
+    assert "fastapi 0.155.0, expected" in of(broken, "extra flows").found
+    other = extras.checks(WANTED, PINS, "core", {"torch": "2.14.0", "fastapi": "0.150.0"}.get)
+    assert of(other, "extra core").state == "warn"
+    assert "torch 2.14.0, tried with 2.13.0" in of(other, "extra core").found
+    assert of(other, "extra flows").state == "ok"
+
+
+def test_a_build_for_another_processor_is_the_tried_version() -> None:
+    found = extras.checks(WANTED, PINS, "core", {"torch": "2.13.0+cpu", "fastapi": "0.150.0"}.get)
+    assert {item.state for item in found} == {"ok"}
+
+
+def test_extras_come_from_the_sources_or_the_installed_package(tmp_path: Path) -> None:
+    sources, package = extras.required(examine.SOURCES / "pyproject.toml"), extras.required(tmp_path / "none")
+    assert set(extras.EXTRAS) <= set(sources)
+    for found in (sources, package):
+        assert "torch" in {item.name for item in found["core"]}
+        assert "prefect" in {item.name for item in found["flows"]}
+        assert "prefect" not in {item.name for item in found["core"]}
+
+
+def test_an_old_python_a_full_disk_and_little_memory(tmp_path: Path) -> None:
+    assert machine.python((3, 10, 2)).state == "bad"
+    assert machine.python((3, 10, 2)).repair.startswith("make PYTHON=")
+    states = [machine.disk(tmp_path, free).state for free in (10**8, 2 * 10**9, 10**11)]
+    assert states == ["bad", "warn", "ok"]
+    assert str(tmp_path / ".pvqae" / "cache") in machine.disk(tmp_path, 10**8).repair
+    assert [machine.memory(free).state for free in (10**9, 10**10)] == ["warn", "ok"]
+
+
+def test_cuda_that_was_asked_for_but_is_not_there(tmp_path: Path) -> None:
+    found = machine.device(config.Compute(device="cuda"), drivers=(tmp_path / "nvidiactl",))
+    assert (found.state, found.repair) == ("bad", "set compute.device: auto")
+    assert machine.device(config.Compute(), drivers=(tmp_path / "nvidiactl",)).state == "ok"
+
+
+def test_a_driver_without_a_gpu_in_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "nvidiactl").touch()
+    found = machine.device(config.Compute(), drivers=(tmp_path / "nvidiactl",))
+    assert found.state == "warn"
+    assert "--torch-backend=auto" in found.repair
+
+
+def test_params_that_are_not_valid(root: Path) -> None:
+    (root / "params.yaml").write_text("train: {stepz: 3}\n", "utf-8")
+    found = of(examine.examine(root), "params.yaml")
+    assert found.state == "bad"
+    assert "did you mean train.steps?" in found.found
+    assert "checkout params.yaml" in found.repair
+
+
+def test_a_project_without_a_commit(root: Path) -> None:
+    found = project.git(root)
+    assert found.state == "bad"
+    assert found.repair == f"cd {root} && git init && git add -A && git commit -m start"
+
+
+def test_a_dataset_that_is_not_here(root: Path) -> None:
+    layout = Layout(root, "parts")
+    assert "python -m flows data add parts FOLDER" in project.datasets(layout, "folder").repair
+    layout.raw.parent.mkdir(parents=True)
+    (layout.raw.parent / "parts.dvc").touch()
+    assert project.datasets(layout, "folder").repair == "dvc pull data/raw/parts.dvc"
+    layout.raw.mkdir()
+    assert project.datasets(layout, "folder").state == "ok"
+    assert project.datasets(Layout(root, "demo"), "demo").state == "ok"
+
+
+def test_a_damaged_bundle_is_named_with_the_command_that_brings_it_back(root: Path, bundle: Path) -> None:
+    assert [(item.state, item.found) for item in project.bundles(root)] == [("ok", "1 whole")]
+    (bundle / "config.json").write_text("{ }", "utf-8")
+    (found,) = project.bundles(root)
+    assert found.state == "bad"
+    assert "config.json: expected sha256" in found.found
+    assert found.repair == f"dvc --cd {root} checkout --force models/demo/brick/bundle"
+
+
+def test_the_command_line(root: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    done = CliRunner().invoke(cli.app, ["doctor", "--json"])
+    found = {item["name"]: item for item in json.loads(done.stdout)}
+    assert done.exit_code == 1
+    assert found["git repository"]["state"] == "bad"
+    assert set(found["bundles"]) == {"name", "state", "found", "repair"}
+    said = CliRunner().invoke(cli.app, ["doctor"]).stdout
+    assert "→ cd " in said
+    assert f"{len(found)} checks: " in said
+
+
+def test_it_takes_no_torch_where_there_is_no_gpu(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pvqae.doctor import examine, machine; machine.DRIVERS = ();"
+        "machine.device.__defaults__ = ((),); examine.examine(Path('.')); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_counts_in_words() -> None:
+    good, bad, warn = Check("a", "ok", ""), Check("b", "bad", ""), Check("c", "warn", "")
+    assert check.sentence([good]) == "1 checks, nothing to repair"
+    assert check.sentence([good, bad, warn]) == "3 checks: 1 bad, 1 to look at"
+    assert [check.exit_code([good, warn]), check.exit_code([bad])] == [0, 1]

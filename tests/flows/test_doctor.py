@@ -1,0 +1,157 @@
+"""Servers that are down, workers that are missing, code that is not committed: each with its repair."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import doctor, environment
+from flows.adapters import dvc_config
+from flows.adapters.outside import Real, Twin
+from pvqae import config
+from pvqae.doctor.check import Check
+from tests.flows.conftest import commit
+
+API, MLFLOW = "http://prefect:4200/api", "http://mlflow:5000"
+SERVERS = {"PREFECT_API_URL": API, "MLFLOW_TRACKING_URI": MLFLOW}
+WELL = Twin(up=(API, MLFLOW), known_pools={"pvqae": 1}, known_champions={"pvqae-demo-brick": "3"})
+
+
+def of(checks: list[Check], name: str) -> Check:
+    return next(item for item in checks if item.name == name)
+
+
+def test_a_project_whose_servers_answer(project: Path) -> None:
+    found = doctor.examine(project, WELL, SERVERS)
+    for name in ("code", "DVC remote", "Prefect", "MLflow", "work pool pvqae", "champions", "services"):
+        assert of(found, name).state == "ok", of(found, name)
+    assert "pvqae-demo-brick version 3" in of(found, "champions").found
+
+
+def test_servers_that_are_down(project: Path) -> None:
+    found = doctor.examine(project, Twin(wrong="no such bucket"), SERVERS)
+    for name in ("Prefect", "MLflow", "DVC remote"):
+        assert of(found, name).state == "bad"
+        assert "python -m flows services up" in of(found, name).repair
+    assert "nothing answers at http://mlflow:5000" in of(found, "MLflow").found
+    assert "no such bucket" in of(found, "DVC remote").found
+
+
+def test_no_server_at_all_is_well(project: Path) -> None:
+    found = doctor.examine(project, Twin(), {})
+    assert of(found, "Prefect").state == of(found, "MLflow").state == "ok"
+    assert of(found, "MLflow").found == f"sqlite:///{project / '.pvqae/mlflow/mlflow.db'}"
+    assert (of(found, "champions").state, of(found, "champions").repair) == ("warn", "make run")
+
+
+def test_a_training_pool_without_a_worker_is_bad_and_a_schedules_pool_a_warning() -> None:
+    params = config.Params(flow=config.Flow(train_pool="gpus"))
+    found = doctor.pools(API, params, Twin(up=(API,), known_pools={"gpus": 0}))
+    assert [(item.name, item.state) for item in found] == [("work pool pvqae", "warn"), ("work pool gpus", "bad")]
+    assert found[0].repair == "prefect work-pool create --type process pvqae"
+    assert found[1].repair == "python -m flows worker --pool gpus"
+
+
+def test_code_that_is_not_committed(project: Path) -> None:
+    (project / "flows" / "new.py").write_text("x = 1\n", "utf-8")
+    (found,) = doctor.code(project)
+    assert found.state == "warn"
+    assert "1 files differ from the last commit (flows/new.py)" in found.found
+    commit(project)
+    assert doctor.code(project)[0].state == "ok"
+
+
+def test_services_that_should_run_but_do_not(project: Path) -> None:
+    file = environment.services_file(project)
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"PREFECT_API_URL": API}), "utf-8")
+    found = doctor.examine(project, Twin(), {})
+    assert of(found, "Prefect").state == "bad"
+    assert of(found, "services").state == "bad"
+    assert "postgres stopped" in of(found, "services").found
+    file.write_text("{", "utf-8")
+    assert "is damaged" in doctor.client_settings(project, {})[1][0].found
+
+
+def test_the_default_remote_and_a_remote_that_is_a_file(project: Path) -> None:
+    section = dvc_config.default_remote(project)
+    assert section == {"url": str(project / ".pvqae" / "remote")}
+    assert Real().trouble(section) == ""
+    Path(section["url"]).parent.mkdir(exist_ok=True)
+    Path(section["url"]).touch()
+    assert doctor.remote(project, Real()).state == "bad"
+    (project / ".dvc" / "config").write_text("", "utf-8")
+    assert doctor.remote(project, Real()).state == "warn"
+
+
+def test_passwords_in_addresses_are_not_shown() -> None:
+    uri = "http://me:secret@mlflow:5000"
+    assert "secret" not in str(doctor.mlflow(uri, Twin())) + str(doctor.mlflow(uri, Twin(up=(uri,))))
+
+
+def test_champions_of_a_database(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    assert Real().champions(f"sqlite:///{file}") == {}
+    with sqlite3.connect(file) as database:
+        database.execute("create table registered_model_aliases (name text, alias text, version integer)")
+        rows = [("pvqae-a-b", "champion", 2), ("pvqae-a-b", "challenger", 3), ("other", "champion", 1)]
+        database.executemany("insert into registered_model_aliases values (?, ?, ?)", rows)
+    database.close()
+    assert Real().champions(f"sqlite:///{file}") == {"pvqae-a-b": "2"}
+    file.write_bytes(b"no database")
+    assert doctor.champions(f"sqlite:///{file}", Real()).state == "warn"
+
+
+class Answers(BaseHTTPRequestHandler):
+    """What Prefect and MLflow answer, in short."""
+
+    known: dict[str, Any] = {  # noqa: RUF012  # only read
+        "/api/work_pools/filter": [{"name": "pvqae"}],
+        "/api/work_pools/pvqae/workers/filter": [{"status": "ONLINE"}, {"status": "OFFLINE"}],
+        "/health": "OK",
+        "/api/2.0/mlflow/registered-models/search": {
+            "registered_models": [
+                {"name": "pvqae-a-b", "aliases": [{"alias": "champion", "version": "4"}]},
+                {"name": "x"},
+            ]
+        },
+    }
+
+    def do_GET(self) -> None:
+        body = json.dumps(self.known[self.path.split("?")[0]]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def log_message(self, *words: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Answers) as found:
+        thread = threading.Thread(target=found.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{found.server_port}"
+        found.shutdown()
+        thread.join()
+
+
+def test_the_real_look_at_servers(server: str) -> None:
+    look = Real()
+    assert look.answers(f"{server}/health")
+    assert look.pools(f"{server}/api") == {"pvqae": 1}
+    assert look.champions(server) == {"pvqae-a-b": "4"}
+    assert not look.answers("http://127.0.0.1:9/health")
+    with pytest.raises(OSError, match="only sqlite and http"):
+        look.champions("postgresql://x/y")

@@ -1,0 +1,339 @@
+"""Queues, the log of labels, and Apply with twins in memory: in which order, what counts, a death at every line."""
+
+import csv
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows import arrivals_admit, arrivals_index, review_apply, review_labels, review_queues
+from flows.adapters.memory import Files
+from flows.arrivals_ledger import Entry, Ledger
+from flows.arrivals_places import Places
+from flows.review_apply import Applied, Applier
+from flows.review_desk import Desk, Source
+from flows.review_labels import Label, Log
+from pvqae import config
+from pvqae.datasets import arrivals, build, checks, images, sources
+from pvqae.datasets import manifest as manifests
+from pvqae.datasets.manifest import digest
+from pvqae.errors import ConfigError, DataError
+from pvqae.layout import ARRIVED, Layout
+
+PARAMS = config.parse({"data": {"name": "nuts", "source": "folder", "min_normals": 4}})
+
+
+def photograph(seed: int) -> images.Floats:
+    """A part: smooth blotches, other ones for each seed."""
+    coarse = Image.fromarray(np.random.default_rng(seed).random((6, 6), dtype=np.float32))
+    smooth = np.asarray(coarse.resize((48, 48), Image.Resampling.BICUBIC))
+    return np.repeat(np.clip(0.4 + 0.3 * smooth, 0, 1)[..., None], 3, axis=2).astype(np.float32)
+
+
+def said(sha256: str, label: review_labels.Word, who: str = "Ada", **more: object) -> Label:
+    return Label(sha256, label, who, "2026-01-02T03:04:05+00:00", **more)  # type: ignore[arg-type]
+
+
+@dataclass
+class World:
+    """The dataset `nuts` of one class, two held images, and a scored folder."""
+
+    root: Path
+    dvc: Files = field(default_factory=Files)
+    commits: list[str] = field(default_factory=list)
+
+    @property
+    def raw(self) -> Path:
+        return Layout(self.root, "nuts").raw
+
+    @property
+    def places(self) -> Places:
+        return Places(self.root, "nuts")
+
+    @property
+    def log(self) -> Log:
+        return Log(review_labels.labels_file(self.places))
+
+    def make(self, normals: int = 10) -> None:
+        for seed in range(normals):
+            images.write(self.raw / "nut" / "good" / f"{seed}.png", photograph(seed))
+        for number, score in ((20, 7.0), (21, 9.0)):
+            file = self.places.review / "nut" / f"h{number}__a.png"
+            images.write(file, photograph(number))
+            entry = Entry(f"nut/h{number}__a.png", "e", 1, "review", "high", "nut", digest(file), file.name, "good")
+            Ledger(self.places.ledger).append([replace(entry, score=score)])
+        self.score({30: 1.0, 31: 4.9, 32: 5.2, 33: 9.0})
+
+    def score(self, scores: dict[int, float]) -> None:
+        folder = self.root / "scores" / "pvqae-nuts-nut" / "belt"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for seed, score in scores.items():
+            file = self.root / "belt" / f"{seed}.png"
+            images.write(file, photograph(seed))
+            decision = "defect" if score > 5 else "normal"
+            rows.append({"path": str(file), "sha256": digest(file), "score": score, "threshold": 5.0, "version": "3"})
+            rows[-1]["decision"] = decision
+        rows.append({"path": "cut.png", "sha256": "", "score": None, "threshold": 5.0, "decision": "", "version": "3"})
+        (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+    def desk(self) -> Desk:
+        return Desk(Source(self.places, ("nut",), 100, lambda category: "3"))
+
+    def record(self, message: str) -> str:
+        if not self.commits or self.commits[-1] != message:  # a real commit of the same tree is none
+            self.commits.append(message)
+        return "sha"
+
+    def apply(self) -> Applied:
+        found = {item.sha256: item for item in review_queues.scored(self.root, "nuts", ["nut"])}
+        with self.log.writing():
+            log = self.log
+            applier = Applier(self.places, PARAMS, Ledger(self.places.ledger), log)
+            self.dvc.listings[""] = frozenset(self.arrived())
+            return applier.run(found.get, self.dvc, self.record)
+
+    def arrived(self) -> list[str]:
+        below = self.raw / ARRIVED
+        return sorted(path.relative_to(below).as_posix() for path in below.rglob("*.png"))
+
+    def state(self) -> tuple[object, ...]:
+        """What must not depend on where a run died."""
+        entries = sorted((e.key, e.state, e.part) for e in Ledger(self.places.ledger).entries())
+        standing = sorted((sha256, s.label.label, s.outcome) for sha256, s in self.log.standing().items())
+        kept = sorted(path.name for path in self.places.review.rglob("*.png"))
+        signed = arrivals.labels_file(self.raw)
+        return self.arrived(), entries, standing, kept, signed.read_text("utf-8") if signed.exists() else ""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    made = World(tmp_path / "project")
+    made.make()
+    return made
+
+
+def shown(desk: Desk, name: str) -> list[str]:
+    return [item["name"] for queue in desk.state()["queues"] if queue["name"] == name for item in queue["items"]]
+
+
+def by_name(desk: Desk, name: str) -> str:
+    return next(
+        item["id"] for queue in desk.state()["queues"] for item in queue["items"] if item["name"].startswith(name)
+    )
+
+
+def test_the_queues_are_in_the_order_in_which_a_look_pays(world: World) -> None:
+    desk = world.desk()
+    assert shown(desk, "held") == ["h21__a.png", "h20__a.png"]
+    assert shown(desk, "near") == ["31.png", "32.png", "30.png", "33.png"]
+    assert shown(desk, "alarms") == ["33.png", "32.png"]
+    assert desk.state()["total"] == 6
+
+
+def test_false_alarms_of_the_evaluation_are_in_the_queue_of_alarms(world: World) -> None:
+    reports = Layout(world.root, "nuts").reports
+    reports.mkdir(parents=True)
+    (reports / "metrics.json").write_text(json.dumps({"classes": {"nut": {"threshold": 5.0}}}), "utf-8")
+    head = "class,sample_id,path,label,kind,image_score,decision,outcome\n"
+    rows = "nut,a,raw/nuts/nut/good/1.png,normal,good,6.5,defect,false_alarm\n"
+    gone = (
+        "nut,b,raw/nuts/nut/good/99.png,normal,good,6.5,defect,false_alarm\nnut,c,../../x,normal,good,6,,false_alarm\n"
+    )
+    (reports / "images.csv").write_text(head + rows + gone, "utf-8")
+    desk = world.desk()
+    assert shown(desk, "alarms") == ["33.png", "1.png", "32.png"]
+    desk.label(by_name(desk, "1.png"), "defect", "Ada")
+    (row,) = csv.DictReader((world.places.review / "disagreements.csv").read_text("utf-8").splitlines())
+    assert (row["label"], row["person"], row["outcome"]) == ("defect", "Ada", "only noted")
+    assert "never teaches" in world.apply().lines[1]
+    assert world.arrived() == []
+
+
+def test_the_newest_label_counts_and_undo_takes_it_back(world: World) -> None:
+    desk = world.desk()
+    first = by_name(desk, "h21")
+    desk.label(first, "good", "Ada")
+    desk.label(first, "good", "Ada")
+    assert [label.label for label in world.log.read()] == ["good"]
+    desk.label(first, "defect", "Ada")
+    assert [(label.label, label.score, label.origin) for label in world.log.pending()] == [("defect", 9.0, "held")]
+    assert desk.undo("Bob") is None
+    undone = desk.undo("  Ada\n")
+    assert undone is not None
+    assert undone.sha256 == first
+    assert world.log.pending() == []
+    assert shown(desk, "held") == ["h21__a.png", "h20__a.png"]
+    assert [label.label for label in world.log.read()] == ["good", "defect", "undo"]
+
+
+def test_a_skipped_image_waits_apart(world: World) -> None:
+    desk = world.desk()
+    desk.label(by_name(desk, "h21"), "skip", "Ada")
+    assert (shown(desk, "held"), shown(desk, "skipped")) == (["h20__a.png"], ["h21__a.png"])
+    assert desk.state()["done"] == 0
+
+
+@pytest.mark.parametrize("who", ["", " \n", "\x00\x07"])
+def test_a_label_needs_a_name(world: World, who: str) -> None:
+    desk = world.desk()
+    with pytest.raises(ConfigError, match="who"):
+        desk.label(by_name(desk, "h21"), "good", who)
+
+
+def test_an_image_of_no_queue_takes_no_label(world: World) -> None:
+    with pytest.raises(DataError, match="no"):
+        world.desk().label("0" * 64, "good", "Ada")
+
+
+def test_a_line_that_a_crash_cut_off_does_not_count(world: World) -> None:
+    log = world.log
+    log.append(said("a", "good"))
+    with review_labels.labels_file(world.places).open("ab") as file:
+        file.write(b'{"sha256": "b", "lab')
+    assert [label.sha256 for label in world.log.read()] == ["a"]
+    world.log.append(said("c", "defect"))
+    assert [label.sha256 for label in world.log.read()] == ["a", "c"]
+
+
+def test_apply_makes_one_version_with_who_and_when(world: World) -> None:
+    desk = world.desk()
+    for name, word in (("h21", "defect"), ("h20", "good"), ("33", "defect"), ("32", "good")):
+        desk.label(by_name(desk, name), word, "Ada Müller")  # type: ignore[arg-type]
+    done = world.apply()
+    assert [name.rpartition("-")[0] or name for name in world.arrived()] == [
+        *("nut/defect/reviewed/33", "nut/defect/reviewed/h21__a.png", "nut/good/32", "nut/good/h20__a.png"),
+    ]
+    assert "4 images came into the dataset (2 nut/defect/reviewed, 2 nut/good)" in done.lines[0]
+    (message,) = world.commits
+    assert message.startswith("nuts: 4 images labelled (2 nut/defect/reviewed, 2 nut/good)\n")
+    assert message.count(", labelled defect by Ada Müller at 2") == 2
+    signed = arrivals.signatures(world.raw)
+    assert sorted(f"{ARRIVED}/{name}" for name in world.arrived()) == sorted(signed)
+    desk.refresh()
+    assert shown(desk, "near") == ["31.png", "30.png"]
+    assert shown(desk, "held") == []
+    assert "nothing to apply" in world.apply().lines[0]
+    assert len(world.commits) == 1
+
+
+def test_labels_show_in_the_manifest_and_no_defect_is_learnt_from(world: World) -> None:
+    desk = world.desk()
+    desk.label(by_name(desk, "h21"), "defect", "Ada")
+    desk.label(by_name(desk, "32"), "good", "Ada")
+    world.apply()
+    build.build(world.root, PARAMS)
+    rows = manifests.read(Layout(world.root, "nuts").manifest)
+    rows = rows[rows["path"].str.contains(ARRIVED) & ~rows["path"].str.startswith("gate/")].set_index("label")
+    assert rows.loc["defect", "split"] == "gate"
+    assert rows.loc["normal", "split"] in ("train", "calibrate")
+    assert rows.loc["defect", "source"].startswith("folder, labelled by Ada at 20")
+
+
+def test_a_labelled_defect_needs_no_mask_where_others_have_one(world: World) -> None:
+    images.write(world.raw / "nut" / "dent" / "d.png", photograph(50))
+    images.write(world.raw / "nut" / "masks" / "dent" / "d.png", np.ones((48, 48), dtype=np.bool_))
+    desk = world.desk()
+    desk.label(by_name(desk, "h21"), "defect", "Ada")
+    world.apply()
+    assert "reviewed" in {found.kind for found in sources.scan("folder", world.raw)}
+    build.build(world.root, PARAMS)
+    assert checks.mask_kept(manifests.read(Layout(world.root, "nuts").manifest)).all()
+
+
+def test_what_the_dataset_has_or_can_not_take_is_said_and_left(world: World) -> None:
+    world.score({3: 6.0, 34: 7.0, 35: 8.0})
+    images.write(world.root / "belt" / "35.png", np.zeros((8, 90, 3), dtype=np.float32))
+    text = (world.root / "scores/pvqae-nuts-nut/belt/scores.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in text]
+    rows[2]["sha256"] = digest(world.root / "belt" / "35.png")
+    file = world.root / "scores/pvqae-nuts-nut/belt/scores.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    desk = world.desk()
+    for name in ("3.png", "34.png", "35.png"):
+        desk.label(by_name(desk, name), "good", "Ada")
+    (world.root / "belt" / "34.png").unlink()
+    lines = world.apply().lines
+    assert world.arrived() == []
+    assert any("the same file as nut/good/3.png" in line for line in lines)
+    assert any("gone or changed" in line for line in lines)
+    assert any("expected 48 x 48 pixels" in line for line in lines)
+    assert world.log.pending() == []
+
+
+class Killed(BaseException):
+    """As SIGKILL as a test can be: nothing that catches `Exception` sees it."""
+
+
+# What they call of ledger and log appends whole lines or nothing, which has tests of its own.
+WATCHED = (str(arrivals_admit.__file__), str(review_apply.__file__))
+
+
+def traced(work: Callable[[], object], at: tuple[str, int, int] | None) -> Counter[tuple[str, int]]:
+    """Run `work`, and die just before `at` (file, line, how often reached before); how often each line was reached."""
+    seen: Counter[tuple[str, int]] = Counter()
+
+    def local(frame: FrameType, event: str, _: object) -> Callable[..., object]:
+        if event == "line":
+            place = (frame.f_code.co_filename, frame.f_lineno)
+            if at == (*place, seen[place]):
+                raise Killed
+            seen[place] += 1
+        return local
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, _: local if frame.f_code.co_filename in WATCHED else None)
+    try:
+        work()
+    except Killed:
+        pass
+    finally:
+        sys.settrace(before)
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_death_at_any_line_of_apply_neither_loses_nor_doubles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(arrivals_index, "_exposure_misfit", lambda image, own: "")
+    template = World(tmp_path / "template")
+    template.make(normals=3)
+    arrivals_index.build(sources.scan("folder", template.raw), template.raw, template.places.home / "index.npz")
+    desk = template.desk()
+    for name, word in (("h21", "defect"), ("h20", "good"), ("32", "good")):
+        desk.label(by_name(desk, name), word, "Ada")  # type: ignore[arg-type]
+
+    def fresh(name: str) -> World:
+        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+        shutil.copytree(template.root, tmp_path / "copy")
+        return World(tmp_path / "copy")
+
+    undisturbed = fresh("whole")
+    reached = traced(undisturbed.apply, None)
+    expected = undisturbed.state()
+    assert len(undisturbed.arrived()) == 3
+    spots = {(*place, count - 1) for place, count in reached.items()}
+    assert len(spots) > 60
+    for spot in sorted(spots):
+        world = fresh("dies")
+        traced(world.apply, spot)
+        world.apply()
+        assert world.state()[0] == expected[0], spot
+        assert world.state()[1:2] == expected[1:2], spot
+        assert world.state()[3:] == expected[3:], spot
+        assert {s.outcome for s in world.log.standing().values()} == {"in the dataset as good", IN_GATE}, spot
+        assert len(world.commits) == 1, spot
+
+
+IN_GATE = "in the dataset as defect/reviewed"

@@ -1,0 +1,167 @@
+"""`pvqae export` from a bundle to a folder that gives its scores without torch and without this project."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from pvqae import config
+from pvqae.datasets import images, sums
+from pvqae.errors import ConfigError, DataError, ParityError
+from pvqae.inference import bundle, export, export_check, run_exported
+from pvqae.inference.scoring import Scorer
+
+Picture = Callable[..., np.ndarray]
+MODEL = config.Model(width=8, code_dim=4, codes=16)  # of the fixture `scorer`
+BLOCKED = "torch", "pvqae", "onnx", "scipy", "pandas"
+WITHOUT = """
+import runpy, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ModuleNotFoundError("blocked: " + name)
+sys.meta_path.insert(0, Blocked())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def pictures(picture: Picture, root: Path) -> list[Path]:
+    """Square, letterboxed both ways, and one with a dent."""
+    files = []
+    for number, shape in enumerate([(128, 128), (50, 125), (300, 100), (140, 130)]):
+        image = picture(90 + number, *shape)
+        if number == 3:
+            image[20:40, 30:60] = 0.02
+        files.append(root / f"{number}.png")
+        images.write(files[-1], image)
+    return files
+
+
+def saved(scorer: Scorer, folder: Path, model: config.Model = MODEL) -> Path:
+    params = config.Params(model=model, image=scorer.image, score=scorer.score, prior=config.Prior(width=16))
+    bundle.save(folder, scorer, params, "part", {}, {"threshold": 1.5, "map_threshold": 3.0, "map_scale": [0.0, 4.0]})
+    return folder
+
+
+def onnx_of(scorer: Scorer, out: Path, tell: Callable[[str], None], files: list[Path]) -> export_check.Parity:
+    return export.export(saved(scorer, out.parent / "bundle"), out, files, tell)
+
+
+@pytest.fixture(scope="module")
+def files(picture: Picture, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return pictures(picture, tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def exported(
+    scorer: Scorer, files: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Scorer, list[str]]:
+    """The gated fusion of the memory; the folder, the scorer, and what was told."""
+    mine = replace(scorer, score=scorer.score.model_copy(update={"fusion": "gated", "recon": "memory"}))
+    folder, told = tmp_path_factory.mktemp("exported") / "out", []
+    onnx_of(mine, folder, told.append, files)
+    return folder, bundle.load(folder.parent / "bundle").scorer, told
+
+
+def test_the_folder_is_whole_and_says_what_it_is(exported: tuple[Path, Scorer, list[str]]) -> None:
+    folder, scorer, told = exported
+    assert {p.name for p in folder.iterdir()} == {"model.onnx", "card.json", "run.py", "SHA256SUMS"}
+    sums.verify(folder, "an export", "")
+    card = json.loads((folder / "card.json").read_text())
+    assert card["threshold"] == 1.5
+    assert card["opset"] == export.OPSET
+    assert card["bundle_sha256"] == bundle.sha256_of(folder.parent / "bundle")
+    assert card["preprocessing"]["size"] == scorer.image.size
+    assert "parity on 4 images" in "".join(told)
+
+
+def test_the_batch_is_dynamic_and_company_does_not_matter(exported: tuple[Path, Scorer, list[str]]) -> None:
+    folder, scorer, _ = exported
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [o.name for o in session.get_outputs()] == list(export.OUTPUTS)
+    side = scorer.image.size
+    pixels = np.random.default_rng(0).random((3, 3, side, side), dtype=np.float32)
+    valid = np.ones((3, side, side), dtype=np.bool_)
+    three = session.run(None, {"pixels": pixels, "valid": valid})
+    for index in range(3):
+        one = session.run(None, {"pixels": pixels[index : index + 1], "valid": valid[index : index + 1]})
+        for alone, together in zip(one, three, strict=True):
+            np.testing.assert_allclose(alone[0], together[index], rtol=1e-4, atol=1e-4)
+
+
+def test_the_script_gives_the_bundle_s_scores_where_torch_and_this_project_can_t_be_imported(
+    exported: tuple[Path, Scorer, list[str]], files: list[Path], tmp_path: Path
+) -> None:
+    folder = exported[0]
+    command = [sys.executable, "-I", "-c", WITHOUT.format(blocked=BLOCKED), str(folder / "run.py")]
+    done = subprocess.run([*command, *files, "--maps", tmp_path], capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["image"] for row in rows] == [str(file) for file in files]
+    for number, (row, file) in enumerate(zip(rows, files, strict=True)):
+        scored = bundle.load(folder.parent / "bundle").score(file)
+        assert row["score"] == pytest.approx(scored.image_score, rel=1e-4, abs=1e-4)
+        assert row["decision"] == ("defect" if scored.image_score > 1.5 else "normal")
+        assert row["parts"] == pytest.approx(scored.parts, rel=1e-4, abs=1e-4)
+        np.testing.assert_allclose(np.load(tmp_path / f"{number}.npy"), scored.anomaly_map, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_a_tiled_image_is_judged_over_all_its_views(
+    exported: tuple[Path, Scorer, list[str]], picture: Picture, tiles: int
+) -> None:
+    """The graph is the same for every aspect: only the card says how images are laid out."""
+    folder, scorer, _ = exported
+    detector = run_exported.Detector(folder)
+    changed = {"aspect": "tile", "tiles": tiles}
+    detector.card["preprocessing"] |= changed
+    image = picture(95, 200, 500)
+    image[100:112, 400:412] = 0.02
+    scored = replace(scorer, image=scorer.image.model_copy(update=changed)).one(image)
+    found = detector.score(image)
+    assert found["score"] == pytest.approx(scored.image_score, rel=1e-4, abs=1e-4)
+    assert found["parts"] == pytest.approx(scored.parts, rel=1e-4, abs=1e-4)
+    np.testing.assert_allclose(found["anomaly_map"], scored.anomaly_map, rtol=1e-4, atol=1e-4)
+
+
+def test_a_difference_leaves_nothing(
+    scorer: Scorer, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = saved(scorer, tmp_path / "bundle"), tmp_path / "deep" / "out"
+    monkeypatch.setattr(export, "write_graph", lambda detector, path: path.write_bytes(b"graph"))
+    with pytest.raises(ParityError, match="found an error"):
+        export.export(folder, out, files, str)
+    off = export_check.Parity(3, 2e-4, 1e-6, "worst.png", 1.0, 1.0)
+    monkeypatch.setattr(export_check, "check", lambda *_: off)
+    told: list[str] = []
+    with pytest.raises(ParityError, match=r"worst.png: .*2.0e-04"):
+        export.export(folder, out, files, told.append)
+    assert "2.0e-04" in "".join(told)
+    assert not list(out.parent.iterdir())
+
+
+def test_a_difference_that_is_no_number_is_a_failure() -> None:
+    with pytest.raises(ParityError):
+        export_check.Parity(1, float("nan"), 0.0, "a.png", 1.0, 1.0).insist()
+
+
+def test_what_can_t_be_exported_is_refused_before_anything_is_written(
+    scorer: Scorer, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = saved(scorer, tmp_path / "bundle"), tmp_path / "out"
+    monkeypatch.setattr(export, "BACKBONES", ("another",))
+    with pytest.raises(ConfigError, match="efficientnet_lite0"):
+        export.export(folder, out, files, str)
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="new folder or an earlier export"):
+        export.export(folder, tmp_path, files, str)
+    with pytest.raises(DataError, match="folder of images"):
+        export.run(folder, out, tmp_path / "absent", str)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
+    assert saved(scorer, folder)  # still there, whole

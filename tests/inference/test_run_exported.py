@@ -1,0 +1,91 @@
+"""What run.py does itself must be what the project does: decode, resize, lay out, stitch."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pvqae import config
+from pvqae.datasets import images
+from pvqae.inference import run_exported
+
+Picture = Callable[..., np.ndarray]
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (300, 200), (31, 700), (1, 90), (128, 100)])
+@pytest.mark.parametrize("size", [(64, 64), (33, 128), (200, 333), (3, 5)])
+def test_resizing_is_the_training_s(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).random((*shape, 3), dtype=np.float32)
+    found = run_exported.resize(image, *size)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, images._resize(image, *size), atol=1e-6)
+
+
+SETTINGS = [
+    *({"aspect": aspect} for aspect in images.ASPECTS),
+    {"aspect": "tile", "tiles": 2},
+    {"aspect": "tile", "tiles": 3, "overlap": 0.3},
+    {"aspect": "tile", "tiles": 2, "overlap": 0.0},
+]
+
+
+@pytest.mark.parametrize("shape", [(100, 90), (70, 300), (301, 128), (3, 600), (200, 450)])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_views_and_stitched_maps_are_the_project_s(shape: tuple[int, int], settings: dict[str, object]) -> None:
+    params = config.Image.model_validate({"size": 64, **settings})
+    image = np.random.default_rng(1).random((*shape, 3), dtype=np.float32)
+    canvas = images.canvas(image, params)
+    (height, width), found = run_exported.views(image, params.model_dump())
+    assert (height, width) == (canvas.height, canvas.width)
+    assert [(view.top, view.left) for view in found] == [(view.top, view.left) for view in canvas.views]
+    for mine, theirs in zip(found, canvas.views, strict=True):
+        np.testing.assert_array_equal(mine.valid, theirs.valid)
+        np.testing.assert_allclose(mine.pixels, theirs.pixels, atol=1e-6)
+    maps = np.random.default_rng(2).random((len(found), 64, 64), dtype=np.float32)
+    stitched = run_exported.stitch((height, width), found, maps)
+    np.testing.assert_array_equal(stitched, images.stitch(canvas, list(maps)))
+
+
+def kinds() -> dict[str, Image.Image]:
+    rng = np.random.default_rng(3)
+    colour = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with_alpha = colour.copy()
+    with_alpha.putalpha(Image.fromarray(rng.integers(0, 256, (20, 30), dtype=np.uint8)))
+    found = {
+        "colour.png": colour,
+        "grey.png": colour.convert("L"),
+        "palette.png": colour.convert("P"),
+        "alpha.png": with_alpha,
+        "bilevel.png": colour.convert("1"),
+        "deep.png": Image.fromarray(rng.integers(0, 65536, (20, 30), dtype=np.uint16)),
+        "turned.jpg": colour,
+    }
+    found["turned.jpg"].info["exif"] = turned.tobytes()
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_decoding_is_the_project_s(tmp_path: Path, name: str) -> None:
+    image = kinds()[name]
+    image.save(tmp_path / name, exif=image.info.get("exif", b""))
+    np.testing.assert_array_equal(run_exported.read(tmp_path / name), images.read(tmp_path / name))
+
+
+def test_it_imports_nothing_but_numpy_onnxruntime_and_pillow() -> None:
+    program = (
+        "import runpy, sys, json; runpy.run_path(sys.argv[1], run_name='module');"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program, run_exported.__file__], capture_output=True, text=True, check=True
+    )
+    loaded = set(json.loads(done.stdout))
+    assert {"numpy", "onnxruntime", "PIL"} <= loaded
+    assert not loaded & {"torch", "pvqae", "onnx", "pandas", "scipy", "pydantic"}

@@ -1,0 +1,108 @@
+"""Large images in overlapping views: stitched maps without seams, one score over all views, bounded memory."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pvqae import config
+from pvqae.datasets import images
+from pvqae.inference import choice, scoring
+from pvqae.inference.readout import Readout
+from pvqae.inference.scoring import Scored, Scorer
+
+Picture = Callable[..., np.ndarray]
+ANYWHERE = Readout("finest", "global")  # statistics that don't depend on the place in a view
+
+
+def tiled(scorer: Scorer, tiles: int = 2) -> Scorer:
+    score = choice.settled(config.Score(recon="memory"), ANYWHERE, ANYWHERE)
+    return replace(scorer, image=config.Image(size=128, aspect="tile", tiles=tiles), score=score)
+
+
+@pytest.fixture(scope="module")
+def pair(scorer: Scorer, picture: Picture) -> tuple[Scored, Scored]:
+    """A picture of 2 x 4 views, and the same surface 32 pixels further on: other views see each place."""
+    surface = picture(150, 224, 448)
+    surface[100:110, 200:212] = 0.02
+    surface[30:36, 330:340] = 0.9
+    large = tiled(scorer)
+    return large.one(surface[:, :416]), large.one(surface[:, 32:])
+
+
+def test_the_stitched_map_does_not_depend_on_where_the_tiles_lie(pair: tuple[Scored, Scored]) -> None:
+    here, there = (scored.anomaly_map for scored in pair)
+    assert here.shape == there.shape == (224, 416)
+    common, shifted = here[:, 96:352], there[:, 64:320]  # of both, 64 pixels off the image's borders
+    away = np.abs(common - shifted)
+    assert np.median(away) < 0.1 * common.std()
+    assert np.quantile(away, 0.99) < 0.5 * common.std()
+    assert np.corrcoef(common.ravel(), shifted.ravel())[0, 1] > 0.98
+
+
+def worst_step(anomaly_map: np.ndarray) -> float:
+    """The largest step where a view begins or ends, over the largest within 8 pixels beside it."""
+    steps = np.abs(np.diff(anomaly_map, axis=1)).mean(axis=0)  # between column i and i + 1
+    ends = [column - 1 for column in (96, 128, 192, 224, 288, 320)]
+    return max(float(steps[i] / np.delete(steps[i - 8 : i + 9], 8).max()) for i in ends)
+
+
+def test_no_step_shows_where_a_tile_ends(
+    scorer: Scorer, pair: tuple[Scored, Scored], picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert max(worst_step(scored.anomaly_map) for scored in pair) < 1.5
+    monkeypatch.setattr(np, "minimum", lambda x, y: np.ones(len(x)))  # all of a view weighs the same
+    assert worst_step(tiled(scorer).one(picture(150, 224, 416)).anomaly_map) > 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "tiles", "canvas", "views"),
+    [
+        ((448, 832), 1, (128, 238), 3),
+        ((448, 832), 2, (224, 416), 8),
+        ((448, 832), 3, (320, 594), 18),
+        ((150, 300), 4, (150, 300), 6),  # not enlarged to get its four
+        ((60, 120), 4, (128, 256), 3),  # but to one
+    ],
+)
+def test_more_tiles_see_more_pixels(shape: tuple[int, int], tiles: int, canvas: tuple[int, int], views: int) -> None:
+    params = config.Image(size=128, aspect="tile", tiles=tiles)
+    found = images.canvas(np.zeros((*shape, 3), dtype=np.float32), params)
+    assert (found.height, found.width) == canvas
+    assert len(found.views) == views
+    assert canvas[0] == pytest.approx(shape[0] * images.scale_of(shape, params)[0], abs=0.5)
+
+
+@pytest.mark.parametrize("aspect", ["squash", "letterbox", "auto"])
+def test_the_scale_is_that_of_the_canvas(aspect: str) -> None:
+    for shape in ((100, 300), (90, 80)):
+        params = config.Image(size=64, aspect=aspect)  # type: ignore[arg-type]
+        canvas = images.canvas(np.zeros((*shape, 3), dtype=np.float32), params)
+        rows, columns = images.scale_of(shape, params)
+        assert (canvas.height, canvas.width) == (round(shape[0] * rows), round(shape[1] * columns))
+
+
+def test_views_in_runs_score_as_all_at_once(scorer: Scorer, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, seen = picture(151, 224, 416), []
+    measure = scoring.measure
+    monkeypatch.setattr(scoring, "measure", lambda found, x, valid: seen.append(len(valid)) or measure(found, x, valid))
+    whole = tiled(scorer).one(image)
+    monkeypatch.setattr(scoring, "CHUNK", 3)
+    parts = tiled(scorer).one(image)
+    assert seen == [8, 3, 3, 2]
+    assert parts.image_score == pytest.approx(whole.image_score, abs=1e-3)
+    np.testing.assert_allclose(parts.anomaly_map, whole.anomaly_map, atol=1e-3)
+    np.testing.assert_array_equal(parts.levels, whole.levels)
+
+
+def test_a_small_defect_weighs_the_same_in_a_larger_image(scorer: Scorer, picture: Picture) -> None:
+    """Its cells are not averaged with more and more good ones."""
+    large, risen = tiled(scorer), []
+    for width in (224, 416, 608):
+        surface = picture(152, 224, width)
+        dented = surface.copy()
+        dented[100:112, 100:112] = 0.02
+        assert large.one(dented).levels.shape == (7, width // 32)
+        risen.append(large.one(dented).image_score - large.one(surface).image_score)
+    assert risen[2] > 0.6 * risen[0] > 0

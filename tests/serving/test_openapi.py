@@ -1,0 +1,52 @@
+"""The service is as /openapi.json says: requests that it allows, and many that it does not, made by schemathesis."""
+
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import load_all_checks
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from pvqae import config
+from pvqae.serving import app
+from pvqae.serving.metrics import Metrics
+from pvqae.serving.model import Holder, Model
+from tests.serving.conftest import TOKEN
+
+OPERATIONS = {"/health": "get", "/ready": "get", "/metrics": "get", "/v1/model": "get", "/v1/score": "post",
+              "/v1/score/batch": "post"}  # fmt: skip
+KEY = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def api(loaded: Model) -> Any:
+    load_all_checks()
+    holder = Holder(Metrics())
+    holder.put(loaded)
+    door = app.make(holder, config.Service(rate=0, max_batch=3), Metrics(), TOKEN)
+    return schemathesis.openapi.from_asgi("/openapi.json", door, headers=KEY)
+
+
+def test_every_operation_is_tried(api: Any) -> None:
+    assert {path: next(iter(api[path])) for path in api} == OPERATIONS
+
+
+@pytest.mark.parametrize("path", list(OPERATIONS))
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_the_service_keeps_to_its_description(api: Any, path: str, mode: GenerationMode) -> None:
+    if mode is GenerationMode.NEGATIVE and OPERATIONS[path] == "get":
+        pytest.skip("nothing about it can be wrong")
+
+    seen: list[int] = []
+
+    @settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=api[path][OPERATIONS[path]].as_strategy(generation_mode=mode))
+    def tried(case: Any) -> None:
+        # A schema can't say which strings are the base64 of an image, so "valid" bodies are refused with 400, rightly.
+        answer = case.call_and_validate(headers=KEY, excluded_checks=[positive_data_acceptance])
+        seen.append(answer.status_code)
+
+    tried()
+    assert mode is GenerationMode.NEGATIVE or 200 in seen

@@ -1,0 +1,85 @@
+"""What both command lines promise to programs: exit codes, JSON alone on stdout, tables that nothing squeezes."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from flows import promotions
+from flows.adapters.tracking import Promotion
+from pvqae import door
+from pvqae.errors import ConfigError, DataError, IntegrityError, ParityError, PvqaeError, ValidationFailed
+
+ENTRY = Promotion("2026-11-24T22:58:17.000000Z", "root", "champion", "1", "2", "gate", ("samples: 7 new " * 5,), "r")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), 2),
+        (DataError("x"), 2),
+        (ValidationFailed("x"), 1),
+        (IntegrityError("x"), 1),
+        (ParityError("x"), 1),
+        (PvqaeError("x"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int) -> None:
+    app = typer.Typer(cls=door.Door)
+
+    @app.command()
+    def one() -> None:
+        raise error
+
+    @app.command()
+    def two() -> None:
+        """Two commands make a group."""
+
+    done = CliRunner().invoke(app, ["one"])
+    assert done.exit_code == code
+    assert done.stdout == ""
+    assert done.stderr.startswith("stopped" if code == 130 else "error: x")
+
+
+def test_json_stands_alone_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    with door.quiet(True):
+        print("words")
+    with door.quiet(False):
+        print("{}")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("{}\n", "words\n")
+
+
+def test_json_of_whatever_a_flow_returns() -> None:
+    @dataclass(frozen=True)
+    class Found:
+        report: Path
+        figures: dict[str, object]
+
+    values = {"auroc": float("nan"), "n": np.int64(3), "shares": np.array([0.5, np.inf]), "pairs": (1, None, True)}
+    found = json.loads(door.to_json(Found(Path("a/b"), values)))
+    assert found == {
+        "report": "a/b",
+        "figures": {"auroc": None, "n": 3, "shares": [0.5, None], "pairs": [1, None, True]},
+    }
+
+
+def test_a_piped_table_is_not_squeezed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    door.console().print(promotions.table({"pvqae-gravel-gravel": [ENTRY]}))
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "gravel" in line]
+    assert all(value in row for value in ("2026-11-24T22:58:17Z", "pvqae-gravel-gravel", ENTRY.reasons[0].strip()))
+
+
+def test_the_promotion_log_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    Console(width=80).print(promotions.table({"pvqae-gravel-gravel": [ENTRY]}, narrow=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("2026-11-24" in line and "pvqae-gravel-gravel" in line for line in lines)
+    assert not any("…" in line for line in lines)
