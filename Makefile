@@ -28,8 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP) ## train, calibrate, evaluate and register detectors; ARGS="--set key=value ..." is passed on
 	@$(BIN)/python -m flows train $(ARGS)
 
+# As many processes as cores, of one thread each; a module stays in one process, which makes its fixtures once.
 test: $(STAMP) ## all tests
-	@$(BIN)/python -m pytest -m "not integration" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not integration" $(ARGS)
 
 integration: $(STAMP) ## minutes: retraining, gate and rollback with every real part, the services of one machine
 	@$(BIN)/python -m pytest -m integration $(ARGS)
