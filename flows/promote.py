@@ -74,7 +74,10 @@ def decide(
         promotions.complete(registry, name)
         champion, challenger = registry.alias(name, "champion"), registry.alias(name, "challenger")
     if not champion and not challenger:
-        raise PromotionError(f"{name}: no version is registered; run `python -m flows train` first")
+        known = ", ".join(registry.models("pvqae-")) or "none"
+        raise PromotionError(
+            f"{name}: no version is registered; run `python -m flows train` first; registered models: {known}"
+        )
     if not challenger or challenger == champion:
         text = f"nothing to judge: version {champion} is champion, and no other version is challenger"
         return Verdict("refused", False, (text,), {}, champion or "", champion or "")

@@ -203,12 +203,12 @@ def test_filters_name_every_class_kind_and_outcome_with_its_number(evaluated: An
 
 
 def test_the_card_shows_the_smallest_defect_where_it_is_known(evaluated: Any, layout: Layout) -> None:
-    evaluated("brick", card={"smallest_defect": {"side_px": 12.5, "of_image": "tile"}})
+    evaluated("brick", card={"smallest_defect": {"pixels": 12.54, "apart": 20.0, "image": [640, 480], "scale": 2.0}})
     evaluated("grass")
     report(layout)
     text = _page(layout).text
     assert text.count("smallest defect") == 1
-    assert "side px 12.5, of image tile" in text
+    assert "about 12.5 pixels of 640 x 480" in text
 
 
 def test_the_report_of_the_same_classes_has_the_same_bytes(evaluated: Any, layout: Layout) -> None:
