@@ -85,8 +85,6 @@ def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: 
 
 def words(value: Any) -> str:
     """A figure of the card that another version of the card may have, in whatever form."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {words(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return " x ".join(map(words, value))
     number = isinstance(value, int | float) and not isinstance(value, bool)
