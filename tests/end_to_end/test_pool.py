@@ -140,7 +140,7 @@ def test_a_flow_that_ends_calls_its_workers_off(plant: Project, workers: tuple[W
     until(lambda: all(worker.commands("pvqae train") for worker in workers))
     flow.terminate()
     flow.communicate(timeout=60)
-    until(lambda: not any(worker.commands("pvqae") for worker in workers), patience=60)
+    until(lambda: not any(worker.commands("bin/pvqae") for worker in workers), patience=60)
     assert not any(worker.commands("dvc") for worker in workers)
     assert all(worker.process.poll() is None for worker in workers)
     # Device and workspace are free again: the same two classes are trained by the same two workers.
