@@ -3,13 +3,12 @@
 Its cursor is a set, not a time: an object is new if the ledger has no line about it, whatever any clock says.
 """
 
-import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from flows import lines
 from flows.adapters.landing import Object
 
 # accepted: kept beside the dataset; versioned: in a DVC version of it. The others are final unless a person decides.
@@ -46,40 +45,20 @@ class Entry:
 NAMES = {field.name for field in fields(Entry)}
 
 
-def _parsed(line: bytes) -> Entry | None:
-    """None for a line that a crash cut off."""
-    try:
-        values = json.loads(line)
-    except ValueError:
-        return None
-    return Entry(**{key: value for key, value in values.items() if key in NAMES})
-
-
 class Ledger:
     """The file `path`, with one writer at a time. The last line about an object holds."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._last: dict[str, Entry] = {}
-        if path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        whole, end, rest = self._path.read_bytes().rpartition(b"\n")
-        if rest:  # the crash came before its last byte was written: it was never acknowledged
-            os.truncate(self._path, len(whole) + len(end))
-        for line in whole.splitlines():
-            if entry := _parsed(line):
-                self._last[entry.id] = entry
+        for values in lines.read(path):
+            entry = Entry(**{key: value for key, value in values.items() if key in NAMES})
+            self._last[entry.id] = entry
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Durable when this returns: the disk has it."""
         added = list(entries)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
-            file.write(b"".join(json.dumps(asdict(entry)).encode() + b"\n" for entry in added))
-            file.flush()
-            os.fsync(file.fileno())
+        lines.append(self._path, map(asdict, added))
         self._last |= {entry.id: entry for entry in added}
 
     def __contains__(self, item: Object) -> bool:

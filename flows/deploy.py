@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from flows.adapters import servers
+from flows.adapters import prefect_server
 from pvqae import config
 from pvqae.errors import ConfigError, PvqaeError
 
@@ -32,5 +32,5 @@ def deploy(root: Path, settings: config.Services, environ: Mapping[str, str] = o
     done = subprocess.run(words, cwd=root, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PvqaeError(f"{FILE}: the server refused it:\n{(done.stdout + done.stderr).strip()[-2000:]}")
-    servers.make_heartbeat(environ["PREFECT_API_URL"], PATIENCE)
+    prefect_server.make_heartbeat(environ["PREFECT_API_URL"], PATIENCE)
     return tuple(re.findall(r"Deployment '([^']+)'", done.stdout))

@@ -1,14 +1,12 @@
 """What people said about images: an append-only file. The newest line about an image counts, and undo is a line too."""
 
-import json
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from flows import locks
+from flows import lines, locks
 from flows.arrivals_ledger import Entry, Ledger
 from flows.arrivals_places import Places
 from pvqae.layout import ARRIVED
@@ -73,23 +71,7 @@ class Log:
         """Durable when this returns: the disk has them, and their folder's entry."""
         if not labels:
             return
-        self._mend()
-        with self._path.open("ab") as file:
-            file.write(b"".join(json.dumps(asdict(label)).encode() + b"\n" for label in labels))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _mend(self) -> None:
-        """Cut off the end of a line that was never acknowledged."""
-        if not self._path.exists():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
-        whole, end, rest = self._path.read_bytes().rpartition(b"\n")
-        if rest:
-            os.truncate(self._path, len(whole) + len(end))
+        lines.append(self._path, map(asdict, labels))
 
     def read(self) -> list[Label]:
         """All whole lines, oldest first."""
@@ -99,11 +81,7 @@ class Log:
         return self._labels
 
     def _lines(self) -> Iterator[Label]:
-        for line in self._path.read_bytes().rpartition(b"\n")[0].splitlines():
-            try:
-                values = json.loads(line)
-            except ValueError:  # of a disk that was full, say: the lines around it still hold
-                continue
+        for values in lines.read(self._path):
             yield Label(**{key: value for key, value in values.items() if key in NAMES})
 
     def standing(self) -> dict[str, Standing]:

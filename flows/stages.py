@@ -49,8 +49,7 @@ class Pipeline:
 
     def run(self, stages: Sequence[str], before: Sequence[Done], log: Log) -> list[Done]:
         """Run `stages` one after another."""
-        due = any(stage in self._changed for stage in stages) or any(done.outcome != "unchanged" for done in before)
-        if due and self.fan_out and not set(LOCAL) & set(stages):
+        if self.fan_out and self._due(stages, before) and not set(LOCAL) & set(stages):
             self.fan_out.work(stages, log.info)
         made = list(before)
         for stage in stages:
@@ -59,10 +58,13 @@ class Pipeline:
 
     def _one(self, stage: str, before: Sequence[Done], log: Log) -> Done:
         with self._observer.during(stage):
-            due = stage in self._changed or any(done.outcome != "unchanged" for done in before)
+            due = self._due([stage], before)
             done = Done(stage, self._versioning.repro(stage, log.info) if due else "unchanged")
         self._observer.after(done)
         return done
+
+    def _due(self, stages: Sequence[str], before: Sequence[Done]) -> bool:
+        return not self._changed.isdisjoint(stages) or any(done.outcome != "unchanged" for done in before)
 
 
 def _repeatable(task: object, run: object, state: Any) -> bool:

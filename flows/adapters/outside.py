@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 import requests
 
+from flows.adapters import prefect_server
+
 QUICK = 3.0  # seconds for one answer
 CHAMPIONS = "select name, version from registered_model_aliases where alias = 'champion' and name like 'pvqae-%'"
 
@@ -26,10 +28,7 @@ class Outside(Protocol):
 class Real:
     def answers(self, url: str) -> bool:
         """Whether `url` answers 200."""
-        try:
-            return requests.get(url, timeout=QUICK).status_code == 200
-        except requests.RequestException:
-            return False
+        return prefect_server.answers(url, QUICK)
 
     def pools(self, api: str) -> dict[str, int]:
         """Work pool of a Prefect server → its workers with a sign of life lately. Raises `OSError`."""

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from flows import deploy, worker
-from flows.adapters import servers
+from flows.adapters import prefect_server, servers
 from flows.services import clients, postgres, weed
 from flows.services.place import HOST, Place, Secrets
 
@@ -79,7 +79,7 @@ def _mlflow(place: Place, secrets: Secrets) -> Service:
         port=settings.mlflow_port,
         command=(sys.executable, "-m", "mlflow", *words),
         env=env,
-        answers=lambda since: servers.answers(f"http://{HOST}:{settings.mlflow_port}/health"),
+        answers=lambda since: prefect_server.answers(f"http://{HOST}:{settings.mlflow_port}/health"),
         needs=("postgres", "s3"),
         prepare=lambda: postgres.upgrade(place, store, env, metadata.version("mlflow")),
         cwd=place.home,
@@ -104,7 +104,7 @@ def _prefect(place: Place, secrets: Secrets) -> Service:
             str(settings.prefect_port),
         ),
         env=clients.clean() | {"PREFECT_HOME": str(place.data("prefect"))},
-        answers=lambda since: servers.answers(f"{clients.api(place)}/health"),
+        answers=lambda since: prefect_server.answers(f"{clients.api(place)}/health"),
         prepare=lambda: place.data("prefect").mkdir(parents=True, exist_ok=True),
         complete=lambda: _pools(place),
         cwd=place.home,
@@ -118,7 +118,7 @@ def _worker(place: Place, secrets: Secrets) -> Service:
         port=None,
         command=tuple(worker.command(settings.work_pool, WORKER, settings.worker_limit)),
         env=_flows_env(place, "worker"),
-        answers=lambda since: servers.worker_online(clients.api(place), settings.work_pool, WORKER, since),
+        answers=lambda since: prefect_server.worker_online(clients.api(place), settings.work_pool, WORKER, since),
         needs=("prefect",),
         prepare=lambda: place.data("worker").mkdir(parents=True, exist_ok=True),
         complete=lambda: _deploy(place),
@@ -147,7 +147,7 @@ def _flows_env(place: Place, name: str) -> dict[str, str]:
 
 def _pools(place: Place) -> None:
     for name in (place.settings.work_pool, place.settings.train_pool):
-        servers.make_pool(clients.api(place), name)
+        prefect_server.make_pool(clients.api(place), name)
 
 
 def _deploy(place: Place) -> None:

@@ -372,6 +372,15 @@ def test_real_versions_and_commits_agree_after_a_death_between_them(project: Pat
     assert arrivals_admit.admit(world.places, world.raw, Ledger(world.places.ledger), dvc, record) == ()
 
 
+def test_a_reader_leaves_alone_what_another_process_is_writing(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.jsonl"
+    Ledger(file).append([Entry("a", "1", 1, "duplicate", "", "nut")])
+    half = file.read_bytes() + b'{"key": "b"'
+    file.write_bytes(half)
+    assert [entry.key for entry in Ledger(file).entries()] == ["a"]
+    assert file.read_bytes() == half
+
+
 def test_a_line_that_a_crash_cut_off_does_not_count(tmp_path: Path) -> None:
     ledger, entry = Ledger(tmp_path / "ledger"), Entry("nut/x.png", "e", 1, "duplicate", "why", "nut")
     ledger.append([entry])

@@ -1,0 +1,45 @@
+"""Append-only files of one JSON object a line. A line without its end was cut off by a crash: nobody was told of it."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def append(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Durable when this returns: the disk has the lines, and a new file's entry in its folder. One writer at a time."""
+    _mend(path)
+    with path.open("ab") as file:
+        file.write(b"".join(json.dumps(value).encode() + b"\n" for value in values))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _mend(path: Path) -> None:
+    """Make the file end with a whole line. Only who writes may: to others an append half done looks the same."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    with path.open("rb+") as file:
+        if not file.seek(0, os.SEEK_END):
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            whole, end, _ = file.read().rpartition(b"\n")
+            file.truncate(len(whole) + len(end))
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines, oldest first; none without a file. Damaged ones, of a disk that was full, say, are left out."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().rpartition(b"\n")[0].splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
