@@ -29,28 +29,27 @@ def chains(graph: stages.Graph, train_pool: str, parallel: int) -> tuple[Chains,
     return found, min(MOST, len(found))
 
 
-def spread(
-    pipeline: stages.Pipeline,
+def fan_out(
     space: Workspace,
     versioning: Handover,
     supervisor: Supervisor,
     registry: Registry,
     graph: Mapping[str, Any],
     code: git.Code,
-) -> None:
-    """Let `pipeline` ask the workers of flow.train_pool, if there is one.
+) -> FanOut | None:
+    """What asks the workers of flow.train_pool; None where the params name none.
 
     Raises `ConfigError` for code that is not committed: workers have commits only.
     """
     name = space.params.flow.train_pool
     if not name:
-        return
+        return None
     if code.uncommitted:
         raise ConfigError(
             f"flow.train_pool: {name}: workers run the commit {code.sha[:12]}, but {', '.join(code.uncommitted[:5])} "
             "differ from it; commit first, or train here with flow.train_pool empty"
         )
-    pipeline.fan_out = FanOut(
+    return FanOut(
         pool.Prefect(name, DEPLOYMENT),
         versioning,
         orders(space.params.data.name, code.sha, lambda asked: files(space, graph, asked), started(registry, graph)),

@@ -11,19 +11,16 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pvqae.serving.door import is_loopback
+from pvqae.serving import door
 
 COOKIE = "pvqae_review"
 MAX_BYTES = 16_384  # of a request
 HEADERS: Mapping[str, str] = {
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
+    **door.HEADERS,
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
@@ -56,7 +53,7 @@ class Door:
     def _refusal(self, request: Request) -> Response | None:
         if self.token and (answer := self._stranger(request)):
             return answer
-        if not self.token and not is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or ""):
+        if not self.token and not door.is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or ""):
             # A foreign page may let its own name point to this machine; it can't choose this header.
             return PlainTextResponse("expected a request to this machine, found another name", 421)
         return None if request.method in ("GET", "HEAD") else self._foreign(request)

@@ -41,16 +41,18 @@ class Pipeline:
     With `fan_out` they are done on other machines first, and DVC takes the results from there.
     """
 
-    def __init__(self, versioning: Versioning, changed: frozenset[str], observer: Observer) -> None:
+    def __init__(
+        self, versioning: Versioning, changed: frozenset[str], observer: Observer, fan_out: FanOut | None = None
+    ) -> None:
         self._versioning = versioning
         self._changed = changed
         self._observer = observer
-        self.fan_out: FanOut | None = None
+        self._fan_out = fan_out
 
     def run(self, stages: Sequence[str], before: Sequence[Done], log: Log) -> list[Done]:
         """Run `stages` one after another."""
-        if self.fan_out and self._due(stages, before) and not set(LOCAL) & set(stages):
-            self.fan_out.work(stages, log.info)
+        if self._fan_out and self._due(stages, before) and not set(LOCAL) & set(stages):
+            self._fan_out.work(stages, log.info)
         made = list(before)
         for stage in stages:
             made.append(self._one(stage, made, log))

@@ -70,7 +70,8 @@ def train(
             pipeline = stages.Pipeline(dvc, changed, recorder)
             done = stages.run(stages.each(stages.first_stages(graph)), pipeline, supervisor, 1, settings.retries)
             ready = done[-1:]  # the checked manifest
-            elsewhere.spread(pipeline, space, dvc, supervisor, tracking, graph, code)
+            away = elsewhere.fan_out(space, dvc, supervisor, tracking, graph, code)
+            pipeline = stages.Pipeline(dvc, changed, recorder, away)
             chains, parallel = elsewhere.chains(stages.class_stages(graph), settings.train_pool, plan.parallel)
             done += stages.run(chains, pipeline, supervisor, parallel, settings.retries, ready)
 
