@@ -13,7 +13,7 @@ else
 TORCH := --torch-backend=auto
 endif
 
-.PHONY: help run test integration lint format clean services experiment gpu-bundle accuracy
+.PHONY: help run test integration chaos bench audit lint format clean services experiment gpu-bundle accuracy
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,16 @@ gpu-bundle: $(STAMP) ## pack source and one class, CLASS=bottle, for a machine w
 
 accuracy: $(STAMP) ## ours beside PatchCore and a no-model control, with intervals; ARGS="--data FOLDER --classes a,b"
 	@$(BIN)/pvqae bench accuracy $(ARGS)
+
+chaos: $(STAMP) ## an hour: bad input, kills and faults of services at full size; writes the table of docs/reliability.md
+	@PVQAE_CHAOS=full $(BIN)/python -m pytest tests/chaos -m "integration or not integration" -x $(ARGS)
+	@$(BIN)/python -m tests.chaos.figures
+
+bench: $(STAMP) ## what is fast, as ratios measured side by side; ARGS="NAME ... --quick"; writes docs/performance.md
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+audit: $(STAMP) ## known holes in what is installed (asks an advisory service)
+	@$(BIN)/python -m tests.audit
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .

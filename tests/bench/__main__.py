@@ -1,0 +1,97 @@
+"""`make bench`: every row of `docs/performance.md`, each bench in a process of its own, printed as it is measured.
+
+`python -m tests.bench [NAME ...] [--quick]`; names are the keys of `BENCHES`. A full run of all writes the page; what is
+measured is kept in `.pvqae/bench/rows`, so a run of some renews only their rows.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from pvqae.files import write_text
+from tests.bench.rows import Row, Size
+
+PROJECT = Path(__file__).parents[2]
+KEPT = PROJECT / ".pvqae" / "bench" / "rows"
+PAGE = PROJECT / "docs" / "performance.md"
+BEGIN, END = "<!-- rows -->", "<!-- end of rows -->"
+# name → module.function, which takes a `Size` and returns rows; imported only in the bench's own process
+BENCHES: dict[str, str] = {}
+
+
+def measure(name: str, size: Size) -> list[Row]:
+    """Run one bench in this process."""
+    module, _, function = BENCHES[name].rpartition(".")
+    rows: list[Row] = getattr(importlib.import_module(f"tests.bench.{module}"), function)(size)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; none: all")
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it run? Its figures mean nothing")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process, as JSON
+    asked = parser.parse_args()
+    if unknown := set(asked.names) - set(BENCHES):
+        parser.error(f"no bench {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
+    if asked.here:
+        print(json.dumps([asdict(row) for row in measure(asked.names[0], Size(asked.quick))]))
+        return
+    failed = [name for name in asked.names or BENCHES if not _apart(name, asked.quick)]
+    if not asked.quick:
+        _write()
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+def _apart(name: str, quick: bool) -> bool:
+    """One bench in a fresh process: its memory and threads are its own."""
+    command = [sys.executable, "-m", "tests.bench", name, "--here", *(["--quick"] if quick else [])]
+    done = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        return False
+    found = [Row(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+    print("\n".join(line(row) for row in found), flush=True)
+    if not quick:
+        write_text(KEPT / f"{name}.json", json.dumps([asdict(row) for row in found], indent=1) + "\n")
+    return True
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
+    mark = {True: "yes", False: "**no**", None: ""}[row.reached]
+    return f"| {row.what} | {row.ours} | {row.against} | {ratio} | {row.floor} | {mark} | {row.note} |"
+
+
+def _write() -> None:
+    files = [KEPT / f"{name}.json" for name in BENCHES]
+    found = [Row(**row) for file in files if file.exists() for row in json.loads(file.read_text("utf-8"))]
+    head = "| what | ours | against | ratio | floor | reached | |\n|---|---|---|---|---|---|---|"
+    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
+    body = "\n".join([_machine(), "", head, *(line(row) for row in found)])
+    write_text(PAGE, f"{before}{BEGIN}\n{body}\n{END}{rest.partition(END)[2]}")
+
+
+def _machine() -> str:
+    import torch
+
+    names = [row.split(":")[1].strip() for row in _cpuinfo() if row.startswith("model name")]
+    processor = names[0] if names else platform.processor()
+    return (
+        f"{os.cpu_count()} cores, {processor}, no GPU, torch {torch.__version__}, Python {platform.python_version()}."
+    )
+
+
+def _cpuinfo() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text("utf-8").splitlines() if file.exists() else []
+
+
+if __name__ == "__main__":
+    main()

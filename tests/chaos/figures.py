@@ -1,0 +1,64 @@
+"""What was tried, survived and lost: every trial of `tests/chaos` records its figures, `docs/reliability.md` shows them.
+
+`make chaos` runs the trials at their full size and then this module, which prints the table and puts it into the page;
+`make test` runs the same trials at a size of seconds, which record nothing.
+"""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pvqae.files import write_text
+
+PROJECT = Path(__file__).parents[2]
+FOLDER = PROJECT / ".pvqae" / "chaos"
+PAGE = PROJECT / "docs" / "reliability.md"
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+FULL = os.environ.get("PVQAE_CHAOS") == "full"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A trial's outcome. `tried` = survived + lost; `lost` counts whatever broke the promise that `what` names."""
+
+    name: str  # sorts the table
+    what: str
+    tried: int
+    survived: int
+    lost: int
+    seconds: float
+    note: str = ""
+
+
+def size(quick: int, full: int) -> int:
+    """How much a trial does: `full` under `make chaos`, else `quick`."""
+    return full if FULL else quick
+
+
+def record(figure: Figure) -> None:
+    """Keep a full trial's figures for the table; those of a quick one mean nothing."""
+    if FULL:
+        write_text(FOLDER / f"{figure.name}.json", json.dumps(asdict(figure), indent=1) + "\n")
+
+
+def table() -> str:
+    found = [Figure(**json.loads(path.read_text("utf-8"))) for path in sorted(FOLDER.glob("*.json"))]
+    lines = ["| trial | tried | survived | lost | seconds | |", "|---|---|---|---|---|---|"]
+    lines += [f"| {f.what} | {f.tried} | {f.survived} | {f.lost} | {f.seconds:.0f} | {f.note} |" for f in found]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    machine = (
+        f"Printed by `make chaos` on {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}."
+    )
+    write_text(PAGE, f"{before}{BEGIN}\n{machine}\n\n{table()}\n{END}{after}")
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
