@@ -1,7 +1,7 @@
-"""`make bench`: every row of `docs/performance.md`, each bench in a process of its own, printed as it is measured.
+"""`make bench`: every row of `docs/performance.md`, each in a process of its own, printed once measured.
 
-`python -m tests.bench [NAME ...] [--quick]`; names are the keys of `BENCHES`. A full run of all writes the page; what is
-measured is kept in `.pvqae/bench/rows`, so a run of some renews only their rows.
+`python -m tests.bench [NAME ...] [--quick]`; names are the keys of `BENCHES`. What is measured is kept in
+`.pvqae/bench/rows`, so a run of some renews only their rows of the page.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What was tried, survived and lost: every trial of `tests/chaos` records its figures, `docs/reliability.md` shows them.
+"""What was tried, survived and lost: `tests/chaos` records it, `docs/reliability.md` shows it.
 
 `make chaos` runs the trials at their full size and then this module, which prints the table and puts it into the page;
 `make test` runs the same trials at a size of seconds, which record nothing.
