@@ -13,7 +13,7 @@ else
 TORCH := --torch-backend=auto
 endif
 
-.PHONY: help run test integration chaos bench audit lint format clean services experiment gpu-bundle accuracy
+.PHONY: help run test integration chaos bench flames audit lint format clean services experiment gpu-bundle accuracy
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ chaos: $(STAMP) ## an hour: bad input, kills and faults of services at full size
 
 bench: $(STAMP) ## what is fast, as ratios measured side by side; ARGS="NAME ... --quick"; writes docs/performance.md
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+flames: $(STAMP) ## flame graphs of training, inference and a flow; writes docs/pictures/flame_*.svg
+	@$(BIN)/python -m tests.bench.flames $(ARGS)
 
 audit: $(STAMP) ## known holes in what is installed (asks an advisory service)
 	@$(BIN)/python -m tests.audit

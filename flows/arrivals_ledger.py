@@ -4,7 +4,7 @@ Its cursor is a set, not a time: an object is new if the ledger has no line abou
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -42,17 +42,13 @@ class Entry:
         return Object(self.key, self.etag, self.size).id
 
 
-NAMES = {field.name for field in fields(Entry)}
-
-
 class Ledger:
     """The file `path`, with one writer at a time. The last line about an object holds."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._last: dict[str, Entry] = {}
-        for values in lines.read(path):
-            entry = Entry(**{key: value for key, value in values.items() if key in NAMES})
+        for entry in lines.records(path, Entry):
             self._last[entry.id] = entry
 
     def append(self, entries: Iterable[Entry]) -> None:

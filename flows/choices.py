@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows import environment
 from pvqae import config
 from pvqae.config import Params
 
@@ -54,9 +55,9 @@ def params_sha256(params: Params) -> str:
 
 
 def flat(params: Params) -> dict[str, str]:
-    """Dotted keys and printed values, as MLflow wants them."""
+    """Dotted keys and printed values, as MLflow wants them; addresses without name and password."""
     values = without_root(params).model_dump(mode="json")
-    return {key: json.dumps(_at(values, key)) for key in config.known_keys()}
+    return {key: environment.shown(json.dumps(_at(values, key))) for key in config.known_keys()}
 
 
 def _at(values: object, key: str) -> object:

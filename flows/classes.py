@@ -10,7 +10,7 @@ from pvqae.config import Params
 from pvqae.datasets.classes import FROM_SCRATCH
 from pvqae.errors import ConfigError, DataError
 from pvqae.files import write_text
-from pvqae.model.grouping import GROUPINGS, Grouping
+from pvqae.model.groups import GROUPINGS, Grouping
 
 HEADER = "# Which networks, priors and classes the stages of dvc.yaml run over. Written by `python -m flows`.\n"
 

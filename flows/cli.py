@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import typer
 
-from flows import cli_data, cli_machines, cli_promote, cli_services, cli_train, cli_use
+from flows import cli_data, cli_gc, cli_machines, cli_promote, cli_services, cli_train, cli_use
 from pvqae.door import Door
 
 # No completion: a shell completes the names of programs, and this is `python` with an option. `pvqae` has it.
@@ -21,6 +21,7 @@ app.add_typer(cli_data.app, name="data", rich_help_panel=cli_train.PANEL)
 app.add_typer(cli_promote.app, name="promote", rich_help_panel=cli_train.PANEL)
 app.add_typer(cli_use.app)
 app.add_typer(cli_machines.app)
+app.add_typer(cli_gc.app)
 app.add_typer(cli_services.app, name="services", rich_help_panel=cli_machines.PANEL)
 
 

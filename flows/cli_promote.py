@@ -55,14 +55,20 @@ def log(
 
 
 @app.command("rollback", epilog="Example: python -m flows promote rollback demo brick --reason 'misses scratches'")
-def rollback(dataset: Dataset, category: Class, reason: Annotated[str, Reason], as_json: Json = False) -> None:
+def rollback(
+    dataset: Dataset,
+    category: Class,
+    reason: Annotated[str, Reason],
+    version: Annotated[str, typer.Option(help="Take back this one only: then it is safe to ask twice.")] = "",
+    as_json: Json = False,
+) -> None:
     """Restore the champion before the present one. The gate does not promote the one taken back again."""
     with quiet(as_json):
         root = project()
         from flows import lineage, promotions, versions
 
         found, name = registry(root), lineage.model_name(dataset, category)
-        entry = promotions.rollback(found, root, dataset, name, reason)
+        entry = promotions.rollback(found, root, dataset, name, reason, version)
         versions.refresh(found, root, dataset)
     if as_json:
         print(to_json(entry))

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import environment
 from pvqae.errors import ConfigError, PvqaeError
+from pvqae.layout import find_root
 
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one param; may be repeated.")
@@ -21,13 +21,15 @@ Class = Annotated[str, typer.Argument(metavar="CLASS", help="The class of the mo
 
 def project() -> Path:
     """The project that the command is run in, with the environment of what it starts set."""
+    from flows import environment  # hashes and sockets: not for --help
+
     root = project_root()
     environment.prepare(root)
     return root
 
 
 def project_root() -> Path:
-    root = environment.find_root(Path.cwd())
+    root = find_root(Path.cwd())
     if root is None:
         raise ConfigError(f"{Path.cwd()}: expected params.yaml and dvc.yaml here or above; run in the project's folder")
     return root

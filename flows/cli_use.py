@@ -1,5 +1,6 @@
 """Commands that use versions: score, drift, serve, review."""
 
+import atexit
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,9 @@ def scored(name: str, source: str, out: str, heatmaps: bool, drift: bool, as_jso
     """Run the score flow and print what it came to."""
     with quiet(as_json):
         root = project()
+        from flows.supervise import Guard
+
+        atexit.register(Guard().close)  # a killed scoring leaves no temporary server of Prefect behind
         from flows.score import score as flow
 
         no_tracebacks()

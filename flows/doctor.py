@@ -1,7 +1,6 @@
 """What `pvqae doctor` looks at, and what flows need beside it: code, DVC's remote, servers, pools, versions."""
 
 import os
-import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,11 +39,6 @@ def examine(start: Path, outside: Outside | None = None, environ: Mapping[str, s
         champions(uri, seen),
         services(root, params.services),
     ]
-
-
-def shown(address: str) -> str:
-    """The address without the name and password that it may carry."""
-    return re.sub(r"//[^/@]*@", "//", address)
 
 
 def client_settings(root: Path, environ: Mapping[str, str]) -> tuple[dict[str, str], list[Check]]:
@@ -86,17 +80,20 @@ def remote(root: Path, outside: Outside) -> Check:
         return Check("DVC remote", "warn", "no default remote: data is on this disk only", "dvc remote add -d NAME URL")
     if wrong := outside.trouble(section):
         repair = f"{UP}, or another: dvc remote add --local -d NAME URL"
-        return Check("DVC remote", "bad", f"{shown(section['url'])}: {wrong}", repair)
-    return Check("DVC remote", "ok", shown(section["url"]))
+        return Check("DVC remote", "bad", f"{environment.shown(section['url'])}: {wrong}", repair)
+    return Check("DVC remote", "ok", environment.shown(section["url"]))
 
 
 def prefect(api: str, outside: Outside) -> Check:
     if not api:
         return Check("Prefect", "ok", "no server set: each flow starts one of its own, and no schedule runs")
     if outside.answers(f"{api}/health"):
-        return Check("Prefect", "ok", f"answers at {shown(api)}")
+        return Check("Prefect", "ok", f"answers at {environment.shown(api)}")
     return Check(
-        "Prefect", "bad", f"nothing answers at {shown(api)} (PREFECT_API_URL)", f"{UP}, or {DOWN} to go on without"
+        "Prefect",
+        "bad",
+        f"nothing answers at {environment.shown(api)} (PREFECT_API_URL)",
+        f"{UP}, or {DOWN} to go on without",
     )
 
 
@@ -107,7 +104,7 @@ def pools(api: str, params: config.Params, outside: Outside) -> list[Check]:
     try:
         found = outside.pools(api)
     except OSError as error:
-        return [Check("work pools", "bad", f"{shown(api)} does not tell them: {error}", UP)]
+        return [Check("work pools", "bad", f"{environment.shown(api)} does not tell them: {error}", UP)]
     train = params.flow.train_pool
     asked = {params.services.work_pool: False} | ({train: True} if train else {})
     return [_pool(name, found, needed) for name, needed in asked.items()]
@@ -126,10 +123,10 @@ def _pool(name: str, found: Mapping[str, int], needed: bool) -> Check:
 
 def mlflow(uri: str, outside: Outside) -> Check:
     if not uri.startswith("http"):
-        return Check("MLflow", "ok", shown(uri))
+        return Check("MLflow", "ok", environment.shown(uri))
     if outside.answers(f"{uri}/health"):
-        return Check("MLflow", "ok", f"answers at {shown(uri)}")
-    return Check("MLflow", "bad", f"nothing answers at {shown(uri)}", f"{UP}, or {DOWN} to go on without")
+        return Check("MLflow", "ok", f"answers at {environment.shown(uri)}")
+    return Check("MLflow", "bad", f"nothing answers at {environment.shown(uri)}", f"{UP}, or {DOWN} to go on without")
 
 
 def champions(uri: str, outside: Outside) -> Check:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import sys
 from collections.abc import MutableMapping
@@ -80,6 +81,11 @@ def of_services(root: Path) -> dict[str, str]:
     except ValueError:
         raise ConfigError(f"{file} is damaged; run: {REPAIR}") from None
     return known
+
+
+def shown(address: str) -> str:
+    """The address without the name and password that it may carry."""
+    return re.sub(r"//[^/@]*@", "//", address)
 
 
 def _listens(url: str) -> bool:

@@ -18,6 +18,7 @@ from flows.supervise import Supervisor
 from flows.workspace import Workspace
 from pvqae import config
 from pvqae.datasets import images, manifest
+from pvqae.datasets import rows as checked
 from pvqae.errors import DataError, IntegrityError
 from pvqae.evaluation.metrics import image_auroc
 
@@ -64,7 +65,7 @@ def workspace_of(root: Path, params: config.Params, dataset: str, manifest_sha25
 def frozen_rows(space: Workspace, category: str) -> pd.DataFrame:
     """The class's gate rows, each file checked. Raises `DataError` and `IntegrityError` for what is not as listed."""
     file = space.layout.class_rows(category, "gate")
-    rows, every = manifest.read(file), manifest.read(space.layout.manifest)
+    rows, every = checked.read(space.layout, file), checked.read(space.layout, space.layout.manifest)
     listed = every[(every["category"] == category) & (every["split"] == "gate")]
     if list(rows["sha256"]) != list(listed["sha256"]) or list(rows["sample_id"]) != list(listed["sample_id"]):
         raise IntegrityError(f"{file}: expected the gate rows of {space.layout.manifest}, found others; run dvc repro")

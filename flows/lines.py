@@ -4,7 +4,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
 
 
 def append(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
@@ -40,6 +44,18 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in path.read_bytes().rpartition(b"\n")[0].splitlines():
         try:
-            yield json.loads(line)
-        except ValueError:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def records(path: Path, kind: type[T]) -> Iterator[T]:
+    """The whole lines as values of the dataclass `kind`; those that are none are left out, and keys that it has not."""
+    adapter = TypeAdapter(kind)
+    for values in read(path):
+        try:
+            yield adapter.validate_python(values)
+        except ValidationError:
             continue

@@ -36,3 +36,18 @@ def _acquire(descriptor: int, waiting: Callable[[], None]) -> None:
                 waiting()
                 told = True
             time.sleep(POLL)  # a blocking flock in a thread could not be interrupted
+
+
+@contextmanager
+def tried(file: Path) -> Iterator[bool]:
+    """Hold `file`'s lock if nobody else does; yields whether it is held now."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
+    finally:
+        os.close(descriptor)

@@ -102,16 +102,31 @@ def _now(log: Sequence[Promotion]) -> str:
     return now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def rollback(registry: Registry, root: Path, dataset: str, name: str, reason: str) -> Promotion:
-    """Restore the champion before the present one. Raises `PromotionError` when there is none, or no reason."""
+def rollback(registry: Registry, root: Path, dataset: str, name: str, reason: str, version: str = "") -> Promotion:
+    """Restore the champion before the present one. `version`: the one to take back, so that a rollback that was killed
+    can be asked for again: what is taken back already is left so.
+
+    Raises `PromotionError` when there is no earlier one, when `version` is not champion, or without a reason.
+    """
     if not reason.strip():
         raise PromotionError("a rollback needs a reason: --reason TEXT")
     with locks.held(lock_file(root, dataset)):
         complete(registry, name)
-        known = champions(registry.promotions(name))
+        log = registry.promotions(name)
+        known = champions(log)
+        if version and known[-1:] != [version]:
+            return _taken_back(name, version, [entry for entry in log if entry.alias == "champion"])
         if len(known) < 2:
             raise PromotionError(f"{name}: no earlier champion in the log; promote one with `promote run --override`")
         return move(registry, name, "champion", known[-2], kind="rollback", reasons=(reason,), expected=known[-1])
+
+
+def _taken_back(name: str, version: str, moves: Sequence[Promotion]) -> Promotion:
+    """The entry by which `version` was taken back, if that was the last move."""
+    if moves and (moves[-1].kind, moves[-1].from_version) == ("rollback", version):
+        return moves[-1]
+    present = moves[-1].to_version if moves else lineage.NONE
+    raise PromotionError(f"{name}: expected version {version} as champion, found {present}; see `promote log`")
 
 
 def as_json(log: Mapping[str, Sequence[Promotion]]) -> str:

@@ -101,6 +101,10 @@ def _ages(facts: Facts, limits: Retrain) -> list[Rule]:
     for item in facts.classes:
         if item.age_days is None:
             continue
+        if item.age_days < 0:
+            text = f"{item.category}: version {item.champion} is dated {-item.age_days:.1f} days in the future: "
+            rules.append((False, "schedule", text + "a clock was wrong, so its age says nothing"))
+            continue
         old, new = item.age_days > limits.max_age_days, item.new_normals is None or item.new_normals > 0
         text = (
             f"{item.category}: version {item.champion} is {item.age_days:.1f} days old, limit {limits.max_age_days:g}"

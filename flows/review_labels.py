@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +36,6 @@ class Label:
     note: str = ""
 
 
-NAMES = {field.name for field in fields(Label)}
 SAID = ("good", "defect", "skip")
 
 
@@ -81,8 +80,7 @@ class Log:
         return self._labels
 
     def _lines(self) -> Iterator[Label]:
-        for values in lines.read(self._path):
-            yield Label(**{key: value for key, value in values.items() if key in NAMES})
+        yield from lines.records(self._path, Label)
 
     def standing(self) -> dict[str, Standing]:
         """What holds about each image, by sha256, in the order in which it was last labelled."""

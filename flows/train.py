@@ -6,7 +6,7 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from flows import choices, classes, elsewhere, locks, metrics, parents, stages, steps, workspace
+from flows import choices, classes, elsewhere, environment, locks, metrics, parents, stages, steps, workspace
 from flows import versions as pages
 from flows.adapters import git
 from flows.adapters.versioning import Dvc
@@ -104,7 +104,7 @@ def train(
             versions=versions,
             uncommitted=uncommitted if any(not item.version for item in versions) else (),
             report=report,
-            tracking_uri=uri,
+            tracking_uri=environment.shown(uri),
             mlflow_run=parent,
         )
         steps.finish(tracking, parent, space, summary)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pvqae import cli_bench, config, watchdog
+from pvqae import cli_bench, watchdog
 from pvqae.door import Door, console, quiet, to_json, workspace
 
 STAGES, USE, ABOUT = "Stages, on params.yaml of the current folder", "A bundle in use", "Looking and measuring"
@@ -144,6 +144,7 @@ def drift(
     as_json: Json = False,
 ) -> None:
     """Compare scored images with the bundle's trusted normals. Exit code 3: drift; 4: too few images to say."""
+    from pvqae import config
     from pvqae.evaluation import batch_cli
 
     raise typer.Exit(batch_cli.drift(bundle, scores, config.load("params.yaml").drift, as_json))

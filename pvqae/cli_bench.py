@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from pvqae import config
 from pvqae.door import workspace
 
 app = typer.Typer(no_args_is_help=True, help="Measure what the documentation claims.")
@@ -39,7 +38,7 @@ def accuracy(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override of params.yaml, key=value.")] = None,
 ) -> None:
     """Ours beside PatchCore and a no-model control: same manifests, splits, seeds, metrics. It looks at test images."""
-    from pvqae import runtime
+    from pvqae import config, runtime
     from pvqae.evaluation import accuracy, accuracy_table, subjects
 
     names = re.findall(r"[^\s,]+", classes or ("demo" if quick else ""))

@@ -1,6 +1,7 @@
 """params.yaml as frozen, typed values. An unknown key is an error that names the nearest known one."""
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -10,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pvqae.errors import ConfigError
 
 Auto = Literal["auto"]
+MOST_ALIASES = 20  # of a YAML file
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Shares(Section):
@@ -194,7 +196,7 @@ class Service(Section):
 
 
 class Params(Section):
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     data: Data = Data()
     image: Image = Image()
     model: Model = Model()
@@ -227,7 +229,7 @@ def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
 def _explain(error: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
-        return f"{key}: {error['msg']}, found {error['input']!r}"
+        return f"{key}: {error['msg']}, found {reprlib.repr(error['input'])}"  # a few lines, whatever was nested
     near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.4)
     return f"{key}: unknown key" + (f", did you mean {near[0]}?" if near else "")
 
@@ -251,6 +253,27 @@ def _merge(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and few aliases: of aliases of aliases a few lines make more values than memory holds."""
+
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MOST_ALIASES:
+                raise yaml.composer.ComposerError(None, None, f"more than {MOST_ALIASES} aliases", None)
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text. Raises `ValueError` for whatever else it is, and for more than a few aliases."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
 def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> Params:
     """Read a params file and apply `key=value` overrides (values are YAML).
 
@@ -258,10 +281,10 @@ def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> P
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text("utf-8")) or {}
+        values = parse_yaml(path.read_text("utf-8")) or {}
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; run from the project's root or name the file") from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections with keys, found {type(values).__name__}")
@@ -270,8 +293,8 @@ def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> P
         if not equals:
             raise ConfigError(f"--set {item}: expected key=value, e.g. train.steps=100")
         try:
-            _merge(values, key.strip(), yaml.safe_load(value))
-        except yaml.YAMLError as error:
+            _merge(values, key.strip(), parse_yaml(value))
+        except ValueError as error:
             raise ConfigError(f"--set {item}: the value is not YAML: {error}") from None
     return parse(values, where=str(path) + (f" with {', '.join(overrides)}" if overrides else ""))
 

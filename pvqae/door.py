@@ -8,17 +8,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
-from pvqae import config
 from pvqae.errors import ConfigError, DataError, PvqaeError, ValidationFailed
 from pvqae.layout import Layout
 
+if TYPE_CHECKING:  # both take longer to import than `--help` may
+    from rich.console import Console
+
+    from pvqae.config import Params
+
 FAILED, BAD_INPUT, INSUFFICIENT, INTERRUPTED = 1, 2, 3, 130
+LONGEST = 500  # characters of another library's error that are shown
 PIPED = 500  # columns of a table that no terminal shows: whoever reads it cuts it himself
 
 
@@ -34,11 +39,24 @@ def explained() -> Iterator[None]:
     try:
         yield
     except PvqaeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(*filter(None, (f"error: {error}", _full_disk(error))), sep="\n", file=sys.stderr)
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on from where it was", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+    except (typer.Exit, typer.Abort, TyperException):
+        raise
+    except Exception as error:
+        if not (said := _full_disk(error)):
+            raise
+        print(f"error: {type(error).__name__}: {str(error)[:LONGEST]}\n{said}", file=sys.stderr)
+        raise typer.Exit(FAILED) from None
+
+
+def _full_disk(error: Exception) -> str:
+    from pvqae import disk  # not for `--help`
+
+    return disk.words(error)
 
 
 class Door(TyperGroup):
@@ -49,14 +67,18 @@ class Door(TyperGroup):
             return super().invoke(ctx)
 
 
-def workspace() -> tuple[Layout, config.Params]:
+def workspace() -> "tuple[Layout, Params]":
     """The files and the params of the current folder. Raises `ConfigError` where it is no project."""
+    from pvqae import config
+
     params = config.load("params.yaml")
     return Layout(Path.cwd(), params.data.name), params
 
 
-def console() -> Console:
+def console() -> "Console":
     """As wide as the terminal; where there is none, so wide that no table is squeezed."""
+    from rich.console import Console
+
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console() if narrow else Console(width=PIPED)
 

@@ -1,14 +1,47 @@
 """Outputs appear whole or not at all: written beside their place, then renamed."""
 
+import errno
+import glob
+import hashlib
+import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pvqae.errors import IntegrityError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read. Raises `OSError` for what is none: to open a pipe would wait for who writes into it."""
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        return os.fdopen(number, "rb")
+    os.close(number)
+    raise OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
+def read_json(path: Path, repair: str) -> dict[str, Any]:
+    """The JSON object of a file; NaN and Infinity are no JSON. Raises `IntegrityError`, naming it, for anything else;
+    `repair` says what helps."""
+    try:
+        found = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path}: expected a JSON object, found {error}; {repair}") from None
+    if not isinstance(found, dict):
+        raise IntegrityError(f"{path}: expected a JSON object, found {type(found).__name__}; {repair}")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant}, which is no number")
 
 
 @contextmanager
@@ -26,19 +59,50 @@ def whole_folder(out: Path) -> Iterator[Path]:
     os.replace(part, out)
 
 
+def checksum(tensors: "Mapping[str, Tensor]", *texts: str) -> str:
+    """Hex sha256 of tensors (on the processor) by name, and of texts: safetensors files have none of their own."""
+    total = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        total.update(f"{name}{x.dtype}{tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes())
+    total.update("".join(texts).encode())
+    return total.hexdigest()
+
+
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """Write safetensors; makes the folder."""
+    """Write safetensors; makes the folder. Several processes may write the same file."""
     from safetensors.torch import save_file  # torch: not for those who write text
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file(dict(tensors), part)
-    os.replace(part, path)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        if not _running(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)  # of a process that was killed
+    with _placed(path.with_name(f"{path.name}.{os.getpid()}.part"), path) as part:
+        save_file(dict(tensors), part)
+
+
+def _running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 with `\\n` line ends; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8", newline="\n")
-    os.replace(part, path)
+    with _placed(path.with_name(path.name + ".part"), path) as part:
+        part.write_text(text, "utf-8", newline="\n")
+
+
+@contextmanager
+def _placed(part: Path, path: Path) -> Iterator[Path]:
+    """`part` takes the place of `path` when the block ends, and is gone after an error: a full disk needs its room."""
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -42,12 +42,17 @@ class Layout:
     def gate_images(self) -> Path:
         return self.data / "gate"
 
+    @property
+    def rows(self) -> Path:
+        """The checked rows, with the file of their hashes."""
+        return self.data / "rows"
+
     def network_rows(self, network: str) -> Path:
-        return self.data / "rows" / "networks" / f"{network}.csv"
+        return self.rows / "networks" / f"{network}.csv"
 
     def class_rows(self, category: str, part: str) -> Path:
         """`part` is normals (train and calibrate), test or gate."""
-        return self.data / "rows" / "classes" / category / f"{part}.csv"
+        return self.rows / "classes" / category / f"{part}.csv"
 
     @property
     def models(self) -> Path:
@@ -78,10 +83,15 @@ class Layout:
         return self.root / ".pvqae" / "work" / self.name / owner / key
 
     @property
-    def features(self) -> Path:
-        """Kept features of images; one place for a project and all workspaces below its .pvqae."""
+    def cache(self) -> Path:
+        """What can be computed again; one place for a project and all workspaces below its .pvqae."""
         around = [folder for folder in self.root.absolute().parents if folder.name == ".pvqae"]
-        return (around[-1] if around else self.root / ".pvqae") / "cache" / "features"
+        return (around[-1] if around else self.root / ".pvqae") / "cache"
+
+    @property
+    def features(self) -> Path:
+        """Kept features of images."""
+        return self.cache / "features"
 
 
 def find_root(start: Path) -> Path | None:

@@ -30,6 +30,13 @@ def share(root: Path, workspace: Path) -> None:
     _write_local(workspace, effective)
 
 
+def cache(root: Path) -> Path:
+    """The folder of DVC's cache."""
+    effective: Any = ConfigObj(str(root / ".dvc" / "config"), encoding="utf-8")
+    effective.merge(_local(root))
+    return Path(_absolute(root / ".dvc", effective.get("cache", {}).get("dir", "cache")))
+
+
 def default_remote(root: Path) -> dict[str, str] | None:
     """The section of the project's default remote, its path absolute; None where there is none."""
     effective: Any = ConfigObj(str(root / ".dvc" / "config"), encoding="utf-8")

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pvqae.errors import ConfigError, PvqaeError
 
 PAUSE, LONGEST = 0.5, 20.0  # seconds before another try: of the first, at most
+PATIENCE = 60.0  # seconds that a server may be silent
 BLOCK = 2**20
 MD5 = re.compile(r"[0-9a-f]{32}")  # an ETag of another form (several parts, other encryption) is no md5
 JUNK = (".", "Thumbs.db", "desktop.ini")  # beginnings of names of what file managers leave behind
@@ -109,7 +110,9 @@ class Folder:
 class Bucket:
     """A prefix of an S3 bucket. Address and keys as boto3 finds them: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ..."""
 
-    def __init__(self, bucket: str, prefix: str, retries: int = 4, pause: float = PAUSE) -> None:
+    def __init__(
+        self, bucket: str, prefix: str, retries: int = 4, pause: float = PAUSE, patience: float = PATIENCE
+    ) -> None:
         import boto3
         from botocore.config import Config
 
@@ -117,7 +120,7 @@ class Bucket:
         own = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
         settings = Config(
             connect_timeout=10,
-            read_timeout=60,
+            read_timeout=patience,
             retries={"mode": "standard", "total_max_attempts": min(3, retries + 1)},  # with jitter; of each request
             s3={"addressing_style": "path"} if own else None,
         )

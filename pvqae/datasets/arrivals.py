@@ -93,16 +93,22 @@ def labels_file(root: Path) -> Path:
 def signatures(root: Path) -> dict[str, dict[str, str]]:
     """The rows of labels.csv of the dataset at `root` by path below `root`; none where nobody has labelled anything.
 
-    Raises `DataError` for other columns.
+    Raises `DataError` for other columns, and for rows that have not all of them.
     """
     file = labels_file(root)
     if not file.exists():
         return {}
-    with file.open(encoding="utf-8", newline="") as lines:
-        table = csv.DictReader(lines)
-        if tuple(table.fieldnames or ()) != SIGNED:
-            raise DataError(f"{file}: expected the columns {', '.join(SIGNED)}, found {table.fieldnames}; restore it")
-        return {row["path"]: row for row in table}
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            table = csv.DictReader(lines)
+            names, rows = tuple(table.fieldnames or ()), list(table)
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{file}: expected a UTF-8 table, found {error}; restore it") from None
+    if names != SIGNED:
+        raise DataError(f"{file}: expected the columns {', '.join(SIGNED)}, found {names}; restore it")
+    if any(None in row or None in row.values() for row in rows):
+        raise DataError(f"{file}: expected {len(SIGNED)} values in every row, found more or less; restore it")
+    return {row["path"]: row for row in rows}
 
 
 def sign(root: Path, rows: Iterable[Mapping[str, str]]) -> None:

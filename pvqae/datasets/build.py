@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from pvqae.config import Params, Shares
-from pvqae.datasets import arrivals, gate, manifest, sources, splits
+from pvqae.datasets import arrivals, gate, kept, manifest, sources, splits
 from pvqae.datasets.anomalies import GATE_KINDS
 from pvqae.datasets.inspection import Facts, inspect_all
 from pvqae.datasets.layouts import Found
@@ -37,8 +37,8 @@ class Summary:
         return f"{counts}. Left out: {self.unreadable} unreadable, {self.duplicates} duplicates, {self.flawed} flawed"
 
 
-def _decode(found: Sequence[Found], root: Path) -> tuple[Read, Left]:
-    results = inspect_all([f.path.relative_to(root) for f in found], root)
+def _decode(found: Sequence[Found], root: Path, cache: Path) -> tuple[Read, Left]:
+    results = inspect_all([f.path.relative_to(root) for f in found], root, kept.file(cache))
     both = list(zip(found, track(results, "reading images", len(found)), strict=True))
     read = [(f, facts) for f, facts in both if isinstance(facts, Facts)]
     return read, [(f.path, reason) for f, reason in both if isinstance(reason, str)]
@@ -130,14 +130,14 @@ def _write(layout: Layout, frame: pd.DataFrame, left: Left, measured: pd.DataFra
     layout.manifest.unlink(missing_ok=True)
     shutil.rmtree(layout.gate_images, ignore_errors=True)
     os.replace(gate_images, layout.gate_images)
-    quarantine = sorted((path.relative_to(layout.data).as_posix(), reason) for path, reason in left)
+    quarantine = sorted((manifest.shown(path.relative_to(layout.data).as_posix()), reason) for path, reason in left)
     manifest.write_csv(pd.DataFrame(quarantine, columns=["path", "reason"]), layout.quarantine)
     manifest.write_csv(measured, layout.statistics)
     manifest.write(frame, layout.manifest)
 
 
 def build(root: Path, params: Params) -> Summary:
-    """Scan data/raw/<name> below the workspace `root`, decode every image once and write data/manifest.csv,
+    """Scan data/raw/<name> below the workspace `root`, decode every image that is new and write data/manifest.csv,
     quarantine.csv, statistics.csv and gate/. The same files give the same bytes.
 
     Unreadable and flawed images and second copies are left out with a reason. Raises `DataError` when the layout is
@@ -147,7 +147,7 @@ def build(root: Path, params: Params) -> Summary:
     found = _grouped(sources.scan(data.source, layout.raw, data.categories), data.protocol)
     chosen = _splits(found, data.shares)
     flawed = [(f.path, f.flaw) for f in found if f.flaw]
-    read, unreadable = _decode([f for f in found if not f.flaw], layout.data)
+    read, unreadable = _decode([f for f in found if not f.flaw], layout.data, layout.cache)
     _check_share(unreadable, len(found), data.max_quarantine)
     read, duplicates = _without_duplicates(read, layout.data)
     signed = arrivals.signatures(layout.raw)

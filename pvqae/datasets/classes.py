@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from pvqae.config import parse_yaml
 from pvqae.errors import ConfigError
 
 T = TypeVar("T")
@@ -61,20 +60,29 @@ def _of(known: Mapping[str, T], name: str, what: str) -> T:
     return known[name]
 
 
+def _text(value: Any) -> str:
+    """A name; a class may be called 1 or on."""
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"a name expected, found {type(value).__name__}")
+    return str(value)
+
+
 def _names(values: Iterable[Any]) -> tuple[str, ...]:
-    return tuple(map(str, values))
+    if not isinstance(values, list):
+        raise TypeError(f"a list of names expected, found {type(values).__name__}")
+    return tuple(map(_text, values))
 
 
 def _parse(values: Any) -> Classes:
     return Classes(
-        str(values["dataset"]),
-        {str(name): _names(item["classes"]) for name, item in values["networks"].items()},
+        _text(values["dataset"]),
+        {_text(name): _names(item["classes"]) for name, item in values["networks"].items()},
         {
-            str(name): Prior(_names(item["classes"]), str(item["allocations"]))
+            _text(name): Prior(_names(item["classes"]), _text(item["allocations"]))
             for name, item in values["priors"].items()
         },
-        {str(name): Member(str(item["network"]), str(item["prior"])) for name, item in values["classes"].items()},
-        {str(name): str(item.get("parent", FROM_SCRATCH)) for name, item in values["networks"].items()},
+        {_text(name): Member(_text(item["network"]), _text(item["prior"])) for name, item in values["classes"].items()},
+        {_text(name): _text(item.get("parent", FROM_SCRATCH)) for name, item in values["networks"].items()},
     )
 
 
@@ -82,10 +90,10 @@ def read(path: Path, dataset: str) -> Classes:
     """The classes of `dataset`. Raises `ConfigError` when the file is missing, malformed or another dataset's."""
     repair = f"write it with `python -m flows data add {dataset} ROOT`"
     try:
-        found = _parse(yaml.safe_load(path.read_text("utf-8")))
+        found = _parse(parse_yaml(path.read_text("utf-8")))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; {repair}") from None
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: expected dataset, networks, priors, classes, found {error!r}; {repair}") from None
     if problem := _problem(found, dataset):
         raise ConfigError(f"{path}: expected {problem}; {repair}")

@@ -1,5 +1,6 @@
 """The frozen gate's synthetic defects: one of each kind per gate normal, fixed by the bytes of that image alone."""
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pvqae.datasets.inspection import Facts, inspect
 from pvqae.errors import DataError
 
 EXTENTS = (0.003, 0.05)  # share of the image
+LONGEST = 200  # bytes of a name
 SCRATCH = 10  # a scratch is so many times its extent long, in diagonals
 
 
@@ -35,8 +37,16 @@ def _draw(row: dict[str, Any], kind: str, data: Path, image_path: Path, mask_pat
     images.write(mask_path, mask)
 
 
+def _short(name: str) -> str:
+    """Of a long name its end may have to go: what is appended must fit into the 255 bytes of a file system."""
+    if len(name.encode()) <= LONGEST:
+        return name
+    start = name.encode()[: LONGEST - 17].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
 def _make(row: dict[str, Any], kind: str, data: Path, folder: Path) -> Made:
-    name = row["sample_id"].removeprefix(row["category"] + "/").replace("/", "_")
+    name = _short(row["sample_id"].removeprefix(row["category"] + "/").replace("/", "_"))
     place = Path(row["category"]) / f"synthetic_{kind}"
     image, mask = place / f"{name}.png", place / f"{name}_mask.png"
     _draw(row, kind, data, folder / image, folder / mask)

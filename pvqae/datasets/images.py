@@ -4,6 +4,7 @@ H0 W0 pixels of the file; H W pixels of the canvas (the image in model pixels); 
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 from pvqae import config
 from pvqae.datasets.manifest import resolve
 from pvqae.errors import DataError
+from pvqae.files import open_regular
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -28,6 +30,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow itself starts to warn
+MAX_VIEWS = 4096  # tiles of one image
 DEEP = ("I;16", "I;16L", "I;16B", "I")  # Pillow's modes of 16 bit grey
 T = TypeVar("T")
 REPAIR = "export it again as an 8 or 16 bit PNG, or remove it"
@@ -89,8 +92,8 @@ def _guarded(path: Path, root: Path | None, work: Callable[[Image.Image], T]) ->
     """Run `work` on the opened image; whatever is wrong with the file becomes a `DataError` that names it."""
     file = path if root is None else resolve(root, path.as_posix())
     try:
-        with file.open("rb") as stream:
-            return _opened(path, stream, file.stat().st_size, work)
+        with open_regular(file) as stream:
+            return _opened(path, stream, os.fstat(stream.fileno()).st_size, work)
     except FileNotFoundError:
         raise DataError(f"{path}: expected an image, found no file; restore it or build the manifest again") from None
     except (OSError, ValueError) as error:
@@ -132,12 +135,26 @@ def _without_alpha(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
 
 
+def _check_sums(image: Image.Image) -> None:
+    """A PNG's chunks carry checksums that Pillow skips while it decodes: a flipped byte would be another picture."""
+    if not isinstance(image, PngImageFile) or image.fp is None:
+        return
+    place = image.fp.tell()
+    try:
+        with Image.open(image.fp, formats=("PNG",)) as again:
+            again.verify()
+    except Exception as error:
+        raise ValueError(f"truncated or damaged: {error}") from None
+    image.fp.seek(place)
+
+
 def _pixels(image: Image.Image) -> Floats:
+    _check_sums(image)
     image.load()
     if image.mode in DEEP:
         deep = np.asarray(ImageOps.exif_transpose(image))
-        if deep.max() > 65535:
-            raise ValueError(f"32 bit pixels up to {deep.max()}")
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError(f"32 bit pixels of {deep.min()} to {deep.max()}")
         scaled = (deep.astype(np.float64) / 65535).astype(np.float32)
         return np.repeat(scaled[..., None], 3, axis=2)
     rgb = _without_alpha(ImageOps.exif_transpose(image)).convert("RGB")
@@ -187,6 +204,8 @@ def _resize(image: Floats, height: int, width: int) -> Floats:
     """Antialiased (H, W, C) of a float image: torch keeps 16 bit precision and is as fast as Pillow on 8 bit."""
     if image.shape[:2] == (height, width):
         return image
+    import torch  # a second that a flow which only looks for images does without
+
     planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     small = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
     result: Floats = small[0].permute(1, 2, 0).clamp_(0, 1).numpy()
@@ -239,8 +258,11 @@ def _letterbox(image: Floats, params: config.Image) -> Canvas:
 def _tile(image: Floats, params: config.Image) -> Canvas:
     side, scale = params.size, scale_of(image.shape[:2], params)[0]
     height, width = (max(side, round(length * scale)) for length in image.shape[:2])
-    scaled = _resize(image, height, width)
     rows, columns = _starts(height, side, params.overlap), _starts(width, side, params.overlap)
+    if len(rows) * len(columns) > MAX_VIEWS:  # a thin strip is enlarged until its short side fills a tile
+        found = f"{image.shape[1]} x {image.shape[0]}"
+        raise DataError(f"expected an image of at most {MAX_VIEWS} tiles, found {found} pixels; cut it into parts")
+    scaled = _resize(image, height, width)
     return Canvas(height, width, tuple(_view(scaled, top, left, side) for top in rows for left in columns))
 
 
@@ -283,6 +305,9 @@ def stitch(canvas: Canvas, maps: Sequence[NDArray[np.floating]]) -> Floats:
 
     Overlaps are averaged with weights that fall to the view's border, so that no seam shows where a view ends.
     """
+    if len(canvas.views) == 1:
+        view = canvas.views[0]
+        return maps[0][np.ix_(view.valid.any(1), view.valid.any(0))].astype(np.float32)
     total, weight = np.zeros((2, canvas.height, canvas.width))
     for view, values in zip(canvas.views, maps, strict=True):
         side = len(view.valid)

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pvqae.datasets import bounds, classes
-from pvqae.datasets.manifest import COLUMNS, LABELS, NUMBERS, SPLITS
+from pvqae.datasets.manifest import COLUMNS, LABELS, NUMBERS, SIDES, SPLITS
 
 # Relative, POSIX, no part starts with a dot: a manifest from elsewhere must not name other files of this machine.
 # (No lookahead and no groups: pandas hands expressions to RE2, which has none, and warns of the others.)
 RELATIVE = r"^(?:raw|gate)(?:/[^./\\][^/\\]*)+$"
+# Anything but white space, its characters listed: pandas would leave \S to Python, a million times.
+PRESENT = "[^\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def of_manifest() -> list[Rule]:
         _unique("sample_id", rebuild),
         _unique("path", rebuild),
         *(
-            _matches(f"{name}_present", name, r"\S", f"every image has a {name}", rebuild)
+            _matches(f"{name}_present", name, PRESENT, f"every image has a {name}", rebuild)
             for name in ("sample_id", "group_id", "kind")
         ),
         _matches("path_relative", "path", RELATIVE, "every path lies below data/raw or data/gate", rebuild),
@@ -89,8 +91,8 @@ def of_images(statistics: Sequence[str]) -> list[Rule]:
     limit = bounds.LIMIT
     deviates = "within {} robust sigmas of its class's training normals".format(f"{limit:g}")
     return [
-        _between("width", 8, 65535, "8 to 65535 pixels wide", export),
-        _between("height", 8, 65535, "8 to 65535 pixels high", export),
+        _between("width", *SIDES, "{} to {} pixels wide".format(*SIDES), export),
+        _between("height", *SIDES, "{} to {} pixels high".format(*SIDES), export),
         _between("channels", 1, 4, "1 to 4 channels", export),
         _between("bit_depth", 8, 16, "8 to 16 bit", export),
         _holds("group_in_one_split", "no group is divided between splits", rebuild),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pvqae.datasets import arrivals, layouts, mtsd
+from pvqae.datasets import arrivals, layouts, manifest, mtsd
 from pvqae.datasets.classes import NAME
 from pvqae.datasets.layouts import Found
 from pvqae.errors import DataError
@@ -101,6 +101,16 @@ def _check_masks(found: Sequence[Found]) -> None:
         )
 
 
+def _judged(found: Found, root: Path) -> Found:
+    """With a flaw where a name can't be in a table: it would break a line, or a spreadsheet would run it."""
+    names = "".join(path.relative_to(root).as_posix() for path in (found.path, found.mask_path) if path)
+    if "\\" in names or manifest.shown(names) != names:
+        return replace(found, flaw="expected names of UTF-8 without control characters and backslashes; rename it")
+    if found.kind.startswith(("=", "+", "-", "@")):
+        return replace(found, flaw=f"expected the name of a kind, found a formula: {found.kind}; rename the folder")
+    return found
+
+
 def scan(source: str, root: Path, wanted: Sequence[str] = ()) -> list[Found]:
     """Every image of a dataset, sorted by sample_id; of the `wanted` categories only, if any are named.
 
@@ -114,7 +124,8 @@ def scan(source: str, root: Path, wanted: Sequence[str] = ()) -> list[Found]:
         )
     chosen = {name: folder for name, folder in parts.items() if not wanted or name in wanted}
     own = [f for name, folder in chosen.items() for f in SOURCES[source].images(name, folder)]
-    found = sorted([*own, *(f for name in chosen for f in arrivals.scan(name, root))], key=lambda f: f.sample_id)
+    every = [*own, *(f for name in chosen for f in arrivals.scan(name, root))]
+    found = [_judged(f, root) for f in sorted(every, key=lambda f: f.sample_id)]
     _check_ids(found)
     _check_masks(own)  # labelled defects never have one; the gate looks at whole images
     return found

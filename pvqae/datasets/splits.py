@@ -20,7 +20,7 @@ class Member:
 
 def fraction(salt: str, group_id: str) -> float:
     """A number in [0, 1), fixed by the two texts alone; the salt makes independent draws for the same group."""
-    return int(hashlib.sha256(f"{salt}\0{group_id}".encode()).hexdigest()[:13], 16) / 16**13
+    return int(hashlib.sha256(f"{salt}\0{group_id}".encode(errors="surrogateescape")).hexdigest()[:13], 16) / 16**13
 
 
 def fold_of(group_id: str, folds: int) -> int:

@@ -34,7 +34,14 @@ def verify(folder: Path, what: str, repair: str) -> str:
     if present != set(listed):
         raise IntegrityError(f"{folder}: expected the files {sorted(listed)}, found {sorted(present)}; {repair}")
     for name, expected in listed.items():
-        found = digest(folder / name)
+        found = _digest(folder / name)
         if found != expected:
             raise IntegrityError(f"{folder / name}: expected sha256 {expected}, found {found}; {repair}")
     return digest(sums)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return digest(path)
+    except OSError as error:
+        return f"none ({error.strerror})"

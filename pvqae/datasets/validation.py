@@ -5,6 +5,7 @@ The only module that imports great_expectations, and only when it runs: the impo
 
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -20,6 +21,8 @@ from pvqae.files import write_text
 from pvqae.layout import Layout
 
 SHOWN = 10  # rows that a message and a page name per expectation
+# Columns of few different values: read as categories they cost a byte or two a row. A million rows then fit.
+REPEATED = ("category", "split", "label", "kind", "mask_path", *manifest.NUMBERS, "source", "captured_at")
 Checked = tuple[Outcome, Any]  # with Great Expectations' own result, which the page is rendered from
 
 
@@ -32,8 +35,9 @@ def check(layout: Layout, params: Params) -> Summary:
     """
     rows.clear(layout)
     known = classes.read(layout.classes_file, params.data.name)
-    frame = _table(layout.manifest)
+    frame = _table(layout.manifest, REPEATED)
     checked = _run("manifest", frame, rules.of_manifest(), ["sample_id", "path"])
+    frame = frame.astype({name: "str" for name in REPEATED if name in frame.columns})
     if not findings.failed([outcome for outcome, _ in checked]):
         frame = frame.astype(dict.fromkeys(manifest.NUMBERS, "int64"))
         checked += _run_typed(frame, _statistics(layout.statistics), known, layout.data, params.data.min_normals)
@@ -48,14 +52,15 @@ def check(layout: Layout, params: Params) -> Summary:
     return summary
 
 
-def _table(path: Path) -> pd.DataFrame:
-    """A CSV file as text: its columns and types are still to be checked."""
+def _table(path: Path, repeated: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV file as text, that of the columns `repeated` as categories: names and types are still to be checked."""
+    types = defaultdict(lambda: "str", dict.fromkeys(repeated, "category"))
     repair = "delete it and build it again with `dvc repro manifest`"
     try:
-        table: pd.DataFrame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        table: pd.DataFrame = pd.read_csv(path, dtype=types, keep_default_na=False, encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"{path}: expected a table, found no file; build it with `dvc repro manifest`") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise DataError(f"{path}: expected a UTF-8 table, found {error}; {repair}") from None
     return table
 
@@ -91,18 +96,29 @@ def _great_expectations() -> tuple[Any, Any]:
 
 
 def _run(table: str, frame: pd.DataFrame, suite: Sequence[rules.Rule], keys: list[str]) -> list[Checked]:
-    """Run the rules whose column the table has; a missing column is what the rule on columns finds."""
+    """Run the rules whose column the table has; a missing column is what the rule on columns finds.
+
+    Great Expectations copies its table for every rule and names rows by their position, so it gets no column that no
+    rule looks at.
+    """
     gx, expectations = _great_expectations()
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     asset = context.data_sources.add_pandas("data").add_dataframe_asset(table)
-    batch = asset.add_batch_definition_whole_dataframe("all").get_batch(batch_parameters={"dataframe": frame})
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch(
+        batch_parameters={"dataframe": _seen(frame, suite)}
+    )
     usable = [rule for rule in suite if rule.kwargs.get("column") in (None, *frame.columns)]
     expected = gx.ExpectationSuite(name=table, expectations=[_expectation(expectations, rule) for rule in usable])
-    named = [key for key in keys if key in frame.columns]
-    form = {"result_format": "SUMMARY", "partial_unexpected_count": SHOWN, "unexpected_index_column_names": named}
+    form = {"result_format": "SUMMARY", "partial_unexpected_count": SHOWN}
     results = {r.expectation_config.meta["rule"]: r for r in batch.validate(expected, result_format=form).results}
-    return [(_outcome(rule, results[rule.name], named), results[rule.name]) for rule in usable]
+    return [(_outcome(rule, results[rule.name], frame, keys), results[rule.name]) for rule in usable]
+
+
+def _seen(frame: pd.DataFrame, suite: Sequence[rules.Rule]) -> pd.DataFrame:
+    columns = {rule.kwargs.get("column") for rule in suite}
+    chosen = frame if None in columns else frame[[name for name in frame.columns if name in columns]]
+    return chosen.reset_index(drop=True)
 
 
 def _expectation(expectations: Any, rule: rules.Rule) -> Any:
@@ -113,17 +129,18 @@ def _expectation(expectations: Any, rule: rules.Rule) -> Any:
     )
 
 
-def _outcome(rule: rules.Rule, result: Any, keys: Sequence[str]) -> Outcome:
+def _outcome(rule: rules.Rule, result: Any, frame: pd.DataFrame, keys: Sequence[str]) -> Outcome:
     found = result.result
     if not result.success and not found:  # an expectation that could not run must not read like a finding
         raise RuntimeError(f"expectation {rule.name} could not run: {result.exception_info}")
-    texts = [_named(row, keys, rule) for row in found.get("partial_unexpected_index_list") or []]
+    named = [key for key in keys if key in frame.columns]
+    texts = [_named(frame.iloc[row], named, rule) for row in found.get("partial_unexpected_index_list") or []]
     if not result.success and not texts:
         texts = [f"found {found.get('observed_value')}"]
     return Outcome(rule, bool(result.success), int(found.get("unexpected_count", not result.success)), tuple(texts))
 
 
-def _named(row: dict[str, Any], keys: Sequence[str], rule: rules.Rule) -> str:
+def _named(row: "pd.Series[Any]", keys: Sequence[str], rule: rules.Rule) -> str:
     """`sample_id (path)`, and the value where it says more than that a fact does not hold."""
     name, *more = (str(row[key]) for key in keys)
     text = f"{name} ({more[0]})" if more else name

@@ -14,9 +14,11 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from pvqae import disk
 from pvqae.datasets import drift, images, manifest
 from pvqae.errors import DataError, PvqaeError
 from pvqae.evaluation import pictures
@@ -28,6 +30,7 @@ from pvqae.inference.scoring import PARTS, Scored
 from pvqae.progress import track
 
 Values = dict[str, Any]
+KEYS = {"path", "taken", "score", "bundle_sha256", "level_shares", "parts", "statistics", "error"}  # that readers need
 JSONL, CSV, HEATMAPS = "scores.jsonl", "scores.csv", "heatmaps"
 
 
@@ -67,7 +70,22 @@ class Files:
                 raise DataError(f"{place}: expected an image or a folder of images, found nothing; correct the path")
 
     def file(self, item: Item, scratch: Path) -> Path:
-        return Path(item.path)
+        path = Path(item.path)
+        if path.is_symlink() and path not in self.places and not any(map(partial(_below, path), self.places)):
+            raise DataError(f"{path}: expected a file of this folder, found a link that leaves it; copy the file")
+        if not path.exists():
+            raise DataError(
+                f"{path}: expected an image, found no file: it is gone, or its name is not UTF-8 or has control "
+                "characters, here as \\x.. codes; rename it"
+            )
+        return path
+
+
+def _below(path: Path, place: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(place.resolve())
+    except RuntimeError:  # links in a circle
+        return False
 
 
 def _in_folder(place: Path) -> Iterator[Item]:
@@ -84,11 +102,14 @@ def is_image(name: str) -> bool:
 
 
 def _item(path: Path) -> Item:
+    """Named as tables can hold it: a spreadsheet takes what starts with = + - @ for a formula."""
+    name = manifest.shown(path.as_posix())
+    name = f"./{name}" if name.startswith(("=", "+", "-", "@")) else name
     try:
         when = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
     except OSError:
         when = ""
-    return Item(path.as_posix(), modified=when)
+    return Item(name, modified=when)
 
 
 @dataclass(frozen=True)
@@ -134,6 +155,8 @@ def run(detector: Detector, source: Source, out: Path, version: str = "", heatma
                 journal.settle(number, sha256, "")
                 scored += new
             except (PvqaeError, OSError) as error:
+                if disk.is_full(error):  # ours, no fault of the image
+                    raise
                 journal.settle(number, "", str(error))
         defects, failed = _write(out, _final(detector, journal, version, out), detector.config["model"]["levels"])
     return Outcome(total, scored, defects, failed)
@@ -182,6 +205,10 @@ def _record(detector: Detector, file: Path) -> tuple[Values, Scored | None]:
 
 
 def _judged(detector: Detector, pixels: images.Floats, captured: str) -> tuple[Values, Scored | None]:
+    smallest, largest = manifest.SIDES
+    if min(pixels.shape[:2]) < smallest or max(pixels.shape[:2]) > largest:
+        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        return {"error": f"expected sides of {smallest} to {largest} pixels, found {found}; export it again"}, None
     scored = detector.score(pixels)
     numbers = [scored.image_score, *(scored.parts[name] for name in PARTS)]
     if not all(map(math.isfinite, numbers)):

@@ -11,6 +11,7 @@ from pvqae import config, runtime
 from pvqae.errors import ConfigError, DataError
 from pvqae.evaluation import batch, drift_report
 from pvqae.evaluation.drift_report import Report
+from pvqae.files import read_json
 from pvqae.inference import bundle as bundles
 from pvqae.inference import profile
 
@@ -56,20 +57,35 @@ def sentence(found: batch.Outcome, out: Path) -> str:
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a folder's scores.jsonl. Raises `DataError` when it has none."""
+    """The rows of a folder's scores.jsonl. Raises `DataError` when it has none, or a line is no such row."""
     file = folder / batch.JSONL
     if not file.is_file():
         raise DataError(
             f"{file}: expected scores, found no file; write it with `pvqae score BUNDLE IMAGES --out {folder}`"
         )
-    with file.open(encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if (row := _row(line)) is None:
+                raise DataError(f"{file}, line {number}: expected a scored image; write it again with `pvqae score`")
+            yield row
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """None where the line is no row of a scores.jsonl."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not found.keys() >= batch.KEYS:
+        return None
+    kinds = {"parts": dict, "statistics": dict, "level_shares": list}
+    return found if all(isinstance(found[key] or kind(), kind) for key, kind in kinds.items()) else None
 
 
 def judge(folder: Path, scores: Path, settings: config.Drift, name: str) -> Report:
     """Judge the scores below `scores` against the bundle's profile; writes drift.json and drift.html there."""
     sha256 = bundles.verify(folder)
-    threshold = float(json.loads((folder / "calibration.json").read_text("utf-8"))["threshold"])
+    threshold = bundles.threshold(folder)
     normals, found = profile.read(folder), drift_report.table(rows(scores), sha256)
     report = drift_report.assess(normals, found, threshold, settings)
     drift_report.write(report, normals, found, threshold, name, scores)
@@ -78,8 +94,9 @@ def judge(folder: Path, scores: Path, settings: config.Drift, name: str) -> Repo
 
 def drift(folder: Path, scores: Path, settings: config.Drift, as_json: bool = False) -> int:
     """Print the verdict, or drift.json; returns the exit code."""
-    facts = json.loads((folder / "config.json").read_text("utf-8"))
-    report = judge(folder, scores, settings, f"{facts['dataset']}/{facts['category']}")
+    bundles.verify(folder)
+    facts = read_json(folder / "config.json", bundles.REPAIR)
+    report = judge(folder, scores, settings, f"{facts.get('dataset')}/{facts.get('category')}")
     if as_json:
         print((scores / "drift.json").read_text("utf-8"), end="")
     else:

@@ -155,8 +155,12 @@ class StandIn(BudgetPrior):
         super().__init__(grid, levels, width=8)
         self.level = level
 
-    def forward(self, logits_BNR: Tensor, masked_BN: Tensor, padding_BN: Tensor) -> Expected:
+    def forward(
+        self, logits_BNR: Tensor, masked_BN: Tensor, padding_BN: Tensor, asked_BA: Tensor | None = None
+    ) -> Expected:
         """Whatever is masked: a constant needs no input, and the actual allocation may look."""
+        if asked_BA is not None:
+            logits_BNR = logits_BNR.gather(1, asked_BA[..., None].expand(-1, -1, logits_BNR.shape[-1]))
         logits = logits_BNR
         if self.level is not None:
             logits = torch.full_like(logits_BNR, -10.0)

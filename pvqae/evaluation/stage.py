@@ -7,8 +7,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pandas as pd
+
 from pvqae import config, runtime
 from pvqae.datasets import classes, manifest
+from pvqae.datasets import rows as checked
 from pvqae.evaluation.evaluate import evaluate
 from pvqae.inference import bundle
 from pvqae.layout import Layout
@@ -20,9 +23,9 @@ def run(layout: Layout, params: config.Params, category: str) -> dict[str, Any]:
     known = classes.read(layout.classes_file, layout.name)
     network = known.member(category).network
     runtime.apply(runtime.plan(params.compute, len(known.networks)))
-    rows = manifest.read(layout.class_rows(category, "test"))
+    rows = checked.read(layout, layout.class_rows(category, "test"))
     detector = bundle.load(layout.bundle(category))
-    pairs = zip(rows["sample_id"], rows["path"], strict=True)
+    pairs = _listed(rows, layout.data)
     scored = track(detector.score_many(pairs, layout.data), f"evaluating {category}", total=len(rows))
     return evaluate(
         rows,
@@ -37,6 +40,13 @@ def run(layout: Layout, params: config.Params, category: str) -> dict[str, Any]:
         latency_ms=latency(detector, layout.data / rows["path"].iloc[0]) if len(rows) else None,
         train_seconds=json.loads(layout.timing(network).read_text("utf-8"))["train_seconds"],
     )
+
+
+def _listed(rows: pd.DataFrame, data: Path) -> Iterator[tuple[str, str]]:
+    """sample_id and path of each row whose file is the one of its sha256. Raises `IntegrityError` for another."""
+    for sample_id, path, expected in zip(rows["sample_id"], rows["path"], rows["sha256"], strict=True):
+        manifest.check(data, path, expected)
+        yield sample_id, path
 
 
 def latency(detector: bundle.Detector, image: Path, repeats: int = 5) -> float:

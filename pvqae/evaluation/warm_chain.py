@@ -43,11 +43,9 @@ class Link(Layout):
     def classes_file(self) -> Path:
         return self.root / "data" / "classes.yaml"
 
-    def network_rows(self, network: str) -> Path:
-        return self.root / "data" / "rows" / "networks" / f"{network}.csv"
-
-    def class_rows(self, category: str, part: str) -> Path:
-        return self.root / "data" / "rows" / "classes" / category / f"{part}.csv"
+    @property
+    def rows(self) -> Path:
+        return self.root / "data" / "rows"
 
     @property
     def features(self) -> Path:

@@ -9,8 +9,10 @@ backbone.safetensors    only in what leaves the project (`export`); inside it is
 SHA256SUMS              of all the others; its own sha256 is the bundle's
 """
 
+import contextlib
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,16 +27,18 @@ from pvqae import config
 from pvqae.datasets import images, sums
 from pvqae.datasets.manifest import digest
 from pvqae.errors import IntegrityError
-from pvqae.files import whole_folder
+from pvqae.files import read_json, whole_folder
 from pvqae.inference.measures import Networks
-from pvqae.inference.memory import Level
+from pvqae.inference.memory import Level, as_bytes
 from pvqae.inference.scoring import Scale, Scored, Scorer
 from pvqae.inference.statistics import Normal
 from pvqae.model import backbones, grouping
 from pvqae.model.autoencoder import Autoencoder
 
-FORMAT = 2
+FORMAT = 3
 SUMS = sums.FILE
+NEEDED = ("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json")
+REPAIR = "train it again"
 NORMAL_FIELDS = ("mean", "deviation", "global_mean", "global_deviation")
 
 
@@ -106,14 +110,14 @@ def _weights(found: Networks) -> dict[str, Tensor]:
     tensors = {f"autoencoder.{k}": v for k, v in found.autoencoder.state_dict().items()}
     if not found.backbone.spec.frozen:
         tensors |= {f"backbone.{k}": v for k, v in found.backbone.state_dict().items()}
-    # The autoencoder was rounded to half precision when its training ended, so this loses nothing.
-    return _half(tensors) | {f"prior.{k}": v.contiguous() for k, v in found.prior.state_dict().items()}
+    # All was rounded to half precision when its training ended, so this loses nothing.
+    return _half(tensors | {f"prior.{k}": v for k, v in found.prior.state_dict().items()})
 
 
 def _statistics(scorer: Scorer) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for r, level in enumerate(scorer.networks.memory):
-        tensors[f"memory_{r}.codes"] = level.codes.half()
+        tensors |= {f"memory_{r}.codes": as_bytes(level), f"memory_{r}.step": level.step}
         tensors |= {f"memory_{r}.mean": level.mean, f"memory_{r}.whitening": level.whitening.half()}
     if scorer.networks.whitening is not None:
         tensors["whitening"] = scorer.networks.whitening.half()
@@ -142,13 +146,27 @@ def verify(folder: Path) -> str:
 
 
 def load(folder: Path | str) -> Detector:
-    """Verify and load a bundle. Raises `IntegrityError` if anything is not what was sealed."""
+    """Verify and load a bundle. Raises `IntegrityError` if anything is not what was sealed, or what was sealed is no
+    bundle."""
     folder = Path(folder)
     sha256 = verify(folder)
-    facts = json.loads((folder / "config.json").read_text("utf-8"))
+    try:
+        return _load(folder, sha256)
+    except (IntegrityError, OSError):
+        raise
+    except Exception as error:  # hashes say that the files are as they were sealed, not by whom
+        reason = f"{type(error).__name__}: {error}"
+        raise IntegrityError(f"{folder}: expected the contents of a bundle, found {reason}; {REPAIR}") from error
+
+
+def _load(folder: Path, sha256: str) -> Detector:
+    if missing := [name for name in NEEDED if not (folder / name).is_file()]:
+        raise IntegrityError(f"{folder}: expected the files {', '.join(NEEDED)}, found no {missing[0]}; {REPAIR}")
+    facts = read_json(folder / "config.json", REPAIR)
     if facts.get("format") != FORMAT:
-        raise IntegrityError(f"{folder}: expected bundle format {FORMAT}, found {facts.get('format')}; train it again")
-    card = json.loads((folder / "calibration.json").read_text("utf-8"))
+        raise IntegrityError(f"{folder}: expected bundle format {FORMAT}, found {facts.get('format')}; {REPAIR}")
+    card = read_json(folder / "calibration.json", REPAIR)
+    _check_finite(card["threshold"], card["map_threshold"], *card["map_scale"])
     model, image = config.Model(**facts["model"]), config.Image(**facts["image"])
     score = config.Score(**facts["score"])
     backbone = _backbone(folder, model, facts["backbone_sha256"])
@@ -156,7 +174,24 @@ def load(folder: Path | str) -> Detector:
     tensors = load_file(folder / "statistics.safetensors")
     networks = replace(networks, memory=_memory(tensors), whitening=_float(tensors.get("whitening")))
     scales = {name: Scale(*values) for name, values in facts["scales"].items()}
+    _check_finite(*(x for scale in scales.values() for x in (scale.mean, scale.deviation)))
     return Detector(Scorer(networks, _normals(tensors), scales, image, score), facts, card, sha256)
+
+
+def _check_finite(*numbers: float) -> None:
+    """Nothing is above a threshold that is not a number: every part would pass as good."""
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"finite numbers expected, found {numbers}")
+
+
+def threshold(folder: Path) -> float:
+    """Of a verified bundle, without its networks. Raises `IntegrityError` where it is no finite number."""
+    file = folder / "calibration.json"
+    found = read_json(file, REPAIR).get("threshold")
+    with contextlib.suppress(OverflowError):  # JSON's integers have no limit
+        if isinstance(found, int | float) and math.isfinite(found):
+            return float(found)
+    raise IntegrityError(f"{file}: expected a finite threshold, found {found!r}; {REPAIR}")
 
 
 def _backbone(folder: Path, model: config.Model, expected: str | None) -> backbones.Backbone:
@@ -183,7 +218,8 @@ def _networks(
     tensors = load_file(folder / "weights.safetensors")
     autoencoder = Autoencoder(model, backbone.spec)
     side = image.size // 32
-    prior = grouping.from_tensors(_below("prior.", tensors), (side, side), model.levels, width)
+    learned = {k: v.float() for k, v in _below("prior.", tensors).items()}
+    prior = grouping.from_tensors(learned, (side, side), model.levels, width)
     for prefix, module in (("autoencoder.", autoencoder), ("backbone.", backbone)):
         if own := _below(prefix, tensors):
             module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in own.items()})
@@ -205,7 +241,8 @@ def _memory(tensors: dict[str, Tensor]) -> tuple[Level, ...]:
         Level(
             tensors[f"memory_{r}.mean"],
             tensors[f"memory_{r}.whitening"].float(),
-            tensors[f"memory_{r}.codes"].float(),
+            tensors[f"memory_{r}.codes"].float() * tensors[f"memory_{r}.step"],
+            tensors[f"memory_{r}.step"],
             torch.empty(0, dtype=torch.long),
         )
         for r in range(count)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pvqae import config, runtime
 from pvqae.datasets import classes, images, manifest
+from pvqae.datasets import rows as checked
 from pvqae.errors import CalibrationError
 from pvqae.inference import bundle, calibration, choice, fitting, profile, resolution
 from pvqae.inference.fitting import Fitted
@@ -38,7 +39,7 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     member = known.member(category)
     runtime.apply(runtime.plan(params.compute, len(known.networks)))
     file = layout.class_rows(category, "normals")
-    rows = folds.assign(manifest.read(file), params.calibration)
+    rows = folds.assign(checked.read(layout, file), params.calibration)
     fits = folds.names(rows)
     found = {fit: fitting.load_networks(layout, params, member.network, member.prior, fit) for fit in fits}
     store = Store(layout.features, params.compute.cache_gb)

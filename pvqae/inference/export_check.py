@@ -87,7 +87,7 @@ def _differences(detector: Detector, file: Path, answer: dict[str, float], kept:
         took = (time.perf_counter() - begun) * 1000
     finally:
         torch.set_num_threads(threads)
-    found = np.load(kept)
+    found = np.load(kept, allow_pickle=False)
     kept.unlink()
     if found.shape != scored.anomaly_map.shape:
         return np.inf, np.inf, took

@@ -24,7 +24,8 @@ class Level:
 
     mean: Tensor  # C_r, of training normals
     whitening: Tensor  # C_r x C_r, makes training normals white
-    codes: Tensor  # K x C_r, white
+    codes: Tensor  # K x C_r, white; multiples of `step` from -127 to 127
+    step: Tensor  # C_r: codes are kept as bytes, which halves a bundle
     owners: Tensor  # K, the group that each code was taken from; kept while fitting only
 
     def vectors(self, x_BChw: Tensor) -> Tensor:
@@ -90,8 +91,20 @@ def fit_level(
     mean, white = vectors.mean(0), whitening(vectors, settings.ridge).half().float()
     standard = (vectors - mean) @ white
     chosen = cover(standard, settings.codes)
-    # Half precision on disk: round now, so that what is calibrated is what is shipped.
-    return Level(mean, white, standard[chosen].half().float(), group_n[drawn[chosen] // views])
+    # Rounded now, as on disk: what is calibrated is what is shipped.
+    codes, step = rounded(standard[chosen])
+    return Level(mean, white, codes, step, group_n[drawn[chosen] // views])
+
+
+def rounded(codes_KC: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes as multiples of a step per channel that a signed byte can hold, and the steps."""
+    step = (codes_KC.abs().amax(0) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    return (codes_KC / step).round() * step, step
+
+
+def as_bytes(level: Level) -> Tensor:
+    """The codes as K x C_r signed bytes, in steps."""
+    return (level.codes / level.step).round().to(torch.int8)
 
 
 def _at(x_nChw: Tensor, valid_nhw: Tensor, drawn: Tensor) -> Tensor:

@@ -71,11 +71,13 @@ class ChosenPrior(BudgetPrior):
         super().__init__(first.grid, levels, first.embed.out_features)
         self.source = source
 
-    def forward(self, logits_BNR: Tensor, masked_BN: Tensor, padding_BN: Tensor) -> Expected:
+    def forward(
+        self, logits_BNR: Tensor, masked_BN: Tensor, padding_BN: Tensor, asked_BA: Tensor | None = None
+    ) -> Expected:
         logits_BRhw = logits_BNR.transpose(1, 2).reshape(len(logits_BNR), -1, *self.grid)
         chosen = self.source.assign(logits_BRhw, ~padding_BN.reshape(-1, *self.grid))
         share = F.one_hot(chosen, len(self.source.members)).to(logits_BNR)[:, :, None, None]
-        every = [member(logits_BNR, masked_BN, padding_BN) for member in self.source.members]
+        every = [member(logits_BNR, masked_BN, padding_BN, asked_BA) for member in self.source.members]
         return Expected(*((torch.stack(part, 1) * share).sum(1) for part in zip(*every, strict=True)))
 
 
@@ -87,7 +89,7 @@ class Graph(nn.Module):
         found = scorer.networks
         autoencoder = BatchedAutoencoder(model, found.backbone.spec)
         autoencoder.load_state_dict(found.autoencoder.state_dict())
-        levels = tuple(BatchedLevel(x.mean, x.whitening, x.codes, x.owners) for x in found.memory)
+        levels = tuple(BatchedLevel(x.mean, x.whitening, x.codes, x.step, x.owners) for x in found.memory)
         self.networks = replace(found, autoencoder=autoencoder, prior=_one_prior(found.prior), memory=levels)
         self.learned = nn.ModuleList([found.backbone, autoencoder, self.networks.prior])  # registers them
         self.scorer, self.threshold = replace(scorer, networks=self.networks), threshold

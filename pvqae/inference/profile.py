@@ -5,7 +5,6 @@ image score by a fit that had not seen it, and the shares of the resolution leve
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from pvqae.datasets import drift, images
 from pvqae.errors import IntegrityError
+from pvqae.files import read_json
 from pvqae.inference.measures import spent
 from pvqae.inference.scoring import Scorer, stitch_levels
 from pvqae.progress import track
@@ -62,11 +62,19 @@ def _whole_groups(rows: pd.DataFrame) -> list[int]:
 
 
 def read(bundle: Path) -> pd.DataFrame:
-    """The rows of a (verified) bundle's profile. Raises `IntegrityError` where it has none."""
+    """The rows of a (verified) bundle's profile, finite numbers. Raises `IntegrityError` where it has none."""
     file = bundle / FILE
     if not file.is_file():
         raise IntegrityError(
             f"{bundle}: expected {FILE}, the profile of trusted normals, found none; it was made by an older version: "
             "run `python -m flows train` and promote the new one"
         )
-    return pd.DataFrame(json.loads(file.read_text("utf-8"))["columns"])
+    needed = {*drift.STATISTICS, drift.SCORE, drift.GROUP}
+    try:
+        frame = pd.DataFrame(read_json(file, "train it again")["columns"])
+        finite = bool(np.isfinite(frame.to_numpy(dtype=np.float64)).all())
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise IntegrityError(f"{file}: expected columns of numbers, found {error!r}; train it again") from None
+    if needed - set(frame.columns) or not finite:
+        raise IntegrityError(f"{file}: expected finite {', '.join(sorted(needed))}; train it again")
+    return frame

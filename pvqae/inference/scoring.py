@@ -3,8 +3,9 @@
 V views of one image; H W its canvas; S side of a view; h w the coarsest grid of a view.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +30,31 @@ CHUNK = 8  # views through the networks at once: memory does not grow with the i
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """One image's result."""
+    """One image's result. Maps and picture are drawn when asked for: most callers want one of them, or none."""
 
     sample_id: str
     image_score: float  # fused; compared with the calibrated threshold
     parts: dict[str, float]  # image scores of `PARTS`, s_prior and s_recon in deviations of training normals
-    anomaly_map: Map  # H x W, the map of the fusion
-    part_maps: dict[str, Map]  # `PARTS` → H x W
     levels: NDArray[np.int64]  # h x w (of all views, stitched), spent; 0 is the coarsest, -1 padding
     expected_levels: NDArray[np.int64]  # h x w, the expected normal budget
-    picture: NDArray[np.uint8]  # H x W x 3, what the model saw
+    draw: Callable[[str], Map]  # of `PARTS` → H x W
+    fused: str  # the part whose map is the fusion's
+    canvas: images.Canvas
+
+    @cached_property
+    def anomaly_map(self) -> Map:
+        """H x W, the map of the fusion."""
+        return self.draw(self.fused)
+
+    @cached_property
+    def part_maps(self) -> dict[str, Map]:
+        """`PARTS` → H x W."""
+        return {name: self.anomaly_map if name == self.fused else self.draw(name) for name in PARTS}
+
+    @cached_property
+    def picture(self) -> NDArray[np.uint8]:
+        """H x W x 3, what the model saw."""
+        return _picture(self.canvas)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +97,18 @@ class Scorer:
 
     def finish(self, raw: Raw, canvas: images.Canvas, sample_id: str) -> Scored:
         """From measures to the result: the steps that need the statistics."""
-        parts = self.image_parts(self.cell_maps(raw, self.for_image), len(raw.levels))
-        maps = {
-            name: images.stitch(canvas, self.smooth(part)) for name, part in self.part_maps(raw, self.for_map).items()
-        }
+        shown = self.part_maps(raw, self.for_map)
+        judged = shown if self.for_image == self.for_map else self.part_maps(raw, self.for_image)
+        parts = self.image_parts({name: x[raw.cells] for name, x in judged.items()}, len(raw.levels))
         return Scored(
             sample_id,
             readout.FUSIONS[self.score.fusion](parts["s_recon"], parts["s_prior"], parts["product"]),
             parts,
-            maps[readout.FUSION_MAP[self.score.fusion]],
-            maps,
             stitch_levels(canvas, raw.levels),
             stitch_levels(canvas, raw.expected),
-            _picture(canvas),
+            lambda name: images.stitch(canvas, self.smooth(shown[name])),
+            readout.FUSION_MAP[self.score.fusion],
+            canvas,
         )
 
     @property

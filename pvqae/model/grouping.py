@@ -1,9 +1,7 @@
-"""Which classes share a budget prior (METHOD section 4), and priors that divide images among themselves.
+"""Priors that divide images among themselves (METHOD section 4); which classes share one says `groups`.
 
 B views; R levels; h w the coarsest grid; k clusters; F numbers that describe an allocation.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,29 +10,11 @@ from torch import Tensor, nn
 
 from pvqae import config
 from pvqae.model import prior as single
+from pvqae.model.groups import GROUPINGS as GROUPINGS
 from pvqae.model.prior import BudgetPrior, Expected
 
-Grouping = Callable[[list[str]], dict[str, list[str]]]
 REGIONS = 4  # an allocation is described by the mean logits of 4 x 4 regions
 LEAST = 8  # views a cluster must have: fewer teach a prior nothing but themselves
-
-
-def per_class(classes: list[str]) -> dict[str, list[str]]:
-    """One prior per class; needs the class at inference."""
-    return {name: [name] for name in classes}
-
-
-def universal(classes: list[str]) -> dict[str, list[str]]:
-    """One prior for all classes."""
-    return {"all": list(classes)}
-
-
-def clustered(classes: list[str]) -> dict[str, list[str]]:
-    """`prior.clusters` priors for all classes, made in one stage and told apart without a label (`Clustered`)."""
-    return universal(classes)
-
-
-GROUPINGS: dict[str, Grouping] = {"per_class": per_class, "universal": universal, "clustered": clustered}
 
 
 def most_clusters(settings: config.Prior) -> int:

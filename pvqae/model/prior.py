@@ -57,14 +57,35 @@ class BudgetPrior(nn.Module):
         variance = ((logits_BNR - mean).square() * weight).sum(0) / count
         self.base.copy_(torch.cat([frequency, mean, (variance + 1e-2).log()], dim=-1))
 
-    def forward(self, logits_BNR: Tensor, masked_BN: Tensor, padding_BN: Tensor) -> Expected:
-        """Predict every cell; `masked` cells are hidden from the input, `padding` cells take no part."""
+    def forward(
+        self, logits_BNR: Tensor, masked_BN: Tensor, padding_BN: Tensor, asked_BA: Tensor | None = None
+    ) -> Expected:
+        """Predict every cell, or in evaluation the `asked` ones alone (indices; B x A x R each); `masked` cells are
+        hidden from the input, `padding` cells take no part."""
         tokens = self.embed(torch.cat([logits_BNR.softmax(-1), logits_BNR / 5], dim=-1))
         hidden = (masked_BN | padding_BN)[..., None]
         tokens = torch.where(hidden, self.mask_token, tokens) + self.position
-        out = self.base + self.output(self.block(tokens, src_key_padding_mask=padding_BN))
+        if asked_BA is None:
+            out = self.base + self.output(self.block(tokens, src_key_padding_mask=padding_BN))
+        else:
+            out = self.base[asked_BA] + self.output(self._block_at(tokens, padding_BN, asked_BA))
         logits, mean, log_variance = out.chunk(3, dim=-1)
         return Expected(logits, mean, log_variance.clamp(-6, 6))
+
+    def _block_at(self, tokens_BNd: Tensor, padding_BN: Tensor, asked_BA: Tensor) -> Tensor:
+        """The block's outputs at some cells, without dropout: only keys and values are needed of the others."""
+        block, attention = self.block, self.block.self_attn
+        index = asked_BA[..., None].expand(-1, -1, tokens_BNd.shape[-1])
+        normed = block.norm1(tokens_BNd)
+        weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+        query, key, value = (
+            F.linear(x, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip((normed.gather(1, index), normed, normed), weights, biases, strict=True)
+        )
+        found = F.scaled_dot_product_attention(query, key, value, ~padding_BN[:, None, None])
+        x = tokens_BNd.gather(1, index) + attention.out_proj(found.transpose(1, 2).flatten(2))
+        out: Tensor = x + block.linear2(block.activation(block.linear1(block.norm2(x))))
+        return out
 
 
 def random_masks(batch: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -87,17 +108,34 @@ def complementary_masks(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor
     return asked.flatten(1), hidden.flatten(1)
 
 
+def turns(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """The passes of `complementary_masks` as indices: the cells that each pass asks, P x A, filled up with their last;
+    and for each cell its pass and its place among that pass's cells, N each."""
+    asked: dict[int, list[int]] = {}
+    for cell in range(grid[0] * grid[1]):
+        row, column = divmod(cell, grid[1])
+        asked.setdefault(row % spacing * spacing + column % spacing, []).append(cell)
+    passes = [asked[phase] for phase in sorted(asked)]
+    places = {cell: (which, place) for which, own in enumerate(passes) for place, cell in enumerate(own)}
+    most = max(map(len, passes))
+    which, place = zip(*(places[cell] for cell in range(len(places))), strict=True)
+    cells = [own + own[-1:] * (most - len(own)) for own in passes]
+    return torch.tensor(cells), torch.tensor(which), torch.tensor(place)
+
+
 @torch.no_grad()
 def expect(prior: BudgetPrior, logits_BRhw: Tensor, valid_Bhw: Tensor) -> Expected:
     """The expectation of each cell while it and its neighbours are hidden; all passes in one batch."""
     logits_BNR = logits_BRhw.flatten(2).transpose(1, 2).float()
-    batch, cells, _ = logits_BNR.shape
-    asked, hidden = (m.to(logits_BNR.device) for m in complementary_masks(prior.grid))
-    passes = len(asked)
-    padding = ~valid_Bhw.flatten(1)
+    batch, device = logits_BNR.shape[0], logits_BNR.device  # len() would fix the batch of an exported graph
+    _, hidden = complementary_masks(prior.grid)
+    cells, which, place = (x.to(device) for x in turns(prior.grid))
+    passes, padding = len(hidden), ~valid_Bhw.flatten(1)
     every = prior(
-        logits_BNR.repeat_interleave(passes, 0), hidden.repeat(batch, 1), padding.repeat_interleave(passes, 0)
+        logits_BNR.repeat_interleave(passes, 0),
+        hidden.to(device).repeat(batch, 1),
+        padding.repeat_interleave(passes, 0),
+        cells.repeat(batch, 1),
     )
-    chosen = asked.float().argmax(0)  # the pass that asks cell i
-    rows = torch.arange(batch, device=chosen.device)[:, None] * passes + chosen
-    return Expected(*(part[rows, torch.arange(cells, device=chosen.device)] for part in every))
+    rows = torch.arange(batch, device=device)[:, None] * passes + which
+    return Expected(*(part[rows, place] for part in every))

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pvqae.files import checksum
+
 MAX_SECONDS = 10.0  # of work that a kill may cost
 
 
@@ -43,9 +45,9 @@ def save(path: Path, network: nn.Module, optimisers: dict[str, torch.optim.Optim
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     # Lazy copies: safetensors refuses tensors that share memory, as tied buffers after a first EMA step do.
-    save_file(
-        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, {"facts": json.dumps(facts)}
-    )
+    whole = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    text = json.dumps(facts)
+    save_file(whole, part, {"facts": text, "sha256": checksum(whole, text)})
     os.replace(part, path)
 
 
@@ -53,9 +55,12 @@ def restore(path: Path, network: nn.Module, optimisers: dict[str, torch.optim.Op
     """Load into `network` and `optimisers`; the facts, or None where there is no (readable) checkpoint."""
     try:
         with safe_open(path, "pt") as file:
-            facts = dict(json.loads((file.metadata() or {})["facts"]))
+            written = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
+        if written["sha256"] != checksum(tensors, written["facts"]):
+            return None  # a flipped bit would go on into every later step
+        facts = dict(json.loads(written["facts"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None  # half a file can't be: it is renamed into place; anything else is not ours, begin anew
     own = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
     if _shapes(own) != _shapes(network.state_dict()):

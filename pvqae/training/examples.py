@@ -154,15 +154,18 @@ def prepare(
 ) -> Examples:
     """The views of every image of `rows`: decoded and pushed through a frozen backbone, or as `store` has kept them.
 
-    The result is the same to the last bit with and without a store. Raises `DataError` without rows.
+    The result is the same to the last bit with and without a store. Raises `DataError` without rows, `IntegrityError`
+    for an image that is not the one of its row's sha256 (where there is such a column).
     """
     if rows.empty:
         raise DataError("there are no training images: expected rows in the manifest with split train")
     store = store or Store()
     reader = Reader(data_root, image, backbone, measure, device, store)
     columns: dict[str, Column] = {}
-    for position, path in enumerate(track(rows["path"], "reading images", total=len(rows))):
-        one = reader.read(path)
+    expected = rows["sha256"] if "sha256" in rows else [""] * len(rows)
+    pairs = zip(rows["path"], expected, strict=True)
+    for position, (path, sha256) in enumerate(track(pairs, "reading images", total=len(rows))):
+        one = reader.read(path, sha256)
         for name, x in _columns(torch.full((len(one.valid),), position), one).items():
             columns.setdefault(name, Column(store.folder)).append(x)
     store.trim()

@@ -24,6 +24,8 @@ from torch import Tensor
 from pvqae import config
 from pvqae.datasets import images
 from pvqae.datasets.manifest import digest, resolve
+from pvqae.errors import IntegrityError
+from pvqae.files import checksum
 from pvqae.model.backbones import Backbone, Features
 from pvqae.training import richness
 
@@ -74,7 +76,7 @@ class Store:
             with safe_open(path, "pt") as file:
                 found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
                 written = (file.metadata() or {}).get("sha256")
-            if written != _checksum(found):
+            if written != checksum(found):
                 return None
             os.utime(path)  # the oldest use goes first
         except (OSError, SafetensorError):
@@ -88,7 +90,7 @@ class Store:
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         with contextlib.suppress(OSError, SafetensorError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: x.contiguous() for name, x in tensors.items()}, part, {"sha256": _checksum(tensors)})
+            save_file({name: x.contiguous() for name, x in tensors.items()}, part, {"sha256": checksum(tensors)})
             os.replace(part, path)
         with contextlib.suppress(OSError):
             part.unlink()
@@ -117,13 +119,6 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _checksum(tensors: Tensors) -> str:
-    total = hashlib.sha256()
-    for name, x in sorted(tensors.items()):
-        total.update(f"{name}{x.dtype}{tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
 @dataclass(frozen=True, eq=False)
 class Views:
     """One image as the network reads it; half precision."""
@@ -146,9 +141,12 @@ class Reader:
         self._seen_by = key_of(self._geometry, _identity(backbone, device))
         self._measured = key_of(self._geometry, measure, source_of("training/richness.py"))
 
-    def read(self, path: str) -> Views:
-        """The views of an image. Raises `DataError` where it has to be decoded and can't be."""
+    def read(self, path: str, expected: str = "") -> Views:
+        """The views of an image. Raises `DataError` where it has to be decoded and can't be, `IntegrityError` where
+        it is not the one with the sha256 `expected`."""
         counts, sha256 = self.store.counts, self._content(path)
+        if sha256 and expected and sha256 != expected:
+            raise IntegrityError(f"{path}: expected sha256 {expected}, found {sha256}; restore it (`dvc checkout`)")
         keys = key_of(sha256, self._seen_by), key_of(sha256, self._measured)
         kept = self.store.get(keys[0])
         cost = self._cost(keys[1], kept)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pvqae import config, runtime
 from pvqae.datasets import classes, manifest
+from pvqae.datasets import rows as checked
 from pvqae.files import whole_folder, write_tensors, write_text
 from pvqae.layout import Layout
 from pvqae.model import backbones
@@ -49,7 +50,7 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
     known.network(name)
     plan = runtime.plan(params.compute, len(known.networks))
     runtime.apply(plan)
-    rows = folds.assign(manifest.read(layout.network_rows(name)), params.calibration)
+    rows = folds.assign(checked.read(layout, layout.network_rows(name)), params.calibration)
     parent = warm.load(layout.root / known.parents[name], params)
     key = work_key(layout.network_rows(name), params, parent.sha256 if parent else warm.NONE)
     work = layout.work(f"network-{name}", key)
@@ -91,8 +92,8 @@ def _fit(
     parent: warm.Parent | None,
 ) -> Path:
     """Train one fit, from scratch or from its parent, unless its finished weights are there already."""
-    finished = folder / "weights.safetensors"
-    if finished.exists():
+    finished, sums = folder / "weights.safetensors", folder / "weights.sha256"
+    if finished.exists() and sums.exists() and sums.read_text("utf-8") == manifest.digest(finished):
         print(f"{what}: finished before, kept", flush=True)
         return finished
     run = start(warm.settings(params) if parent else params, plan, fit)
@@ -101,6 +102,7 @@ def _fit(
     loop.fit(run, examples, folder, what)
     tensors = {k: v for k, v in run.modules.state_dict().items() if not k.startswith("discriminator.")}
     write_tensors(finished, {k: half(v) for k, v in tensors.items()})
+    write_text(sums, manifest.digest(finished))
     return finished
 
 

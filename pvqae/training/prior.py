@@ -113,7 +113,10 @@ def fit(
         optimiser.step()
         schedule.step()
         history.append({"phase": phase, "fold": fit_name, "step": step, "loss": float(f"{value.item():.6g}")})
-    return prior.eval().requires_grad_(False)
+    prior.eval().requires_grad_(False)
+    for x in prior.parameters():
+        x.copy_(x.half())  # as a bundle keeps it: what is calibrated is what is shipped
+    return prior
 
 
 def fit_group(
@@ -124,7 +127,7 @@ def fit_group(
     if most == 1:
         return fit(params, fit_name, logits, valid, history)
     seed = seeding.derive(params.seed, "clusters", fit_name)
-    centres = grouping.centres(grouping.describe(logits, valid), most, seed)
+    centres = grouping.centres(grouping.describe(logits, valid), most, seed).half().float()  # as a bundle keeps them
     chosen = grouping.Clustered(centres, []).assign(logits, valid)
     parts = [
         fit(params, fit_name, logits[chosen == c], valid[chosen == c], history, f"prior-{c}")

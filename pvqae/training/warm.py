@@ -10,10 +10,10 @@ of known parts. So each fold starts from its parent's fold, and only if all that
 among what the fit learns from. By induction that holds for a whole chain of parents.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,8 +23,8 @@ from torch import Tensor
 from pvqae import config
 from pvqae.datasets import sums
 from pvqae.datasets.manifest import digest
-from pvqae.errors import ConfigError
-from pvqae.files import whole_folder
+from pvqae.errors import ConfigError, IntegrityError
+from pvqae.files import read_json, whole_folder
 from pvqae.training import folds
 from pvqae.training.run import Run
 
@@ -70,7 +70,15 @@ def load(folder: Path, params: config.Params) -> Parent | None:
         return None
     for part in ("bundle", "network"):
         sums.verify(folder / part, "a parent's files", f"place it again, {BACK}")
-    facts = json.loads((folder / "bundle" / "config.json").read_text("utf-8"))
+    repair = f"place it again, {BACK}"
+    facts = read_json(folder / "bundle" / "config.json", repair)
+    try:
+        return _checked(folder, facts, params)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise IntegrityError(f"{folder}: expected a parent's contents, found {error!r}; {repair}") from None
+
+
+def _checked(folder: Path, facts: dict[str, Any], params: config.Params) -> Parent:
     wanted = {f"model.{key}": getattr(params.model, key) for key in FIXED}
     found = {f"model.{key}": facts["model"].get(key) for key in FIXED}
     image = params.image.model_dump(mode="json")

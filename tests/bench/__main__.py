@@ -22,7 +22,25 @@ KEPT = PROJECT / ".pvqae" / "bench" / "rows"
 PAGE = PROJECT / "docs" / "performance.md"
 BEGIN, END = "<!-- rows -->", "<!-- end of rows -->"
 # name → module.function, which takes a `Size` and returns rows; imported only in the bench's own process
-BENCHES: dict[str, str] = {}
+BENCHES: dict[str, str] = {
+    "dwt": "kernels.dwt",
+    "lookup": "kernels.lookup",
+    "imports": "imports.imports",
+    "manifest": "manifest.manifest",
+    "validation": "validation.validation",
+    "noop": "noop.noop",
+    "orchestration": "orchestration.orchestration",
+    "scoring_scale": "scoring_scale.scoring_scale",
+    "thousand": "thousand.thousand",
+    "latency": "inference.latency",
+    "share": "inference.share",
+    "memory": "inference.memory",
+    "vqgan": "training.vqgan_step",
+    "frozen": "training.frozen",
+    "whole": "training.whole",
+    "fan_out": "training.fan_out",
+    "limits": "limits.limits",
+}
 
 
 def measure(name: str, size: Size) -> list[Row]:

@@ -121,7 +121,7 @@ def test_a_good_dataset_leaves_its_rows_and_reports(tmp_path: Path) -> None:
     assert summary.quarantined == 0
     assert summary.classes["bolt"] == {"calibrate": 2, "gate": 2, "test": 4, "train": 9}
     assert set(_written(layout)) == {
-        "data/rows/networks/both.csv",
+        *("data/rows/SHA256SUMS", "data/rows/networks/both.csv"),
         *(f"data/rows/classes/{name}/{part}.csv" for name in ("bolt", "nut") for part in ("normals", "test", "gate")),
         "reports/tiny/data_docs/index.html",
         "reports/tiny/validation.json",

@@ -66,7 +66,7 @@ def train(plant: Project, *settings: str) -> str:
     return flows(plant, "train", *(word for item in (*TINY, *settings) for word in ("--set", item)))
 
 
-def until(what: Callable[[], Any], patience: float = 240) -> Any:
+def until(what: Callable[[], Any], patience: float = 480) -> Any:
     """What `what` comes to once it is true."""
     deadline = time.monotonic() + patience
     while not (found := what()):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from pvqae.datasets.images import Canvas, View
 from pvqae.evaluation.evaluate import evaluate
+from pvqae.inference.scoring import Scored
 from pvqae.layout import Layout
 
 CARD = {
@@ -42,20 +45,6 @@ HISTORY = [
     for fold in (0, 1)
     for step in range(30)
 ]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The fields of pvqae.inference.scoring.Scored."""
-
-    sample_id: str
-    image_score: float
-    parts: dict[str, float]
-    anomaly_map: np.ndarray
-    part_maps: dict[str, np.ndarray]
-    levels: np.ndarray
-    expected_levels: np.ndarray
-    picture: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -97,33 +86,42 @@ def _scored(sample: str, rng: np.random.Generator, mask: np.ndarray) -> Scored:
     expected = np.tile(np.array([0, 1, 1, 2, 2, 1, 1, 0]), (8, 1))
     hot = mask.reshape(8, side // 8, 8, side // 8).any(axis=(1, 3))
     levels = np.where(hot, 2, expected)
-    return Scored(sample, score, parts, heat, maps, levels, expected, picture)
+    pixels = np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32) / 255
+    canvas = Canvas(side, side, (View(pixels, np.ones((side, side), dtype=np.bool_), 0, 0, side, side),))
+    return Scored(sample, score, parts, levels, expected, maps.__getitem__, "s_recon", canvas)
+
+
+def made(
+    folder: Path,
+    normals: int = 12,
+    defects: int = 10,
+    masked: bool = True,
+    kind: str = "blob",
+    side: int = 64,
+    seed: int = 0,
+) -> Made:
+    """A class with mask files below `folder`/data."""
+    rng = np.random.default_rng(seed)
+    data, rows, scored = folder / "data", [], []
+    (data / "masks").mkdir(parents=True, exist_ok=True)
+    for number in range(normals + defects):
+        defect = number >= normals
+        mask = _mask(rng, side) if defect else np.zeros((side, side), dtype=bool)
+        mask_path = f"masks/{seed}-{number:03d}.png" if defect and masked else ""
+        if mask_path:
+            Image.fromarray(mask.astype(np.uint8) * 255).save(data / mask_path)
+        label, kinds = ("defect", kind) if defect else ("normal", "good")
+        path = f"raw/{kinds}/{number:03d}.png"
+        row = {"sample_id": f"s{number:03d}", "path": path, "label": label, "kind": kinds}
+        rows.append(row | {"mask_path": mask_path})
+        scored.append(_scored(f"s{number:03d}", rng, mask))
+    return Made(pd.DataFrame(rows), scored, data)
 
 
 @pytest.fixture
 def make_class(tmp_path: Path) -> Callable[..., Made]:
     """`make(normals, defects, masked=True, kind=...)`: a class with mask files below tmp_path/data."""
-
-    def make(
-        normals: int = 12, defects: int = 10, masked: bool = True, kind: str = "blob", side: int = 64, seed: int = 0
-    ) -> Made:
-        rng = np.random.default_rng(seed)
-        data, rows, scored = tmp_path / "data", [], []
-        (data / "masks").mkdir(parents=True, exist_ok=True)
-        for number in range(normals + defects):
-            defect = number >= normals
-            mask = _mask(rng, side) if defect else np.zeros((side, side), dtype=bool)
-            mask_path = f"masks/{seed}-{number:03d}.png" if defect and masked else ""
-            if mask_path:
-                Image.fromarray(mask.astype(np.uint8) * 255).save(data / mask_path)
-            label, kinds = ("defect", kind) if defect else ("normal", "good")
-            path = f"raw/{kinds}/{number:03d}.png"
-            row = {"sample_id": f"s{number:03d}", "path": path, "label": label, "kind": kinds}
-            rows.append(row | {"mask_path": mask_path})
-            scored.append(_scored(f"s{number:03d}", rng, mask))
-        return Made(pd.DataFrame(rows), scored, data)
-
-    return make
+    return partial(made, tmp_path)
 
 
 CLASSES = """dataset: demo

@@ -127,3 +127,16 @@ def test_a_bundle_without_a_profile_says_how_to_get_one(tmp_path: Path) -> None:
 def test_level_shares_leave_padding_out() -> None:
     levels = np.array([[-1, 0, 2], [-1, 2, 2]])
     assert profile.level_shares(levels, 3) == {"level_0": 0.25, "level_1": 0.0, "level_2": 0.75}
+
+
+def test_names_of_images_are_escaped(tmp_path: Path) -> None:
+    harm = '"><img src=x onerror=alert(1)></script><b>'
+    made = [row | {"taken": "", "path": f"{harm}{row['path']}"} for row in rows(n=180, start=0, shift=0.3)]
+    found = drift_report.table(made, BUNDLE)
+    report = drift_report.assess(normals(), found, THRESHOLD, SETTINGS)
+    assert harm in report.since
+    drift_report.write(report, normals(), found, THRESHOLD, harm, tmp_path)
+    page = (tmp_path / "drift.html").read_text()
+    assert "<img" not in page
+    assert "<b>" not in page
+    assert "&lt;img src=x onerror" in page

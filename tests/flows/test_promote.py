@@ -259,6 +259,20 @@ def test_rollback_goes_back_one_champion_at_a_time_and_bars_what_it_took_back(
     assert whole[MODEL][-1]["reasons"] == ["no"]
 
 
+def test_a_rollback_that_names_its_version_can_be_asked_for_again(
+    registry: Registry, add: Callable[..., str], tmp_path: Path
+) -> None:
+    add("champion")
+    for _ in range(2):
+        add("challenger")
+        assert ask(registry, tmp_path, GOOD).promoted
+    first = promotions.rollback(registry, tmp_path, "x", MODEL, "scratches", "3")
+    assert promotions.rollback(registry, tmp_path, "x", MODEL, "scratches", "3") == first
+    assert registry.alias(MODEL, "champion") == "2"
+    with pytest.raises(PromotionError, match="expected version 1 as champion, found 2"):
+        promotions.rollback(registry, tmp_path, "x", MODEL, "scratches", "1")
+
+
 def test_the_log_keeps_its_order_when_the_clock_is_set_back(
     registry: Registry, add: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -1,5 +1,7 @@
 """MLflow as the flows use it, and its twin: one contract. Real MLflow on a copy of a migrated database."""
 
+import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,9 @@ import pytest
 from flows.adapters.memory import Runs
 from flows.adapters.tracking import Promotion, Registry
 from flows.metrics import Metric
+from pvqae.datasets import sums
+from pvqae.errors import IntegrityError
+from pvqae.inference import bundle
 
 
 def entry(version: str, alias: str = "champion", when: str = "2026-01-01T00:00:00.000000Z") -> Promotion:
@@ -96,6 +101,34 @@ def test_real_runs_are_a_tree_with_params_curves_data_and_files(real: Registry, 
     assert client.get_run(child).data.tags["mlflow.parentRunId"] == parent
     assert client.get_run(child).info.status == "FAILED"
     assert [(point.step, point.value) for point in client.get_metric_history(child, "vq/loss")] == [(1, 2.0), (2, 1.0)]
+
+
+class Marker:
+    """Unpickling it makes the folder `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")  # MLflow's own types, at its import
+@pytest.mark.filterwarnings("ignore:Operation with range is deprecated")  # MLflow's use of pandas
+def test_a_pickle_planted_beside_a_version_is_not_loaded(real: Registry, tmp_path: Path) -> None:
+    own = tmp_path / "bundle"
+    own.mkdir()
+    (own / "weights.safetensors").write_bytes(b"weights")
+    sums.write(own)
+    run = real.start("pvqae-x", "part")
+    real.register("pvqae-x-part", run, real.log_model(run, own), {})
+    (stored,) = (path.parent for path in (tmp_path / "artifacts").rglob("SHA256SUMS"))
+    for folder in (stored, stored.parents[1]):
+        for name in ("weights.safetensors", "python_model.pkl", "model.pth", "data.joblib"):
+            (folder / name).write_bytes(pickle.dumps(Marker(tmp_path / "marker")))
+    with pytest.raises(IntegrityError):
+        bundle.load(real.download("pvqae-x-part", "1", tmp_path / "down"))
+    assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")  # MLflow's own types, at its import

@@ -36,6 +36,12 @@ def test_enough_new_normals_of_one_class(new: int, train: bool) -> None:
     assert found.reason.startswith("nut: ") is train
 
 
+def test_a_champion_dated_in_the_future_is_no_reason_and_is_told() -> None:
+    found = decided(replace(QUIET, age_days=-3650.0, new_normals=1))
+    assert found.act == "wait"
+    assert any("3650.0 days in the future: a clock was wrong" in text for text in found.reasons)
+
+
 @pytest.mark.parametrize(("age", "new", "train"), [(31.0, 1, True), (29.0, 1, False), (31.0, 0, False)])
 def test_an_old_champion_learns_only_from_something_new(age: float, new: int, train: bool) -> None:
     found = decided(replace(QUIET, age_days=age, new_normals=new))

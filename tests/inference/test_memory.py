@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pvqae import config
-from pvqae.inference.memory import Level, fit_level, pooled, whitening
+from pvqae.inference.memory import Level, as_bytes, fit_level, pooled, rounded, whitening
 
 
 def features(seed: int = 0, views: int = 4, side: int = 6) -> torch.Tensor:
@@ -40,12 +40,21 @@ def test_every_code_is_one_of_the_white_vectors_of_its_group() -> None:
     vectors = level.vectors(x.float())
     for code, owner in zip(level.codes, level.owners, strict=True):
         own = vectors[owner == GROUPS].flatten(0, 1)
-        assert (own - code).abs().amax(1).min() < 2e-3  # half precision
+        assert ((own - code).abs() <= level.step * 0.501).all(1).any()  # rounded to the nearest step
 
 
-def test_codes_are_what_half_precision_keeps() -> None:
+def test_codes_are_what_bytes_keep() -> None:
     level = fitted(features())
-    assert torch.equal(level.codes, level.codes.half().float())
+    kept = as_bytes(level)
+    assert kept.dtype == torch.int8
+    assert (kept.abs().amax(0) == 127).all()
+    assert torch.equal(kept.float() * level.step, level.codes)
+
+
+def test_a_channel_that_is_always_zero_stays_zero() -> None:
+    codes, step = rounded(torch.tensor([[0.0, 1.0], [0.0, -2.0]]))
+    assert codes[:, 0].tolist() == [0.0, 0.0]
+    assert (step > 0).all()
 
 
 def test_vectors_of_all_normals_are_white() -> None:
@@ -72,8 +81,9 @@ def test_a_known_vector_is_at_no_distance_before_smoothing() -> None:
     x = features()
     level = fitted(x)  # all 144 vectors are codes
     assert len(level.codes) == 144
-    assert plain_distances(level, level.vectors(x.float())).max() < 5e-3
-    assert distances(level, x.float()).max() < 5e-3
+    rounding = float(level.step.norm()) / 2
+    assert plain_distances(level, level.vectors(x.float())).max() <= rounding * 1.01 < 0.05
+    assert distances(level, x.float()).max() <= rounding * 1.01
 
 
 def test_distances_are_those_of_a_plain_search_smoothed_over_neighbours() -> None:
@@ -91,7 +101,7 @@ def test_a_training_image_is_not_judged_by_its_own_group() -> None:
     alone, all_codes = distances(level, x.float(), GROUPS), distances(level, x.float())
     assert (alone >= all_codes - 1e-6).all()
     assert alone.min() > 0.05 > all_codes.max()
-    without_first = Level(level.mean, level.whitening, level.codes[level.owners != 0], level.owners)
+    without_first = Level(level.mean, level.whitening, level.codes[level.owners != 0], level.step, level.owners)
     torch.testing.assert_close(alone[:2], distances(without_first, x[:2].float()))
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pvqae.model.prior import BudgetPrior, complementary_masks, expect, random_masks
+from pvqae.model.prior import BudgetPrior, complementary_masks, expect, random_masks, turns
 
 GRIDS = [(1, 1), (2, 2), (4, 4), (8, 8), (3, 7)]
 
@@ -47,6 +47,24 @@ def test_each_cell_is_asked_once_while_its_neighbourhood_is_hidden(grid: tuple[i
     for cell in range(grid[0] * grid[1]):
         pass_of_cell = int(asked[:, cell].int().argmax())
         assert blocked(grid, cell) <= set(hidden[pass_of_cell].nonzero()[:, 0].tolist())
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_turns_lead_to_every_cell(grid: tuple[int, int]) -> None:
+    (cells, which, place), (asked, _) = turns(grid), complementary_masks(grid)
+    assert cells[which, place].tolist() == list(range(grid[0] * grid[1]))
+    assert torch.equal(which, asked.int().argmax(0))
+    assert asked.gather(1, cells).all()
+
+
+def test_asked_cells_are_predicted_as_among_all() -> None:
+    network, cells = prior((4, 4)), torch.tensor([[3, 0, 9], [15, 7, 1]])
+    logits = torch.randn(2, 16, 3, generator=draws())
+    masked, padding = torch.rand(2, 16, generator=draws()) < 0.3, torch.zeros(2, 16, dtype=torch.bool)
+    padding[0, 12:] = True
+    every, some = network(logits, masked, padding), network(logits, masked, padding, cells)
+    for whole, part in zip(every, some, strict=True):
+        torch.testing.assert_close(part, whole.gather(1, cells[..., None].expand(-1, -1, 3)), atol=1e-5, rtol=1e-5)
 
 
 def test_a_large_grid_keeps_most_of_its_cells_visible() -> None:

@@ -1,0 +1,64 @@
+"""A process of its own that holds a detector: how much memory that takes above the backbone alone."""
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+
+
+def measured(kind: str, detector: Path, image: Path) -> int:
+    """Bytes that a process grows by when it loads the `detector`, a bundle or a bank, and scores `image`."""
+    command = [sys.executable, "-m", "tests.bench.holding", kind, str(detector), str(image)]
+    return int(subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout)
+
+
+def _bundle(folder: Path, image: Path) -> object:
+    from pvqae.inference import bundle
+
+    found = bundle.load(folder)
+    return found, found.score(image).anomaly_map
+
+
+def _bank(file: Path, image: Path) -> object:
+    from safetensors.torch import load_file
+
+    from pvqae.evaluation.patchcore import PatchCore
+
+    x = load_file(file)
+    one = PatchCore(x["mean"], x["deviation"], x["bank"].float())
+    canvas, features, valid = _seen(image)
+    return one, one.score(features, valid, canvas, "")
+
+
+def _seen(image: Path):
+    from pvqae import config
+    from pvqae.datasets import images
+    from pvqae.inference.scoring import through
+    from pvqae.model import backbones
+
+    params = config.load(PROJECT / "params.yaml", ())
+    canvas = images.canvas(images.read(image), params.image)
+    return canvas, *through(backbones.make(params.model).eval(), canvas)
+
+
+def main() -> None:
+    import psutil
+    import torch
+
+    from pvqae.evaluation import patchcore  # noqa: F401 - imported in both cases
+    from pvqae.inference import bundle  # noqa: F401
+
+    kind, detector, image = sys.argv[1], *map(Path, sys.argv[2:])
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        kept = [_seen(image)]  # the backbone has worked once
+        gc.collect()
+        before = psutil.Process().memory_info().rss
+        kept.append({"bundle": _bundle, "bank": _bank}[kind](detector, image))
+        print(psutil.Process().memory_info().rss - before)
+
+
+if __name__ == "__main__":
+    main()

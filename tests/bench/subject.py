@@ -1,0 +1,46 @@
+"""What the benches of training and inference are about: one class of real photographs where there are some, else of the
+demo, with its views read and a scorer fitted by few steps: what is timed does not depend on how long was trained."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+from pvqae import config, runtime
+from pvqae.evaluation import subjects, trial
+from pvqae.evaluation.contest import Ring
+from pvqae.inference.scoring import Scorer
+
+PROJECT = Path(__file__).parents[2]
+WORK = PROJECT / ".pvqae" / "bench"
+SETTLED = tuple(
+    f"score.{key}={value}"
+    for key, value in (
+        *(("image_levels", "all"), ("map_levels", "all")),
+        *(("image_scale", "location"), ("map_scale", "location")),
+    )
+)
+BRIEF = ("train.steps=6", "prior.steps=6", *SETTLED)
+SMALL = ("image.size=64", "memory.codes=64", "train.batch=4")
+
+
+def params(quick: bool, *overrides: str) -> config.Params:
+    """The shipped params with what a bench changes; `quick`: of small images. One thread: ratios on it travel."""
+    found = config.load(PROJECT / "params.yaml", ("compute.threads=1", *(SMALL if quick else ()), *overrides))
+    runtime.apply(runtime.plan(found.compute, 1))
+    return found
+
+
+@cache
+def ring(name: str, quick: bool, *overrides: str) -> Ring:
+    """A class's rows and views. `name`, or the demo's brick where the datasets are absent or `quick` is asked for."""
+    data = Path(os.environ.get("PVQAE_DATASETS", PROJECT.parent / "shared" / "datasets"))
+    places = subjects.known(data if data.is_dir() else None)
+    known = name if not quick and any(place.category == name for place in places) else "brick"
+    chosen = params(quick, *overrides)
+    return Ring(subjects.load(subjects.choose(places, [known]), WORK / "data", chosen)[0], chosen, WORK)
+
+
+def scorer(found: Ring) -> Scorer:
+    """Networks of a few steps, memory and statistics at full size."""
+    networks = trial.trained(found.params, found.examples, found.work, found.backbone)
+    return trial.fitted(found.params, networks, found.normals, found.every, found.subject.root)

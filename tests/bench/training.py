@@ -1,0 +1,155 @@
+"""Steps of training: the paper's own backbone beside a plain one, frozen features beside none kept, two beside one.
+
+B images; S side.
+"""
+
+import multiprocessing
+import os
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pvqae import config, runtime
+from pvqae.datasets import images
+from pvqae.evaluation.contest import Ring
+from pvqae.inference.scoring import through
+from pvqae.model import vqgan
+from pvqae.model.decoder import PixelDecoder
+from pvqae.training import loop, losses
+from pvqae.training.examples import Batch
+from pvqae.training.run import fit_scales, start
+from tests.bench.rows import Row, Size, at_least, at_most, seconds, side_by_side
+from tests.bench.subject import params, ring, scorer
+
+
+class Plain(nn.Module):
+    """A VQ-GAN-style autoencoder of plain modules with our widths: encoder, codebook on the finest grid, decoder."""
+
+    def __init__(self, model: config.Model):
+        super().__init__()
+        self.encoder = vqgan.Encoder(model.width, model.levels)
+        self.to_codes = nn.ModuleList(nn.Conv2d(c, model.code_dim, 1) for c in self.encoder.channels)
+        self.codes = nn.Embedding(model.codes, model.code_dim)
+        self.decoder = PixelDecoder(model.code_dim, model.width, 3, model.levels)
+
+    def forward(self, x_B3SS: Tensor) -> tuple[Tensor, Tensor]:
+        """The reconstruction, and the loss of both sides of the codebook."""
+        levels = [to(x) for to, x in zip(self.to_codes, self.encoder(x_B3SS), strict=True)]
+        z = sum(F.interpolate(x, levels[-1].shape[-2:]) for x in levels)
+        flat = z.movedim(1, -1).flatten(0, 2)
+        chosen = self.codes(torch.cdist(flat, self.codes.weight).argmin(1))
+        loss = F.mse_loss(flat, chosen.detach()) * 0.25 + F.mse_loss(flat.detach(), chosen)
+        straight = (flat + (chosen - flat).detach()).view(z.movedim(1, -1).shape).movedim(-1, 1)
+        return self.decoder(straight), loss
+
+
+def plain_step(model: Plain, optimiser: torch.optim.Optimizer, batch: Batch) -> None:
+    out, loss = model(batch.images)
+    total = loss + losses.pixels(out, batch.images, batch.valid, (3,))
+    optimiser.zero_grad()
+    total.backward()
+    optimiser.step()
+
+
+class Fixed:
+    """Always the same batch: reading is not what is timed."""
+
+    def __init__(self, batch: Batch):
+        self._batch = batch
+
+    def __len__(self) -> int:
+        return len(self._batch.valid)
+
+    def batch(self, indices: Tensor, device: str = "cpu") -> Batch:
+        return self._batch
+
+
+def vqgan_step(size: Size) -> list[Row]:
+    """One step of the paper's backbone, from pixels to weights, beside a plain float32 one of the same widths."""
+    side, count = size.of(64, 256), size.of(2, 4)
+    found = params(False, "model.backbone=vqgan", f"image.size={side}", f"train.batch={count}", "train.kappa=0.1")
+    plan = runtime.plan(found.compute, 1)
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.rand(count, 3, side, side, generator=draws)
+    batch = Batch(pixels, None, torch.rand(count, side // 32, side // 32, generator=draws), pixels[:, 0] >= 0)
+    run = start(found, plan, "full")
+    run.autoencoder.codebook.start(torch.randn(found.model.codes, found.model.code_dim, generator=draws))
+    plain = Plain(found.model)
+    optimiser = torch.optim.AdamW(plain.parameters(), lr=found.train.lr)
+    ours, theirs = side_by_side(
+        partial(loop._step, run, Fixed(batch), found.train.steps // 2),
+        partial(plain_step, plain, optimiser, batch),
+        size.of(1, 7),
+    )
+    what = f"`vqgan` training step, {count} images of {side} px, with router, budget and codebook"
+    against = f"plain float32 VQ-GAN step without them, {theirs:.2f} s"
+    floor = at_least(theirs / ours, 1.8 if plan.precision == "bf16" else 1.2)
+    return [Row(what, f"{ours:.2f} s", against, theirs / ours, *floor, plan.precision)]
+
+
+def frozen(size: Size) -> list[Row]:
+    """The same steps with kept features, and with every batch decoded and pushed through the backbone again: after
+    every step the weights are the same, so each AUROC is reached at the same step."""
+    found = ring("bottle", size.quick)
+    params, paths = found.params, _paths(found)
+    run = start(params, runtime.plan(params.compute, 1), "full")
+    fit_scales(run, found.examples)
+    steps, batch = size.of(2, 6), params.train.batch
+    kept = seconds(lambda: [loop._step(run, found.examples, step) for step in range(steps)]) / steps
+    read = seconds(lambda: [_read(found, paths[i % len(paths)]) for i in range(size.of(4, 2 * batch))])
+    anew = kept + read / size.of(4, 2 * batch) * batch
+    once = read / size.of(4, 2 * batch) * len(paths)
+    whole, other = once + params.train.steps * kept, params.train.steps * anew
+    what = f"{found.subject.name}: {params.train.steps} steps from {len(paths)} images, each read once"
+    against = f"features recomputed every epoch, {other:.0f} s"
+    note = f"a step {kept * 1e3:.0f} ms, reading its batch {(anew - kept) * 1e3:.0f} ms"
+    return [Row(what, f"{whole:.0f} s", against, other / whole, *at_least(other / whole, 4), note)]
+
+
+def _paths(found: Ring) -> list[Path]:
+    return [found.subject.root / found.normals["path"].iloc[int(row)] for row in found.examples.rows]
+
+
+def _read(found: Ring, path: Path) -> None:
+    through(found.backbone, images.canvas(images.read(path), found.params.image))
+
+
+def whole(size: Size) -> list[Row]:
+    """From a class's image files to a scorer that is ready: reading, network, prior, memory, read-out."""
+    threads = os.cpu_count() or 1
+    found = ring("bottle", size.quick, f"compute.threads={threads}", *(("train.steps=4",) if size.quick else ()))
+    with tempfile.TemporaryDirectory() as work:
+        fresh = replace(found, work=Path(work))
+        took = seconds(lambda: scorer(fresh))
+    what = f"{found.subject.name}: files to a fitted scorer, {len(found.normals)} normals, {threads} threads"
+    return [Row(what, f"{took:.0f} s", "", None, *at_most(took, 60, " s"))]
+
+
+def fan_out(size: Size) -> list[Row]:
+    """Two networks in two processes of one thread each, beside one after the other with both cores."""
+    cores, steps = 2, size.of(4, 30)
+    ring("bottle", size.quick).examples  # noqa: B018 - read and kept, for all alike
+    alone = sum(_trained([0, 1], cores, steps, size.quick, together=False))
+    both = max(_trained([0, 1], 1, steps, size.quick, together=True))
+    what = f"two networks of {steps} steps: {cores} processes of one thread"
+    against = f"one after the other with {cores} threads, {alone:.0f} s"
+    return [Row(what, f"{both:.0f} s", against, alone / both, *at_least(alone / both, 1.25))]
+
+
+def _trained(seeds: list[int], threads: int, steps: int, quick: bool, together: bool) -> list[float]:
+    """Seconds of the training of each seed, without the imports."""
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(len(seeds) if together else 1) as pool:
+        return pool.starmap(_train, [(seed, threads, steps, quick) for seed in seeds], chunksize=1)
+
+
+def _train(seed: int, threads: int, steps: int, quick: bool) -> float:
+    found = ring("bottle", quick, f"seed={seed}", f"train.steps={steps}", f"compute.threads={threads}")
+    run = start(found.params, runtime.plan(found.params.compute, 1), "full")
+    fit_scales(run, found.examples)
+    return seconds(lambda: [loop._step(run, found.examples, step) for step in range(steps)])
