@@ -16,6 +16,7 @@ from pvqae.model.codebook import cover, nearest
 from pvqae.training.examples import on_grid, repeat_border
 
 CHUNK = 32  # views pooled at once
+CELLS = 400  # vectors compared at once: their distances to all codes stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Level:
         for index, vectors in enumerate(self.vectors(x_BChw)):
             others = None if without_group is None else self.owners != without_group[index]
             codes = self.codes if others is None or not others.any() else self.codes[others]  # or its part owns all
-            maps.append(to_nearest(vectors, codes))
+            maps.append(torch.cat([to_nearest(part, codes) for part in vectors.split(CELLS)]))
         return smoothed(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
 
 
