@@ -27,7 +27,7 @@ TINY = (
 )
 # The project's own settings of what changes no result; new samples come from the services' bucket.
 OWN = {
-    "landing": {"url": "s3://landing/{dataset}", "poll": 1},
+    "landing": {"url": "s3://landing/{dataset}", "poll": 3},
     "retrain": {"min_new": 5, "screen_margin": 2.0},
     "gate": {"latency_ratio": 9.0},  # a busy machine measures milliseconds badly
 }
