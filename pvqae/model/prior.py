@@ -79,7 +79,7 @@ class BudgetPrior(nn.Module):
         normed = block.norm1(tokens_BNd)
         weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
         query, key, value = (
-            F.linear(x, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            F.linear(x, weight, bias).view(*x.shape[:2], attention.num_heads, -1).transpose(1, 2)
             for x, weight, bias in zip((normed.gather(1, index), normed, normed), weights, biases, strict=True)
         )
         found = F.scaled_dot_product_attention(query, key, value, ~padding_BN[:, None, None])
