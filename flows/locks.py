@@ -16,10 +16,16 @@ def held(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[int
 
     `waiting` is called once when another process holds it.
     """
+    with _opened(file) as descriptor:
+        _acquire(descriptor, waiting)
+        yield descriptor
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[int]:
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _acquire(descriptor, waiting)
         yield descriptor
     finally:
         os.close(descriptor)  # not LOCK_UN, which would also unlock it for a child that still works
@@ -41,13 +47,10 @@ def _acquire(descriptor: int, waiting: Callable[[], None]) -> None:
 @contextmanager
 def tried(file: Path) -> Iterator[bool]:
     """Hold `file`'s lock if nobody else does; yields whether it is held now."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with _opened(file) as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield True
+            free = True
         except BlockingIOError:
-            yield False
-    finally:
-        os.close(descriptor)
+            free = False
+        yield free

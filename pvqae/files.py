@@ -97,6 +97,23 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, "utf-8", newline="\n")
 
 
+def seal(path: Path) -> None:
+    """Write the sha256 of a finished file beside it. Several processes may seal the same file."""
+    sums = path.with_suffix(".sha256")
+    with _placed(sums.with_name(f"{sums.name}.{os.getpid()}.part"), sums) as part:
+        part.write_text(_sha256(path), "utf-8")
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is there and is what was sealed."""
+    sums = path.with_suffix(".sha256")
+    return path.exists() and sums.exists() and sums.read_text("utf-8", errors="replace") == _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @contextmanager
 def _placed(part: Path, path: Path) -> Iterator[Path]:
     """`part` takes the place of `path` when the block ends, and is gone after an error: a full disk needs its room."""

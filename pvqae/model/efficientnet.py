@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pvqae.errors import IntegrityError
+from pvqae.files import is_sealed, seal
 from pvqae.model.weights import SHA256 as CHECKPOINT_SHA256
 from pvqae.model.weights import packaged as _packaged_checkpoint
 
@@ -128,11 +129,10 @@ def cached_weights() -> Path:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvqae"
     target = cache / f"efficientnet_lite0-{CHECKPOINT_SHA256[:16]}.safetensors"
-    sums = target.with_suffix(".sha256")
-    if target.exists() and sums.exists() and sums.read_bytes() == _sha256(target):
+    if is_sealed(target):
         return target
     source = _packaged_checkpoint()
-    found = _sha256(source).decode()
+    found = hashlib.sha256(source.read_bytes()).hexdigest()
     if found != CHECKPOINT_SHA256:
         raise IntegrityError(f"{source}: expected sha256 {CHECKPOINT_SHA256}, found {found}: install the package again")
     cache.mkdir(parents=True, exist_ok=True)
@@ -141,14 +141,8 @@ def cached_weights() -> Path:
         pass
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside.name)
     os.replace(beside.name, target)
-    part = sums.with_name(f"{sums.name}.{os.getpid()}.part")
-    part.write_bytes(_sha256(target))
-    os.replace(part, sums)
+    seal(target)
     return target
-
-
-def _sha256(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).hexdigest().encode()
 
 
 def load(path: Path | None = None) -> EfficientNetLite0:

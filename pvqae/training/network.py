@@ -14,7 +14,7 @@ from torch import Tensor
 from pvqae import config, runtime
 from pvqae.datasets import classes, manifest
 from pvqae.datasets import rows as checked
-from pvqae.files import whole_folder, write_tensors, write_text
+from pvqae.files import is_sealed, seal, whole_folder, write_tensors, write_text
 from pvqae.layout import Layout
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
@@ -92,8 +92,8 @@ def _fit(
     parent: warm.Parent | None,
 ) -> Path:
     """Train one fit, from scratch or from its parent, unless its finished weights are there already."""
-    finished, sums = folder / "weights.safetensors", folder / "weights.sha256"
-    if finished.exists() and sums.exists() and sums.read_text("utf-8") == manifest.digest(finished):
+    finished = folder / "weights.safetensors"
+    if is_sealed(finished):
         print(f"{what}: finished before, kept", flush=True)
         return finished
     run = start(warm.settings(params) if parent else params, plan, fit)
@@ -102,7 +102,7 @@ def _fit(
     loop.fit(run, examples, folder, what)
     tensors = {k: v for k, v in run.modules.state_dict().items() if not k.startswith("discriminator.")}
     write_tensors(finished, {k: half(v) for k, v in tensors.items()})
-    write_text(sums, manifest.digest(finished))
+    seal(finished)
     return finished
 
 
