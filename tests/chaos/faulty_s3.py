@@ -13,6 +13,7 @@ from typing import Any
 SLOWDOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please slow down.</Message></Error>"
 BROKEN = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>We encountered an error.</Message></Error>"
 MISSING = b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code><Message>The key does not exist.</Message></Error>"
+ANSWERS = {"slowdown": (503, SLOWDOWN), "503": (503, b""), "broken": (500, BROKEN), "missing": (404, MISSING)}
 
 # What may happen to the reading of an object.
 OF_OBJECTS = ("slowdown", "broken", "stall", "cut", "short", "flip", "missing", "wrong etag", "wrong sha256", "reset")
@@ -48,8 +49,8 @@ class Passing(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.close_connection = True
         fault = self.server.next_fault(self.path)
-        if fault in ("slowdown", "broken", "missing"):
-            status, body = {"slowdown": (503, SLOWDOWN), "broken": (500, BROKEN), "missing": (404, MISSING)}[fault]
+        if fault in ANSWERS:
+            status, body = ANSWERS[fault]
             self._answer(status, [("Content-Type", "application/xml")], body)
         elif fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from flows.services import weed
 from flows.services.place import Place
 from pvqae.config import Services
 from pvqae.errors import ConfigError
+from tests.chaos.faulty_s3 import FaultyS3
 
 CONTENT = {"nut/1.png": b"one" * 1000, "nut/day 2/ü.png": b"two", "bolt/3.png": os.urandom(3_000_000)}
 KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "not-a-secret", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -205,54 +205,19 @@ def test_a_sha256_that_the_sender_gave_is_compared(bucket: Bucket, tmp_path: Pat
         client().delete_object(Bucket="shore", Key=f"new/sum/{name}.png")
 
 
-class Network(ThreadingHTTPServer):
+class Network(FaultyS3):
     """Passes requests on to `upstream`; while there are `faults`, each reading of an object meets the next one."""
 
-    daemon_threads = True
-
     def __init__(self, upstream: int) -> None:
-        super().__init__(("127.0.0.1", 0), Passing)
-        self.upstream = upstream
+        super().__init__(upstream, stall=0)
         self.faults: list[str] = []
-        self.met: list[str] = []
 
-
-class Passing(BaseHTTPRequestHandler):
-    server: Network
-
-    def do_GET(self) -> None:
-        reading = "list-type" not in self.path
-        fault = self.server.faults.pop(0) if reading and self.server.faults else ""
-        self.server.met += [fault] if reading else []
-        if fault == "503":
-            self.send_response(503)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=20)
-        try:
-            connection.putrequest("GET", self.path, skip_host=True, skip_accept_encoding=True)
-            for key, value in self.headers.items():  # with the Host that was signed
-                connection.putheader(key, value)
-            connection.endheaders()
-            answer = connection.getresponse()
-            body = answer.read()
-        finally:
-            connection.close()
-        self.send_response(answer.status)
-        for key, value in answer.getheaders():
-            if key.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
-                self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        if fault == "flip":
-            body = bytes([body[0] ^ 1]) + body[1:]
-        self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
-        self.close_connection = True
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Silent."""
+    def next_fault(self, path: str) -> str:
+        if "list-type" in path:
+            return ""
+        fault = self.faults.pop(0) if self.faults else ""
+        self.met.append(fault)
+        return fault
 
 
 @pytest.fixture

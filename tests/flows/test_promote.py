@@ -228,13 +228,18 @@ def test_a_champion_that_moved_while_the_gate_measured_stays(
     assert registry.alias(MODEL, "champion") == "3"
 
 
-def test_rollback_goes_back_one_champion_at_a_time_and_bars_what_it_took_back(
-    registry: Registry, add: Callable[..., str], tmp_path: Path
-) -> None:
+def promoted_twice(registry: Registry, add: Callable[..., str], root: Path) -> None:
+    """Versions 1, 2 and 3, champions one after the other."""
     add("champion")
     for _ in range(2):
         add("challenger")
-        assert ask(registry, tmp_path, GOOD).promoted
+        assert ask(registry, root, GOOD).promoted
+
+
+def test_rollback_goes_back_one_champion_at_a_time_and_bars_what_it_took_back(
+    registry: Registry, add: Callable[..., str], tmp_path: Path
+) -> None:
+    promoted_twice(registry, add, tmp_path)
 
     def back(reason: str) -> str:
         return promotions.rollback(registry, tmp_path, "x", MODEL, reason).to_version
@@ -262,10 +267,7 @@ def test_rollback_goes_back_one_champion_at_a_time_and_bars_what_it_took_back(
 def test_a_rollback_that_names_its_version_can_be_asked_for_again(
     registry: Registry, add: Callable[..., str], tmp_path: Path
 ) -> None:
-    add("champion")
-    for _ in range(2):
-        add("challenger")
-        assert ask(registry, tmp_path, GOOD).promoted
+    promoted_twice(registry, add, tmp_path)
     first = promotions.rollback(registry, tmp_path, "x", MODEL, "scratches", "3")
     assert promotions.rollback(registry, tmp_path, "x", MODEL, "scratches", "3") == first
     assert registry.alias(MODEL, "champion") == "2"
