@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pvqae.errors import DataError
+from pvqae.files import write_text
 from pvqae.layout import ARRIVED
 
 # Copy by default (reflink where the file system can: no space, no time, and independent files). A hard link shares
@@ -70,9 +71,7 @@ def _seen(root: Path, name: str, source: Path) -> bool:
 
 def remember(root: Path, name: str, source: Path) -> None:
     """Note what `source` looked like when its version was made."""
-    file = _memory(root, name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps([str(source.resolve()), _listing(source)]), "utf-8")
+    write_text(_memory(root, name), json.dumps([str(source.resolve()), _listing(source)]))
 
 
 def _check(root: Path, name: str, source: Path) -> None:
@@ -108,6 +107,9 @@ def bring(root: Path, name: str, source: Path, link: Link = "copy", known: bool 
     if known and target.is_dir() and _seen(root, name, source):
         return False
     incoming, outgoing = (root / ".pvqae" / side / name for side in ("incoming", "outgoing"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if outgoing.is_dir() and not target.exists():  # killed between the two renames below: what arrived is in there
+        outgoing.rename(target)
     for leftover in (incoming, outgoing):  # of a killed run
         _make_writable(leftover)
         shutil.rmtree(leftover, ignore_errors=True)
@@ -115,7 +117,6 @@ def bring(root: Path, name: str, source: Path, link: Link = "copy", known: bool 
     shutil.copytree(source, incoming, copy_function=PLACE[link], ignore=shutil.ignore_patterns(*JUNK))
     _keep_arrived(target, incoming)
     _make_writable(incoming)
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         target.rename(outgoing)
     incoming.rename(target)

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import yaml
 
 from flows import environment
-from flows.adapters import intake
+from flows.adapters import dvc_mend, intake
 from flows.supervise import Supervisor
 from pvqae.errors import PvqaeError
 
@@ -167,10 +167,16 @@ class Dvc:
         """DVC's hash of data/raw/<name>, "" when it has no version yet."""
         file, lock = self._workspace / "data" / "raw" / f"{name}.dvc", self._workspace / "dvc.lock"
         if file.exists():
-            return str(yaml.safe_load(file.read_text("utf-8"))["outs"][0]["md5"])
+            return dvc_mend.version_in(file) or self._named_again(name, file)
         stages = (yaml.safe_load(lock.read_text("utf-8")) or {}).get("stages", {}) if lock.exists() else {}
         outs = [out for stage in stages.values() for out in stage.get("outs", [])]  # a made dataset is a stage's output
         return next((str(out["md5"]) for out in outs if out["path"] == f"data/raw/{name}"), "")
+
+    def _named_again(self, name: str, file: Path) -> str:
+        """The .dvc file was cut off by the death of who wrote it: the folder that it stands for is in place."""
+        file.unlink()
+        self._checked("add", f"data/raw/{name}")
+        return dvc_mend.version_in(file)
 
     def _checked(self, *arguments: str) -> str:
         code, output = self._dvc(*arguments)
@@ -179,7 +185,7 @@ class Dvc:
         return output
 
     def _dvc(self, *arguments: str, on_line: OnLine = ignore) -> tuple[int, str]:
-        """Exit code and output; a command that met DVC's lock runs again."""
+        """Exit code and output; a command that met DVC's lock, or a file that a killed one had cut off, runs again."""
         command = [sys.executable, "-m", "dvc", *arguments]
         for attempt in range(self._retries + 1):
             lines: list[str] = []
@@ -191,10 +197,20 @@ class Dvc:
 
             code = self._supervisor.run(command, self._workspace, environment.for_stages(self._workspace), keep)
             output = "\n".join(lines)
-            if not code or not any(text in output for text in LOCKED):
+            if not code:
+                break
+            if self._mended(on_line):
+                continue
+            if not any(text in output for text in LOCKED):
                 break
             time.sleep(PAUSE * 2**attempt)
         return code, output
+
+    def _mended(self, on_line: OnLine) -> bool:
+        found = dvc_mend.mend(self._workspace)
+        for name in found:
+            on_line(f"{name}: cut off when a process that wrote it was killed; removed, DVC makes it again")
+        return bool(found)
 
 
 def _tail(output: str, lines: int = 15) -> str:

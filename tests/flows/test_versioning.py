@@ -1,12 +1,14 @@
 """DVC as the flows use it, and its twin: one contract. Real DVC in a temporary project."""
 
+import json
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from flows.adapters import intake
+from flows import locks
+from flows.adapters import dvc_mend, intake
 from flows.adapters.memory import Files
 from flows.adapters.versioning import Dvc, StageFailed, Versioning, VersioningError
 from flows.supervise import Supervisor
@@ -139,13 +141,47 @@ def test_a_source_that_is_none_is_refused(tmp_path: Path, prepare: Callable[[Pat
 def test_a_kill_between_the_renames_is_repaired_by_the_next_call(tmp_path: Path) -> None:
     source = images(tmp_path / "source", "1.png")
     images(tmp_path / ".pvqae" / "incoming" / "parts", "half.png")
-    images(tmp_path / ".pvqae" / "outgoing" / "parts", "old.png")
+    images(tmp_path / ".pvqae" / "outgoing" / "parts", "old.png", "arrived/new.png")
     intake.remember(tmp_path, "parts", source)  # as if all had been well before
     assert intake.bring(tmp_path, "parts", source, known=True)
-    assert [path.name for path in (tmp_path / "data" / "raw" / "parts").iterdir()] == ["1.png"]
+    below = tmp_path / "data" / "raw" / "parts"
+    assert {path.relative_to(below).as_posix() for path in below.rglob("*.png")} == {"1.png", "arrived/new.png"}
 
 
 def test_a_dataset_that_dvc_would_never_push_is_an_error(real: Dvc, project: Path, tmp_path: Path) -> None:
     (project / ".gitignore").write_text("/data/raw/*\n!/data/raw/*.dvc\n")
     with pytest.raises(VersioningError, match=r"data/raw/\?\*"):
         real.add_dataset("parts", images(tmp_path / "source", "1.png"))
+
+
+@pytest.mark.parametrize("file", [".dvc/tmp/rwlock", "dvc.lock"])
+@pytest.mark.parametrize("kept", [0, 1, 10, 40, 70])
+def test_a_file_of_dvc_that_a_kill_cut_off_needs_no_hand(real: Dvc, project: Path, file: str, kept: int) -> None:
+    real.repro("manifest")
+    whole = (project / "dvc.lock").read_text()
+    before = whole if file == "dvc.lock" else json.dumps({"write": {}, "read": {"data": [{"pid": 1, "cmd": "x" * 50}]}})
+    (project / file).write_text(before[:kept])
+    assert real.status() >= {"train@one"}
+    assert real.repro("manifest") in ("restored", "unchanged")
+    assert (project / "dvc.lock").read_text() == whole
+
+
+def test_locks_that_a_living_process_holds_are_left_alone(real: Dvc, project: Path) -> None:
+    real.repro("manifest")
+    (project / ".dvc" / "tmp" / "rwlock").write_text("")
+    with locks.held(project / ".dvc" / "tmp" / "rwlock.lock"):
+        assert dvc_mend.mend(project) == []
+    assert dvc_mend.mend(project) == [".dvc/tmp/rwlock"]
+    assert dvc_mend.mend(project) == []
+
+
+@pytest.mark.parametrize("kept", [0, 3, 6, 20, 40, 70])
+def test_a_dataset_whose_dvc_file_was_cut_off_keeps_its_version(
+    real: Dvc, project: Path, tmp_path: Path, kept: int
+) -> None:
+    real.add_dataset("parts", images(tmp_path / "source", "1.png"))
+    file, version = project / "data" / "raw" / "parts.dvc", real.data_hash("parts")
+    whole = file.read_text()
+    file.write_text(whole[:kept])
+    assert real.data_hash("parts") == version
+    assert file.read_text() == whole
