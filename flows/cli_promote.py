@@ -69,7 +69,7 @@ def rollback(
 
         found, name = registry(root), lineage.model_name(dataset, category)
         entry = promotions.rollback(found, root, dataset, name, reason, version)
-        versions.refresh(found, root, dataset)
+        versions.refresh(found, root, dataset, category)
     if as_json:
         print(to_json(entry))
     else:

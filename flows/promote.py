@@ -32,6 +32,25 @@ class Asked:
 
 
 def run(root: Path, dataset: str, category: str, *, trigger: str, reason: str, override: str | None = None) -> Verdict:
+    """`verdict_on` the class, and the dataset's page with it."""
+    verdict = verdict_on(root, dataset, category, trigger=trigger, reason=reason, override=override)
+    show(root, dataset, category)
+    return verdict
+
+
+def show(root: Path, dataset: str, category: str = "") -> None:
+    """The verdict on a class, or on all, and where the aliases are now, on the dataset's page."""
+    from flows import steps  # imports prefect and mlflow
+
+    root = root.resolve()
+    registry, _ = steps.tracker(root, config.load(root / "params.yaml").flow.tracking_uri)
+    with locks.held(workspace.lock_file(root, dataset)):
+        versions.refresh(registry, root, dataset, category)
+
+
+def verdict_on(
+    root: Path, dataset: str, category: str, *, trigger: str, reason: str, override: str | None = None
+) -> Verdict:
     """Judge the class's challenger against its champion by the `gate` section of the project's params.yaml, and move
     the champion alias if the verdict allows it or `override` says so.
 
@@ -51,7 +70,6 @@ def run(root: Path, dataset: str, category: str, *, trigger: str, reason: str, o
         supervisor = stack.enter_context(Supervisor([held]))
         measure = measurer(root, dataset, category, params, supervisor)
         verdict = decide(registry, root, dataset, category, measure, params.gate, Asked(trigger, reason, override))
-        versions.refresh(registry, root, dataset)
     show_in_prefect(lineage.model_name(dataset, category), verdict)
     return verdict
 

@@ -65,6 +65,7 @@ def retrain(
         if decision.act == "train":
             outcome = replace(outcome, trained=train_again(str(project), params_file, overrides, decision))
         outcome = replace(outcome, verdicts=judge(project, outcome))
+        promote.show(project, name)  # once: a page of a thousand classes is not written anew for each
         tracking.tag(
             run, {f"gate_{category}": promote.summary(category, found) for category, found in outcome.verdicts}
         )
@@ -87,7 +88,7 @@ def judge(project: Path, outcome: Outcome) -> tuple[tuple[str, Verdict], ...]:
     return tuple(
         (
             lineage.model_name(name, category),
-            promote.run(project, name, category, trigger=asked.trigger, reason=asked.reason),
+            promote.verdict_on(project, name, category, trigger=asked.trigger, reason=asked.reason),
         )
         for category in waiting
     )

@@ -40,31 +40,37 @@ LINEAGE = {  # tag → words, whether it is a hash
 
 def publish(registry: Registry, reports: Path, dataset: str, found: Sequence[Registered], demo: bool) -> None:
     """Write the versions that `found` names into the dataset's folder of reports, and the page with them."""
-    metrics = json.loads((reports / "metrics.json").read_text("utf-8"))["classes"]
-    names = {item.category: lineage.model_name(dataset, item.category) for item in found}
-    known = {
-        item.category: _version(registry, names[item.category], item.version, item.reasons, metrics[item.category])
-        for item in found
-    }
-    versions.write(reports, known, demo)
+    versions.write(reports, _known(registry, reports, dataset, found), demo)
     rewrite_page(reports, demo)
 
 
-def refresh(registry: Registry, root: Path, dataset: str) -> None:
+def _known(registry: Registry, reports: Path, dataset: str, found: Sequence[Registered]) -> dict[str, Version]:
+    metrics = json.loads((reports / "metrics.json").read_text("utf-8"))["classes"]
+    names = {item.category: lineage.model_name(dataset, item.category) for item in found}
+    return {
+        item.category: _version(registry, names[item.category], item.version, item.reasons, metrics[item.category])
+        for item in found
+    }
+
+
+def refresh(registry: Registry, root: Path, dataset: str, category: str = "") -> None:
     """The same once more after an alias moved or a verdict was given; nothing where the flow has written no page.
 
-    A page that can't be written (its figures were removed) stops no promotion: the next training writes it.
+    `category`: the class that it concerns; without it all are looked up. A page that can't be written (its figures were
+    removed) stops no promotion: the next training writes it.
     """
     reports = root / "reports" / dataset
     kept = versions.read(reports)
     if kept is None:
         return
     found = [
-        Registered(category, one["number"], False, one["alias"], tuple(one["reasons"]))
-        for category, one in kept.classes.items()
+        Registered(name, one["number"], False, one["alias"], tuple(one["reasons"]))
+        for name, one in kept.classes.items()
+        if category in ("", name)
     ]
     try:
-        publish(registry, reports, dataset, found, kept.demo)
+        versions.write(reports, {**kept.classes, **_known(registry, reports, dataset, found)}, kept.demo)
+        rewrite_page(reports, kept.demo)
     except PvqaeError as error:
         print(f"{reports}: the page was not written again: {error}")
 

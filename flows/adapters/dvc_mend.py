@@ -1,7 +1,7 @@
 """DVC writes its own files in place: a process that is killed while it writes leaves one cut off.
 
-Nothing is lost with them: dvc.lock is made again from the run cache, the list of locks is of processes that are gone, and
-a .dvc file is made again from the folder that it stands for.
+Nothing is lost with them: dvc.lock is made again from the run cache, the list of locks is of processes that are gone,
+and a .dvc file is made again from the folder that it stands for.
 """
 
 import json

@@ -69,9 +69,12 @@ class Known:
     demo: bool
 
 
-def write(reports: Path, versions: Mapping[str, Version], demo: bool) -> None:
-    """versions.json in a dataset's folder of reports, for the metrics.json that lies there; by class."""
-    classes = {name: asdict(one) for name, one in versions.items()}
+def write(reports: Path, versions: Mapping[str, Version | Values], demo: bool) -> None:
+    """versions.json in a dataset's folder of reports, for the metrics.json that lies there; by class.
+
+    A class whose version is as it was is given as `read` found it.
+    """
+    classes = {name: asdict(one) if isinstance(one, Version) else one for name, one in versions.items()}
     found = {"metrics_sha256": _sha256(reports), "demo": demo, "classes": classes}
     write_text(reports / FILE, json.dumps(found, indent=1, allow_nan=False) + "\n")
 

@@ -75,10 +75,10 @@ def export(folder: Path, out: Path, images: Sequence[Path], tell: Callable[[str]
         write_graph(detector, part / "model.onnx")
         (part / "card.json").write_text(json.dumps(card(detector), indent=1, sort_keys=True) + "\n", "utf-8")
         shutil.copyfile(run_exported.__file__, part / "run.py")
+        sums.write(part)
         found = export_check.check(detector, part, images)
         tell(found.words())
         found.insist()
-        sums.write(part)
     tell(f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.1f} MB")
     return found
 

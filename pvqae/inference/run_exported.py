@@ -1,12 +1,14 @@
 """Score images with an exported detector: `python run.py IMAGES... [--maps FOLDER]`, a JSON object per line.
 
-Needs numpy and onnxruntime; Pillow only reads the files. It stands beside model.onnx and card.json. The graph judges
-square views of `size` pixels; what it does not do is here: decode, resize, lay out views, judge several views of one
-image together, stitch their maps.
+An image that can't be read gets a line with "error" instead of a score, and the exit status is 1. Needs numpy and
+onnxruntime; Pillow only reads the files. It stands beside model.onnx and card.json, which SHA256SUMS vouches for. The
+graph judges square views of `size` pixels; what it does not do is here: decode, resize, lay out views, judge several
+views of one image together, stitch their maps.
 H0 W0 pixels of the file; H W of the canvas (the image in model pixels); S side of a view; V views of an image.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -20,6 +22,7 @@ from PIL import Image, ImageOps
 
 CHUNK = 8  # views through the graph at once: memory does not grow with the image
 DEEP = ("I;16", "I;16L", "I;16B", "I")  # Pillow's modes of 16 bit grey
+FILES = ("card.json", "model.onnx")
 PARTS = ("s_prior", "s_recon", "product")
 Array = np.ndarray[Any, Any]
 
@@ -134,10 +137,22 @@ def stitch(shape: tuple[int, int], found: list[View], maps: Array) -> Array:
     return (total / weight).astype(np.float32)
 
 
+def check(folder: Path) -> None:
+    """Whether every file is the exported one. Raises `ValueError` or `OSError`, naming the file that is not."""
+    lines = (folder / "SHA256SUMS").read_text("utf-8", errors="replace").splitlines()
+    listed = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
+    for name in sorted({*FILES, *listed}):
+        found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        if found != listed.get(name):
+            expected = listed.get(name, "one in SHA256SUMS")
+            raise ValueError(f"{folder / name}: expected sha256 {expected}, found {found}; export the detector again")
+
+
 class Detector:
     """`Detector(folder).score(image)`; image a file or H0 x W0 x 3 pixels in [0, 1]."""
 
     def __init__(self, folder: Path | str, threads: int = 0):
+        check(Path(folder))
         self.card = json.loads((Path(folder) / "card.json").read_text("utf-8"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads  # 0: one per core
@@ -198,17 +213,37 @@ def main() -> None:
     parser.add_argument("--maps", type=Path, help="folder for anomaly maps, NAME.npy per image, NAME its number from 0")
     parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0: one per core")
     given = parser.parse_args()
-    detector = Detector(Path(__file__).parent, given.threads)
+    sys.exit(run(given))
+
+
+def run(given: argparse.Namespace) -> int:
+    """The exit status: 1 when an image got no score."""
+    try:
+        detector = Detector(Path(__file__).parent, given.threads)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
     if given.maps:
         given.maps.mkdir(parents=True, exist_ok=True)
+    failed = 0
     for number, image in enumerate(given.images or sys.stdin.read().splitlines()):
-        begun = time.perf_counter()
+        row = scored(detector, image, given.maps and given.maps / f"{number}.npy")
+        failed += "error" in row
+        print(json.dumps(row), flush=True)
+    return int(failed > 0)
+
+
+def scored(detector: Detector, image: str, target: Path | None) -> dict[str, Any]:
+    """The line of an image; its map is written to `target`."""
+    begun = time.perf_counter()
+    try:
         result = detector.score(image)
-        result["milliseconds"] = round((time.perf_counter() - begun) * 1000, 2)
-        anomaly_map = result.pop("anomaly_map")
-        if given.maps:
-            np.save(given.maps / f"{number}.npy", anomaly_map)
-        print(json.dumps({"image": image, **result}), flush=True)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for broken files
+        return {"image": image, "error": f"{type(error).__name__}: {error}"}
+    milliseconds = round((time.perf_counter() - begun) * 1000, 2)
+    anomaly_map = result.pop("anomaly_map")
+    if target:
+        np.save(target, anomaly_map)
+    return {"image": image, **result, "milliseconds": milliseconds}
 
 
 if __name__ == "__main__":

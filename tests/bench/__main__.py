@@ -1,7 +1,7 @@
 """`make bench`: every row of `docs/performance.md`, each in a process of its own, printed once measured.
 
 `python -m tests.bench [NAME ...] [--quick]`; names are the keys of `BENCHES`. What is measured is kept in
-`.pvqae/bench/rows`, so a run of some renews only their rows of the page.
+`docs/figures/bench`, so a run of some renews only their rows of the page.
 """
 
 import argparse
@@ -18,17 +18,21 @@ from pvqae.files import write_text
 from tests.bench.rows import Row, Size
 
 PROJECT = Path(__file__).parents[2]
-KEPT = PROJECT / ".pvqae" / "bench" / "rows"
+KEPT = PROJECT / "docs" / "figures" / "bench"
 PAGE = PROJECT / "docs" / "performance.md"
 BEGIN, END = "<!-- rows -->", "<!-- end of rows -->"
+HEAD = "| what | ours | against | ratio | floor | reached | |\n|---|---|---|---|---|---|---|"
 # name → module.function, which takes a `Size` and returns rows; imported only in the bench's own process
 BENCHES: dict[str, str] = {
     "dwt": "kernels.dwt",
     "lookup": "kernels.lookup",
     "imports": "imports.imports",
+    "installation": "installation.installation",
+    "first": "first.first",
     "manifest": "manifest.manifest",
     "validation": "validation.validation",
     "noop": "noop.noop",
+    "noop_100": "noop.hundred",
     "orchestration": "orchestration.orchestration",
     "scoring_scale": "scoring_scale.scoring_scale",
     "thousand": "thousand.thousand",
@@ -76,7 +80,8 @@ def _apart(name: str, quick: bool) -> bool:
     found = [Row(**row) for row in json.loads(done.stdout.splitlines()[-1])]
     print("\n".join(line(row) for row in found), flush=True)
     if not quick:
-        write_text(KEPT / f"{name}.json", json.dumps([asdict(row) for row in found], indent=1) + "\n")
+        kept = {"machine": _machine(), "rows": [asdict(row) for row in found]}
+        write_text(KEPT / f"{name}.json", json.dumps(kept, indent=1) + "\n")
     return True
 
 
@@ -89,10 +94,13 @@ def line(row: Row) -> str:
 
 def _write() -> None:
     files = [KEPT / f"{name}.json" for name in BENCHES]
-    found = [Row(**row) for file in files if file.exists() for row in json.loads(file.read_text("utf-8"))]
-    head = "| what | ours | against | ratio | floor | reached | |\n|---|---|---|---|---|---|---|"
+    kept = [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
+    tables = []
+    for machine in sorted({found["machine"] for found in kept}):
+        rows = [Row(**row) for found in kept if found["machine"] == machine for row in found["rows"]]
+        tables += [machine, "\n".join([HEAD, *(line(row) for row in rows)])]
+    body = "\n\n".join(tables)
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    body = "\n".join([_machine(), "", head, *(line(row) for row in found)])
     write_text(PAGE, f"{before}{BEGIN}\n{body}\n{END}{rest.partition(END)[2]}")
 
 
@@ -101,8 +109,10 @@ def _machine() -> str:
 
     names = [row.split(":")[1].strip() for row in _cpuinfo() if row.startswith("model name")]
     processor = names[0] if names else platform.processor()
+    bf16 = "with" if any("avx512_bf16" in row for row in _cpuinfo()) else "without"
     return (
-        f"{os.cpu_count()} cores, {processor}, no GPU, torch {torch.__version__}, Python {platform.python_version()}."
+        f"{os.cpu_count()} cores, {processor}, {bf16} bf16, no GPU, torch {torch.__version__}, "
+        f"Python {platform.python_version()}."
     )
 
 

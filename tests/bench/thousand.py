@@ -1,6 +1,7 @@
 """A thousand classes beside ten: what the steps that see all classes cost, and that none of them loads models."""
 
 import os
+import random
 import shutil
 import statistics
 import sys
@@ -15,11 +16,13 @@ from pvqae import config
 from pvqae.datasets.classes import read
 from pvqae.files import write_text
 from pvqae.layout import Layout
+from tests.bench import gates
 from tests.bench.processes import run
 from tests.bench.rows import Row, Size, at_most, seconds
 from tests.evaluation.conftest import made
 
 PROJECT = Path(__file__).parents[2]
+JUDGED = 10  # classes that the gate is asked about
 REPORT = (
     "import sys, pathlib; from pvqae.evaluation.report import report; from pvqae.layout import Layout;"
     "report(Layout(pathlib.Path.cwd(), 'many')); sys.exit('torch' in sys.modules or 'safetensors' in sys.modules)"
@@ -38,6 +41,7 @@ def thousand(size: Size) -> list[Row]:
             row("DVC's graph: `dvc status` of one stage", spaces, parsed),
             row("report and its page, no model loaded", spaces, reported),
             row("versions registered, promoted and found again", spaces, lambda place: registered(tracking, place)),
+            row(f"the gate's verdict, asked of {JUDGED} of them", spaces, lambda place: judged(place, size)),
         ]
 
 
@@ -90,9 +94,21 @@ def reported(root: Path) -> float:
     return run([sys.executable, "-c", REPORT], root, environ)[1].seconds
 
 
+def judged(root: Path, size: Size) -> float:
+    """Seconds for all classes, by those of some: what could grow with their number is what each reads of all."""
+    params, names = config.load(root / "params.yaml"), class_names(root)
+    some = random.Random(0).sample(names, size.of(1, min(JUDGED, len(names))))
+    gates.fill(root, params, names)
+    return gates.judged(root, params, some) / len(some) * len(names)
+
+
+def class_names(root: Path) -> list[str]:
+    return list(classes.read(root / "data" / "classes.yaml")["classes"])
+
+
 def registered(tracking: Registry, root: Path) -> float:
     """What the registry does for a class beside its model's files, whose number does not depend on other classes."""
-    names = [f"pvqae-{root.name}-{name}" for name in classes.read(root / "data" / "classes.yaml")["classes"]]
+    names = [f"pvqae-{root.name}-{name}" for name in class_names(root)]
     run_id = tracking.start("many", "train")
 
     def work() -> None:

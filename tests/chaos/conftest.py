@@ -30,7 +30,7 @@ CARD = {"threshold": 1.0, "map_threshold": 2.0, "map_scale": [0.0, 4.0]}
 STATISTICS = ("brightness", "contrast", "sharpness", "colour", "megapixels")
 
 
-def make(folder: Path, root: Path, params: config.Params) -> Path:
+def make(folder: Path, root: Path, params: config.Params = PARAMS, card: dict[str, object] = CARD) -> Path:
     """A bundle in `folder`, all measures; the networks are as drawn, memory and statistics are fitted to noise that is
     written to `root`."""
     rng, side = np.random.default_rng(0), params.image.size
@@ -47,7 +47,7 @@ def make(folder: Path, root: Path, params: config.Params) -> Path:
     fitted = fitting.fit(found, examples, fitting.group_numbers(frame, examples), params, "full")
     scorer = fitted.reading(choice.settled(params.score))
     profile = {"columns": {"group": [0, 1], "image_score": [0.1, 0.2], **{name: [0.5, 0.6] for name in STATISTICS}}}
-    bundle.save(folder, scorer, params, "part", {"level_shares": [0.2, 0.5, 0.3]}, CARD, profile)
+    bundle.save(folder, scorer, params, "part", {"level_shares": [0.2, 0.5, 0.3]}, card, profile)
     return folder
 
 

@@ -1,19 +1,20 @@
 """What was tried, survived and lost: `tests/chaos` records it, `docs/reliability.md` shows it.
 
 `make chaos` runs the trials at their full size and then this module, which prints the table and puts it into the page;
-`make test` runs the same trials at a size of seconds, which record nothing.
+`make test` runs the same trials at a size of seconds, which record nothing. The figures are in git: whoever runs some
+trials again renews their rows alone.
 """
 
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pvqae.files import write_text
 
 PROJECT = Path(__file__).parents[2]
-FOLDER = PROJECT / ".pvqae" / "chaos"
+FOLDER = PROJECT / "docs" / "figures" / "chaos"
 PAGE = PROJECT / "docs" / "reliability.md"
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 FULL = os.environ.get("PVQAE_CHAOS") == "full"
@@ -30,6 +31,7 @@ class Figure:
     lost: int
     seconds: float
     note: str = ""
+    machine: str = ""
 
 
 def size(quick: int, full: int) -> int:
@@ -40,12 +42,26 @@ def size(quick: int, full: int) -> int:
 def record(figure: Figure) -> None:
     """Keep a full trial's figures for the table; those of a quick one mean nothing."""
     if FULL:
-        write_text(FOLDER / f"{figure.name}.json", json.dumps(asdict(figure), indent=1) + "\n")
+        known = asdict(replace(figure, seconds=round(figure.seconds, 1), machine=machine()))
+        write_text(FOLDER / f"{figure.name}.json", json.dumps(known, indent=1) + "\n")
+
+
+def machine() -> str:
+    """What trials run on, as the table says it."""
+    file = Path("/proc/cpuinfo")
+    bf16 = file.exists() and "avx512_bf16" in file.read_text("utf-8")
+    return f"{os.cpu_count()} cores {'with' if bf16 else 'without'} bf16, Python {platform.python_version()}"
 
 
 def table() -> str:
     found = [Figure(**json.loads(path.read_text("utf-8"))) for path in sorted(FOLDER.glob("*.json"))]
-    lines = ["| trial | tried | survived | lost | seconds | |", "|---|---|---|---|---|---|"]
+    machines = sorted({figure.machine for figure in found})
+    return "\n\n".join(_of(name, [figure for figure in found if figure.machine == name]) for name in machines)
+
+
+def _of(machine: str, found: list[Figure]) -> str:
+    """The rows of one kind of machine."""
+    lines = [f"On {machine}:", "", "| trial | tried | survived | lost | seconds | |", "|---|---|---|---|---|---|"]
     lines += [f"| {f.what} | {f.tried} | {f.survived} | {f.lost} | {f.seconds:.0f} | {f.note} |" for f in found]
     return "\n".join(lines)
 
@@ -53,10 +69,7 @@ def table() -> str:
 def main() -> None:
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    machine = (
-        f"Printed by `make chaos` on {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}."
-    )
-    write_text(PAGE, f"{before}{BEGIN}\n{machine}\n\n{table()}\n{END}{after}")
+    write_text(PAGE, f"{before}{BEGIN}\nPrinted by `make chaos`.\n\n{table()}\n{END}{after}")
     print(table())
 
 

@@ -17,7 +17,7 @@ import yaml
 from flows.services import control
 from pvqae.config import Services
 from pvqae.datasets import images, surfaces
-from tests.end_to_end.test_services import Project, client
+from tests.end_to_end.test_services import Project, client, leaks
 from tests.end_to_end.test_train_flow import clone
 
 MODEL = "pvqae-tiles-part"
@@ -157,3 +157,9 @@ def test_both_deployments_wait_for_the_next_event_and_for_the_night(plant: Proje
 def test_the_project_has_no_stray_state(plant: Project) -> None:
     assert not (plant.root / ".pvqae" / "mlflow").exists()
     assert not list(Path(plant.root).glob("*.part"))
+
+
+def test_a_week_of_work_has_written_no_secret_where_others_look(plant: Project) -> None:
+    """Logs, runs, tags, reports, objects of the bucket and pages of the database: all lie below the project here."""
+    assert (plant.root / ".pvqae" / "services" / "secrets.json").exists()
+    assert leaks(plant) == []

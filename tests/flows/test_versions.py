@@ -96,6 +96,18 @@ def test_a_moved_alias_and_a_verdict_show_after_a_refresh(reports: Path) -> None
     assert shown["comparison"]["role"] == "champion at the gate"
 
 
+def test_a_refresh_of_one_class_asks_about_no_other(reports: Path) -> None:
+    runs = Runs()
+    found = Registered("part", _add(runs, "champion"), True, "champion", ())
+    versions.publish(runs, reports, "x", [found], demo=False)
+    before = _shown(reports)
+    runs.tag_version(MODEL, "1", {"gate_outcome": "pass", "gate_champion": "1", "gate_verdict": "kept: a: b"})
+    versions.refresh(runs, reports.parents[1], "x", "other")
+    assert _shown(reports) == before
+    versions.refresh(runs, reports.parents[1], "x", "part")
+    assert _shown(reports)["verdict"]
+
+
 def test_a_refresh_without_a_page_does_nothing(tmp_path: Path) -> None:
     versions.refresh(Runs(), tmp_path, "x")
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """`pvqae export` from a bundle to a folder that gives its scores without torch and without this project."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,19 @@ def files(picture: Picture, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
     return pictures(picture, tmp_path_factory.mktemp("images"))
 
 
+# The true script, asked to load another folder.
+CHECK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import run
+from pathlib import Path
+try:
+    run.Detector(Path(sys.argv[2]))
+except (OSError, ValueError) as error:
+    sys.exit(f"error: {error}")
+"""
+
+
 @pytest.fixture(scope="module")
 def exported(
     scorer: Scorer, files: list[Path], tmp_path_factory: pytest.TempPathFactory
@@ -110,6 +124,34 @@ def test_the_script_gives_the_bundle_s_scores_where_torch_and_this_project_can_t
         assert row["decision"] == ("defect" if scored.image_score > 1.5 else "normal")
         assert row["parts"] == pytest.approx(scored.parts, rel=1e-4, abs=1e-4)
         np.testing.assert_allclose(np.load(tmp_path / f"{number}.npy"), scored.anomaly_map, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "card.json", "run.py", "SHA256SUMS"])
+def test_a_changed_byte_is_refused_by_the_script_too(
+    exported: tuple[Path, Scorer, list[str]], tmp_path: Path, name: str
+) -> None:
+    folder = Path(shutil.copytree(exported[0], tmp_path / "changed"))
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    done = subprocess.run([sys.executable, "-IB", "-c", CHECK, exported[0], folder], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "expected sha256" in done.stderr or "No such file" in done.stderr
+    (folder / "SHA256SUMS").write_text("")
+    with pytest.raises(ValueError, match=r"card\.json: expected sha256 one in SHA256SUMS"):
+        run_exported.check(folder)
+
+
+def test_an_image_that_is_none_gets_a_line_and_the_others_their_scores(
+    exported: tuple[Path, Scorer, list[str]], files: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "cut.png").write_bytes(files[0].read_bytes()[:100])
+    words = [sys.executable, "-I", exported[0] / "run.py", tmp_path / "cut.png", tmp_path / "none.png", files[0]]
+    done = subprocess.run(words, capture_output=True, text=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [sorted(row)[:2] for row in rows[:2]] == [["error", "image"]] * 2
+    assert rows[2]["decision"] in ("normal", "defect")
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize("tiles", [1, 2])
