@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 
-from flows import promote
+from flows import dead_runs, promote
 from flows.adapters.tracking import Registry
 from flows.arrivals import Taken
 from flows.gate_rules import Verdict
@@ -41,7 +41,10 @@ class Outcome:
 
 
 class recorded:  # noqa: N801 - reads as a word in `with`
-    """The decision as a run of MLflow and an artifact of Prefect, kept before anything is done about it."""
+    """The decision as a run of MLflow and an artifact of Prefect, kept before anything is done about it.
+
+    The caller holds the lock of the dataset's retrainings.
+    """
 
     def __init__(self, registry: Registry, space: Workspace, outcome: Outcome) -> None:
         self._registry, self._space, self._outcome = registry, space, outcome
@@ -56,6 +59,7 @@ class recorded:  # noqa: N801 - reads as a word in `with`
             "arrived": "\n".join(found.taken.lines)[:LONGEST],
         }
         name = found.dataset
+        tags |= dead_runs.end(self._registry, self._space.root, experiment(self._space), "retrain")
         self._run = self._registry.start(experiment(self._space), f"retrain {name}", tags=tags)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "decision.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows import choices, environment, metrics, summary, workspace
+from flows import choices, dead_runs, environment, metrics, summary, workspace
 from flows.adapters import database, git, registry
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Versioning
@@ -47,8 +47,10 @@ def tracker(project: Path, setting: str) -> tuple[Registry, str]:
 
 @contextmanager
 def parent_run(tracking: Registry, space: Workspace, asked: Asked, quiet: bool) -> Iterator[str]:
-    """The run of the whole flow. `quiet`: nothing changed, so there is nothing to measure or to tell twice."""
+    """The run of the whole flow; the caller holds the dataset's lock. `quiet`: nothing changed, so there is nothing to
+    measure or to tell twice."""
     tags = {"trigger": asked.trigger, "reason": asked.reason, "flow_run": asked.flow_run}
+    tags |= dead_runs.end(tracking, space.root, experiment(space), "train")
     run = tracking.start(experiment(space), f"train {space.params.data.name}", tags=tags)
     tracking.params(run, choices.flat(space.params))
     try:

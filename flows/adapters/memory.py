@@ -96,6 +96,17 @@ class Runs:
     def finish(self, run: str, status: str = "FINISHED") -> None:
         self.runs[run].status = status
 
+    def end_open(self, experiment: str, tags: Mapping[str, str]) -> None:
+        dead = {
+            name
+            for name, run in self.runs.items()
+            if run.status == "RUNNING" and all(run.tags.get(key) == tags[key] for key in tags)
+        }
+        for name, run in self.runs.items():  # in the order in which they were started
+            if name in dead or (run.parent in dead and run.status == "RUNNING"):
+                dead.add(name)
+                run.status = "KILLED"
+
     def tag(self, run: str, tags: Mapping[str, str]) -> None:
         self.runs[run].tags.update(tags)
 

@@ -59,6 +59,19 @@ class Mlflow:
         """`status`: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(run, status)
 
+    def end_open(self, experiment: str, tags: Mapping[str, str]) -> None:
+        """Every run with all of `tags` that was never ended, and those below it, were KILLED."""
+        found = self._client.get_experiment_by_name(experiment)
+        every = self._open(found.experiment_id, tags) if found else []
+        for run in every:  # grows
+            every += self._open(found.experiment_id, {"mlflow.parentRunId": run})
+        for run in reversed(every):  # a run above goes last: else those below it would not be found again
+            self.finish(run, "KILLED")
+
+    def _open(self, experiment_id: str, tags: Mapping[str, str]) -> list[str]:
+        where = " and ".join(["attributes.status = 'RUNNING'", *(f"tags.`{key}` = '{tags[key]}'" for key in tags)])
+        return [str(run.info.run_id) for run in self._client.search_runs([experiment_id], where)]
+
     def tag(self, run: str, tags: Mapping[str, str]) -> None:
         self._client.log_batch(run, tags=[entities.RunTag(key, value) for key, value in tags.items()])
 

@@ -226,6 +226,35 @@ EXPERIMENTS: dict[str, Experiment] = {
         note="S_recon is the decoder's, reconstructing with each budget in turn; statistics of normals are fitted anew "
         "for each.",
     ),
+    "s_prior": Experiment(
+        "How much does S_prior alone see, and can another reading of the same prior see more, above all on the tiles?",
+        {
+            "cross-entropy (paper)": {"score.prior": "cross_entropy"},
+            "deviation of logits": {},
+            "deviation, top 5 % of the cells": {"score.top": 0.05},
+            "deviation, top 20 % of the cells": {"score.top": 0.2},
+            "deviation, four levels": {"model.levels": 4},
+            "deviation, richness none": {"train.richness": "none"},
+        },
+        ("bottle", "toothbrush", "magnetic_tile_third"),
+        ("s_prior_image_auroc", "image_auroc", "product_image_auroc"),
+        "s_prior_image_auroc",
+        seeds=2,
+        base=DECODER,
+        note="The networks of the first four rows are the same.",
+    ),
+    "allocation": Experiment(
+        "Does the allocation know which resolution's distance counts where? A table says, for each level that a cell "
+        "may be allocated, which of the memory's levels count there; it is chosen on held-out normals with synthetic "
+        "defects.",
+        {"": {}},
+        ("bottle", "toothbrush", "magnetic_tile_third"),
+        ("image_auroc", "pixel_auroc"),
+        "image_auroc",
+        measure="allocation",
+        note="S_recon is the memory's, sums of levels each divided by their deviation on held-out normals; pixel AUROC "
+        "is over cells of the finest grid. `hindsight` chooses on the test: what there is to win, not a result.",
+    ),
 }
 
 # The same code paths in seconds, for tests: numbers mean nothing.

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flows.experiments import group_priors, pieces, strips
+from flows.experiments import allocations, group_priors, pieces, strips
 from flows.experiments.pieces import Trained
 from flows.experiments.subjects import Subject
 from pvqae import config
@@ -190,10 +190,16 @@ def priors(task: Task) -> Figures:
     return {"": group_priors.judge_grouped(task.params, members, task.work)}
 
 
+def allocation_tests(task: Task) -> Figures:
+    """A row for each way in which the allocation can decide whose distances count."""
+    return allocations.rows(task.params, task.subject, task.work)
+
+
 MEASURES: dict[str, Callable[[Task], Figures]] = {
     "detection": detection,
     "shipped": shipped,
     "mechanism": mechanism_tests,
+    "allocation": allocation_tests,
     "texture": texture,
     "richness": richness_measure,
     "maps": maps,

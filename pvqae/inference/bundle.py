@@ -1,6 +1,7 @@
 """The bundle: one folder that scores images. safetensors + JSON + hashes; no pickle, no time, no path inside.
 
-weights.safetensors     autoencoder, prior (and a trained backbone)
+weights.safetensors     autoencoder, prior (and a trained backbone); a decoder that no score comes from as bytes: only
+                        a warm start goes on from it
 statistics.safetensors  memory codes, whitening, statistics of normals
 config.json             what to build, and the health of the training
 calibration.json        the card: threshold and how it was found
@@ -23,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pvqae import config
+from pvqae import config, packing
 from pvqae.datasets import images, sums
 from pvqae.datasets.manifest import digest
 from pvqae.errors import IntegrityError
@@ -35,10 +36,12 @@ from pvqae.inference.statistics import Normal
 from pvqae.model import backbones, grouping
 from pvqae.model.autoencoder import Autoencoder
 
-FORMAT = 3
+FORMAT = 4
+READABLE = (3, FORMAT)  # 3: the decoder in half precision
 SUMS = sums.FILE
 NEEDED = ("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json")
 REPAIR = "train it again"
+DECODER = "autoencoder.decoder."
 NORMAL_FIELDS = ("mean", "deviation", "global_mean", "global_deviation")
 
 
@@ -77,7 +80,7 @@ def save(
     """Write a bundle whole or not at all, profile.json only if there is one; returns its sha256."""
     found = scorer.networks
     with whole_folder(folder) as part:
-        save_file(_weights(found), part / "weights.safetensors")
+        save_file(_weights(found, scorer.score.recon), part / "weights.safetensors")
         save_file(_statistics(scorer), part / "statistics.safetensors")
         _write_json(part / "config.json", _config(scorer, params, category, health))
         _write_json(part / "calibration.json", card)
@@ -106,12 +109,17 @@ def _half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: (v.half() if v.is_floating_point() else v).contiguous().clone() for k, v in tensors.items()}
 
 
-def _weights(found: Networks) -> dict[str, Tensor]:
+def _weights(found: Networks, recon: str) -> dict[str, Tensor]:
     tensors = {f"autoencoder.{k}": v for k, v in found.autoencoder.state_dict().items()}
     if not found.backbone.spec.frozen:
         tensors |= {f"backbone.{k}": v for k, v in found.backbone.state_dict().items()}
-    # All was rounded to half precision when its training ended, so this loses nothing.
-    return _half(tensors | {f"prior.{k}": v for k, v in found.prior.state_dict().items()})
+    tensors |= {f"prior.{k}": v for k, v in found.prior.state_dict().items()}
+    unused = {k for k, v in tensors.items() if recon == "memory" and k.startswith(DECODER) and v.ndim > 1}
+    # All was rounded to half precision when its training ended, so that loses nothing.
+    kept = _half({k: v for k, v in tensors.items() if k not in unused})
+    for name in sorted(unused):
+        kept |= packing.packed(name, tensors[name])
+    return kept
 
 
 def _statistics(scorer: Scorer) -> dict[str, Tensor]:
@@ -163,7 +171,7 @@ def _load(folder: Path, sha256: str) -> Detector:
     if missing := [name for name in NEEDED if not (folder / name).is_file()]:
         raise IntegrityError(f"{folder}: expected the files {', '.join(NEEDED)}, found no {missing[0]}; {REPAIR}")
     facts = read_json(folder / "config.json", REPAIR)
-    if facts.get("format") != FORMAT:
+    if facts.get("format") not in READABLE:
         raise IntegrityError(f"{folder}: expected bundle format {FORMAT}, found {facts.get('format')}; {REPAIR}")
     card = read_json(folder / "calibration.json", REPAIR)
     _check_finite(card["threshold"], card["map_threshold"], *card["map_scale"])
@@ -215,14 +223,13 @@ def _networks(
     backbone: backbones.Backbone,
     width: int,
 ) -> Networks:
-    tensors = load_file(folder / "weights.safetensors")
+    tensors = packing.unpacked(load_file(folder / "weights.safetensors"))
     autoencoder = Autoencoder(model, backbone.spec)
     side = image.size // 32
-    learned = {k: v.float() for k, v in _below("prior.", tensors).items()}
-    prior = grouping.from_tensors(learned, (side, side), model.levels, width)
+    prior = grouping.from_tensors(_below("prior.", tensors), (side, side), model.levels, width)
     for prefix, module in (("autoencoder.", autoencoder), ("backbone.", backbone)):
         if own := _below(prefix, tensors):
-            module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in own.items()})
+            module.load_state_dict(own)
         module.eval().requires_grad_(False)
     return Networks(backbone, autoencoder, prior, (), None, score.prior)
 

@@ -58,12 +58,13 @@ def look(scorer: Scorer, pictures: Iterator[tuple[str, images.Floats]]) -> Seen:
     """Measure each picture once as it is and once with each kind of defect, and read it out in every way."""
     seen = Seen()
     for sample_id, picture in pictures:
-        for kind, image, mask in _with_defects(sample_id, picture):
+        for kind, image, mask in with_defects(sample_id, picture):
             _add(seen, scorer, kind, image, mask)
     return seen
 
 
-def _with_defects(sample_id: str, picture: images.Floats) -> Iterator[tuple[str, images.Floats, images.Mask]]:
+def with_defects(sample_id: str, picture: images.Floats) -> Iterator[tuple[str, images.Floats, images.Mask]]:
+    """The picture as it is, kind "", and once with each kind of `SELECTION_KINDS`."""
     yield "", picture, np.zeros(picture.shape[:2], dtype=np.bool_)
     for kind in SELECTION_KINDS:
         digest = hashlib.sha256(f"{kind}/{sample_id}".encode()).digest()
@@ -86,15 +87,17 @@ def _add(seen: Seen, scorer: Scorer, kind: str, image: images.Floats, mask: imag
     seen.image_scores.append(scores)
 
 
-def _image_auroc(seen: Seen, use: Readout) -> float:
-    """Mean over the kinds: each against all normals."""
-    scores = np.array([scores[use] for scores in seen.image_scores])
-    kinds = np.array(seen.kinds)
-    values = []
-    for kind in sorted(set(seen.kinds) - {""}):
+def over_kinds(kind_n: list[str], scores: NDArray[np.float64]) -> float:
+    """Image AUROC, the mean over the kinds: each against all normals, whose kind is ""."""
+    kinds, values = np.array(kind_n), []
+    for kind in sorted(set(kind_n) - {""}):
         chosen = (kinds == kind) | (kinds == "")
         values.append(roc_auc_score(kinds[chosen] != "", scores[chosen]))
     return float(np.mean(values))
+
+
+def _image_auroc(seen: Seen, use: Readout) -> float:
+    return over_kinds(seen.kinds, np.array([scores[use] for scores in seen.image_scores]))
 
 
 def _pixel_auroc(seen: Seen, use: Readout) -> float:

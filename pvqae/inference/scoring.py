@@ -119,7 +119,8 @@ class Scorer:
     def for_map(self) -> Readout:
         return Readout(self.score.map_levels, self.score.map_scale)
 
-    def _scaled(self, raw: Raw, scale: str) -> dict[str, Tensor]:
+    def scaled(self, raw: Raw, scale: str) -> dict[str, Tensor]:
+        """Each measure in deviations of normals, by a key of `SCALES`; padding takes the border's values."""
         scaled = {name: SCALES[scale](self.normals[name], values) for name, values in raw.maps.items()}
         return {name: repeat_border(values, raw.valid[name]) for name, values in scaled.items()}
 
@@ -131,11 +132,11 @@ class Scorer:
 
     def recon_map(self, raw: Raw, use: Readout) -> Tensor:
         """S_recon on the finest grid in deviations of normals, V x H x W."""
-        return self.recon(self._scaled(raw, use.scale), use.levels)
+        return self.recon(self.scaled(raw, use.scale), use.levels)
 
     def part_maps(self, raw: Raw, use: Readout) -> dict[str, Tensor]:
         """The parts on the finest grid, V x H x W: recon and prior in deviations, their literal product as it is."""
-        scaled = self._scaled(raw, use.scale)
+        scaled = self.scaled(raw, use.scale)
         recon, plain = self.recon(scaled, use.levels), self.recon(self._relative(raw), use.levels)
         grid = recon.shape[-2:]
         return {

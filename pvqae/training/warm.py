@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pvqae import config
+from pvqae import config, packing
 from pvqae.datasets import sums
 from pvqae.datasets.manifest import digest
 from pvqae.errors import ConfigError, IntegrityError
@@ -54,7 +54,7 @@ class Parent:
             found = load_file(self.folder / "bundle" / "weights.safetensors")
         else:
             found = load_file(self.folder / "network" / f"{fit}.safetensors")
-        return {name: x.float() if x.is_floating_point() else x for name, x in found.items()}
+        return packing.unpacked(found)
 
     def has(self, fit: str) -> bool:
         return fit == folds.FULL or (self.folder / "network" / f"{fit}.safetensors").exists()

@@ -27,7 +27,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["baseline", "mechanism", "uniform", "entropy_sign", "maps", "diffuse", "priors", "adversarial"]
+    "name",
+    ["baseline", "mechanism", "uniform", "entropy_sign", "maps", "diffuse", "priors", "adversarial", "allocation"],
 )
 def test_a_quick_experiment_writes_its_page_and_can_be_read_again(name: str, root: Path) -> None:
     registry = memory.Runs()

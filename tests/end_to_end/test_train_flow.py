@@ -161,6 +161,9 @@ def test_a_killed_flow_resumes_and_gives_the_same_bundle_and_one_version(
     assert project.versions() == ["1"]
     log = yaml.safe_load((project.space / "dvc.lock").read_text())
     assert "train@brick" in log["stages"]
+    client = mlflow.MlflowClient(f"sqlite:///{project.root}/.pvqae/mlflow/mlflow.db")
+    runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
+    assert {run.info.status for run in runs} == {"KILLED", "FINISHED"}  # of the dead flow, of the other
 
 
 def test_a_warm_start_goes_on_from_the_champion_and_says_so(whole: tuple[Clone, str]) -> None:

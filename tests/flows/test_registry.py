@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from flows.adapters.memory import Runs
 from flows.adapters.tracking import Promotion, Registry
@@ -45,6 +46,27 @@ def test_aliases_move_with_an_entry_each_and_the_log_only_grows(registry: Regist
     registry.promote("pvqae-x-part", "champion", second)
     assert registry.alias("pvqae-x-part", "champion") == "2"
     assert registry.promotions("pvqae-x-part") == (first, second)
+
+
+def status(registry: Registry, run: str) -> str:
+    if isinstance(registry, Runs):
+        return registry.runs[run].status
+    found: str = MlflowClient().get_run(run).info.status
+    return found
+
+
+def test_open_runs_of_a_dead_flow_are_killed_with_all_below_and_no_others(registry: Registry) -> None:
+    registry.end_open("pvqae-dead", {"flow": "train"})  # no such experiment yet
+    mine, others = {"flow": "train", "place": "here"}, {"flow": "train", "place": "there"}
+    dead = registry.start("pvqae-dead", "train", tags=mine)
+    below = registry.start("pvqae-dead", "part", dead)
+    deepest = registry.start("pvqae-dead", "evaluate", below)
+    ended = registry.start("pvqae-dead", "prior", below)
+    registry.finish(ended)
+    alive = registry.start("pvqae-dead", "train", tags=others)
+    registry.end_open("pvqae-dead", mine)
+    assert [status(registry, run) for run in (dead, below, deepest)] == ["KILLED"] * 3
+    assert (status(registry, ended), status(registry, alive)) == ("FINISHED", "RUNNING")
 
 
 def test_versions_are_tagged_and_models_listed(registry: Registry) -> None:

@@ -1,0 +1,130 @@
+"""Fuzzing guided by coverage (atheris, which is libFuzzer): inputs that reach new lines of the project are bent on.
+
+`python -m tests.chaos.guided TARGET RUNS SECONDS`, ended by whichever comes first; libFuzzer prints its progress and,
+for an input that breaks the promise, the error with that input. The promise: a valid value, or an error of ours that
+names the file.
+"""
+
+import contextlib
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["pvqae", "flows", "yaml"]):
+    import numpy as np
+    import yaml
+
+    from flows.arrivals_ledger import Entry, Ledger
+    from flows.review_labels import Label, Log
+    from pvqae import config
+    from pvqae.datasets import arrivals, classes, images, manifest
+    from pvqae.evaluation import batch_cli
+    from pvqae.inference import bundle, profile
+    from tests.chaos.conftest import make
+    from tests.chaos.test_bad_manifests import PROJECT, check_frame, rows, tried
+
+SEED = 62
+
+
+@dataclass(frozen=True)
+class Target:
+    """`file` is what is bent; `parse` reads it; `seal`: a bundle whose hashes are made right again."""
+
+    file: Path
+    parse: Callable[[], object]
+    seal: Path | None = None
+
+
+def of_manifest(place: Path) -> Target:
+    file = place / "manifest.csv"
+    manifest.write(rows(3), file)
+    return Target(file, lambda: check_frame(file))
+
+
+def of_labels(place: Path) -> Target:
+    signed = dict.fromkeys(arrivals.SIGNED, "x")
+    arrivals.sign(place, [signed | {"path": f"arrived/part/good/{n}.png"} for n in range(3)])
+    return Target(arrivals.labels_file(place), lambda: arrivals.signatures(place))
+
+
+def of_params(place: Path) -> Target:
+    file = Path(shutil.copy(PROJECT / "params.yaml", place))
+    return Target(file, lambda: config.load(file))
+
+
+def of_classes(place: Path) -> Target:
+    file = Path(shutil.copy(PROJECT / "data" / "classes.yaml", place))
+    name = yaml.safe_load(file.read_text())["dataset"]
+    return Target(file, lambda: classes.read(file, name))
+
+
+def of_ledger(place: Path) -> Target:
+    file = place / "ledger.jsonl"
+    Ledger(file).append(Entry(f"k{n}", "e", n, "accepted", "", "part", "0" * 64, "a.png", "good") for n in range(3))
+    return Target(file, lambda: Ledger(file).entries("accepted"))
+
+
+def of_reviews(place: Path) -> Target:
+    file = place / "labels.jsonl"
+    Log(file).append(*(Label(f"{n}", "good", "me", "2026-01-01T00:00:00Z") for n in range(3)))
+    return Target(file, lambda: (Log(file).standing(), Log(file).pending()))
+
+
+def of_scores(place: Path) -> Target:
+    file = place / "scores.jsonl"
+    row = {"path": "a.png", "error": "", "bundle_sha256": "0" * 64, "score": 0.5, "taken": ""}
+    file.write_text(json.dumps(row | {"parts": {}, "statistics": {}, "level_shares": []}) + "\n")
+    return Target(file, lambda: list(batch_cli.rows(place)))
+
+
+def of_image(place: Path) -> Target:
+    file = place / "image.png"
+    images.write(file, np.random.default_rng(0).random((9, 8, 3), dtype=np.float32))
+    return Target(file, lambda: images.read(file))
+
+
+def of_calibration(place: Path) -> Target:
+    own = make(place / "bundle", place / "normals")
+    return Target(own / "calibration.json", lambda: bundle.threshold(own), seal=own)
+
+
+def of_profile(place: Path) -> Target:
+    own = make(place / "bundle", place / "normals")
+    return Target(own / profile.FILE, lambda: profile.read(own), seal=own)
+
+
+TARGETS: dict[str, Callable[[Path], Target]] = {
+    name.removeprefix("of_"): found for name, found in list(globals().items()) if name.startswith("of_")
+}
+
+
+def main(name: str, runs: str, seconds: str) -> None:
+    warnings.simplefilter("ignore")
+    logging.disable()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        found, corpus = TARGETS[name](Path(folder)), Path(folder) / "corpus"
+        corpus.mkdir()
+        shutil.copyfile(found.file, corpus / "sound")
+
+        def one(data: bytes) -> None:
+            found.file.write_bytes(data)
+            if found.seal:
+                bundle.seal(found.seal)
+            if wrong := tried(found.file, found.parse):
+                raise AssertionError(f"{found.file.name}: {wrong}: {data!r}")
+
+        options = [f"-runs={runs}", f"-max_total_time={seconds}", f"-seed={SEED}", "-max_len=4096", "-timeout=60"]
+        atheris.Setup([sys.argv[0], *options, "-print_final_stats=1", str(corpus)], one)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
