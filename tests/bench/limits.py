@@ -1,13 +1,19 @@
 """What the hardware allows: operations of one image over the rate of a large matrix product, beside what it takes."""
 
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pvqae.datasets import images
-from pvqae.inference.scoring import through
+from pvqae.evaluation.contest import Ring
+from pvqae.inference.scoring import Scorer, through
 from tests.bench.inference import in_turns
-from tests.bench.rows import Row, Size
-from tests.bench.subject import BRIEF, ring, scorer
+from tests.bench.rows import Row, Size, seconds
+from tests.bench.subject import BRIEF, WORK, ring, scorer
 
 SIDE = 1024  # of the matrices
 
@@ -36,4 +42,44 @@ def limits(size: Size) -> list[Row]:
         rows.append(
             Row(f"{name} of one image", f"{took[name] * 1e3:.0f} ms", against, took[name] / least, "", None, note)
         )
-    return rows
+    return [*rows, *moved(found, ours, took["scoring"], size)]
+
+
+def moved(found: Ring, ours: Scorer, scoring: float, size: Size) -> list[Row]:
+    """Bytes that one image needs over the rates of a plain copy in memory and of reading a file anew from the disk."""
+    weights = sum(x.numel() * x.element_size() for x in tensors_of(ours))
+    image = found.subject.root / found.test["path"].iloc[0]
+    block = torch.empty(size.of(8, 256) * 2**20, dtype=torch.uint8)
+    copied = in_turns({"copy": lambda: block.clone()}, size.of(1, 9))["copy"]
+    memory, disk = 2 * block.numel() / copied, from_disk(size.of(8, 256) * 2**20)
+    read = image.stat().st_size
+    return [
+        row("weights and codes read once from memory", weights, memory, scoring),
+        row("an image's file read from the disk", read, disk, scoring),
+    ]
+
+
+def row(what: str, count: float, rate: float, scoring: float) -> Row:
+    """`rate`: bytes a second."""
+    least = count / rate
+    note = f"{count / 1e6:.1f} MB at {rate / 1e9:.1f} GB/s: {least / scoring:.1%} of scoring"
+    return Row(f"one image: {what}", f"{least * 1e3:.2f} ms", "", None, "", None, note)
+
+
+def tensors_of(ours: Scorer) -> Iterator[torch.Tensor]:
+    networks = ours.networks
+    yield from networks.backbone.parameters()
+    yield from networks.autoencoder.parameters()
+    for level in networks.memory:
+        yield from (level.codes, level.whitening)
+
+
+def from_disk(count: int) -> float:
+    """Bytes a second of a file that the system does not have in memory."""
+    with tempfile.NamedTemporaryFile(dir=WORK) as file:
+        file.write(os.urandom(count))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        took = seconds(lambda: Path(file.name).read_bytes())
+    return count / took
