@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,23 +41,38 @@ def _mend(path: Path) -> None:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines, oldest first; none without a file. Damaged ones, of a disk that was full, say, are left out."""
+    """The whole lines, oldest first; none without a file. Damaged ones, of a disk that was full, say, are left out and
+    told of."""
+    for _, found in _numbered(path):
+        yield found
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.exists():
         return
-    for line in path.read_bytes().rpartition(b"\n")[0].splitlines():
+    for number, line in enumerate(path.read_bytes().rpartition(b"\n")[0].splitlines(), start=1):
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):
-            continue
+            found = None
         if isinstance(found, dict):
-            yield found
+            yield number, found
+        else:
+            _tell(path, number, "expected a JSON object")
 
 
 def records(path: Path, kind: type[T]) -> Iterator[T]:
-    """The whole lines as values of the dataclass `kind`; those that are none are left out, and keys that it has not."""
+    """The whole lines as values of the dataclass `kind`; those that are none are left out and told of; keys that it has
+    not are left out."""
     adapter = TypeAdapter(kind)
-    for values in read(path):
+    for number, values in _numbered(path):
         try:
             yield adapter.validate_python(values)
-        except ValidationError:
-            continue
+        except ValidationError as error:
+            _tell(path, number, f"no {kind.__name__}: {error.errors()[0]['msg']}")
+
+
+@lru_cache(maxsize=1000)
+def _tell(path: Path, number: int, what: str) -> None:
+    """Once a process: the files are read again and again."""
+    print(f"{path}, line {number}: {what[:200]}; left out, the other lines hold", file=sys.stderr, flush=True)

@@ -139,7 +139,7 @@ def test_killed_rollbacks_are_done_once(bare: Project) -> None:
     bare.run(*words)
     moments = Moments(SEED, time.monotonic() - began, aims, share=0.6)
     trial = Trial("13_kill_rollback", "SIGKILL of promote rollback", bare, moments, cold=0)
-    for deaths in rounds(trial, size(3, 10), each=2):
+    for deaths in rounds(trial, size(3, 20), each=2):
         promote_second(bare)
         before = len(invariants.log(bare))
         for _ in range(deaths):

@@ -1,0 +1,24 @@
+"""Append-only files: what is whole is kept, what is not is told of by its line, once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flows import lines
+
+
+@dataclass(frozen=True)
+class Kind:
+    n: int
+
+
+def test_a_damaged_line_is_left_out_and_named_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(b'{"n": 1}\n[2]\n\xff\n{"n": "x"}\n{"n": 5, "more": 6}\n{"n": 7')
+    assert list(lines.records(file, Kind)) == [Kind(1), Kind(5)]
+    said = capfd.readouterr().err.splitlines()
+    assert [line.partition(": ")[0] for line in said] == [f"{file}, line {number}" for number in (2, 3, 4)]
+    assert "no Kind: " in said[2]
+    assert list(lines.records(file, Kind)) == [Kind(1), Kind(5)]
+    assert capfd.readouterr().err == ""
