@@ -299,7 +299,10 @@ def kill(
     if how == "alone":
         flow.kill()
     elif not done:
-        os.killpg(flow.pid, signal.SIGKILL)
+        try:
+            os.killpg(flow.pid, signal.SIGKILL)
+        except ProcessLookupError:  # so young that it leads no group yet
+            flow.kill()
     for process in victims:
         _kill(process)
     ended(flow)
