@@ -62,7 +62,7 @@ def test_scoring_batches_leave_nothing_behind(
 def test_retrainings_in_one_process_and_the_clean_up_after_them(tmp_path: Path) -> None:
     """Then every version still has its hashes, a rollback works and a rerun has nothing to do."""
     start, project = time.monotonic(), clone(tmp_path)
-    limit = 900  # seconds after which no further retraining starts
+    limit = 1800  # seconds after which no further retraining starts
     words = ["-m", "tests.chaos.rounds", str(size(3, 50)), str(limit), *SMALL]
     environ = project.environ | {"PYTHONPATH": f"{project.root}{os.pathsep}{Path(__file__).parents[2]}"}
     text = command(project, words, environ)
