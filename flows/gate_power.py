@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from flows import gate_statistics
 from flows.gate_rules import Measured, judge
@@ -72,7 +72,7 @@ class Power:
 
 def _visible(auroc: float) -> float:
     """How far defects lie above normals, on average, for that AUROC."""
-    return float(norm.ppf(auroc) * np.sqrt(2 + DEFECT_SPREAD**2))
+    return float(ndtri(auroc) * np.sqrt(2 + DEFECT_SPREAD**2))
 
 
 def _pair(shared: Floats, agreement: float, rng: np.random.Generator) -> tuple[Floats, Floats]:

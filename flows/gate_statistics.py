@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, norm
+from scipy.special import betaincinv, ndtri
 
 from pvqae.evaluation.metrics import image_auroc, wins
 
@@ -106,7 +106,7 @@ def compare_kinds(
 def groups_needed(found: Comparison, margin: float, confidence: float) -> int:
     """How many groups it takes that an equal challenger passes in `POWER` of cases, as these scores vary."""
     per_group = found.error * math.sqrt(found.groups)
-    return math.ceil((float(norm.ppf(confidence) + norm.ppf(POWER)) * per_group / margin) ** 2)
+    return math.ceil((float(ndtri(confidence) + ndtri(POWER)) * per_group / margin) ** 2)
 
 
 def alarms(scores: Floats, groups: Sequence[str], threshold: float, confidence: float) -> Alarms:
@@ -114,5 +114,5 @@ def alarms(scores: Floats, groups: Sequence[str], threshold: float, confidence: 
     together."""
     parts = len(set(groups))
     rate = float((scores > threshold).mean())
-    low = float(beta.ppf(1 - confidence, rate * parts, parts - rate * parts + 1)) if rate else 0.0
+    low = float(betaincinv(rate * parts, parts - rate * parts + 1, 1 - confidence)) if rate else 0.0
     return Alarms(rate, len(scores), parts, low)

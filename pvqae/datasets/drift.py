@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binom, binomtest, norm
+from scipy.special import ndtri
 
 from pvqae import seeding
 from pvqae.datasets import inspection
@@ -152,6 +152,8 @@ class Null:
         would have the limit 0."""
         if name != ABOVE:
             return float(1.36 * np.sqrt(1 / self._n + 1 / len(self._normals)))  # of independent images, at 5 %
+        from scipy.stats import binom  # half a second, which a calibration need not wait for
+
         groups, normal = len(self._rows), self._normal_share()
         count = max(1, round(parts))
         rate = (normal * groups + 1) / (groups + 2)  # few parts above the threshold: a rate is not known better
@@ -177,7 +179,7 @@ class Null:
             len(batch),
             len(self._normals),
             len(self._rows),
-            float(2 * norm.ppf((1 + widest) / 2)),
+            float(2 * ndtri((1 + widest) / 2)),
             figures,
             self._share(batch[SCORE].to_numpy(np.float64)),
         )
@@ -201,6 +203,8 @@ class Null:
         )
 
     def _share(self, scores: Numbers) -> Share:
+        from scipy.stats import binomtest
+
         above, n = int((scores > self._threshold).sum()), len(scores)
         interval = binomtest(above, n).proportion_ci(0.95)
         normal = self._normal_share()

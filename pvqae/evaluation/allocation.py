@@ -15,13 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from pvqae.datasets import images
 from pvqae.inference.choice import over_kinds
 from pvqae.inference.readout import top_mean
 from pvqae.inference.scoring import Scorer
+from pvqae.ranks import auroc
 
 Table = tuple[tuple[int, ...], ...]  # for each allocated level, coarse to fine: the memory's levels that count
 Units = dict[tuple[int, ...], float]
@@ -128,7 +128,7 @@ def judge(found: Sequence[Seen], table: Table, budget: str, unit: Units, top: fl
     maps = [cells(item, table, unit, budget) for item in found]
     scores = np.array([top_mean(x, top, item.views) for x, item in zip(maps, found, strict=True)])
     defect = np.concatenate([item.defect for item in found])
-    pixel = roc_auc_score(defect, torch.cat(maps).numpy()) if defect.any() else float("nan")
+    pixel = auroc(defect, torch.cat(maps).numpy()) if defect.any() else float("nan")
     return Reached(over_kinds([item.kind for item in found], scores), float(pixel))
 
 

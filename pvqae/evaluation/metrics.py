@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label as connected_regions
-from scipy.stats import rankdata
+
+from pvqae.ranks import auroc
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -54,11 +55,8 @@ def wins(defects: NDArray[np.float64], normals: NDArray[np.float64]) -> NDArray[
 
 def image_auroc(defect: Bools, scores: Floats) -> float | None:
     """The probability that a defect scores higher than a normal, ties counting half."""
-    positives, negatives = int(defect.sum()), int((~defect).sum())
-    if not positives or not negatives:
-        return None
-    ranks = rankdata(_finite(scores))[defect].sum()
-    return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
+    values = _finite(scores)
+    return auroc(defect, values) if defect.any() and not defect.all() else None
 
 
 def roc(defect: Bools, scores: Floats) -> tuple[Floats, Floats]:

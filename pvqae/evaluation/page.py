@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from pvqae.evaluation import pictures, shots, svg
 
@@ -123,7 +123,7 @@ def warnings(one: "ClassReport") -> list[str]:
     """
     rate, n, (low, high) = one.metrics["false_alarm_rate"], one.metrics["n_normal"], one.card["interval_95"]
     found = [*one.card["warnings"], *one.health["warnings"]]
-    if rate is not None and binom.sf(round(rate * n) - 1, n, high) < 0.05:
+    if rate is not None and bdtrc(round(rate * n) - 1, n, high) < 0.05:
         found.append(
             f"{percent(rate)} of the good test images raise an alarm; the calibration expected {percent(low)} to "
             f"{percent(high)}. Check that calibration and test images were taken alike."

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from pvqae.errors import CalibrationError
 
@@ -48,7 +48,7 @@ def threshold(scores: NDArray[np.float64], rate: float) -> Threshold:
             f"the threshold is their maximum, good for about {1 / (n + 1):.2%}",
         )
     # The rate realised by the k-th of n order statistics is Beta(n + 1 - k, k) distributed.
-    low, high = beta.ppf([0.025, 0.975], n + 1 - k, k)
+    low, high = betaincinv(n + 1 - k, k, [0.025, 0.975])
     return Threshold(float(np.sort(scores)[k - 1]), rate, 1 / (n + 1), (float(low), float(high)), n, warnings)
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from pvqae import config
 from pvqae.datasets import images
@@ -19,6 +18,7 @@ from pvqae.datasets.anomalies import ANOMALIES, SELECTION_KINDS
 from pvqae.inference import readout
 from pvqae.inference.readout import READOUTS, Readout
 from pvqae.inference.scoring import Scorer
+from pvqae.ranks import auroc
 
 MOST = 60  # normals that are looked at, per class
 EXTENTS = (0.002, 0.06)  # share of the image that a defect covers
@@ -92,7 +92,7 @@ def over_kinds(kind_n: list[str], scores: NDArray[np.float64]) -> float:
     kinds, values = np.array(kind_n), []
     for kind in sorted(set(kind_n) - {""}):
         chosen = (kinds == kind) | (kinds == "")
-        values.append(roc_auc_score(kinds[chosen] != "", scores[chosen]))
+        values.append(auroc(kinds[chosen] != "", scores[chosen]))
     return float(np.mean(values))
 
 
@@ -102,7 +102,7 @@ def _image_auroc(seen: Seen, use: Readout) -> float:
 
 def _pixel_auroc(seen: Seen, use: Readout) -> float:
     masks = np.concatenate([mask.ravel() for mask in seen.masks])
-    return float(roc_auc_score(masks, np.concatenate([values.ravel() for values in seen.maps[use]])))
+    return auroc(masks, np.concatenate([values.ravel() for values in seen.maps[use]]))
 
 
 def choose(score: config.Score, looks: list[Seen]) -> tuple[config.Score, pd.DataFrame]:
