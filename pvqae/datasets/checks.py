@@ -103,6 +103,7 @@ def of_classes(frame: pd.DataFrame, classes: Classes) -> pd.DataFrame:
             "in_classes_file": [name in classes.classes for name in names],
             "in_manifest": [name in present for name in names],
             "training_normals": count(normal & frame["split"].isin(TRAINING)),
+            "test_images": count(test),
             "test_normals": count(normal & test),
             "test_defects": count(~normal & test),
         }

@@ -118,11 +118,13 @@ def of_classes(min_normals: int) -> list[Rule]:
     """Of the table of classes of `pvqae.datasets.checks`."""
     add = "bring the dataset in with `python -m flows data add NAME ROOT`, which writes data/classes.yaml"
     more = "add images of good parts, or lower data.min_normals or data.shares"
+    some = "add images to the dataset's test folder, or raise data.shares.test"
     judged = "add such images to the dataset's test folder, or leave it: the metrics that need them will be null"
     return [
         _holds("in_classes_file", "every class of the manifest is in data/classes.yaml", add),
         _holds("in_manifest", "every class of data/classes.yaml has images", add),
         _between("training_normals", min_normals, None, f"at least {min_normals} normals to train with", more),
+        _between("test_images", 1, None, "at least one image to test with", some),
         _between("test_normals", 1, None, "normals to test with", judged, warning=True),
         _between("test_defects", 1, None, "defects to test with", judged, warning=True),
     ]

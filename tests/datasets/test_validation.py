@@ -228,6 +228,7 @@ CORRUPTIONS: dict[str, tuple[Spoil, str]] = {
     "in_classes_file": (_set("category", "screw"), "screw"),
     "in_manifest": (_without(category="nut"), "nut"),
     "training_normals_in_range": (_without(category="nut", split="train"), "nut"),
+    "test_images_in_range": (_without(category="nut", split="test"), "nut"),
 }
 
 
