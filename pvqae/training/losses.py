@@ -27,7 +27,12 @@ def similarity(x_BCHW: Tensor, y_BCHW: Tensor, window: int = 7) -> Tensor:
     """SSIM of each pixel's window, averaged over channels, B x H x W within [-1, 1]; values in [0, 1]."""
 
     def local(z: Tensor) -> Tensor:
-        return F.avg_pool2d(z, window, 1, window // 2, count_include_pad=False)
+        # Columns, then rows: a mean over a window inside the image is the mean of the means. Three channels-last
+        # channels would be averaged at a third of the speed.
+        for size in ((window, 1), (1, window)):
+            padding = (size[0] // 2, size[1] // 2)
+            z = F.avg_pool2d(z.contiguous(), size, 1, padding, count_include_pad=False)
+        return z
 
     mean_x, mean_y = local(x_BCHW), local(y_BCHW)
     var_x, var_y = local(x_BCHW.square()) - mean_x.square(), local(y_BCHW.square()) - mean_y.square()

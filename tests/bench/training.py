@@ -131,25 +131,24 @@ def whole(size: Size) -> list[Row]:
 
 
 def fan_out(size: Size) -> list[Row]:
-    """Two networks in two processes of one thread each, beside one after the other with both cores."""
-    cores, steps = 2, size.of(4, 30)
-    ring("bottle", size.quick).examples  # noqa: B018 - read and kept, for all alike
-    alone = sum(_trained([0, 1], cores, steps, size.quick, together=False))
-    both = max(_trained([0, 1], 1, steps, size.quick, together=True))
-    what = f"two networks of {steps} steps: {cores} processes of one thread"
+    """Two classes from their files to fitted scorers: side by side with a thread each, beside one after the other with
+    both cores."""
+    cores = 2
+    both = max(_made(1, size.quick, together=True))
+    alone = sum(_made(cores, size.quick, together=False))
+    what = f"two classes, files to fitted scorers: {cores} processes of one thread"
     against = f"one after the other with {cores} threads, {alone:.0f} s"
     return [Row(what, f"{both:.0f} s", against, alone / both, *at_least(alone / both, 1.25))]
 
 
-def _trained(seeds: list[int], threads: int, steps: int, quick: bool, together: bool) -> list[float]:
-    """Seconds of the training of each seed, without the imports."""
+def _made(threads: int, quick: bool, together: bool) -> list[float]:
+    """Seconds of each class, without the imports; every one in a process of its own, as the flows do it."""
     spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(len(seeds) if together else 1) as pool:
-        return pool.starmap(_train, [(seed, threads, steps, quick) for seed in seeds], chunksize=1)
+    with spawn.Pool(2 if together else 1, maxtasksperchild=1) as pool:
+        return pool.starmap(_make, [(name, threads, quick) for name in ("brick", "gravel")], chunksize=1)
 
 
-def _train(seed: int, threads: int, steps: int, quick: bool) -> float:
-    found = ring("bottle", quick, f"seed={seed}", f"train.steps={steps}", f"compute.threads={threads}")
-    run = start(found.params, runtime.plan(found.params.compute, 1), "full")
-    fit_scales(run, found.examples)
-    return seconds(lambda: [loop._step(run, found.examples, step) for step in range(steps)])
+def _make(name: str, threads: int, quick: bool) -> float:
+    found = ring(name, quick, f"compute.threads={threads}", *(("train.steps=4",) if quick else ()))
+    with tempfile.TemporaryDirectory() as work:
+        return seconds(lambda: scorer(replace(found, work=Path(work))))
