@@ -1,15 +1,18 @@
 """Commands that make versions: train, retrain, verify, experiment."""
 
 import atexit
+import contextlib
 import os
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.cli_shared import Json, Overrides, ParamsFile, no_tracebacks, project, registry
 from pvqae.door import FAILED, console, quiet, to_json
+from pvqae.errors import PvqaeError
 
 app = typer.Typer()
 PANEL = "From images to champions"
@@ -39,6 +42,7 @@ def train(
     """
     with quiet(as_json):
         root = project()
+        prepare_database(root, params, overrides)
         from flows import summary
         from flows.supervise import Guard
 
@@ -48,6 +52,17 @@ def train(
         no_tracebacks()
         result = flow(str(root), params, tuple(overrides), "manual", reason, warm)
     print(to_json(result)) if as_json else show(result, summary)
+
+
+def prepare_database(root: Path, params: str, overrides: list[str]) -> None:
+    """Begin with the project's own tracking database, if runs go there, while everything else starts."""
+    from flows import choices
+    from flows.adapters import database
+
+    with contextlib.suppress(PvqaeError):  # the flow says it
+        setting = choices.choose(root, params, tuple(overrides)).params.flow.tracking_uri
+        if setting == "auto" and not os.environ.get("MLFLOW_TRACKING_URI"):
+            database.prepare_ahead(root)
 
 
 @app.command(

@@ -1,8 +1,11 @@
 """`pvqae <verb>`: what needs no service. The stages of dvc.yaml work on params.yaml of the current folder."""
 
+import atexit
+import contextlib
 import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -199,7 +202,21 @@ def main() -> None:
     """The console script."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
     watchdog.start()
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        leave(ended.code)
+
+
+def leave(code: str | int | None) -> NoReturn:
+    """End the process now: to take a dead interpreter's libraries apart, object by object, is half a second a stage."""
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a pipe that nobody reads any more
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":

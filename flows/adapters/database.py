@@ -1,13 +1,25 @@
 """The project's own tracking database."""
 
+import contextlib
 import subprocess
 import sys
+import threading
+from importlib.metadata import version
 from pathlib import Path
-
-import mlflow
 
 from flows import locks
 from pvqae.errors import PvqaeError
+
+
+def prepare_ahead(root: Path) -> None:
+    """`prepare` beside whatever comes first, the start of Prefect's server say: the first time it takes seconds. Who
+    needs the database asks for it all the same, waits, and hears of an error."""
+
+    def work() -> None:
+        with contextlib.suppress(PvqaeError):
+            prepare(root)
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 def prepare(root: Path) -> str:
@@ -16,7 +28,7 @@ def prepare(root: Path) -> str:
     Several first touches of a fresh database at once break it, so it is migrated once, under a lock.
     """
     home = root / ".pvqae" / "mlflow"
-    uri, marker = f"sqlite:///{home / 'mlflow.db'}", home / f"migrated-{mlflow.__version__}"
+    uri, marker = f"sqlite:///{home / 'mlflow.db'}", home / f"migrated-{version('mlflow')}"
     with locks.held(home / "migration.lock"):
         if not marker.exists():
             command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
