@@ -13,7 +13,7 @@ from tests.end_to_end.test_train_flow import TINY, clone
 # What is waited for, and the words by which it shows in the output.
 SIGNS = {
     "the first line": "",
-    "the first class has its figures": "image AUROC",
+    "the first class has its figures": "image_auroc",
     "the table and the commands that open the results": "ENDED",
 }
 MANY = "train.steps=5"
