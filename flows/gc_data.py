@@ -4,16 +4,14 @@
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import yaml
 
 from flows.adapters import dvc_config, git
+from flows.adapters.dvc_mend import HASH
 from pvqae.errors import PvqaeError
-
-HASH = re.compile(r"[0-9a-f]{32}(?:\.dir)?")
 
 
 def unneeded(root: Path, commits: Iterable[str], idle: Callable[[Iterable[Path]], list[Path]]) -> list[Path]:

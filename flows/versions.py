@@ -38,19 +38,24 @@ LINEAGE = {  # tag → words, whether it is a hash
 }
 
 
-def publish(registry: Registry, reports: Path, dataset: str, found: Sequence[Registered], demo: bool) -> None:
-    """Write the versions that `found` names into the dataset's folder of reports, and the page with them."""
-    versions.write(reports, _known(registry, reports, dataset, found), demo)
-    rewrite_page(reports, demo)
-
-
-def _known(registry: Registry, reports: Path, dataset: str, found: Sequence[Registered]) -> dict[str, Version]:
+def publish(
+    registry: Registry,
+    reports: Path,
+    dataset: str,
+    found: Sequence[Registered],
+    demo: bool,
+    others: Mapping[str, versions.Values] = {},
+) -> None:
+    """Write the versions that `found` names into the dataset's folder of reports, and the page with them. `others`: the
+    classes whose versions are as they were."""
     metrics = json.loads((reports / "metrics.json").read_text("utf-8"))["classes"]
     names = {item.category: lineage.model_name(dataset, item.category) for item in found}
-    return {
+    known = {
         item.category: _version(registry, names[item.category], item.version, item.reasons, metrics[item.category])
         for item in found
     }
+    versions.write(reports, {**others, **known}, demo)
+    rewrite_page(reports, demo)
 
 
 def refresh(registry: Registry, root: Path, dataset: str, category: str = "") -> None:
@@ -69,8 +74,7 @@ def refresh(registry: Registry, root: Path, dataset: str, category: str = "") ->
         if category in ("", name)
     ]
     try:
-        versions.write(reports, {**kept.classes, **_known(registry, reports, dataset, found)}, kept.demo)
-        rewrite_page(reports, kept.demo)
+        publish(registry, reports, dataset, found, kept.demo, others=kept.classes)
     except PvqaeError as error:
         print(f"{reports}: the page was not written again: {error}")
 

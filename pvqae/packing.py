@@ -9,13 +9,20 @@ if TYPE_CHECKING:
 STEP = ".step"  # after a tensor's name: the step of each of its rows
 
 
+def steps(x: "Tensor", dim: int) -> "Tensor":
+    """The step with which the largest value along `dim` is 127."""
+    import torch
+
+    return (x.abs().amax(dim) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def packed(name: str, x: "Tensor") -> dict[str, "Tensor"]:
     """A tensor of two dimensions or more as int8, and its steps: off by half a step at most, 1/254 of the row's largest
     value."""
     import torch
 
     rows = x.float().flatten(1)
-    step = (rows.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    step = steps(rows, dim=1)
     return {name: (rows / step[:, None]).round().to(torch.int8).view(x.shape), f"{name}{STEP}": step}
 
 

@@ -27,7 +27,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
+    """Whether the processor computes in bf16; False where nothing says so."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
@@ -39,12 +40,12 @@ def plan(compute: Compute, n_networks: int) -> Plan:
 
     cuda = compute.device != "cpu" and torch.cuda.is_available()
     gpus = torch.cuda.device_count() if cuda else 0
-    return _divide(compute, n_networks, gpus, torch.cuda.is_bf16_supported() if cuda else _cpu_has_bf16())
+    return _divide(compute, n_networks, gpus, torch.cuda.is_bf16_supported() if cuda else cpu_has_bf16())
 
 
 def without_gpu(compute: Compute, n_networks: int) -> Plan:
     """The plan of a machine that has no GPU for certain; torch is not imported."""
-    return _divide(compute, n_networks, 0, _cpu_has_bf16())
+    return _divide(compute, n_networks, 0, cpu_has_bf16())
 
 
 def _divide(compute: Compute, n_networks: int, gpus: int, fast: bool) -> Plan:

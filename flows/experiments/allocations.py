@@ -35,10 +35,11 @@ def rows(params: config.Params, subject: Subject, work: Path) -> Rows:
     fit = folds.names(normals)[-1]  # a fit that has unseen normals
     held_out = list(_held_out(_scorer(networks, every, normals, params, fit), normals, fit, subject.root))
     judged = list(_judged(_scorer(networks, every, normals, params, folds.FULL), test, subject.root))
-    sums = {counted for _, table, _ in _ways(params.model.levels) for counted in table}
-    unit = allocation.units(held_out, sums | {c for t in allocation.tables(params.model.levels) for c in t})
+    ways = _ways(params.model.levels)
+    every_table = [*allocation.tables(params.model.levels), *(table for _, table, _ in ways)]
+    unit = allocation.units(held_out, {counted for table in every_table for counted in table})
     found: Rows = {}
-    for name, table, budget in [*_ways(params.model.levels), *_chosen(held_out, judged, unit, params)]:
+    for name, table, budget in [*ways, *_chosen(held_out, judged, unit, params)]:
         reached = allocation.judge(judged, table, budget, unit, params.score.top)
         found[name] = {"image_auroc": reached.image_auroc, "pixel_auroc": reached.pixel_auroc}
     return found

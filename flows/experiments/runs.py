@@ -25,11 +25,12 @@ from pvqae.evaluation.views import key_of, source_of
 from pvqae.files import write_text
 
 # The code that decides what a run measures.
+JUDGING = ("trial", "judging", "views", "mechanism", "allocation", "metrics", "figures")
 SOURCES = (
     *("datasets/images.py", "datasets/anomalies.py", "model", "training", "inference", "seeding.py", "runtime.py"),
-    *(f"evaluation/{name}.py" for name in ("trial", "judging", "views", "mechanism", "metrics", "figures")),
+    *("ranks.py", *(f"evaluation/{name}.py" for name in JUDGING)),
 )
-OWN = ("measures", "pieces", "group_priors", "subjects")
+OWN = ("measures", "pieces", "group_priors", "allocations", "subjects")
 NEVER = {"never_promotable": "true"}
 
 

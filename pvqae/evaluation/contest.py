@@ -35,7 +35,7 @@ from pvqae.training.examples import Examples
 OURS = "pvqae"
 METHODS = (OURS, *BASELINES)
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
-JUDGES = ("evaluation/judging.py", "evaluation/metrics.py")
+JUDGES = ("evaluation/judging.py", "evaluation/metrics.py", "ranks.py")
 YARDSTICKS = (*views.SOURCES, "model/codebook.py", "evaluation/verdict.py", "inference/readout.py")
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvqae import config, seeding
+from pvqae import config, packing, seeding
 from pvqae.model.codebook import cover, nearest
 from pvqae.training.examples import on_grid, repeat_border
 
@@ -99,7 +99,7 @@ def fit_level(
 
 def rounded(codes_KC: Tensor) -> tuple[Tensor, Tensor]:
     """The codes as multiples of a step per channel that a signed byte can hold, and the steps."""
-    step = (codes_KC.abs().amax(0) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    step = packing.steps(codes_KC, dim=0)
     return (codes_KC / step).round() * step, step
 
 

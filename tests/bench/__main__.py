@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from pvqae import runtime
 from pvqae.files import write_text
 from tests.bench.rows import Row, Size
 
@@ -109,7 +110,7 @@ def _machine() -> str:
 
     names = [row.split(":")[1].strip() for row in _cpuinfo() if row.startswith("model name")]
     processor = names[0] if names else platform.processor()
-    bf16 = "with" if any("avx512_bf16" in row for row in _cpuinfo()) else "without"
+    bf16 = "with" if runtime.cpu_has_bf16() else "without"
     return (
         f"{os.cpu_count()} cores, {processor}, {bf16} bf16, no GPU, torch {torch.__version__}, "
         f"Python {platform.python_version()}."

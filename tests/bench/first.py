@@ -1,6 +1,5 @@
 """How long a newcomer waits: for the first line, the first trained class and the table of `make run`'s flow."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,23 +10,19 @@ from tests.bench.rows import Row, Size
 from tests.end_to_end.test_train_flow import TINY, clone
 
 # What is waited for, and the words by which it shows in the output.
-SIGNS = {
-    "the first line": "",
-    "the first class has its figures": "image_auroc",
-    "the table and the commands that open the results": "ENDED",
-}
-MANY = "train.steps=5"
+SIGNS = {"the first line": "", "the first class has its figures": "image_auroc"}
+END = "the table and the commands that open the results"
 
 
 def first(size: Size) -> list[Row]:
     """In a fresh clone, the installation in place: that takes as long as the network does."""
-    words = [word for setting in (*TINY, MANY) for word in ("--set", setting)] if size.quick else []
+    words = [word for setting in (*TINY, "train.steps=5") for word in ("--set", setting)] if size.quick else []
     with tempfile.TemporaryDirectory() as folder:
         project = clone(Path(folder))
         # As `make run` does it, with every core: the clone's environment is for tests that run side by side.
         environ = {key: value for key, value in project.environ.items() if key != "OMP_NUM_THREADS"}
         found = waited([sys.executable, "-m", "flows", "train", *words], project.root, environ)
-    return [Row(f"`make run`: {what}", f"{found[what]:.1f} s", "", None, "", None) for what in SIGNS if what in found]
+    return [Row(f"`make run`: {what}", f"{took:.1f} s", "", None, "", None) for what, took in found.items()]
 
 
 def waited(command: list[str], cwd: Path, environ: dict[str, str]) -> dict[str, float]:
@@ -44,9 +39,4 @@ def waited(command: list[str], cwd: Path, environ: dict[str, str]) -> dict[str, 
                     found[what] = time.perf_counter() - start
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {''.join(lines)[-2000:]}")
-    found["the table and the commands that open the results"] = time.perf_counter() - start
-    return found
-
-
-if __name__ == "__main__":
-    print(first(Size(quick="full" not in sys.argv)), os.cpu_count())
+    return found | {END: time.perf_counter() - start}

@@ -11,6 +11,7 @@ import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pvqae import runtime
 from pvqae.files import write_text
 
 PROJECT = Path(__file__).parents[2]
@@ -48,9 +49,8 @@ def record(figure: Figure) -> None:
 
 def machine() -> str:
     """What trials run on, as the table says it."""
-    file = Path("/proc/cpuinfo")
-    bf16 = file.exists() and "avx512_bf16" in file.read_text("utf-8")
-    return f"{os.cpu_count()} cores {'with' if bf16 else 'without'} bf16, Python {platform.python_version()}"
+    bf16 = "with" if runtime.cpu_has_bf16() else "without"
+    return f"{os.cpu_count()} cores {bf16} bf16, Python {platform.python_version()}"
 
 
 def table() -> str:
