@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from pvqae.config import Params
+from pvqae.config import Params, parse_yaml
 from pvqae.datasets.classes import FROM_SCRATCH
 from pvqae.errors import ConfigError, DataError
 from pvqae.files import write_text
@@ -65,8 +65,12 @@ def wanted(params: Params, raw: Path) -> list[str]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The file's content, {} when there is none."""
-    return yaml.safe_load(path.read_text("utf-8")) or {} if path.exists() else {}
+    """The file's content, {} when there is none or none that can be read: each flow writes it anew."""
+    try:
+        found = parse_yaml(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write(path: Path, content: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import typer
 
 from flows import cli_data, cli_gc, cli_machines, cli_promote, cli_services, cli_train, cli_use
-from pvqae.door import Door
+from pvqae.door import Door, leave
 
 # No completion: a shell completes the names of programs, and this is `python` with an option. `pvqae` has it.
 app = typer.Typer(
@@ -26,4 +26,7 @@ app.add_typer(cli_services.app, name="services", rich_help_panel=cli_machines.PA
 
 
 def main(run: Callable[[], None] = app) -> None:
-    run()
+    try:
+        run()
+    except SystemExit as ended:
+        leave(ended.code)

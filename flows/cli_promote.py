@@ -65,11 +65,13 @@ def rollback(
     """Restore the champion before the present one. The gate does not promote the one taken back again."""
     with quiet(as_json):
         root = project()
-        from flows import lineage, promotions, versions
+        from flows import lineage, locks, promotions, versions, workspace
 
         found, name = registry(root), lineage.model_name(dataset, category)
         entry = promotions.rollback(found, root, dataset, name, reason, version)
-        versions.refresh(found, root, dataset, category)
+        with locks.tried(workspace.lock_file(root, dataset)) as free:
+            if free:  # else a flow works on the dataset, which writes the page at its end; a rollback waits for nothing
+                versions.refresh(found, root, dataset, category)
     if as_json:
         print(to_json(entry))
     else:

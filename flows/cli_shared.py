@@ -1,7 +1,9 @@
 """What the commands of `python -m flows` share."""
 
+import atexit
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +28,18 @@ def project() -> Path:
     root = project_root()
     environment.prepare(root)
     return root
+
+
+def guarded_server() -> Callable[[], None]:
+    """A watchdog for this process, and Prefect's server where none is known; what is returned waits for the latter.
+
+    To be called before anything imports Prefect. The server is ended before the watchdog, in the reverse order.
+    """
+    from flows.adapters import prefect_temporary
+    from flows.supervise import Guard
+
+    atexit.register(Guard().close)  # a command that is killed leaves nothing behind
+    return prefect_temporary.begin()
 
 
 def project_root() -> Path:

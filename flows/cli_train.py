@@ -1,6 +1,5 @@
 """Commands that make versions: train, retrain, verify, experiment."""
 
-import atexit
 import contextlib
 import os
 import sys
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli_shared import Json, Overrides, ParamsFile, no_tracebacks, project, registry
+from flows.cli_shared import Json, Overrides, ParamsFile, guarded_server, no_tracebacks, project, registry
 from pvqae.door import FAILED, console, quiet, to_json
 from pvqae.errors import PvqaeError
 
@@ -42,14 +41,13 @@ def train(
     """
     with quiet(as_json):
         root = project()
+        wait = guarded_server()
         prepare_database(root, params, overrides)
         from flows import summary
-        from flows.supervise import Guard
-
-        atexit.register(Guard().close)  # before Prefect registers the end of its server, so it runs after that
         from flows.train import train as flow
 
         no_tracebacks()
+        wait()
         result = flow(str(root), params, tuple(overrides), "manual", reason, warm)
     print(to_json(result)) if as_json else show(result, summary)
 
@@ -85,13 +83,12 @@ def retrain(
     """
     with quiet(as_json):
         root = project()
+        wait = guarded_server()
         from flows import summary
-        from flows.supervise import Guard
-
-        atexit.register(Guard().close)
         from flows.retrain import retrain as flow
 
         no_tracebacks()
+        wait()
         result = flow(str(root), params, tuple(overrides), trigger.value, force, drift, dry_run, dataset)
     if as_json:
         print(to_json(result))
@@ -102,12 +99,14 @@ def retrain(
 
 
 def show(result: Any, summary: Any) -> None:
+    from flows.adapters import prefect_temporary
+
     screen = console()
     screen.print(summary.table(result))
     for line in summary.sentences(result):
         screen.print(line, style="bold red" if line.startswith("NOT REGISTERED") else None, highlight=False)
     opener = "open" if sys.platform == "darwin" else "xdg-open"
-    for purpose, command in summary.commands(result, os.environ, opener):
+    for purpose, command in summary.commands(result, prefect_temporary.lasting(os.environ), opener):
         screen.print(f"{purpose + ':':18}{command}", soft_wrap=True, highlight=False)
 
 

@@ -1,12 +1,11 @@
 """Commands that use versions: score, drift, serve, review."""
 
-import atexit
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.cli_shared import Json, Overrides, no_tracebacks, project
+from flows.cli_shared import Json, Overrides, guarded_server, no_tracebacks, project
 from pvqae.door import FAILED, quiet, to_json
 
 app = typer.Typer()
@@ -22,12 +21,11 @@ def scored(name: str, source: str, out: str, heatmaps: bool, drift: bool, as_jso
     """Run the score flow and print what it came to."""
     with quiet(as_json):
         root = project()
-        from flows.supervise import Guard
-
-        atexit.register(Guard().close)  # a killed scoring leaves no temporary server of Prefect behind
+        wait = guarded_server()
         from flows.score import score as flow
 
         no_tracebacks()
+        wait()
         result = flow(str(root), name, source, out, heatmaps, drift)
     print(to_json(result)) if as_json else print(*result.lines, sep="\n")
     return result

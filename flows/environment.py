@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pvqae.errors import ConfigError
+from pvqae.forkserver import ADDRESS
 from pvqae.layout import find_root as find_root
 
 QUIET = {
@@ -31,6 +32,7 @@ QUIET = {
 }
 
 
+FORKSERVER = ".pvqae/forkserver"  # its socket in a workspace, if a flow has one there
 REPAIR = "python -m flows services up (or down, to go on without them)"
 
 
@@ -106,6 +108,7 @@ def for_stages(workspace: Path) -> dict[str, str]:
     environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     environ["PYTHONPATH"] = str(workspace)
     environ["PYTHONUNBUFFERED"] = "1"  # live lines through a pipe
+    environ[ADDRESS] = FORKSERVER
     # Inside a git hook git points these at the outer repository; a workspace has its own.
     for key in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_PREFIX"):
         environ.pop(key, None)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from prefect import flow, get_run_logger
 
-from flows import environment, job_space, locks, parents, steps, worker
+from flows import environment, forkserver, job_space, locks, parents, steps, worker
 from flows.adapters.versioning import Dvc
 from flows.order import Order, parse
 from flows.supervise import Supervisor
@@ -34,6 +34,7 @@ def job(order: dict[str, Any], root: str = "") -> None:
         # 2. Code, params and inputs.
         space = job_space.prepare(project, asked, threads())
         bring_parents(project, asked, space)
+        forkserver.start(space, supervisor, set(asked.stages))
         dvc = Dvc(space, supervisor)
         dvc.pull_paths(["data/rows"])
         dvc.pull_paths(job_space.inputs(space, asked))

@@ -78,7 +78,7 @@ class Registrar:
         }
         with tempfile.TemporaryDirectory() as folder:
             exported = Path(folder) / "bundle"
-            shipping.export(bundle, exported)
+            shipping.export(self._supervisor, self._space, bundle, exported)
             facts = self._facts(category, exported, tags)
             first_auroc = self._space.params.gate.first_auroc
             decision = policy.later_version(facts) if champion else policy.first_version(facts, first_auroc)

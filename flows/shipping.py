@@ -5,18 +5,18 @@ import sys
 from pathlib import Path
 
 from flows import environment
+from flows.forkserver import SOCKET
 from flows.supervise import Supervisor
 from flows.workspace import Workspace
 from pvqae.errors import PvqaeError
+from pvqae.forkserver import ADDRESS
 
 PARITY_ROWS = 8  # images scored again by the exported bundle, in a process that has nothing else in memory
 
 
-def export(bundle: Path, out: Path) -> None:
+def export(supervisor: Supervisor, space: Workspace, bundle: Path, out: Path) -> None:
     """A copy of `bundle` that carries the backbone's weights."""
-    from pvqae.inference import bundle as bundles  # imports torch: only when something is registered
-
-    bundles.export(bundle, out)
+    _pvqae(supervisor, space, f"{bundle}: packing it for the registry", "pack", str(bundle), str(out))
 
 
 def parity(supervisor: Supervisor, space: Workspace, category: str, exported: Path, threads: int) -> float | None:
@@ -31,13 +31,21 @@ def parity(supervisor: Supervisor, space: Workspace, category: str, exported: Pa
 
 def compare(supervisor: Supervisor, space: Workspace, bundle: Path, images: Path, threads: int) -> float | None:
     """The same against any table `images` with sample_id, path and image_score."""
-    command = [sys.executable, "-m", "pvqae.inference.parity", str(bundle), str(images)]
-    command += ["--rows", str(PARITY_ROWS), "--data-root", str(space.layout.data)]
-    environ = environment.for_stages(space.path) | {"OMP_NUM_THREADS": str(threads)}
-    lines: list[str] = []
-    code = supervisor.run(command, space.path, environ, lines.append)
-    found = [line for line in lines if line.startswith("{")]
-    if code or not found:
-        raise PvqaeError(f"{images}: the parity check failed (exit {code}):\n" + "\n".join(lines[-15:]))
-    figures = json.loads(found[-1])
+    words = ["parity", str(bundle), str(images), str(space.layout.data)]
+    words += ["--rows", str(PARITY_ROWS), "--threads", str(threads)]
+    lines = _pvqae(supervisor, space, f"{images}: the parity check", *words)
+    figures = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
     return float(figures["max_abs_difference"]) if figures["images"] else None
+
+
+def _pvqae(supervisor: Supervisor, space: Workspace, what: str, *words: str) -> list[str]:
+    """Output of `pvqae WORDS`, with the flow's own code: a workspace may still have that of its last training.
+
+    Raises `PvqaeError`, which begins with `what`, when it failed.
+    """
+    lines: list[str] = []
+    command = [sys.executable, "-m", "pvqae.cli", *words]
+    server = {ADDRESS: str((space.path / SOCKET).relative_to(space.root))}  # of a train flow, which has made it so
+    if code := supervisor.run(command, space.root, environment.for_stages(space.root) | server, lines.append):
+        raise PvqaeError(f"{what} failed (exit {code}):\n" + "\n".join(lines[-15:]))
+    return lines

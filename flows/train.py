@@ -6,7 +6,19 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from flows import choices, classes, elsewhere, environment, locks, metrics, parents, stages, steps, workspace
+from flows import (
+    choices,
+    classes,
+    elsewhere,
+    environment,
+    forkserver,
+    locks,
+    metrics,
+    parents,
+    stages,
+    steps,
+    workspace,
+)
 from flows import versions as pages
 from flows.adapters import git
 from flows.adapters.versioning import Dvc
@@ -67,6 +79,7 @@ def train(
         if changed:
             plan = steps.plan(space, len(graph["networks"]))
             log.info("%s", plan)
+            forkserver.start(space.path, supervisor, changed)
             pipeline = stages.Pipeline(dvc, changed, recorder)
             done = stages.run(stages.each(stages.first_stages(graph)), pipeline, supervisor, 1, settings.retries)
             ready = done[-1:]  # the checked manifest

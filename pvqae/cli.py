@@ -1,16 +1,15 @@
 """`pvqae <verb>`: what needs no service. The stages of dvc.yaml work on params.yaml of the current folder."""
 
-import atexit
-import contextlib
+import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from pvqae import cli_bench, watchdog
-from pvqae.door import Door, console, quiet, to_json, workspace
+from pvqae import cli_bench, forkserver, watchdog
+from pvqae.door import Door, console, leave, quiet, to_json, workspace
 
 STAGES, USE, ABOUT = "Stages, on params.yaml of the current folder", "A bundle in use", "Looking and measuring"
 app = typer.Typer(
@@ -185,6 +184,33 @@ def serve(
     server.serve(bundle, params, settings, server.token_of(token_file), typer.echo)
 
 
+@app.command("pack", epilog="Example: pvqae pack models/demo/brick/bundle packed", hidden=True)
+def pack(bundle: Bundle, out: Annotated[Path, typer.Argument(help="Folder to make.")]) -> None:
+    """Copy a bundle and put the backbone's weights into the copy, for the registry."""
+    from pvqae.inference import bundle as bundles
+
+    bundles.export(bundle, out)
+
+
+@app.command("parity", epilog="Example: pvqae parity packed reports/demo/classes/brick/images.csv data", hidden=True)
+def parity(
+    bundle: Bundle,
+    images: Annotated[Path, typer.Argument(help="Table of an evaluation: sample_id, path, image_score.")],
+    data: Annotated[Path, typer.Argument(help="Folder that the paths are below.")],
+    rows: Annotated[int, typer.Option(min=1, help="So many of them, evenly spread.")] = 16,
+    threads: Annotated[
+        int, typer.Option(min=1, help="As the evaluation had: another number sums in another order.")
+    ] = 1,
+) -> None:
+    """Score images of an evaluation again; print the largest difference of a score as JSON."""
+    import torch
+
+    from pvqae.inference import parity as check
+
+    torch.set_num_threads(threads)
+    typer.echo(json.dumps(check.compare(bundle, images, data, rows)))
+
+
 @app.command("doctor", epilog="Example: pvqae doctor", rich_help_panel=ABOUT)
 def doctor(as_json: Json = False) -> None:
     """What is installed, which device, how the project is; what is wrong, and the repair.
@@ -200,23 +226,15 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """The console script."""
+    code = forkserver.ask(sys.argv[1:])
+    if code is not None:
+        os._exit(code)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
     watchdog.start()
     try:
-        app()
+        app(prog_name="pvqae")
     except SystemExit as ended:
         leave(ended.code)
-
-
-def leave(code: str | int | None) -> NoReturn:
-    """End the process now: to take a dead interpreter's libraries apart, object by object, is half a second a stage."""
-    if isinstance(code, str):
-        print(code, file=sys.stderr)
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a pipe that nobody reads any more
-            stream.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """params.yaml as frozen, typed values. An unknown key is an error that names the nearest known one."""
 
 import difflib
+import gc
 import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -268,10 +269,15 @@ class _Loader(yaml.SafeLoader):
 
 def parse_yaml(text: str) -> Any:
     """The content of a YAML text. Raises `ValueError` for whatever else it is, and for more than a few aliases."""
+    collecting = gc.isenabled()
+    gc.disable()  # it would walk over all that is parsed again and again, and free nothing
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(str(error)) from None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> Params:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +37,19 @@ def cpu_has_bf16() -> bool:
 
 def plan(compute: Compute, n_networks: int) -> Plan:
     """Two processes of two threads on two cores ran five times slower than two of one: cores are divided."""
-    import torch  # not needed to print help
+    if compute.device == "cpu" or not _may_have_gpu():
+        return without_gpu(compute, n_networks)
+    import torch  # a second, and 200 MB that a flow keeps
 
-    cuda = compute.device != "cpu" and torch.cuda.is_available()
+    cuda = torch.cuda.is_available()
     gpus = torch.cuda.device_count() if cuda else 0
     return _divide(compute, n_networks, gpus, torch.cuda.is_bf16_supported() if cuda else cpu_has_bf16())
+
+
+def _may_have_gpu() -> bool:
+    """False where no driver's device exists, whatever torch would say: NVIDIA's, Tegra's, AMD's, Windows'."""
+    devices = ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+    return not sys.platform.startswith("linux") or any(Path(device).exists() for device in devices)
 
 
 def without_gpu(compute: Compute, n_networks: int) -> Plan:

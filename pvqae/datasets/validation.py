@@ -86,7 +86,8 @@ def _run_typed(
     ]
 
 
-def _great_expectations() -> tuple[Any, Any]:
+def great_expectations() -> tuple[Any, Any]:
+    """The library and its expectations. Raises `ImportError` where the extra `validation` is not installed."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import: nothing about a dataset leaves the machine
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it imports sre_constants
@@ -101,7 +102,7 @@ def _run(table: str, frame: pd.DataFrame, suite: Sequence[rules.Rule], keys: lis
     Great Expectations copies its table for every rule and names rows by their position, so it gets no column that no
     rule looks at.
     """
-    gx, expectations = _great_expectations()
+    gx, expectations = great_expectations()
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     asset = context.data_sources.add_pandas("data").add_dataframe_asset(table)

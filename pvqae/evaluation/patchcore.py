@@ -19,7 +19,7 @@ from pvqae.training.examples import Examples, on_grid
 
 NEIGHBOURS = 9  # the paper's b
 PROJECTED = 64  # dimensions in which the coreset is chosen
-WORK = 3_000_000_000  # n x K of one exact greedy choice that a processor does in a minute or two; above, by parts
+WORK = 60_000_000_000  # n x K of one exact greedy choice that a processor does in a minute or two; above, by parts
 
 
 def patches(features: Features) -> Tensor:

@@ -1,10 +1,5 @@
-"""Does a bundle give the scores that were evaluated? Run in a fresh process before anything is registered:
+"""Does a bundle give the scores that were evaluated? `pvqae parity` asks it before anything is registered."""
 
-python -m pvqae.inference.parity BUNDLE IMAGES_CSV --rows N --data-root DATA
-"""
-
-import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -21,17 +16,3 @@ def compare(folder: Path, images_csv: Path, data_root: Path, rows: int) -> dict[
     pairs = zip(again, chosen["image_score"], strict=True)
     differences = [abs(scored.image_score - evaluated) for scored, evaluated in pairs]
     return {"max_abs_difference": max(differences, default=float("inf")), "images": len(differences)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("images_csv", type=Path)
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--data-root", type=Path, default=Path("data"))
-    given = parser.parse_args()
-    print(json.dumps(compare(given.bundle, given.images_csv, given.data_root, given.rows)))
-
-
-if __name__ == "__main__":
-    main()

@@ -26,22 +26,46 @@ def nearest(x_nD: Tensor, codes_KD: Tensor) -> tuple[Tensor, Tensor]:
     return (least + x.square().sum(1)).clamp_min(0), indices
 
 
+AHEAD = 256  # rows among which the next centres are looked for, at least; of 2048 centres 64 and 1024 take longer
+ROWS = 2048  # rows compared with the new centres at once: their distances stay in the processor's cache
+
+
 def cover(x_nD: Tensor, count: int, start: int = 0) -> Tensor:
     """Indices of `count` rows that cover all rows: greedy k-centre, each next the farthest from those chosen.
 
     Density-based choices (k-means, random) leave rare normal patches without a code, and those then look like
-    defects. Fewer rows than `count` gives every row. Deterministic.
+    defects. Fewer rows than `count` gives every row. Deterministic. Centres are taken as many at a time as are certain
+    to be the greedy ones: one matrix product for all of them reads the rows once, not once per centre.
     """
-    x = x_nD.float()
-    chosen = torch.empty(min(count, len(x)), dtype=torch.long)
-    norms, nearest, index = x.square().sum(1), torch.full((len(x),), torch.inf, device=x.device), start
-    for i in range(len(chosen)):
-        chosen[i] = index
-        # |x - c|^2 without |x|^2 in the product: one matrix-vector product and one minimum per code
-        nearest = torch.minimum(nearest, norms + norms[index] - 2 * (x @ x[index]))
-        nearest[index] = -torch.inf
-        index = int(nearest.argmax())
-    return chosen
+    x, count = x_nD.float(), min(count, len(x_nD))
+    norms, nearest = x.square().sum(1), torch.full((len(x),), torch.inf, device=x.device)
+    chosen = centres = torch.tensor([start], device=x.device)[:count]
+    while len(chosen) < count:
+        # |x - c|^2 without |x|^2, which is the same for all centres
+        nearer = [torch.addmm(norms[centres], part, x[centres].T, alpha=-2).amin(1) for part in torch.split(x, ROWS)]
+        nearest = torch.minimum(nearest, torch.cat(nearer) + norms)
+        nearest[centres] = -torch.inf
+        centres = _farthest(x, norms, nearest, max(AHEAD, count // 32))[: count - len(chosen)]
+        chosen = torch.cat([chosen, centres])
+    return chosen.cpu()
+
+
+def _farthest(x_nD: Tensor, norms_n: Tensor, nearest_n: Tensor, ahead: int) -> Tensor:
+    """The next greedy centres, in order: at least one, and those that lie farther than any row that is not compared.
+
+    `nearest_n`: squared distance of each row to its nearest centre. Only the farthest, `ahead` rows, are compared with
+    each other; the rest are at most as far as the last of these, and a new centre can only bring them nearer.
+    """
+    values, rows = nearest_n.topk(min(ahead + 1, len(nearest_n)))
+    rows, limit = rows[:-1].sort().values, float(values[-1])
+    vectors, left = x_nD[rows], nearest_n[rows].cpu()
+    between = torch.addmm(norms_n[rows], vectors, vectors.T, alpha=-2).add(norms_n[rows, None]).cpu()
+    found: list[int] = []
+    while float(left.max()) > limit:
+        found.append(int(left.argmax()))
+        left = torch.minimum(left, between[found[-1]])
+        left[found[-1]] = -torch.inf
+    return rows[found] if found else nearest_n.argmax()[None]
 
 
 class Codebook(nn.Module):

@@ -338,8 +338,10 @@ def left_over(project: Project) -> list[str]:
 
 
 def served(project: Project) -> bool:
-    """Whether a command starts the temporary server that Prefect gives to a flow without another."""
-    return project.log.exists() and "Starting temporary server" in project.log.read_text("utf-8", errors="replace")
+    """Whether a command starts the temporary server of Prefect that a flow without another gets."""
+    return project.log.exists() and "starting a temporary Prefect server" in project.log.read_text(
+        "utf-8", errors="replace"
+    )
 
 
 def grows(project: Project, table: str) -> Callable[[], bool]:

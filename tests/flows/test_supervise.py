@@ -20,7 +20,8 @@ TREE = "sh -c 'echo $$ > child; exec sleep 60' & echo $$ > parent; wait"
 STUBBORN = f"trap '' TERM; {TREE.replace('exec sleep 60', 'trap : TERM; sleep 60; sleep 60')}; sleep 60"
 
 FLOW = """
-import sys, pathlib, os, subprocess
+import sys, pathlib, os, signal, subprocess
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
 from flows import locks
 from flows.supervise import Supervisor
 folder = pathlib.Path(sys.argv[1])

@@ -141,6 +141,19 @@ def test_cover_serves_rare_vectors_better_than_a_random_choice(seed: int) -> Non
     assert radius(x, x[cover(x, 10)]) < radius(x, x[drawn])
 
 
+@pytest.mark.parametrize("dim", [1, 3, 40])
+@pytest.mark.parametrize("whole_numbers", [False, True], ids=["apart", "many alike"])
+def test_cover_takes_the_farthest_row_each_time(dim: int, whole_numbers: bool) -> None:
+    x = random(1500, dim, seed=dim)
+    x = (3 * x).round() if whole_numbers else x
+    distances = torch.cdist(x.double(), x.double())
+    nearest = torch.full((len(x),), torch.inf, dtype=torch.double)
+    for index in cover(x, 600).tolist():
+        assert nearest[index] >= nearest.max() - 1e-3
+        nearest = torch.minimum(nearest, distances[index])
+        nearest[index] = -torch.inf
+
+
 def test_cover_never_repeats_a_row_and_takes_all_of_few() -> None:
     x = torch.zeros(6, 2)  # all alike
     assert sorted(cover(x, 4).tolist()) == sorted(set(cover(x, 4).tolist()))

@@ -1,0 +1,41 @@
+"""The flow's side of the fork server: it is ready some seconds later, and ends with the flow."""
+
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows import environment, forkserver
+from flows.supervise import Supervisor
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="flows start it on Linux only")
+
+
+def test_a_stage_is_a_fork_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    socket = tmp_path / forkserver.SOCKET
+    socket.parent.mkdir()
+    socket.touch()  # of a flow that was killed
+    with Supervisor() as supervisor:
+        forkserver.start(tmp_path, supervisor, {"train@part"})
+        deadline = time.monotonic() + 60
+        while not socket.is_socket():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        lines: list[str] = []
+        command = [sys.executable, "-X", "importtime", "-m", "pvqae.cli", "train", "part"]
+        assert supervisor.run(command, tmp_path, environment.for_stages(tmp_path), lines.append) == 2
+        server = [child for child in psutil.Process().children() if "pvqae.forkserver" in child.cmdline()]
+        assert len(server) == 1
+    assert "error: params.yaml: No such file or directory" in "".join(lines)
+    assert not any(line.endswith(" torch") for line in lines)
+    assert not server[0].is_running()
+
+
+def test_a_flow_that_validates_has_its_library_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(forkserver, "_run", lambda command, workspace, supervisor: asked.append(command))
+    for stages in ({"manifest"}, {"train@part", "report"}):
+        forkserver.start(tmp_path, Supervisor(), stages)
+    assert [command[-1] for command in asked] == ["validates", str(forkserver.SOCKET)]
