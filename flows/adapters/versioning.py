@@ -21,6 +21,7 @@ OnLine = Callable[[str], None]
 # What DVC says to a person at a keyboard after every command.
 HINTS = ("To track the changes with git", "\tgit add", "To enable auto staging", "\tdvc config", "Use `dvc push`")
 LOCKED = ("is busy, it is being blocked by", "Unable to acquire lock", "unable to acquire lock")
+COMMAND = Path(__file__).with_name("dvc_command.py")
 PAUSE = 0.5  # seconds before a command that met a lock runs again, doubled each time
 BAD_INPUT = 2  # exit code of `pvqae` for what a user has to repair
 
@@ -186,7 +187,7 @@ class Dvc:
 
     def _dvc(self, *arguments: str, on_line: OnLine = ignore) -> tuple[int, str]:
         """Exit code and output; a command that met DVC's lock, or a file that a killed one had cut off, runs again."""
-        command = [sys.executable, "-m", "dvc", *arguments]
+        command = [sys.executable, "-P", str(COMMAND), *arguments]
         for attempt in range(self._retries + 1):
             lines: list[str] = []
 

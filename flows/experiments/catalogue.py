@@ -255,6 +255,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         note="S_recon is the memory's, sums of levels each divided by their deviation on held-out normals; pixel AUROC "
         "is over cells of the finest grid. `hindsight` chooses on the test: what there is to win, not a result.",
     ),
+    "draws": Experiment(
+        "How much of a figure of the magnetic tiles is which tiles were drawn for the test?",
+        {"": {}},
+        ("magnetic_tile",),
+        ("image_auroc", "pixel_auroc", "aupro"),
+        "image_auroc",
+        measure="draws",
+        seeds=5,
+        note="Each seed divides the tiles without a defect anew, as many of them in each split as in the manifest, "
+        "whose own draw is seed 0; exposures of one tile stay together, tiles with a defect are always test.",
+    ),
 }
 
 # The same code paths in seconds, for tests: numbers mean nothing.

@@ -4,6 +4,7 @@ A measure gives figures by row: "" is the row of the variant itself, other names
 """
 
 import io
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,16 +18,17 @@ from torch import Tensor
 
 from flows.experiments import allocations, group_priors, pieces, strips
 from flows.experiments.pieces import Trained
-from flows.experiments.subjects import Subject
+from flows.experiments.subjects import Subject, redrawn
 from pvqae import config
 from pvqae.datasets import anomalies, images
-from pvqae.evaluation import mechanism, metrics, trial
+from pvqae.evaluation import contest, mechanism, metrics, trial
 from pvqae.inference.scoring import Scored
 from pvqae.seeding import numpy_generator
 from pvqae.training import richness
 from pvqae.training.budget import costs
 
 Figures = dict[str, dict[str, float | None]]
+CONTEST = ("pvqae", "covering", "patchcore_1", "control")
 DIFFUSE = ("colour_shift", "blur", "stain")
 EXTENTS = (0.02, 0.1, 0.3, 1.0)
 
@@ -195,6 +197,14 @@ def allocation_tests(task: Task) -> Figures:
     return allocations.rows(task.params, task.subject, task.work)
 
 
+def draws(task: Task) -> Figures:
+    """Ours and the yardsticks on another draw of the class's normals; the seed is the draw. A row for each of them."""
+    with tempfile.TemporaryDirectory(dir=task.work) as work:  # gigabytes of views that no other run needs
+        ring = contest.Ring(redrawn(task.subject, task.params.seed), task.params, Path(work))
+        found = {method: ring.entry(method, task.params.seed).facts for method in CONTEST}
+    return {method: {figure: facts[figure] for figure in contest.FIGURES} for method, facts in found.items()}
+
+
 MEASURES: dict[str, Callable[[Task], Figures]] = {
     "detection": detection,
     "shipped": shipped,
@@ -205,4 +215,5 @@ MEASURES: dict[str, Callable[[Task], Figures]] = {
     "maps": maps,
     "diffuse": diffuse,
     "priors": priors,
+    "draws": draws,
 }

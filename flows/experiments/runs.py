@@ -25,7 +25,7 @@ from pvqae.evaluation.views import key_of, source_of
 from pvqae.files import write_text
 
 # The code that decides what a run measures.
-JUDGING = ("trial", "judging", "views", "mechanism", "allocation", "metrics", "figures")
+JUDGING = ("trial", "judging", "views", "mechanism", "allocation", "metrics", "figures", "contest", "baselines")
 SOURCES = (
     *("datasets/images.py", "datasets/anomalies.py", "model", "training", "inference", "seeding.py", "runtime.py"),
     *("ranks.py", *(f"evaluation/{name}.py" for name in JUDGING)),

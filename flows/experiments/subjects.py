@@ -2,15 +2,14 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import pandas as pd
 
 from pvqae import config
 from pvqae.datasets import build, demo, manifest
 from pvqae.datasets.splits import fraction
 from pvqae.errors import DataError
+from pvqae.evaluation.subjects import Subject as Subject
 from pvqae.evaluation.views import key_of, source_of
 from pvqae.files import whole_folder
 from pvqae.layout import Layout
@@ -34,15 +33,6 @@ KNOWN: dict[str, Known] = {
     "magnetic_tile": Known("mtsd", "magnetic_tile"),
     "magnetic_tile_third": Known("mtsd", "magnetic_tile", share=1 / 3),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """One class: its manifest rows (train, calibrate and test), paths below `root`."""
-
-    name: str
-    rows: pd.DataFrame
-    root: Path
 
 
 def load(name: str, datasets: Path, folder: Path, params: config.Params) -> Subject:
@@ -88,3 +78,17 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def redrawn(subject: Subject, draw: int) -> Subject:
+    """The class with another draw of its groups of normals: as many in each split as before. Draw 0 is that of the
+    manifest; groups with a defect are test in all."""
+    rows = subject.rows
+    free = rows.groupby("group_id").filter(lambda group: (group["label"] == "normal").all())
+    split_of = dict(zip(free["group_id"], free["split"], strict=True))
+    if not draw or not split_of:
+        return subject
+    order = sorted(split_of, key=lambda group: fraction(f"draw {draw}", group))
+    drawn = dict(zip(order, sorted(split_of.values()), strict=True))
+    splits = [drawn.get(group, split) for group, split in zip(rows["group_id"], rows["split"], strict=True)]
+    return replace(subject, rows=rows.assign(split=splits))
