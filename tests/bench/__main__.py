@@ -37,6 +37,7 @@ BENCHES: dict[str, str] = {
     "orchestration": "orchestration.orchestration",
     "scoring_scale": "scoring_scale.scoring_scale",
     "thousand": "thousand.thousand",
+    "dvc_lock": "dvc_lock.dvc_lock",
     "latency": "inference.latency",
     "share": "inference.share",
     "memory": "inference.memory",

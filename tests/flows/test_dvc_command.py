@@ -3,10 +3,13 @@
 import io
 import subprocess
 import sys
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import pytest
+import zc.lockfile
 from dvc.utils.serialize import _yaml as theirs
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -135,10 +138,24 @@ def test_the_command_is_dvcs_own_and_what_it_locks_is_unchanged_to_dvc(tmp_path:
     assert dvc_command.parse((tmp_path / "dvc.lock").read_text()) == dvc_command.parse(written)
 
 
-def test_a_damaged_lock_is_told_in_dvcs_own_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["schema: '2.0\nstages: [", "- a list", "only a text"])
+def test_a_damaged_lock_is_told_in_dvcs_own_words(tmp_path: Path, text: str) -> None:
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
     (tmp_path / "dvc.yaml").write_text("stages:\n  a:\n    cmd: echo a\n")
-    (tmp_path / "dvc.lock").write_text("schema: '2.0\nstages: [")
+    (tmp_path / "dvc.lock").write_text(text)
     done = subprocess.run([sys.executable, "-P", str(COMMAND), "status"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode
     assert "dvc.lock" in done.stderr
+
+
+def test_commands_side_by_side_wait_for_each_other_and_not_for_half_a_second(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / "a").write_text("a")
+    held = zc.lockfile.LockFile(str(tmp_path / ".dvc" / "tmp" / "lock"))
+    command = [sys.executable, "-P", str(COMMAND), "add", "-q", "a"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as asked:
+        time.sleep(4)  # DVC gives up after three seconds
+        assert asked.poll() is None
+        held.close()
+        assert asked.communicate(timeout=20)[1] == ""
+    assert (tmp_path / "a.dvc").exists()
