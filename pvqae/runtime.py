@@ -9,6 +9,9 @@ from pathlib import Path
 
 from pvqae.config import Compute
 
+# NVIDIA's, Tegra's, AMD's, Windows': without them torch, which takes seconds to import, finds no GPU.
+DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -37,7 +40,7 @@ def cpu_has_bf16() -> bool:
 
 def plan(compute: Compute, n_networks: int) -> Plan:
     """Two processes of two threads on two cores ran five times slower than two of one: cores are divided."""
-    if compute.device == "cpu" or not _may_have_gpu():
+    if compute.device == "cpu" or not may_have_gpu():
         return without_gpu(compute, n_networks)
     import torch  # a second, and 200 MB that a flow keeps
 
@@ -46,10 +49,9 @@ def plan(compute: Compute, n_networks: int) -> Plan:
     return _divide(compute, n_networks, gpus, torch.cuda.is_bf16_supported() if cuda else cpu_has_bf16())
 
 
-def _may_have_gpu() -> bool:
-    """False where no driver's device exists, whatever torch would say: NVIDIA's, Tegra's, AMD's, Windows'."""
-    devices = ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
-    return not sys.platform.startswith("linux") or any(Path(device).exists() for device in devices)
+def may_have_gpu() -> bool:
+    """False where no driver has made a device, whatever torch would say."""
+    return not sys.platform.startswith("linux") or any(driver.exists() for driver in DRIVERS)
 
 
 def without_gpu(compute: Compute, n_networks: int) -> Plan:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -39,3 +41,17 @@ def test_autocast_follows_the_plan() -> None:
     for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
         with runtime.autocast(runtime.Plan("cpu", precision, 1, 1)):
             assert (x @ x).dtype == dtype
+
+
+def test_torch_is_not_asked_where_no_driver_has_made_a_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def asked() -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(torch.cuda, "is_available", asked)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(runtime, "DRIVERS", (tmp_path / "nvidiactl",))
+    assert runtime.plan(Compute(), 1).device == "cpu"
+    (tmp_path / "nvidiactl").touch()
+    with pytest.raises(AssertionError):
+        runtime.plan(Compute(), 1)
+    assert runtime.plan(Compute(device="cpu"), 1).device == "cpu"

@@ -14,8 +14,6 @@ from pvqae.doctor.check import Check
 GB = 10**9
 LEAST_MEMORY, LEAST_DISK, LITTLE_DISK = 2 * GB, GB, 5 * GB  # a training takes about 1 GB, its cache 4
 PYTHON = (3, 11)
-# Files of the drivers (NVIDIA, the same under Windows, AMD); without one of them torch can't see a GPU.
-DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")))
 
 
 def python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
@@ -25,9 +23,9 @@ def python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
     return Check("python", "bad", f"{said}, expected 3.11 or newer", "make PYTHON=/path/to/python3.11 run")
 
 
-def device(compute: config.Compute, drivers: tuple[Path, ...] = DRIVERS) -> Check:
+def device(compute: config.Compute) -> Check:
     """What a training would use. Torch is imported only where a driver makes a GPU possible: it takes seconds."""
-    present = [str(file) for file in drivers if file.exists()]
+    present = [str(file) for file in runtime.DRIVERS if file.exists()]
     if find_spec("torch") is None:
         return Check("device", "bad", "torch is not installed", f"{sys.executable} -m pip install torch")
     if not present:

@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-from pvqae import cli, config
+from pvqae import cli, config, runtime
 from pvqae.datasets import sums
 from pvqae.doctor import check, examine, extras, machine, project
 from pvqae.doctor.check import Check
@@ -81,18 +81,27 @@ def test_an_old_python_a_full_disk_and_little_memory(tmp_path: Path) -> None:
     assert [machine.memory(free).state for free in (10**9, 10**10)] == ["warn", "ok"]
 
 
-def test_cuda_that_was_asked_for_but_is_not_there(tmp_path: Path) -> None:
-    found = machine.device(config.Compute(device="cuda"), drivers=(tmp_path / "nvidiactl",))
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The device of the only driver that is looked for; it is not there."""
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(runtime, "DRIVERS", (tmp_path / "nvidiactl",))
+    return tmp_path / "nvidiactl"
+
+
+@pytest.mark.usefixtures("driver")
+def test_cuda_that_was_asked_for_but_is_not_there() -> None:
+    found = machine.device(config.Compute(device="cuda"))
     assert (found.state, found.repair) == ("bad", "set compute.device: auto")
-    assert machine.device(config.Compute(), drivers=(tmp_path / "nvidiactl",)).state == "ok"
+    assert machine.device(config.Compute()).state == "ok"
 
 
-def test_a_driver_without_a_gpu_in_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_without_a_gpu_in_torch(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "nvidiactl").touch()
-    found = machine.device(config.Compute(), drivers=(tmp_path / "nvidiactl",))
+    driver.touch()
+    found = machine.device(config.Compute())
     assert found.state == "warn"
     assert "--torch-backend=auto" in found.repair
 
@@ -145,8 +154,8 @@ def test_the_command_line(root: Path, bundle: Path, monkeypatch: pytest.MonkeyPa
 
 def test_it_takes_no_torch_where_there_is_no_gpu(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from pvqae.doctor import examine, machine; machine.DRIVERS = ();"
-        "machine.device.__defaults__ = ((),); examine.examine(Path('.')); sys.exit('torch' in sys.modules)"
+        "import sys; from pathlib import Path; from pvqae import runtime; from pvqae.doctor import examine;"
+        "runtime.DRIVERS = (); examine.examine(Path('.')); sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
