@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flows import environment
 from flows.supervise import Cancelled, Supervisor
+from pvqae import runtime
 
 SOCKET = Path(environment.FORKSERVER)  # in the workspace, where DVC runs the stages
 VALIDATION = {"manifest", "validate"}
@@ -18,7 +19,8 @@ def start(workspace: Path, supervisor: Supervisor, stages: Set[str]) -> None:
 
     The caller holds the workspace's lock. The process ends with the supervisor.
     """
-    if sys.platform != "linux":  # elsewhere a fork of a process with threads is not safe
+    # Elsewhere a fork of a process with threads is not safe; nor is one of a process that may have asked CUDA's driver.
+    if sys.platform != "linux" or runtime.may_have_gpu():
         return
     socket = workspace / SOCKET
     socket.parent.mkdir(parents=True, exist_ok=True)

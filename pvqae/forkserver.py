@@ -48,12 +48,19 @@ def ask(arguments: Sequence[str]) -> int | None:
             found.connect(address)
         except OSError:
             return None
-        request = {"arguments": list(arguments), "environ": dict(os.environ), "folder": str(Path.cwd())}
-        text = json.dumps(request).encode()
-        socket.send_fds(found, [len(text).to_bytes(LENGTH, "big")], STREAMS)
-        found.sendall(text)
-        answer = found.recv(1)
-    return answer[0] if answer else SIGNALLED + signal.SIGKILL
+        with contextlib.suppress(OSError):  # it was killed
+            send(found, {"arguments": list(arguments), "environ": dict(os.environ), "folder": str(Path.cwd())})
+            if answer := found.recv(1):
+                return answer[0]
+    print(f"error: the process of `pvqae {' '.join(arguments)}` was killed", file=sys.stderr, flush=True)
+    return SIGNALLED + signal.SIGKILL
+
+
+def send(given: socket.socket, request: dict[str, Any]) -> None:
+    """A request with this process's open streams."""
+    text = json.dumps(request).encode()
+    socket.send_fds(given, [len(text).to_bytes(LENGTH, "big")], STREAMS)
+    given.sendall(text)
 
 
 def serve(address: str, validates: bool) -> NoReturn:
@@ -122,6 +129,7 @@ def attend(given: socket.socket) -> NoReturn:
 
 
 def receive(given: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """What `send` has sent: the request, and the streams by their numbers here."""
     length, streams, _, _ = socket.recv_fds(given, LENGTH, len(STREAMS))
     with given.makefile("rb") as file:
         request: dict[str, Any] = json.loads(file.read(int.from_bytes(length, "big")))

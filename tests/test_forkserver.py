@@ -96,7 +96,8 @@ def test_the_work_ends_with_who_asked_for_it(server: psutil.Process, tmp_path: P
         else:  # with all that it has forked, as the supervisor ends it
             for process in (*server.children(recursive=True), server):
                 process.kill()
-            assert asked.wait(20) == 128 + signal.SIGKILL
+            assert "error: the process of `pvqae sleep` was killed" in asked.communicate(timeout=20)[1]
+            assert asked.returncode == 128 + signal.SIGKILL
     until(lambda: not work.is_running() or work.status() == psutil.STATUS_ZOMBIE)
 
 

@@ -9,8 +9,14 @@ import pytest
 
 from flows import environment, forkserver
 from flows.supervise import Supervisor
+from pvqae import runtime
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="flows start it on Linux only")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "DRIVERS", ())
 
 
 def test_a_stage_is_a_fork_and_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -39,3 +45,11 @@ def test_a_flow_that_validates_has_its_library_imported(tmp_path: Path, monkeypa
     for stages in ({"manifest"}, {"train@part", "report"}):
         forkserver.start(tmp_path, Supervisor(), stages)
     assert [command[-1] for command in asked] == ["validates", str(forkserver.SOCKET)]
+
+
+def test_none_is_started_where_a_gpu_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(runtime, "DRIVERS", (tmp_path / "nvidiactl",))
+    monkeypatch.setattr(forkserver, "_run", lambda command, workspace, supervisor: pytest.fail("started"))
+    forkserver.start(tmp_path, Supervisor(), {"train@part"})
+    assert not (tmp_path / ".pvqae").exists()
