@@ -5,6 +5,7 @@ B views; N = h*w coarse cells; R levels; H W the finest grid; S side of a view; 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -105,17 +106,18 @@ def whiten(residual_BTHW: Tensor, whitening_TT: Tensor) -> Tensor:
 @torch.no_grad()
 def measure(networks: Networks, features: Features, valid_BSS: Tensor, without_group: Tensor | None = None) -> Raw:
     """All measures of a batch. `without_group` (B): the group whose own codes don't count (see `Level.distances`)."""
+    valid_at = cache(partial(on_grid, valid_BSS))
     logits = networks.autoencoder.router(networks.autoencoder.codes(features))
-    valid_Bhw = on_grid(valid_BSS, logits.shape[-2:])
+    valid_Bhw = valid_at(logits.shape[-2:])
     expected = expect(networks.prior, logits, valid_Bhw)
     expected_levels = expected.logits.argmax(-1).view(valid_Bhw.shape)
     unlikely = PRIOR_MEASURES[networks.prior_measure](expected, logits.flatten(2).transpose(1, 2))
     maps = {"prior": unlikely.view(valid_Bhw.shape)}
     for r, (level, x) in enumerate(zip(networks.memory, features.levels, strict=False)):
-        maps[f"memory_{r}"] = level.distances(x.float(), on_grid(valid_BSS, x.shape[-2:]), without_group)
+        maps[f"memory_{r}"] = level.distances(x.float(), valid_at(x.shape[-2:]), without_group)
     if networks.whitening is not None:
         maps["decoder"] = whiten(residual(networks, features, expected_levels, valid_BSS), networks.whitening)
-    valid = {name: on_grid(valid_BSS, x.shape[-2:]) for name, x in maps.items()}
+    valid = {name: valid_at(x.shape[-2:]) for name, x in maps.items()}
     return Raw(maps, valid, _chosen(logits, valid_Bhw), expected_levels.masked_fill(~valid_Bhw, -1))
 
 

@@ -6,6 +6,7 @@ levels beat the residual of a trained decoder on average, and whitening helps sm
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,11 @@ class Level:
     step: Tensor  # C_r: codes are kept as bytes, which halves a bundle
     owners: Tensor  # K, the group that each code was taken from; kept while fitting only
 
+    @cached_property
+    def squares(self) -> Tensor:
+        """K, of the codes' lengths."""
+        return self.codes.square().sum(1)
+
     def vectors(self, x_BChw: Tensor) -> Tensor:
         """B x h*w x C white vectors."""
         return (pooled(x_BChw).flatten(2).transpose(1, 2) - self.mean) @ self.whitening
@@ -42,15 +48,16 @@ class Level:
         maps = []
         for index, vectors in enumerate(self.vectors(x_BChw)):
             others = None if without_group is None else self.owners != without_group[index]
-            codes = self.codes if others is None or not others.any() else self.codes[others]  # or its part owns all
-            maps.append(torch.cat([to_nearest(part, codes) for part in vectors.split(CELLS)]))
+            every = others is None or not others.any()  # or its part owns all
+            codes, squares = (self.codes, self.squares) if every else (self.codes[others], self.squares[others])
+            maps.append(torch.cat([to_nearest(part, codes, squares) for part in vectors.split(CELLS)]))
         return smoothed(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
 
 
-def to_nearest(vectors_nC: Tensor, codes_KC: Tensor) -> Tensor:
+def to_nearest(vectors_nC: Tensor, codes_KC: Tensor, squares_K: Tensor | None = None) -> Tensor:
     """Distance of each vector to its nearest code, n. Taken anew from the two: of `nearest`'s difference of large
     squares nothing but rounding is left where a vector is a code, as on a plain background."""
-    return (vectors_nC - codes_KC[nearest(vectors_nC, codes_KC)[1]]).square().sum(1).sqrt()
+    return (vectors_nC - codes_KC[nearest(vectors_nC, codes_KC, squares_K)[1]]).square().sum(1).sqrt()
 
 
 def smoothed(distances_Bhw: Tensor, valid_Bhw: Tensor) -> Tensor:

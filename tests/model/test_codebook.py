@@ -37,6 +37,14 @@ def test_a_distance_is_never_negative_and_taken_in_float32() -> None:
     assert indices.shape == (9,)
 
 
+def test_autocast_does_not_make_near_neighbours_alike() -> None:
+    codes = 10 + 0.01 * random(50, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        distances, indices = nearest(codes, codes)
+    assert torch.equal(indices, torch.arange(50))
+    assert distances.dtype == torch.float32
+
+
 def test_codes_are_fixed_points(started: Codebook) -> None:
     quantised = started(started.codes.clone())
     torch.testing.assert_close(quantised.vectors, started.codes)
