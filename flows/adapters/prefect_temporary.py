@@ -11,8 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, MutableMapping
+from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 
+from flows import locks
 from flows.adapters import prefect_server
 from pvqae.errors import PvqaeError
 
@@ -29,6 +32,11 @@ def begin(environ: MutableMapping[str, str] = os.environ) -> Callable[[], None]:
     """
     if not _needed(environ):
         return lambda: None
+    # Two servers that make a fresh database at once break it: the first that answers has made it.
+    home, alone = Path(environ["PREFECT_HOME"]), ExitStack()
+    made = home / f"migrated-{version('prefect')}"
+    if not made.exists():
+        alone.enter_context(locks.held(home / "migration.lock"))
     with socket.socket() as found:  # given to the server as it is: no other can take its port meanwhile
         found.bind(("127.0.0.1", 0))
         found.listen(128)
@@ -39,7 +47,13 @@ def begin(environ: MutableMapping[str, str] = os.environ) -> Callable[[], None]:
     environ.setdefault("PREFECT_UI_URL", "")  # no pages: its log would name an address that ends with the command
     print(f"starting a temporary Prefect server on {address}", file=sys.stderr, flush=True)
     patience = float(environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
-    return lambda: _await(process, f"{address}/api/health", patience)
+
+    def wait() -> None:
+        with alone:
+            _await(process, f"{address}/api/health", patience)
+            made.touch()
+
+    return wait
 
 
 def lasting(environ: MutableMapping[str, str]) -> dict[str, str]:

@@ -66,6 +66,12 @@ def test_it_answers_and_ends_with_the_command(place: Path) -> None:
     assert not servers(place)
 
 
+def test_two_that_start_at_once_do_not_make_the_database_twice(tmp_path: Path) -> None:
+    with command(tmp_path, "end") as one, command(tmp_path, "end") as other:
+        said = [found.communicate(timeout=120) for found in (one, other)]
+    assert [one.returncode, other.returncode] == [0, 0], said
+
+
 def test_it_ends_with_a_killed_command(place: Path) -> None:
     with command(place, "sleep") as found:
         assert found.stdout
