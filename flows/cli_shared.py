@@ -31,7 +31,8 @@ def project() -> Path:
 
 
 def guarded_server() -> Callable[[], None]:
-    """A watchdog for this process, and Prefect's server where none is known; what is returned waits for the latter.
+    """A watchdog for this process, and Prefect's server where none is known. What is returned waits for the latter, and
+    is to be called when Prefect is imported, before its first use.
 
     To be called before anything imports Prefect. The server is ended before the watchdog, in the reverse order.
     """
@@ -39,7 +40,13 @@ def guarded_server() -> Callable[[], None]:
     from flows.supervise import Guard
 
     atexit.register(Guard().close)  # a command that is killed leaves nothing behind
-    return prefect_temporary.begin()
+    wait = prefect_temporary.begin()
+
+    def ready() -> None:
+        no_tracebacks()
+        wait()
+
+    return ready
 
 
 def project_root() -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli_shared import Json, Overrides, ParamsFile, guarded_server, no_tracebacks, project, registry
+from flows.cli_shared import Json, Overrides, ParamsFile, guarded_server, project, registry
 from pvqae.door import FAILED, console, quiet, to_json
 from pvqae.errors import PvqaeError
 
@@ -41,13 +41,12 @@ def train(
     """
     with quiet(as_json):
         root = project()
-        wait = guarded_server()
+        ready = guarded_server()
         prepare_database(root, params, overrides)
         from flows import summary
         from flows.train import train as flow
 
-        no_tracebacks()
-        wait()
+        ready()
         result = flow(str(root), params, tuple(overrides), "manual", reason, warm)
     print(to_json(result)) if as_json else show(result, summary)
 
@@ -83,12 +82,11 @@ def retrain(
     """
     with quiet(as_json):
         root = project()
-        wait = guarded_server()
+        ready = guarded_server()
         from flows import summary
         from flows.retrain import retrain as flow
 
-        no_tracebacks()
-        wait()
+        ready()
         result = flow(str(root), params, tuple(overrides), trigger.value, force, drift, dry_run, dataset)
     if as_json:
         print(to_json(result))

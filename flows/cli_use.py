@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli_shared import Json, Overrides, guarded_server, no_tracebacks, project
+from flows.cli_shared import Json, Overrides, guarded_server, project
 from pvqae.door import FAILED, quiet, to_json
 
 app = typer.Typer()
@@ -21,11 +21,10 @@ def scored(name: str, source: str, out: str, heatmaps: bool, drift: bool, as_jso
     """Run the score flow and print what it came to."""
     with quiet(as_json):
         root = project()
-        wait = guarded_server()
+        ready = guarded_server()
         from flows.score import score as flow
 
-        no_tracebacks()
-        wait()
+        ready()
         result = flow(str(root), name, source, out, heatmaps, drift)
     print(to_json(result)) if as_json else print(*result.lines, sep="\n")
     return result

@@ -32,7 +32,7 @@ QUIET = {
 }
 
 
-FORKSERVER = ".pvqae/forkserver"  # its socket in a workspace, if a flow has one there
+FORKSERVER = ".pvqae/forkserver"  # its socket in a workspace, where DVC runs the stages; if a flow has one there
 REPAIR = "python -m flows services up (or down, to go on without them)"
 
 

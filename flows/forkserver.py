@@ -10,7 +10,6 @@ from flows import environment
 from flows.supervise import Cancelled, Supervisor
 from pvqae import runtime
 
-SOCKET = Path(environment.FORKSERVER)  # in the workspace, where DVC runs the stages
 VALIDATION = {"manifest", "validate"}
 
 
@@ -22,11 +21,11 @@ def start(workspace: Path, supervisor: Supervisor, stages: Set[str]) -> None:
     # Elsewhere a fork of a process with threads is not safe; nor is one of a process that may have asked CUDA's driver.
     if sys.platform != "linux" or runtime.may_have_gpu():
         return
-    socket = workspace / SOCKET
+    socket = workspace / environment.FORKSERVER
     socket.parent.mkdir(parents=True, exist_ok=True)
     socket.unlink(missing_ok=True)  # of a flow that was killed
     validates = ["validates"] if VALIDATION & stages else []
-    command = [sys.executable, "-m", "pvqae.forkserver", str(SOCKET), *validates]
+    command = [sys.executable, "-m", "pvqae.forkserver", environment.FORKSERVER, *validates]
     threading.Thread(target=_run, args=(command, workspace, supervisor), daemon=True).start()
 
 

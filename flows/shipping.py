@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from flows import environment
-from flows.forkserver import SOCKET
 from flows.supervise import Supervisor
 from flows.workspace import Workspace
 from pvqae.errors import PvqaeError
@@ -45,7 +44,9 @@ def _pvqae(supervisor: Supervisor, space: Workspace, what: str, *words: str) -> 
     """
     lines: list[str] = []
     command = [sys.executable, "-m", "pvqae.cli", *words]
-    server = {ADDRESS: str((space.path / SOCKET).relative_to(space.root))}  # of a train flow, which has made it so
+    server = {
+        ADDRESS: str((space.path / environment.FORKSERVER).relative_to(space.root))
+    }  # of a train flow, which has made it so
     if code := supervisor.run(command, space.root, environment.for_stages(space.root) | server, lines.append):
         raise PvqaeError(f"{what} failed (exit {code}):\n" + "\n".join(lines[-15:]))
     return lines

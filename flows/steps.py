@@ -15,7 +15,7 @@ from flows.adapters.versioning import Versioning
 from flows.recording import Recorder, ending, experiment
 from flows.registration import Registered, Registrar, sha256
 from flows.workspace import Workspace
-from pvqae.runtime import Plan
+from pvqae import runtime
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ def parent_run(tracking: Registry, space: Workspace, asked: Asked, quiet: bool) 
     tracking.finish(run)
 
 
-def plan(space: Workspace, networks: int) -> Plan:
-    from pvqae import runtime  # asks torch: only when something is going to run
-
+def plan(space: Workspace, networks: int) -> runtime.Plan:
     return runtime.plan(space.params.compute, networks)
 
 

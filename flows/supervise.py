@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from flows import watchdog
 
@@ -75,7 +75,7 @@ class Supervisor:
                     on_line(line.rstrip())
             code = process.wait()
         except BaseException:
-            _end([process])
+            end([process])
             raise
         finally:
             with self._gate:
@@ -93,7 +93,7 @@ class Supervisor:
         with self._gate:
             self._cancelled = True
             running = list(self._running)
-        _end(running)
+        end(running)
 
     def _start(self, command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
         with self._gate:
@@ -116,7 +116,7 @@ class Supervisor:
             return process
 
 
-def _alive(process: subprocess.Popen[str]) -> bool:
+def _alive(process: subprocess.Popen[Any]) -> bool:
     """Whether anything of the group is left: the leader may have ended before its children."""
     process.poll()  # collects the leader, which would else count as a member of its group
     try:
@@ -126,8 +126,9 @@ def _alive(process: subprocess.Popen[str]) -> bool:
     return True
 
 
-def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+def end(processes: Sequence[subprocess.Popen[Any]], grace: float = GRACE) -> None:
+    """End the leaders of process groups and all that they have started; returns when none is left."""
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, GRACE)):
         deadline = time.monotonic() + patience
         for process in filter(_alive, processes):
             try:

@@ -5,7 +5,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import psutil
 import pytest
 
 from pvqae import forkserver
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="flows start it on Linux only")
 # Imports nothing; its command line does what the first argument says.
@@ -49,16 +49,8 @@ def server(tmp_path: Path) -> Iterator[psutil.Process]:
     process.wait()
 
 
-def until(holds: object, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def client(folder: Path, *words: str) -> subprocess.Popen[str]:
-    environ = os.environ | {forkserver.ADDRESS: "socket"}
-    environ["ASKED"] = "x" * 100_000  # more than one packet
+    environ = os.environ | {forkserver.ADDRESS: "socket", "ASKED": "x" * 100_000}  # more than one packet
     command = [sys.executable, "-c", CLIENT, *words]
     return subprocess.Popen(command, cwd=folder, env=environ, stdout=-1, stderr=-1, text=True)
 

@@ -8,7 +8,8 @@ are read by the rules of YAML 1.2, as DVC reads them, and quoted where either ve
 Stages that run side by side wait for each other's DVC, which looks at its lock every half second; here fifty times a
 second.
 
-Run as a file, so that code of another version can be in the workspace; -P keeps this folder's names off the path.
+Run as a file, importing nothing of the project, as code of another version can be in the workspace; -P keeps this
+folder's names off the path.
 """
 
 import gc

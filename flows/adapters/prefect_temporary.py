@@ -17,6 +17,7 @@ from pathlib import Path
 
 from flows import locks
 from flows.adapters import prefect_server
+from flows.supervise import end
 from pvqae.errors import PvqaeError
 
 API = "PREFECT_API_URL"
@@ -42,7 +43,7 @@ def begin(environ: MutableMapping[str, str] = os.environ) -> Callable[[], None]:
         found.listen(128)
         address = f"http://127.0.0.1:{found.getsockname()[1]}"
         process = _started(found.fileno(), environ)
-    atexit.register(_end, process)
+    atexit.register(end, [process], GRACE)
     environ[API] = environ[OWN] = f"{address}/api"
     environ.setdefault("PREFECT_UI_URL", "")  # no pages: its log would name an address that ends with the command
     print(f"starting a temporary Prefect server on {address}", file=sys.stderr, flush=True)
@@ -92,12 +93,3 @@ def _await(process: subprocess.Popen[bytes], health: str, patience: float) -> No
                 f"the temporary Prefect server did not start (exit {process.returncode}), see above; its database is "
                 f"in PREFECT_HOME, {os.environ.get('PREFECT_HOME')}. A lasting one: python -m flows services up"
             )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -28,7 +28,7 @@ from pvqae.training import richness
 from pvqae.training.budget import costs
 
 Figures = dict[str, dict[str, float | None]]
-CONTEST = ("pvqae", "covering", "patchcore_1", "control")
+CONTEST = (contest.OURS, "covering", "patchcore_1", "control")
 DIFFUSE = ("colour_shift", "blur", "stain")
 EXTENTS = (0.02, 0.1, 0.3, 1.0)
 

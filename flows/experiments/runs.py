@@ -25,10 +25,11 @@ from pvqae.evaluation.views import key_of, source_of
 from pvqae.files import write_text
 
 # The code that decides what a run measures.
-JUDGING = ("trial", "judging", "views", "mechanism", "allocation", "metrics", "figures", "contest", "baselines")
+JUDGING = ("trial", "judging", "views", "mechanism", "allocation", "metrics", "figures")
+CONTEST = ("contest", "baselines", "patchcore", "verdict")
 SOURCES = (
     *("datasets/images.py", "datasets/anomalies.py", "model", "training", "inference", "seeding.py", "runtime.py"),
-    *("ranks.py", *(f"evaluation/{name}.py" for name in JUDGING)),
+    *("ranks.py", *(f"evaluation/{name}.py" for name in (*JUDGING, *CONTEST))),
 )
 OWN = ("measures", "pieces", "group_priors", "allocations", "subjects")
 NEVER = {"never_promotable": "true"}

@@ -1,7 +1,6 @@
 """The flow's side of the fork server: it is ready some seconds later, and ends with the flow."""
 
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -10,6 +9,7 @@ import pytest
 from flows import environment, forkserver
 from flows.supervise import Supervisor
 from pvqae import runtime
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="flows start it on Linux only")
 
@@ -20,15 +20,12 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stage_is_a_fork_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    socket = tmp_path / forkserver.SOCKET
+    socket = tmp_path / environment.FORKSERVER
     socket.parent.mkdir()
     socket.touch()  # of a flow that was killed
     with Supervisor() as supervisor:
         forkserver.start(tmp_path, supervisor, {"train@part"})
-        deadline = time.monotonic() + 60
-        while not socket.is_socket():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(socket.is_socket, 60, pause=0.05)
         lines: list[str] = []
         command = [sys.executable, "-X", "importtime", "-m", "pvqae.cli", "train", "part"]
         assert supervisor.run(command, tmp_path, environment.for_stages(tmp_path), lines.append) == 2
@@ -44,7 +41,7 @@ def test_a_flow_that_validates_has_its_library_imported(tmp_path: Path, monkeypa
     monkeypatch.setattr(forkserver, "_run", lambda command, workspace, supervisor: asked.append(command))
     for stages in ({"manifest"}, {"train@part", "report"}):
         forkserver.start(tmp_path, Supervisor(), stages)
-    assert [command[-1] for command in asked] == ["validates", str(forkserver.SOCKET)]
+    assert [command[-1] for command in asked] == ["validates", environment.FORKSERVER]
 
 
 def test_none_is_started_where_a_gpu_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

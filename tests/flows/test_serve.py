@@ -1,7 +1,6 @@
 """The service that follows an alias: what a client sees while versions come, go and are damaged."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from pvqae.serving.metrics import Metrics
 from pvqae.serving.model import Holder
 from tests.inference.conftest import picture, scorer  # noqa: F401  # fixtures
 from tests.serving.conftest import bundle, newer, photos, running  # noqa: F401  # fixtures
+from tests.waiting import until
 
 MODEL = "pvqae-tiny-sheet"
 
@@ -108,13 +108,6 @@ def test_a_moved_alias_is_followed_under_load_without_a_dropped_request(
     assert {status for status, _, _ in found} == {200}
     assert {(version, threshold) for _, version, threshold in found} == {("1", 100.0), ("2", 5000.0)}
     assert len(found) > 10
-
-
-def until(true: object, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_the_card_tells_the_lineage(registry: Registry, tmp_path: Path) -> None:
