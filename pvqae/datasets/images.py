@@ -151,14 +151,17 @@ def _check_sums(image: Image.Image) -> None:
 def _pixels(image: Image.Image) -> Floats:
     _check_sums(image)
     image.load()
+    ImageOps.exif_transpose(image, in_place=True)  # else a copy, turned or not
     if image.mode in DEEP:
-        deep = np.asarray(ImageOps.exif_transpose(image))
+        deep = np.asarray(image)
         if deep.min() < 0 or deep.max() > 65535:
             raise ValueError(f"32 bit pixels of {deep.min()} to {deep.max()}")
         scaled = (deep.astype(np.float64) / 65535).astype(np.float32)
         return np.repeat(scaled[..., None], 3, axis=2)
-    rgb = _without_alpha(ImageOps.exif_transpose(image)).convert("RGB")
-    return np.asarray(rgb, dtype=np.float32) / np.float32(255)
+    opaque = _without_alpha(image)
+    rgb = opaque if opaque.mode == "RGB" else opaque.convert("RGB")
+    shares: Floats = np.divide(np.asarray(rgb), np.float32(255), dtype=np.float32)
+    return shares
 
 
 def _decoded(image: Image.Image) -> tuple[Floats, Header]:
@@ -228,14 +231,16 @@ def resize_mask(mask: Mask, height: int, width: int) -> Mask:
 
 def _view(image: Floats, top: int, left: int, side: int) -> View:
     """The square at (top, left); padding repeats the border, the least foreign thing a network could see there."""
-    height, width, _ = image.shape
     part = image[max(top, 0) : top + side, max(left, 0) : left + side]
+    height, width, _ = part.shape
     before = (max(-top, 0), max(-left, 0))
-    after = (max(top + side - height, 0), max(left + side - width, 0))
+    after = (max(top + side - image.shape[0], 0), max(left + side - image.shape[1], 0))
     around = list(zip(before, after, strict=True))
-    valid = np.pad(np.ones(part.shape[:2], dtype=np.bool_), around)
-    pixels = np.pad(part, [*around, (0, 0)], mode="edge").transpose(2, 0, 1)
-    return View(np.ascontiguousarray(pixels), valid, top, left, part.shape[0], part.shape[1])
+    valid = np.ones(part.shape[:2], dtype=np.bool_)
+    if any(map(any, around)):
+        valid, part = np.pad(valid, around), np.pad(part, [*around, (0, 0)], mode="edge")
+    pixels = np.ascontiguousarray(part.transpose(2, 0, 1))
+    return View(pixels, valid, top, left, height, width)
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
@@ -306,8 +311,8 @@ def stitch(canvas: Canvas, maps: Sequence[NDArray[np.floating]]) -> Floats:
     Overlaps are averaged with weights that fall to the view's border, so that no seam shows where a view ends.
     """
     if len(canvas.views) == 1:
-        view = canvas.views[0]
-        return maps[0][np.ix_(view.valid.any(1), view.valid.any(0))].astype(np.float32)
+        row, column = max(-canvas.views[0].top, 0), max(-canvas.views[0].left, 0)
+        return maps[0][row : row + canvas.height, column : column + canvas.width].astype(np.float32)
     total, weight = np.zeros((2, canvas.height, canvas.width))
     for view, values in zip(canvas.views, maps, strict=True):
         side = len(view.valid)

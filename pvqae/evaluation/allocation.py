@@ -52,10 +52,10 @@ def seen(scorer: Scorer, kind: str, image: images.Floats, mask: images.Mask) -> 
     return Seen(
         kind,
         distances,
-        _to_grid(raw.expected.float(), grid, "nearest")[inside].long(),
-        _to_grid(raw.levels.float(), grid, "nearest")[inside].long(),
+        _to_grid(raw.budget.expected.float(), grid, "nearest")[inside].long(),
+        _to_grid(raw.budget.levels.float(), grid, "nearest")[inside].long(),
         _defect(canvas, placed, grid, inside),
-        len(raw.levels),
+        len(raw.cells),
     )
 
 

@@ -65,11 +65,12 @@ def fit(found: measures.Networks, examples: Examples, groups_n: Tensor, params: 
     if params.score.recon in ("decoder", "both"):
         found = replace(found, whitening=_whitening(found, examples))
     raw = list(_measured(found, examples, groups_n))
-    keys = raw[0].maps.keys()
     normals = {
-        key: statistics.fit(torch.cat([r.maps[key] for r in raw]), torch.cat([r.valid[key] for r in raw]))
-        for key in keys
+        name: statistics.fit(torch.cat([r.maps[name] for r in raw]), torch.cat([r.valid[name] for r in raw]))
+        for name in raw[0].maps
     }
+    unlikely, valid = (torch.cat([getattr(r.budget, name) for r in raw]) for name in ("unlikely", "valid"))
+    normals["prior"] = statistics.fit(unlikely, valid)
     return Fitted(Scorer(found, normals, {}, params.image, choice.settled(params.score)), raw, examples)
 
 
@@ -100,32 +101,21 @@ def _whitening(found: measures.Networks, examples: Examples) -> Tensor:
 @torch.no_grad()
 def _measured(found: measures.Networks, examples: Examples, groups_n: Tensor) -> Iterator[measures.Raw]:
     for indices, batch in examples.batches(CHUNK):
-        yield measures.measure(found, _features(found, batch), batch.valid, groups_n[indices])
+        yield measures.measure(found, _features(found, batch), batch.valid, groups_n[indices]).settled()
 
 
 def _scales(scorer: Scorer, raw: list[measures.Raw], examples: Examples) -> dict[str, Scale]:
     """Image scores of the training normals, each image from all its views."""
-    cells: dict[int, list[dict[str, Tensor]]] = {}
-    position = 0
-    for batch in raw:
-        for view in range(len(batch.levels)):
-            one = measures.Raw(
-                {k: v[view : view + 1] for k, v in batch.maps.items()},
-                {k: v[view : view + 1] for k, v in batch.valid.items()},
-                batch.levels[view : view + 1],
-                batch.expected[view : view + 1],
-            )
-            cells.setdefault(int(examples.rows[position]), []).append(scorer.cell_maps(one, scorer.for_image))
-            position += 1
-    parts = [
-        scorer.image_parts({name: torch.cat([view[name] for view in views]) for name in views[0]}, len(views))
-        for views in cells.values()
-    ]
-    frame = pd.DataFrame(parts)
-    return {
-        name: Scale(float(frame[name].mean()), max(1e-6, float(frame[name].std(ddof=0))))
-        for name in ("s_prior", "s_recon")
-    }
+    every = [batch.view(index) for batch in raw for index in range(len(batch.cells))]
+    return {name: _scale(scorer, every, examples, name) for name in ("s_prior", "s_recon")}
+
+
+def _scale(scorer: Scorer, views: list[measures.Raw], examples: Examples, name: str) -> Scale:
+    cells: dict[int, list[Tensor]] = {}
+    for row, view in zip(examples.rows.tolist(), views, strict=True):
+        cells.setdefault(row, []).append(scorer.part_map(view, scorer.for_image, name)[view.cells])
+    scores = pd.Series([scorer.image_part(name, torch.cat(parts), len(parts)) for parts in cells.values()])
+    return Scale(float(scores.mean()), max(1e-6, float(scores.std(ddof=0))))
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ B views; N = h*w coarse cells; R levels; H W the finest grid; S side of a view; 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, fields
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
@@ -34,18 +34,51 @@ class Networks:
 
 
 @dataclass(frozen=True, eq=False)
-class Raw:
-    """The measures of a batch of views, and the allocations that they come from."""
+class Budget:
+    """What a batch of views spends, what normal views were expected to, and how far the two are apart."""
 
-    maps: dict[str, Tensor]  # memory_0.. (B x h_r x w_r), decoder (B x H x W), prior (B x h x w); all >= 0
+    valid: Tensor  # B x h x w, cells that are image
+    unlikely: Tensor  # B x h x w, >= 0: the prior's measure
+    levels: Tensor  # B x h x w, spent; 0 is the coarsest, -1 padding
+    normal: Tensor  # B x h x w, the expected normal budget, a guess on padding, too
+
+    @property
+    def expected(self) -> Tensor:
+        """B x h x w, the expected normal budget; -1 on padding."""
+        return self.normal.masked_fill(~self.valid, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """The measures of a batch of views. The budget is asked for when something needs it: a score of the memory alone
+    does not, and router and prior are a tenth of the time of a score."""
+
+    maps: dict[str, Tensor]  # memory_0.. (B x h_r x w_r), decoder (B x H x W); all >= 0
     valid: dict[str, Tensor]  # the same keys: cells that are image
-    levels: Tensor  # B x h x w, spent; 0 is the coarsest
-    expected: Tensor  # B x h x w, the expected normal budget
+    ask: Callable[[], Budget]
+
+    @cached_property
+    def budget(self) -> Budget:
+        return self.ask()
 
     @property
     def cells(self) -> Tensor:
         """Which cells of the finest grid are image, B x H x W."""
         return max(self.valid.values(), key=lambda v: v.shape[-1])
+
+    def settled(self) -> "Raw":
+        """With its budget in place of the features that it would come from."""
+        budget = self.budget
+        return Raw(self.maps, self.valid, lambda: budget)
+
+    def view(self, index: int) -> "Raw":
+        """One view as a batch of its own."""
+        only = slice(index, index + 1)
+        return Raw(
+            {name: x[only] for name, x in self.maps.items()},
+            {name: x[only] for name, x in self.valid.items()},
+            lambda: Budget(*(getattr(self.budget, field.name)[only] for field in fields(Budget))),
+        )
 
 
 def join(runs: list[Raw]) -> Raw:
@@ -55,8 +88,7 @@ def join(runs: list[Raw]) -> Raw:
     return Raw(
         {name: torch.cat([run.maps[name] for run in runs]) for name in runs[0].maps},
         {name: torch.cat([run.valid[name] for run in runs]) for name in runs[0].valid},
-        torch.cat([run.levels for run in runs]),
-        torch.cat([run.expected for run in runs]),
+        lambda: Budget(*(torch.cat([getattr(run.budget, field.name) for run in runs]) for field in fields(Budget))),
     )
 
 
@@ -106,24 +138,28 @@ def whiten(residual_BTHW: Tensor, whitening_TT: Tensor) -> Tensor:
 @torch.no_grad()
 def measure(networks: Networks, features: Features, valid_BSS: Tensor, without_group: Tensor | None = None) -> Raw:
     """All measures of a batch. `without_group` (B): the group whose own codes don't count (see `Level.distances`)."""
-    valid_at = cache(partial(on_grid, valid_BSS))
-    logits = networks.autoencoder.router(networks.autoencoder.codes(features))
-    valid_Bhw = valid_at(logits.shape[-2:])
-    expected = expect(networks.prior, logits, valid_Bhw)
-    expected_levels = expected.logits.argmax(-1).view(valid_Bhw.shape)
-    unlikely = PRIOR_MEASURES[networks.prior_measure](expected, logits.flatten(2).transpose(1, 2))
-    maps = {"prior": unlikely.view(valid_Bhw.shape)}
+    valid_at, ask = cache(partial(on_grid, valid_BSS)), cache(partial(_budget, networks, features, valid_BSS))
+    maps = {}
     for r, (level, x) in enumerate(zip(networks.memory, features.levels, strict=False)):
         maps[f"memory_{r}"] = level.distances(x.float(), valid_at(x.shape[-2:]), without_group)
     if networks.whitening is not None:
-        maps["decoder"] = whiten(residual(networks, features, expected_levels, valid_BSS), networks.whitening)
-    valid = {name: valid_at(x.shape[-2:]) for name, x in maps.items()}
-    return Raw(maps, valid, _chosen(logits, valid_Bhw), expected_levels.masked_fill(~valid_Bhw, -1))
+        maps["decoder"] = whiten(residual(networks, features, ask().normal, valid_BSS), networks.whitening)
+    return Raw(maps, {name: valid_at(x.shape[-2:]) for name, x in maps.items()}, ask)
+
+
+@torch.no_grad()
+def _budget(networks: Networks, features: Features, valid_BSS: Tensor) -> Budget:
+    logits = networks.autoencoder.router(networks.autoencoder.codes(features))
+    valid = on_grid(valid_BSS, logits.shape[-2:])
+    expected = expect(networks.prior, logits, valid)
+    unlikely = PRIOR_MEASURES[networks.prior_measure](expected, logits.flatten(2).transpose(1, 2))
+    normal = expected.logits.argmax(-1).view(valid.shape)
+    return Budget(valid, unlikely.view(valid.shape), _chosen(logits, valid), normal)
 
 
 @torch.no_grad()
 def spent(networks: Networks, features: Features, valid_BSS: Tensor) -> Tensor:
-    """The levels alone, `Raw.levels` of `measure`, at a small part of its cost."""
+    """The levels alone, `Budget.levels`, at a small part of its cost."""
     logits = networks.autoencoder.router(networks.autoencoder.codes(features))
     return _chosen(logits, on_grid(valid_BSS, logits.shape[-2:]))
 

@@ -98,11 +98,11 @@ class Graph(nn.Module):
     def forward(self, pixels_B3SS: Tensor, valid_BSS: Tensor) -> Outputs:
         scorer = self.scorer
         raw = measure(self.networks, self.networks.backbone(pixels_B3SS), valid_BSS)
-        cells = scorer.part_maps(raw, scorer.for_image)
+        cells = {name: scorer.part_map(raw, scorer.for_image, name) for name in PARTS}
         parts = {name: self._image_part(name, cells[name], raw.cells) for name in PARTS}
         fuse: Any = readout.FUSIONS[scorer.score.fusion]  # of numbers there, of tensors here
-        score = fuse(parts["s_recon"], parts["s_prior"], parts["product"])
-        maps = scorer.part_maps(raw, scorer.for_map)[readout.FUSION_MAP[scorer.score.fusion]]
+        score = fuse(parts.__getitem__)
+        maps = scorer.part_map(raw, scorer.for_map, readout.FUSION_MAP[scorer.score.fusion])
         return Outputs(
             image_score=score,
             margin=score - self.threshold,
@@ -110,8 +110,8 @@ class Graph(nn.Module):
             **parts,
             **{f"{name}_cells": cells[name] for name in PARTS},
             valid_cells=raw.cells,
-            levels=raw.levels,
-            expected_levels=raw.expected,
+            levels=raw.budget.levels,
+            expected_levels=raw.budget.expected,
         )
 
     def _image_part(self, name: str, cells_BHW: Tensor, valid_BHW: Tensor) -> Tensor:

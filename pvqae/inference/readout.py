@@ -40,27 +40,31 @@ RECON: dict[str, Callable[[dict[str, Tensor]], list[Tensor]]] = {
 }
 
 
-def recon_alone(recon: float, prior: float, product: float) -> float:
-    return recon
+Part = Callable[[str], float]  # s_recon | s_prior | product → its image score, computed when it is asked for
 
 
-def prior_alone(recon: float, prior: float, product: float) -> float:
-    return prior
+def recon_alone(part: Part) -> float:
+    return part("s_recon")
 
 
-def literal_product(recon: float, prior: float, product: float) -> float:
+def prior_alone(part: Part) -> float:
+    return part("s_prior")
+
+
+def literal_product(part: Part) -> float:
     """S = S_prior x S_recon, cell by cell (paper)."""
-    return product
+    return part("product")
 
 
-def gated(recon: float, prior: float, product: float) -> float:
+def gated(part: Part) -> float:
     """S_recon, plus a quarter of what the allocation exceeds the normal one by: never less than S_recon, so an
     uninformative prior adds noise of a quarter at most."""
-    return recon + 0.125 * (prior + abs(prior))  # a quarter of max(0, prior), for tensors, too: doubling is exact
+    prior = part("s_prior")
+    return part("s_recon") + 0.125 * (prior + abs(prior))  # a quarter of max(0, prior), for tensors, too
 
 
-# image scores of S_recon, S_prior and their product, in deviations of normals → the image score
-FUSIONS: dict[str, Callable[[float, float, float], float]] = {
+# image scores of S_recon, S_prior and their product, the first two in deviations of normals → the image score
+FUSIONS: dict[str, Callable[[Part], float]] = {
     "recon": recon_alone,
     "prior": prior_alone,
     "product": literal_product,

@@ -5,7 +5,7 @@ V views of one image; H W its canvas; S side of a view; h w the coarsest grid of
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from pvqae import config
 from pvqae.datasets import images
 from pvqae.inference import readout
-from pvqae.inference.measures import Networks, Raw, join, measure
+from pvqae.inference.measures import Budget, Networks, Raw, join, measure
 from pvqae.inference.readout import Readout
 from pvqae.inference.statistics import SCALES, Normal
 from pvqae.model.backbones import Backbone, Features
@@ -30,16 +30,30 @@ CHUNK = 8  # views through the networks at once: memory does not grow with the i
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """One image's result. Maps and picture are drawn when asked for: most callers want one of them, or none."""
+    """One image's result. All but the score is computed when it is asked for: most callers want one map, or none."""
 
     sample_id: str
     image_score: float  # fused; compared with the calibrated threshold
-    parts: dict[str, float]  # image scores of `PARTS`, s_prior and s_recon in deviations of training normals
-    levels: NDArray[np.int64]  # h x w (of all views, stitched), spent; 0 is the coarsest, -1 padding
-    expected_levels: NDArray[np.int64]  # h x w, the expected normal budget
+    part: Callable[[str], float]  # of `PARTS` → image score
+    budget: Callable[[], Budget]  # of the views of `canvas`
     draw: Callable[[str], Map]  # of `PARTS` → H x W
     fused: str  # the part whose map is the fusion's
     canvas: images.Canvas
+
+    @cached_property
+    def parts(self) -> dict[str, float]:
+        """Image scores of `PARTS`, s_prior and s_recon in deviations of training normals."""
+        return {name: self.part(name) for name in PARTS}
+
+    @cached_property
+    def levels(self) -> NDArray[np.int64]:
+        """h x w (of all views, stitched), spent; 0 is the coarsest, -1 padding."""
+        return stitch_levels(self.canvas, self.budget().levels)
+
+    @cached_property
+    def expected_levels(self) -> NDArray[np.int64]:
+        """h x w, the expected normal budget."""
+        return stitch_levels(self.canvas, self.budget().expected)
 
     @cached_property
     def anomaly_map(self) -> Map:
@@ -97,19 +111,16 @@ class Scorer:
 
     def finish(self, raw: Raw, canvas: images.Canvas, sample_id: str) -> Scored:
         """From measures to the result: the steps that need the statistics."""
-        shown = self.part_maps(raw, self.for_map)
-        judged = shown if self.for_image == self.for_map else self.part_maps(raw, self.for_image)
-        parts = self.image_parts({name: x[raw.cells] for name, x in judged.items()}, len(raw.levels))
-        return Scored(
-            sample_id,
-            readout.FUSIONS[self.score.fusion](parts["s_recon"], parts["s_prior"], parts["product"]),
-            parts,
-            stitch_levels(canvas, raw.levels),
-            stitch_levels(canvas, raw.expected),
-            lambda name: images.stitch(canvas, self.smooth(shown[name])),
-            readout.FUSION_MAP[self.score.fusion],
-            canvas,
-        )
+        part_map = cache(partial(self.part_map, raw))  # image score and map may read the same
+
+        def image_part(name: str) -> float:
+            return self.image_part(name, part_map(self.for_image, name)[raw.cells], len(raw.cells))
+
+        def draw(name: str) -> Map:
+            return images.stitch(canvas, self.smooth(part_map(self.for_map, name)))
+
+        fused, score = readout.FUSION_MAP[self.score.fusion], readout.FUSIONS[self.score.fusion](image_part)
+        return Scored(sample_id, score, image_part, lambda: raw.budget, draw, fused, canvas)
 
     @property
     def for_image(self) -> Readout:
@@ -120,7 +131,7 @@ class Scorer:
         return Readout(self.score.map_levels, self.score.map_scale)
 
     def scaled(self, raw: Raw, scale: str) -> dict[str, Tensor]:
-        """Each measure in deviations of normals, by a key of `SCALES`; padding takes the border's values."""
+        """The maps in deviations of normals, by a key of `SCALES`; padding takes the border's values."""
         scaled = {name: SCALES[scale](self.normals[name], values) for name, values in raw.maps.items()}
         return {name: repeat_border(values, raw.valid[name]) for name, values in scaled.items()}
 
@@ -134,34 +145,34 @@ class Scorer:
         """S_recon on the finest grid in deviations of normals, V x H x W."""
         return self.recon(self.scaled(raw, use.scale), use.levels)
 
-    def part_maps(self, raw: Raw, use: Readout) -> dict[str, Tensor]:
-        """The parts on the finest grid, V x H x W: recon and prior in deviations, their literal product as it is."""
-        scaled = self.scaled(raw, use.scale)
-        recon, plain = self.recon(scaled, use.levels), self.recon(self._relative(raw), use.levels)
-        grid = recon.shape[-2:]
-        return {
-            "s_prior": _to_grid(scaled["prior"], grid),
-            "s_recon": recon,
-            "product": plain * _to_grid(repeat_border(raw.maps["prior"], raw.valid["prior"]), grid),
-        }
+    def prior_map(self, raw: Raw, use: Readout) -> Tensor:
+        """S_prior on the finest grid in deviations of normals, V x H x W."""
+        return self._unlikely(raw, SCALES[use.scale](self.normals["prior"], raw.budget.unlikely))
+
+    def product_map(self, raw: Raw, use: Readout) -> Tensor:
+        """The literal S_prior x S_recon on the finest grid, V x H x W; both positive, in no deviations."""
+        return self.recon(self._relative(raw), use.levels) * self._unlikely(raw, raw.budget.unlikely)
+
+    def part_map(self, raw: Raw, use: Readout, name: str) -> Tensor:
+        """The map of one of `PARTS` on the finest grid, V x H x W."""
+        maps = {"s_prior": self.prior_map, "s_recon": self.recon_map, "product": self.product_map}
+        return maps[name](raw, use)
+
+    @staticmethod
+    def _unlikely(raw: Raw, values_Vhw: Tensor) -> Tensor:
+        return _to_grid(repeat_border(values_Vhw, raw.budget.valid), raw.cells.shape[-2:])
 
     def _relative(self, raw: Raw) -> dict[str, Tensor]:
-        """Measures over their normal mean: positive, and of one size across levels."""
+        """The maps over their normal mean: positive, and of one size across levels."""
         relative = {name: x / self.normals[name].global_mean.clamp_min(1e-6) for name, x in raw.maps.items()}
         return {name: repeat_border(values, raw.valid[name]) for name, values in relative.items()}
 
-    def cell_maps(self, raw: Raw, use: Readout) -> dict[str, Tensor]:
-        """The valid cells of each part for the image score, a flat tensor each."""
-        parts = self.part_maps(raw, use)
-        return {name: values[raw.cells] for name, values in parts.items()}
-
-    def image_parts(self, cells: dict[str, Tensor], views: int) -> dict[str, float]:
-        """Image scores of the parts from the cells of all `views`; s_prior and s_recon in deviations of training
+    def image_part(self, name: str, cells: Tensor, views: int) -> float:
+        """Image score of a part from the valid cells of all `views`; s_prior and s_recon in deviations of training
         normals."""
-        scores = {name: readout.top_mean(values, self.score.top, views) for name, values in cells.items()}
-        for name, scale in self.scales.items():
-            scores[name] = (scores[name] - scale.mean) / scale.deviation
-        return scores
+        score = readout.top_mean(cells, self.score.top, views)
+        scale = self.scales.get(name)
+        return score if scale is None else (score - scale.mean) / scale.deviation
 
     def smooth(self, maps_VHW: Tensor) -> list[Map]:
         """Each view's map in its pixels, S x S, blurred by `score.blur` pixels."""

@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("default")]
 
 SEED = 11
 IMAGES = 16  # that are scored
-LIMIT = 900  # seconds of a trial: on a slow machine fewer die, and the figures say how many
+LIMIT = 1500  # seconds of a trial: on a slow machine fewer die, and the figures say how many
 VERSIONS, LOG = "model_versions", "registered_model_tags"  # tables that grow when a version or a log entry is made
 LINEAGE = ("git_sha", "data_sha", "manifest_sha256", "bundle_sha256")
 

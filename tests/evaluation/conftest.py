@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from pvqae.datasets.images import Canvas, View
 from pvqae.evaluation.evaluate import evaluate
+from pvqae.inference.measures import Budget
 from pvqae.inference.scoring import Scored
 from pvqae.layout import Layout
 
@@ -88,7 +90,9 @@ def _scored(sample: str, rng: np.random.Generator, mask: np.ndarray) -> Scored:
     levels = np.where(hot, 2, expected)
     pixels = np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32) / 255
     canvas = Canvas(side, side, (View(pixels, np.ones((side, side), dtype=np.bool_), 0, 0, side, side),))
-    return Scored(sample, score, parts, levels, expected, maps.__getitem__, "s_recon", canvas)
+    spent, normal = (torch.from_numpy(grid)[None] for grid in (levels, expected))
+    budget = Budget(torch.ones_like(spent, dtype=torch.bool), torch.zeros(spent.shape), spent, normal)
+    return Scored(sample, score, parts.__getitem__, lambda: budget, maps.__getitem__, "s_recon", canvas)
 
 
 def made(

@@ -89,5 +89,5 @@ def test_the_scores_are_those_of_the_scoring_path(
 ) -> None:
     found = choice.look(scorer, iter([("p", picture(210))]))
     raw = scorer.measured(picture(210))[1]
-    cells = scorer.cell_maps(raw, use)["s_recon"]
+    cells = scorer.recon_map(raw, use)[raw.cells]
     assert found.image_scores[0][use] == pytest.approx(top_mean(cells, scorer.score.top))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pvqae.inference import fitting, measures
+from pvqae import config
+from pvqae.inference import choice, fitting, measures
 from pvqae.inference.measures import PRIOR_MEASURES
 from pvqae.inference.scoring import Scorer
 from pvqae.model.prior import BudgetPrior, Expected
@@ -85,7 +86,7 @@ def test_what_is_reconstructed_is_the_expected_budget_not_the_spent_one(
 ) -> None:
     networks = replace(scorer.networks, prior=always(level))
     raw = measures.measure(networks, features, VALID)
-    assert (raw.expected == level).all()
+    assert (raw.budget.expected == level).all()
     assert networks.whitening is not None
     everywhere = torch.full((2, 4, 4), level)
     autoencoder = networks.autoencoder
@@ -93,26 +94,40 @@ def test_what_is_reconstructed_is_the_expected_budget_not_the_spent_one(
     output = autoencoder.reconstruct(features, torch.ones(2, 16, 16, dtype=torch.bool), onehot)
     left = autoencoder.standardised_target(features) - output.reconstruction
     torch.testing.assert_close(raw.maps["decoder"], measures.whiten(left, networks.whitening))
-    assert torch.equal(raw.levels, autoencoder.allocate(autoencoder.codes(features)).levels)
+    assert torch.equal(raw.budget.levels, autoencoder.allocate(autoencoder.codes(features)).levels)
 
 
 def test_each_measure_has_its_own_grid_and_is_never_negative(scorer: Scorer, features: measures.Features) -> None:
     raw = measures.measure(scorer.networks, features, VALID)
     grids = {name: tuple(x.shape) for name, x in raw.maps.items()}
     assert grids == {
-        "prior": (2, 4, 4),
         "memory_0": (2, 4, 4),
         "memory_1": (2, 8, 8),
         "memory_2": (2, 16, 16),
         "decoder": (2, 16, 16),
     }
     assert {name: tuple(x.shape) for name, x in raw.valid.items()} == grids
-    assert all((x >= 0).all() for x in raw.maps.values())
+    assert raw.budget.unlikely.shape == raw.budget.levels.shape == (2, 4, 4)
+    assert all((x >= 0).all() for x in (*raw.maps.values(), raw.budget.unlikely))
 
 
 def test_nothing_that_is_not_scored_is_computed(scorer: Scorer, features: measures.Features) -> None:
     bare = replace(scorer.networks, memory=(), whitening=None)
-    assert measures.measure(bare, features, VALID).maps.keys() == {"prior"}
+    assert measures.measure(bare, features, VALID).maps == {}
+
+
+def test_a_score_of_the_memory_asks_for_no_budget(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[measures.Features] = []
+    budget = measures._budget
+    monkeypatch.setattr(measures, "_budget", lambda n, x, valid: asked.append(x) or budget(n, x, valid))
+    memory = replace(scorer, networks=replace(scorer.networks, whitening=None), score=config.Score(recon="memory"))
+    reader = replace(memory, score=choice.settled(memory.score))
+    scored = reader.one(np.full((128, 128, 3), 0.5, dtype=np.float32))
+    assert np.isfinite([scored.image_score, *scored.anomaly_map.flat]).all()
+    assert not asked
+    assert np.isfinite(list(scored.parts.values())).all()
+    assert scored.levels.shape == scored.expected_levels.shape == (4, 4)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_every_named_choice_gives_finite_scores_and_maps(
         scored = replace(scorer, score=score).one(picture(72))
         assert np.isfinite([scored.image_score, *scored.parts.values()]).all()
         assert all(np.isfinite(m).all() for m in scored.part_maps.values())
-        assert scored.image_score == FUSIONS[fusion](*(scored.parts[p] for p in ("s_recon", "s_prior", "product")))
+        assert scored.image_score == FUSIONS[fusion](scored.parts.__getitem__)
 
 
 def test_fewer_levels_leave_out_the_coarse_ones(scorer: Scorer, picture: Picture) -> None:
@@ -129,7 +129,7 @@ def test_what_is_measured_on_padding_counts_nowhere(
     plain, spoiled = (chosen.finish(some, canvas, "") for some in (raw, replace(raw, maps=maps)))
     assert equal(plain, spoiled)
     image_cells = int(raw.valid["memory_2"].sum())
-    assert {values.numel() for values in chosen.cell_maps(raw, chosen.for_image).values()} == {image_cells}
+    assert {int(chosen.part_map(raw, chosen.for_image, name)[raw.cells].numel()) for name in PARTS} == {image_cells}
 
 
 def test_features_deep_in_padding_reach_no_distance_to_the_memory(scorer: Scorer, picture: Picture) -> None:
