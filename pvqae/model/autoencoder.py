@@ -13,8 +13,8 @@ from pvqae.config import Model
 from pvqae.model.backbones import Features, Spec
 from pvqae.model.codebook import Codebook
 from pvqae.model.decoder import DECODERS
+from pvqae.model.norm import norm
 from pvqae.model.router import Allocation, Router, merge
-from pvqae.model.vqgan import norm
 
 
 class Output(NamedTuple):

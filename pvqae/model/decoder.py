@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvqae.model.vqgan import ResidualBlock, norm
+from pvqae.model.norm import NormSilu
+from pvqae.model.vqgan import ResidualBlock
 
 
 class FeatureDecoder(nn.Module):
@@ -14,7 +15,7 @@ class FeatureDecoder(nn.Module):
     def __init__(self, code_dim: int, width: int, outputs: int, levels: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(code_dim, width, 3, padding=1), ResidualBlock(width), ResidualBlock(width), norm(width), nn.SiLU()
+            nn.Conv2d(code_dim, width, 3, padding=1), ResidualBlock(width), ResidualBlock(width), NormSilu(width)
         )
         self.output = nn.Conv2d(width, outputs, 1)
 
@@ -33,7 +34,7 @@ class PixelDecoder(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width, width, 3, padding=1), ResidualBlock(width)) for _ in range(doublings)
         )
-        self.head = nn.Sequential(norm(width), nn.SiLU())
+        self.head = nn.Sequential(NormSilu(width))  # a sequence of one: its name in bundles
         self.output = nn.Conv2d(width, outputs, 3, padding=1)
 
     def forward(self, z_BDHW: Tensor) -> Tensor:

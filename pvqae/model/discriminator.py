@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvqae.model.vqgan import norm
+from pvqae.model.norm import norm
 
 WEIGHT_CAP = 0.75  # an uncapped adaptive weight let the discriminator ruin reconstructions
 

@@ -1,12 +1,8 @@
 """The convolutional encoder of the pixel backbone (VQ-GAN style), whose last R stages form the hierarchy Z_1..Z_R."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with groups of at least four channels, so that it works for any width."""
-    return nn.GroupNorm(max(1, min(32, channels // 4)), channels)
+from pvqae.model.norm import NormSilu
 
 
 class ResidualBlock(nn.Module):
@@ -14,12 +10,11 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2, self.conv2 = norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm1, self.conv1 = NormSilu(channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2, self.conv2 = NormSilu(channels), nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        out: Tensor = x + self.conv2(F.silu(self.norm2(y)))
+        out: Tensor = x + self.conv2(self.norm2(self.conv1(self.norm1(x))))
         return out
 
 
