@@ -100,7 +100,7 @@ def _over_groups(x_BC: Tensor, groups: int) -> Tensor:
 
 
 def _pieces(*maps: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...], tuple[Tensor, ...]]]:
-    """Number of the image, the same cells of each channels-last map (m x C), and as many buffers in single precision."""
+    """Number of the image, the same cells of each channels-last map (m x C), as many buffers in single precision."""
     channels = maps[0].shape[1]
     cells = max(1, PIECE // channels)
     buffers = torch.empty(len(maps), cells, channels)
