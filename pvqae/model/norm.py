@@ -34,14 +34,14 @@ class NormSilu(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled():
-            out: Tensor = _Pieces.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+            out: Tensor = _Pieces.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-untyped-call]
             return out
         return F.silu(super().forward(x))
 
 
 class _Pieces(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         mean, inverse = _statistics(x, groups, eps)  # B x C, each channel's group's
         scale = inverse * weight
@@ -56,7 +56,7 @@ class _Pieces(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse, scale, shift = ctx.saved_tensors
         dy, total, along = _through_silu(x, dout.contiguous(memory_format=torch.channels_last), scale, shift)
         # dx = scale dy + by x + constant, of which the last two keep each group's mean and deviation as they are
@@ -95,8 +95,9 @@ def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
 
 def _over_groups(x_BC: Tensor, groups: int) -> Tensor:
     """The sum over each channel's group, B x C."""
-    grouped = x_BC.unflatten(1, (groups, -1))
-    return grouped.sum(-1, keepdim=True).expand_as(grouped).flatten(1)
+    grouped = x_BC.view(len(x_BC), groups, -1)
+    sums: Tensor = grouped.sum(-1, keepdim=True).expand_as(grouped).flatten(1)
+    return sums
 
 
 def _pieces(*maps: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...], tuple[Tensor, ...]]]:

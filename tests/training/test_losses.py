@@ -28,9 +28,15 @@ def test_a_perfect_reconstruction_costs_nothing_and_another_something(name: str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_is_the_mean_of_the_errors_of_its_cells(name: str) -> None:
     x, y = pair(name)
-    errors = ERRORS[name](x, y, GROUPS[name])
+    valid = ALL.clone()
+    valid[:, 11:] = False
+    errors = ERRORS[name](x.requires_grad_(), y, GROUPS[name])
     assert errors.shape == (2, 16, 16)
-    assert LOSSES[name](x, y, ALL, GROUPS[name]).item() == pytest.approx(errors.mean().item(), rel=1e-5)
+    expected, found = errors[valid].mean(), LOSSES[name](x, y, valid, GROUPS[name])
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5 if name == "features" else 0.05)  # windows reach out
+    if name == "features":
+        gradients = (torch.autograd.grad(3 * loss, x)[0] for loss in (expected, found))
+        torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("name", LOSSES)
