@@ -226,6 +226,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         note="S_recon is the decoder's, reconstructing with each budget in turn; statistics of normals are fitted anew "
         "for each.",
     ),
+    "mechanism_longer": Experiment(
+        "Do budget and prior matter more after a training four times as long, with a tenth of the cells allocated at "
+        "random instead of three?",
+        {"240 steps, 10 % random cells": {"train.steps": 240, "train.random_cells": 0.1}},
+        ("bottle", "toothbrush", "magnetic_tile_third"),
+        ("spearman", "least_share", "shuffled_raise", "image_auroc", "pixel_auroc"),
+        "image_auroc",
+        measure="mechanism",
+        base=DECODER,
+        note="As `mechanism`, whose rows have the shipped params.",
+    ),
     "s_prior": Experiment(
         "How much does S_prior alone see, and can another reading of the same prior see more, above all on the tiles?",
         {

@@ -56,4 +56,8 @@ def _word(held: bool) -> str:
     return "yes" if held else "**no**"
 
 
-VERDICTS: dict[str, Callable[[list[Row]], list[str]]] = {"baseline": baseline, "mechanism": mechanism}
+VERDICTS: dict[str, Callable[[list[Row]], list[str]]] = {
+    "baseline": baseline,
+    "mechanism": mechanism,
+    "mechanism_longer": mechanism,
+}
