@@ -44,9 +44,8 @@ def _pvqae(supervisor: Supervisor, space: Workspace, what: str, *words: str) -> 
     """
     lines: list[str] = []
     command = [sys.executable, "-m", "pvqae.cli", *words]
-    server = {
-        ADDRESS: str((space.path / environment.FORKSERVER).relative_to(space.root))
-    }  # of a train flow, which has made it so
+    # Where a train flow has started its fork server; where none listens the command does the work itself.
+    server = {ADDRESS: str((space.path / environment.FORKSERVER).relative_to(space.root))}
     if code := supervisor.run(command, space.root, environment.for_stages(space.root) | server, lines.append):
         raise PvqaeError(f"{what} failed (exit {code}):\n" + "\n".join(lines[-15:]))
     return lines

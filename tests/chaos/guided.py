@@ -1,16 +1,15 @@
 """Fuzzing guided by coverage (atheris, which is libFuzzer): inputs that reach new lines of the project are bent on.
 
-`python -m tests.chaos.guided TARGET RUNS SECONDS`, ended by whichever comes first; libFuzzer prints its progress and,
-for an input that breaks the promise, the error with that input. The promise: a valid value, or an error of ours that
-names the file.
+`python -m tests.chaos.guided TARGET RUNS SECONDS FOLDER`, ended by whichever comes first; libFuzzer prints its progress
+and, for an input that breaks the promise, the error with that input. The promise: a valid value, or an error of ours
+that names the file.
 """
 
-import contextlib
 import json
 import logging
+import os
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,24 +105,25 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
 }
 
 
-def main(name: str, runs: str, seconds: str) -> None:
+def main(name: str, runs: str, seconds: str, place: str) -> None:
+    """`place` is an empty folder; whoever made it removes it, since the fuzzer ends the process."""
     warnings.simplefilter("ignore")
     logging.disable()
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        found, corpus = TARGETS[name](Path(folder)), Path(folder) / "corpus"
-        corpus.mkdir()
-        shutil.copyfile(found.file, corpus / "sound")
+    os.chdir(place)
+    found, corpus = TARGETS[name](Path.cwd()), Path.cwd() / "corpus"
+    corpus.mkdir()
+    shutil.copyfile(found.file, corpus / "sound")
 
-        def one(data: bytes) -> None:
-            found.file.write_bytes(data)
-            if found.seal:
-                bundle.seal(found.seal)
-            if wrong := tried(found.file, found.parse):
-                raise AssertionError(f"{found.file.name}: {wrong}: {data!r}")
+    def one(data: bytes) -> None:
+        found.file.write_bytes(data)
+        if found.seal:
+            bundle.seal(found.seal)
+        if wrong := tried(found.file, found.parse):
+            raise AssertionError(f"{found.file.name}: {wrong}: {data!r}")
 
-        options = [f"-runs={runs}", f"-max_total_time={seconds}", f"-seed={SEED}", "-max_len=4096", "-timeout=60"]
-        atheris.Setup([sys.argv[0], *options, "-print_final_stats=1", str(corpus)], one)
-        atheris.Fuzz()
+    options = [f"-runs={runs}", f"-max_total_time={seconds}", f"-seed={SEED}", "-max_len=4096", "-timeout=60"]
+    atheris.Setup([sys.argv[0], *options, "-print_final_stats=1", str(corpus)], one)
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":

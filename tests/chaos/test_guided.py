@@ -21,9 +21,9 @@ pytestmark = pytest.mark.skipif(not find_spec("atheris"), reason="atheris is not
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_inputs_that_reach_new_lines_break_no_promise(target: str) -> None:
+def test_inputs_that_reach_new_lines_break_no_promise(target: str, tmp_path: Path) -> None:
     begun, runs, seconds = time.monotonic(), size(300, 100_000), size(*SECONDS)
-    command = [sys.executable, "-m", "tests.chaos.guided", target, str(runs), str(seconds)]
+    command = [sys.executable, "-m", "tests.chaos.guided", target, str(runs), str(seconds), str(tmp_path)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, errors="replace", timeout=600)
     found = re.search(r"stat::number_of_executed_units: +(\d+)", done.stderr)
     tried, kept = int(found[1]) if found else 1, re.findall(r"cov: (\d+)", done.stderr)
