@@ -16,8 +16,8 @@ from flows.adapters.landing import Landing, Object
 from flows.adapters.tracking import Registry
 from pvqae import config
 from pvqae.errors import ConfigError, IntegrityError
-from pvqae.evaluation import batch, batch_cli
-from pvqae.evaluation.batch import Item
+from pvqae.evaluation import batch, batch_cli, batch_source
+from pvqae.evaluation.batch_source import Item
 from pvqae.files import whole_folder
 from pvqae.inference import bundle as bundles
 
@@ -53,7 +53,7 @@ class Bucket:
 
     def items(self) -> Iterator[Item]:
         for found in self.area.objects():
-            if batch.is_image(found.key):
+            if batch_source.is_image(found.key):
                 yield Item(f"{self.url}/{found.key}", f"{found.etag} {found.size} {found.key}")
 
     def file(self, item: Item, scratch: Path) -> Path:
@@ -63,13 +63,13 @@ class Bucket:
         return target
 
 
-def source_of(where: str) -> batch.Source:
+def source_of(where: str) -> batch_source.Source:
     """Images at s3://bucket/prefix, or in a folder (or a single file) of this machine."""
     if where.startswith("s3://"):
         return Bucket(landing.open_landing(where), where.rstrip("/"))
     if "://" in where:
         raise ConfigError(f"{where}: expected a folder or s3://bucket/prefix; correct the source")
-    return batch.Files((Path(where).expanduser(),))
+    return batch_source.Files((Path(where).expanduser(),))
 
 
 def parse(name: str, registry: Registry) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pvqae import config, runtime
 from pvqae.errors import ConfigError, DataError
-from pvqae.evaluation import batch, drift_report
+from pvqae.evaluation import batch, batch_rows, batch_source, drift_report
 from pvqae.evaluation.drift_report import Report
 from pvqae.files import read_json
 from pvqae.inference import bundle as bundles
@@ -29,36 +29,36 @@ def score(folder: Path, images: Sequence[Path], out: Path | None, heatmaps: bool
     if heatmaps and out is None:
         raise ConfigError("--heatmaps: expected a folder to write them to, found none; add --out FOLDER")
     prepare()
-    detector, source = bundles.load(folder), batch.Files(tuple(images))
+    detector, source = bundles.load(folder), batch_source.Files(tuple(images))
     if out is not None:
         found = batch.run(detector, source, out, heatmaps=heatmaps)
         print(sentence(found, out))
         return SOME_FAILED if found.failed else 0
     failed = 0
     writer = csv.DictWriter(
-        sys.stdout, batch.columns(detector.config["model"]["levels"]), lineterminator="\n", extrasaction="ignore"
+        sys.stdout, batch_rows.columns(detector.config["model"]["levels"]), lineterminator="\n", extrasaction="ignore"
     )
     if table:
         writer.writeheader()
     for row in batch.rows(detector, source):
         failed += bool(row["error"])
         if table:
-            writer.writerow(batch.flatten(row))
+            writer.writerow(batch_rows.flatten(row))
         else:
-            print(batch.as_json(row), flush=True)
+            print(batch_rows.as_json(row), flush=True)
     return SOME_FAILED if failed else 0
 
 
 def sentence(found: batch.Outcome, out: Path) -> str:
     return (
         f"{found.images} images: {found.scored} scored now, {found.defects} above the threshold, {found.failed} not "
-        f"scored (column error of {out / batch.CSV})"
+        f"scored (column error of {out / batch_rows.CSV})"
     )
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of a folder's scores.jsonl. Raises `DataError` when it has none, or a line is no such row."""
-    file = folder / batch.JSONL
+    file = folder / batch_rows.JSONL
     if not file.is_file():
         raise DataError(
             f"{file}: expected scores, found no file; write it with `pvqae score BUNDLE IMAGES --out {folder}`"
@@ -76,7 +76,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
         found = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict) or not found.keys() >= batch.KEYS:
+    if not isinstance(found, dict) or not found.keys() >= batch_rows.KEYS:
         return None
     kinds = {"parts": dict, "statistics": dict, "level_shares": list}
     return found if all(isinstance(found[key] or kind(), kind) for key, kind in kinds.items()) else None

@@ -14,7 +14,7 @@ from pvqae import config
 from pvqae.datasets import drift
 from pvqae.datasets.drift import Comparison
 from pvqae.errors import DataError
-from pvqae.evaluation import batch, page, svg
+from pvqae.evaluation import batch_rows, page, svg
 from pvqae.files import write_text
 
 Values = dict[str, Any]
@@ -54,7 +54,9 @@ def table(rows: Iterable[Values], bundle_sha256: str) -> pd.DataFrame:
             f"{strange['path']}: expected scores of bundle {bundle_sha256[:12]}, found those of "
             f"{strange['bundle_sha256'][:12]}; score the images with this bundle first"
         )
-    frame = pd.DataFrame([batch.flatten(row) for row in found], columns=None if found else ["taken", "path", "score"])
+    frame = pd.DataFrame(
+        [batch_rows.flatten(row) for row in found], columns=None if found else ["taken", "path", "score"]
+    )
     frame = frame.rename(columns={"score": drift.SCORE})
     known = bool(len(frame)) and bool((frame["taken"] != "").all())
     frame = frame.sort_values("taken", kind="stable") if known else frame

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pvqae.errors import DataError, PvqaeError
-from pvqae.evaluation.batch import Files
+from pvqae.evaluation.batch_source import Files
 
 WARM = 5  # requests before the clock starts
 

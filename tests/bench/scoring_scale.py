@@ -11,7 +11,7 @@ import psutil
 
 from pvqae.datasets import images
 from pvqae.evaluation import batch
-from pvqae.evaluation.batch import Item
+from pvqae.evaluation.batch_source import Item
 from pvqae.inference import bundle
 from tests.bench.manifest import text_chunk
 from tests.bench.rows import Row, Size, at_least, at_most

@@ -23,7 +23,7 @@ from pvqae import config
 from pvqae.datasets import build, images, manifest
 from pvqae.datasets.images import SUFFIXES
 from pvqae.errors import PvqaeError
-from pvqae.evaluation import batch
+from pvqae.evaluation import batch, batch_rows, batch_source
 from pvqae.inference import bundle
 from pvqae.layout import Layout
 from tests.chaos import bad_images
@@ -166,9 +166,9 @@ def test_batch_scoring_scores_or_says_why_not(tmp_path: Path, tiny_bundle: Path,
     special(folder, outside)
     threads = torch.get_num_threads()
     with limited(SECONDS * 60):
-        found = batch.run(bundle.load(tiny_bundle), batch.Files((folder,)), tmp_path / "out")
+        found = batch.run(bundle.load(tiny_bundle), batch_source.Files((folder,)), tmp_path / "out")
     torch.set_num_threads(threads)
-    lines = (tmp_path / "out" / batch.JSONL).read_text("utf-8").split("\n")[:-1]
+    lines = (tmp_path / "out" / batch_rows.JSONL).read_text("utf-8").split("\n")[:-1]
     rows = {Path(row["path"]).name: row for row in map(json.loads, lines)}
     lost = [name for name, row in rows.items() if not sound(row)]
     for bad in many:
@@ -176,7 +176,7 @@ def test_batch_scoring_scores_or_says_why_not(tmp_path: Path, tiny_bundle: Path,
         if row is None or (bad.expected == bad_images.REFUSED and row["score"] is not None):
             lost.append(f"{SEED + 2} {bad.name!r}: {row}")
     lost += [n for n in ("pipe", "socket", "escape", "climb", "device") if not rows[f"{n}.png"]["error"]]
-    with (tmp_path / "out" / batch.CSV).open(encoding="utf-8", newline="") as table:
+    with (tmp_path / "out" / batch_rows.CSV).open(encoding="utf-8", newline="") as table:
         lost += [] if [r["path"] for r in csv.DictReader(table)] == [r["path"] for r in rows.values()] else ["csv"]
     assert len(rows) == found.images == len(many) + 8
     what = "bad file in a batch: a finite score of its pixels, or a row with its reason"
@@ -194,8 +194,8 @@ def sound(row: dict[str, object]) -> bool:
 def test_names_that_a_spreadsheet_would_run_are_no_formulas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("=cmd|calc.png").write_bytes(b"x")
-    assert [item.path for item in batch.Files((Path(),)).items()] == ["./=cmd|calc.png"]
-    assert [item.path for item in batch.Files((Path("=cmd|calc.png"),)).items()] == ["./=cmd|calc.png"]
+    assert [item.path for item in batch_source.Files((Path(),)).items()] == ["./=cmd|calc.png"]
+    assert [item.path for item in batch_source.Files((Path("=cmd|calc.png"),)).items()] == ["./=cmd|calc.png"]
 
 
 MEASURE = """

@@ -20,7 +20,7 @@ from flows.arrivals_ledger import Ledger
 from flows.arrivals_places import Places
 from pvqae import disk
 from pvqae.datasets.manifest import digest
-from pvqae.evaluation import batch
+from pvqae.evaluation import batch, batch_source
 from pvqae.files import whole_folder, write_text
 from pvqae.layout import ARRIVED
 from tests.chaos import invariants, projects
@@ -126,14 +126,14 @@ def test_scoring_goes_on_to_the_same_files_after_a_full_disk(tmp_path: Path, hea
     for seed in range(12):
         (source / f"{seed:03}.png").write_bytes(encoded(photograph(seed)))
     detector = Detector()
-    batch.run(detector, batch.Files((source,)), tmp_path / "wanted", heatmaps=heatmaps)  # type: ignore[arg-type]
+    batch.run(detector, batch_source.Files((source,)), tmp_path / "wanted", heatmaps=heatmaps)  # type: ignore[arg-type]
     wanted = files_of(tmp_path / "wanted")
     for number in range(size(5, 40)):
         with small(tmp_path / f"score{number}", 1) as place:
             ballast = Ballast(place)
 
             def work(out: Path = place / "out") -> None:
-                batch.run(detector, batch.Files((source,)), out, heatmaps=heatmaps)  # type: ignore[arg-type]
+                batch.run(detector, batch_source.Files((source,)), out, heatmaps=heatmaps)  # type: ignore[arg-type]
 
             for _ in range(3):
                 ballast.leave(rng.randrange(0, 24) * PAGE)

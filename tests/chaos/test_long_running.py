@@ -16,7 +16,7 @@ from flows import gc, promote
 from flows.adapters import registry
 from pvqae.datasets import images
 from pvqae.errors import PvqaeError
-from pvqae.evaluation import batch
+from pvqae.evaluation import batch, batch_source
 from pvqae.inference import bundle
 from tests.chaos import growth, rounds
 from tests.chaos.figures import Figure, record, size
@@ -41,7 +41,7 @@ def test_scoring_batches_leave_nothing_behind(
             images.write(folder / f"{index}.png", rng.random((64, 64, 3), dtype=np.float32))
         if number % RELOAD == 0:
             detector = bundle.load(tiny_bundle)
-        found = batch.run(detector, batch.Files((folder,)), tmp_path / "out")
+        found = batch.run(detector, batch_source.Files((folder,)), tmp_path / "out")
         lost += (found.images, found.scored, found.failed) != (BATCH, BATCH, 0)
         uses.append(growth.use_of(psutil.Process()))
     journal = growth.megabytes(tmp_path / "out") / (count * BATCH) * 1e6

@@ -16,7 +16,7 @@ import pytest
 from pvqae.datasets import images
 from pvqae.errors import DataError
 from pvqae.evaluation import batch
-from pvqae.evaluation.batch import Files, Item
+from pvqae.evaluation.batch_source import Files, Item
 
 CARD = {"threshold": 0.5, "map_threshold": 0.6, "map_scale": [0.0, 1.0]}
 

@@ -10,7 +10,7 @@ from pvqae import config
 from pvqae.datasets.drift import Comparison, Figure, Share
 from pvqae.errors import ConfigError
 from pvqae.evaluation import batch_cli
-from pvqae.evaluation.batch import Files
+from pvqae.evaluation.batch_source import Files
 from pvqae.evaluation.drift_report import Report, Verdict
 
 

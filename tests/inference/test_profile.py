@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from pvqae import cli, config
 from pvqae.datasets import drift, images, manifest
-from pvqae.evaluation import batch_cli
+from pvqae.evaluation import batch, batch_cli, batch_rows, batch_source
 from pvqae.inference import bundle, profile
 from pvqae.layout import Layout
 
@@ -35,8 +35,8 @@ def test_its_features_are_those_of_scoring(workspace: Layout, category: str) -> 
     """What drift compares is measured alike on both sides."""
     folder = workspace.bundle(category)
     rows = manifest.read(workspace.class_rows(category, "normals"))
-    source = batch_cli.batch.Files(tuple(workspace.data / path for path in rows["path"]))
-    again = [batch_cli.batch.flatten(row) for row in batch_cli.batch.rows(bundle.load(folder), source)]
+    source = batch_source.Files(tuple(workspace.data / path for path in rows["path"]))
+    again = [batch_rows.flatten(row) for row in batch.rows(bundle.load(folder), source)]
     names = [name for name in drift.names(profile.read(folder)) if name != drift.SCORE]
     ours = profile.read(folder)[names].sort_values(names).to_numpy()
     theirs = pd.DataFrame(again)[names].sort_values(names).to_numpy()

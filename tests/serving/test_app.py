@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pvqae.evaluation import batch
+from pvqae.evaluation import batch, batch_source
 from pvqae.inference import bundle as bundles
 from pvqae.inference.scoring import Scored
 from pvqae.serving.app import Answer
@@ -39,7 +39,7 @@ def test_form_json_and_batch_give_the_rows_of_the_bundle(
     for file, data in zip(files, photos, strict=True):
         file.write_bytes(data)
     detector = bundles.load(bundle)
-    expected = list(batch.rows(detector, batch.Files(tuple(files)), "7"))
+    expected = list(batch.rows(detector, batch_source.Files(tuple(files)), "7"))
     with serving() as served:
         single = [served.post("/v1/score", files={"file": (f.name, f.read_bytes())}).json() for f in files]
         posted = [("files", (file.name, file.read_bytes())) for file in files]
