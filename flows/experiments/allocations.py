@@ -10,7 +10,7 @@ import torch
 
 from flows.experiments.subjects import Subject
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.evaluation import allocation, trial, views
 from pvqae.evaluation.allocation import Seen, Table
 from pvqae.inference import choice, fitting
@@ -63,7 +63,7 @@ def _judged(scorer: Scorer, test: pd.DataFrame, root: Path) -> Iterator[Seen]:
     """Test images; all defects are of one kind, as for the image AUROC of a report."""
     for row in test.to_dict("records"):
         picture = images.read(row["path"], root)
-        mask = images.mask_of(row["mask_path"], picture.shape[:2], root)
+        mask = geometry.mask_of(row["mask_path"], picture.shape[:2], root)
         yield allocation.seen(scorer, "defect" if row["label"] == "defect" else "", picture, mask)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from flows.experiments import subjects
 from flows.experiments.run import datasets_root
 from pvqae import config
-from pvqae.datasets import images, manifest
+from pvqae.datasets import geometry, images, manifest
 from pvqae.errors import ConfigError, DataError, PvqaeError
 from pvqae.files import whole_folder, write_text
 
@@ -58,7 +58,7 @@ def _small(row: dict[Any, Any], source: Path, folder: Path) -> dict[str, Any]:
     changed: dict[str, Any] = {"path": path, "sha256": manifest.digest(folder / path), "height": height, "width": width}
     if row["mask_path"]:
         changed["mask_path"] = f"images/{row['sample_id']}_mask.png"
-        mask = images.resize_mask(images.read_mask(row["mask_path"], root=source), height, width)
+        mask = geometry.resize_mask(images.read_mask(row["mask_path"], root=source), height, width)
         images.write(folder / changed["mask_path"], mask)
     return {**row, **changed, "bit_depth": 8}
 

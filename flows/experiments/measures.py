@@ -20,7 +20,7 @@ from flows.experiments import allocations, group_priors, pieces, strips
 from flows.experiments.pieces import Trained
 from flows.experiments.subjects import Subject, redrawn
 from pvqae import config
-from pvqae.datasets import anomalies, images
+from pvqae.datasets import anomalies, geometry, images
 from pvqae.evaluation import contest, mechanism, metrics, trial
 from pvqae.inference.scoring import Scored
 from pvqae.seeding import numpy_generator
@@ -138,7 +138,7 @@ def _mean(values: "pd.Series[Any]") -> float | None:
 def _cells(row: dict[str, Any], scored: Scored, found: Trained) -> pd.DataFrame:
     """One row per coarse cell that is image."""
     levels, price = scored.levels, costs(found.params.model.levels).numpy()
-    mask = images.mask_of(row["mask_path"], scored.anomaly_map.shape, found.subject.root)
+    mask = geometry.mask_of(row["mask_path"], scored.anomaly_map.shape, found.subject.root)
     image = Image.fromarray(mask.astype(np.float32)).resize(levels.shape[::-1], Image.Resampling.BOX)
     prior = Image.fromarray(scored.part_maps["s_prior"]).resize(levels.shape[::-1], Image.Resampling.BOX)
     kept = (levels >= 0).ravel()

@@ -28,7 +28,8 @@ from pvqae.files import write_text
 JUDGING = ("trial", "judging", "views", "mechanism", "allocation", "metrics", "figures")
 CONTEST = ("contest", "baselines", "patchcore", "verdict")
 SOURCES = (
-    *("datasets/images.py", "datasets/anomalies.py", "model", "training", "inference", "seeding.py", "runtime.py"),
+    *(f"datasets/{name}.py" for name in ("geometry", "images", "anomalies")),
+    *("model", "training", "inference", "seeding.py", "runtime.py"),
     *("ranks.py", *(f"evaluation/{name}.py" for name in (*JUDGING, *CONTEST))),
 )
 OWN = ("measures", "pieces", "group_priors", "allocations", "subjects")

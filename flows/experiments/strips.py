@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from flows.experiments.pieces import Trained
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.evaluation import pictures
 from pvqae.inference.scoring import Scored
 
@@ -17,7 +17,7 @@ BRIGHT = 6.0  # deviations of S_prior that are drawn brightest
 def draw(row: dict[str, Any], scored: Scored, found: Trained, folder: Path) -> None:
     """A strip: picture, expected and actual resolutions (dark coarse, light fine), S_prior."""
     shape, levels = scored.anomaly_map.shape, found.params.model.levels
-    mask = images.mask_of(row["mask_path"], shape, found.subject.root)
+    mask = geometry.mask_of(row["mask_path"], shape, found.subject.root)
     prior_map = np.clip(scored.part_maps["s_prior"] / BRIGHT, 0, 1)
     strip = [
         pictures.outline(scored.picture, mask),

@@ -1,12 +1,8 @@
-"""Decode images with limits, and lay them on the model's square inputs.
+"""Decode images with limits. H0 W0 pixels of the file."""
 
-H0 W0 pixels of the file; H W pixels of the canvas (the image in model pixels); S side of the model's square input.
-"""
-
-import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from pvqae import config
 from pvqae.datasets.manifest import resolve
 from pvqae.errors import DataError
 from pvqae.files import open_regular
@@ -30,7 +25,6 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow itself starts to warn
-MAX_VIEWS = 4096  # tiles of one image
 DEEP = ("I;16", "I;16L", "I;16B", "I")  # Pillow's modes of 16 bit grey
 T = TypeVar("T")
 REPAIR = "export it again as an 8 or 16 bit PNG, or remove it"
@@ -45,27 +39,6 @@ class Header:
     channels: int  # 1 grey or 3 colour, as decoded: alpha is composited away, a palette is looked up
     bit_depth: int  # 8 or 16 as decoded: Pillow gives 16 bit for grey only
     captured_at: str  # the camera's own note, ISO 8601 without zone, or ""
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """One square input of the model, cut out of a canvas."""
-
-    pixels: Floats  # (3, S, S) in [0, 1]
-    valid: Mask  # (S, S), False on padding
-    top: int  # canvas row of the view's row 0; negative where padding comes first
-    left: int
-    height: int  # rows of the view that carry canvas pixels
-    width: int
-
-
-@dataclass(frozen=True, eq=False)
-class Canvas:
-    """An image in model pixels, as square views that cover it."""
-
-    height: int
-    width: int
-    views: tuple[View, ...]
 
 
 def _check(path: Path | str, image: Image.Image) -> None:
@@ -201,126 +174,3 @@ def write(path: Path, image: NDArray[np.float32] | Mask, channels: int = 3, bit_
     kind, top = (np.uint16, 65535) if bit_depth == 16 and channels == 1 else (np.uint8, 255)
     scaled = np.rint(np.clip(pixels.astype(np.float64), 0, 1) * top)
     Image.fromarray(scaled.astype(kind)).save(path, format="PNG")
-
-
-def _resize(image: Floats, height: int, width: int) -> Floats:
-    """Antialiased (H, W, C) of a float image: torch keeps 16 bit precision and is as fast as Pillow on 8 bit."""
-    if image.shape[:2] == (height, width):
-        return image
-    import torch  # a second that a flow which only looks for images does without
-
-    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    small = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
-    result: Floats = small[0].permute(1, 2, 0).clamp_(0, 1).numpy()
-    return result
-
-
-def mask_of(mask_path: str, shape: tuple[int, ...], root: Path | None = None) -> Mask:
-    """The mask in the pixels of a map of `shape` (H, W); empty where `mask_path` is."""
-    if not mask_path:
-        return np.zeros(shape, dtype=np.bool_)
-    return resize_mask(read_mask(mask_path, root=root), shape[0], shape[1])
-
-
-def resize_mask(mask: Mask, height: int, width: int) -> Mask:
-    """The mask in (height, width) pixels: at least half covered ones; of a tiny defect its best covered pixel."""
-    covered = _resize(mask[..., None].astype(np.float32), height, width)[..., 0]
-    level = min(0.5, float(covered.max()))
-    return covered >= level if level > 0 else np.zeros((height, width), dtype=np.bool_)
-
-
-def _view(image: Floats, top: int, left: int, side: int) -> View:
-    """The square at (top, left); padding repeats the border, the least foreign thing a network could see there."""
-    part = image[max(top, 0) : top + side, max(left, 0) : left + side]
-    height, width, _ = part.shape
-    before = (max(-top, 0), max(-left, 0))
-    after = (max(top + side - image.shape[0], 0), max(left + side - image.shape[1], 0))
-    around = list(zip(before, after, strict=True))
-    valid = np.ones(part.shape[:2], dtype=np.bool_)
-    if any(map(any, around)):
-        valid, part = np.pad(valid, around), np.pad(part, [*around, (0, 0)], mode="edge")
-    pixels = np.ascontiguousarray(part.transpose(2, 0, 1))
-    return View(pixels, valid, top, left, height, width)
-
-
-def _starts(length: int, side: int, overlap: float) -> list[int]:
-    count = 1 + math.ceil((length - side) / (side * (1 - overlap)) - 1e-6)
-    return [round(start) for start in np.linspace(0, length - side, count)]
-
-
-def _squash(image: Floats, params: config.Image) -> Canvas:
-    side = params.size
-    return Canvas(side, side, (_view(_resize(image, side, side), 0, 0, side),))
-
-
-def _letterbox(image: Floats, params: config.Image) -> Canvas:
-    side, scale = params.size, scale_of(image.shape[:2], params)[0]
-    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
-    top, left = -((side - height) // 2), -((side - width) // 2)
-    return Canvas(height, width, (_view(_resize(image, height, width), top, left, side),))
-
-
-def _tile(image: Floats, params: config.Image) -> Canvas:
-    side, scale = params.size, scale_of(image.shape[:2], params)[0]
-    height, width = (max(side, round(length * scale)) for length in image.shape[:2])
-    rows, columns = _starts(height, side, params.overlap), _starts(width, side, params.overlap)
-    if len(rows) * len(columns) > MAX_VIEWS:  # a thin strip is enlarged until its short side fills a tile
-        found = f"{image.shape[1]} x {image.shape[0]}"
-        raise DataError(f"expected an image of at most {MAX_VIEWS} tiles, found {found} pixels; cut it into parts")
-    scaled = _resize(image, height, width)
-    return Canvas(height, width, tuple(_view(scaled, top, left, side) for top in rows for left in columns))
-
-
-def _auto(image: Floats, params: config.Image) -> Canvas:
-    return ASPECTS[_chosen(image.shape[:2])](image, params)
-
-
-def _chosen(shape: tuple[int, ...]) -> str:
-    return "squash" if 0.8 <= shape[1] / shape[0] <= 1.25 else "letterbox"
-
-
-def scale_of(shape: tuple[int, ...], params: config.Image) -> tuple[float, float]:
-    """Model pixels per pixel of an image of `shape` (H0, W0), along rows and columns."""
-    side, short = params.size, min(shape)
-    aspect = _chosen(shape) if params.aspect == "auto" else params.aspect
-    if aspect == "squash":
-        return side / shape[0], side / shape[1]
-    if aspect == "letterbox":
-        return (side / max(shape),) * 2
-    wanted = math.floor(side * (1 + (params.tiles - 1) * (1 - params.overlap)) + 1e-6)
-    # Enlarged to one tile at most: more pixels would say nothing more.
-    return (max(side, min(wanted, short)) / short,) * 2
-
-
-ASPECTS = {"auto": _auto, "letterbox": _letterbox, "squash": _squash, "tile": _tile}
-
-
-def canvas(image: Floats, params: config.Image) -> Canvas:
-    """Lay an image (H0, W0, 3) on square views of side S = `params.size`, as `params.aspect` says.
-
-    squash: stretched, one view. letterbox: long side S, padded in the middle, one view. tile: `params.tiles` square
-    views along the short side, that overlap by about `params.overlap`. auto: squash for width / height in 0.8 .. 1.25,
-    else letterbox.
-    """
-    return ASPECTS[params.aspect](image, params)
-
-
-def stitch(canvas: Canvas, maps: Sequence[NDArray[np.floating]]) -> Floats:
-    """One map (H, W) from one (S, S) map per view, padding dropped.
-
-    Overlaps are averaged with weights that fall to the view's border, so that no seam shows where a view ends.
-    """
-    if len(canvas.views) == 1:
-        row, column = max(-canvas.views[0].top, 0), max(-canvas.views[0].left, 0)
-        return maps[0][row : row + canvas.height, column : column + canvas.width].astype(np.float32)
-    total, weight = np.zeros((2, canvas.height, canvas.width))
-    for view, values in zip(canvas.views, maps, strict=True):
-        side = len(view.valid)
-        ramp = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)) / side
-        rows = slice(max(view.top, 0), max(view.top, 0) + view.height)
-        columns = slice(max(view.left, 0), max(view.left, 0) + view.width)
-        inside = np.ix_(view.valid.any(1), view.valid.any(0))
-        tent = np.outer(ramp, ramp)[inside]
-        total[rows, columns] += tent * values[inside]
-        weight[rows, columns] += tent
-    return (total / weight).astype(np.float32)

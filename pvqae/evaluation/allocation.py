@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.inference.choice import over_kinds
 from pvqae.inference.readout import top_mean
 from pvqae.inference.scoring import Scorer
@@ -48,7 +48,7 @@ def seen(scorer: Scorer, kind: str, image: images.Floats, mask: images.Mask) -> 
     grid = maps[names[-1]].shape[-2:]
     inside = raw.valid[names[-1]]
     distances = torch.stack([_to_grid(maps[name], grid, "bilinear")[inside] for name in names])
-    placed = images.resize_mask(mask, canvas.height, canvas.width)
+    placed = geometry.resize_mask(mask, canvas.height, canvas.width)
     return Seen(
         kind,
         distances,
@@ -63,7 +63,7 @@ def _to_grid(maps_VHW: Tensor, grid: torch.Size, mode: str) -> Tensor:
     return F.interpolate(maps_VHW[:, None], tuple(grid), mode=mode)[:, 0]
 
 
-def _defect(canvas: images.Canvas, mask: images.Mask, grid: torch.Size, inside: Tensor) -> NDArray[np.bool_]:
+def _defect(canvas: geometry.Canvas, mask: images.Mask, grid: torch.Size, inside: Tensor) -> NDArray[np.bool_]:
     """Valid cells of which a quarter is defect."""
     parts = []
     for view in canvas.views:

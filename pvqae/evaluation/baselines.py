@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pvqae import seeding
 from pvqae.config import Params
-from pvqae.datasets import images
+from pvqae.datasets import geometry
 from pvqae.evaluation.patchcore import patchcore
 from pvqae.evaluation.verdict import CHUNK, HALF, Detector, Verdict, features_of, to_canvas
 from pvqae.inference import memory, readout, statistics
@@ -51,7 +51,7 @@ class Control:
         stored = [(r.mean, r.whitening, r.normal.mean, r.normal.deviation) for r in (self.fine, self.coarse)]
         return sum(x.numel() for parts in stored for x in parts) * HALF / 1e6
 
-    def score(self, features: Features, valid_BSS: Tensor, canvas: images.Canvas, sample_id: str) -> Verdict:
+    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Verdict:
         lengths = [part.lengths(features) for part in (self.fine, self.coarse)]
         normals = (self.fine.normal, self.coarse.normal)
         valid = on_grid(valid_BSS, lengths[0].shape[-2:])
@@ -110,7 +110,7 @@ class Covering:
         ]
         return torch.stack([F.interpolate(x[:, None], grid, mode="bilinear")[:, 0] for x in scaled]).sum(0)
 
-    def score(self, features: Features, valid_BSS: Tensor, canvas: images.Canvas, sample_id: str) -> Verdict:
+    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Verdict:
         distances = list(_distances(self.levels, features, valid_BSS))
         valid = on_grid(valid_BSS, distances[-1].shape[-2:])
         image = readout.top_mean(self._total(distances, valid_BSS, "location")[valid], TOP)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.evaluation import costs, judging, trial, views
 from pvqae.evaluation.baselines import BASELINES
 from pvqae.evaluation.metrics import PixelCounts, image_auroc
@@ -126,7 +126,7 @@ class Ring:
 
     def _one(self, detector: Detector, image: images.Floats) -> Verdict:
         """From pixels, as a service would."""
-        canvas = images.canvas(image, self.params.image)
+        canvas = geometry.canvas(image, self.params.image)
         return detector.score(*through(self.backbone, canvas), canvas, "")
 
     def _judge(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pvqae.datasets.images import mask_of
+from pvqae.datasets.geometry import mask_of
 from pvqae.datasets.manifest import write_csv
 from pvqae.errors import DataError
 from pvqae.evaluation import figures

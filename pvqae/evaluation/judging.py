@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pvqae.datasets.images import mask_of
+from pvqae.datasets.geometry import mask_of
 from pvqae.errors import DataError
 from pvqae.evaluation import figures, views
 from pvqae.evaluation.metrics import PixelCounts, PixelMetrics, count

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pvqae import seeding
 from pvqae.config import Params
-from pvqae.datasets import images
+from pvqae.datasets import geometry
 from pvqae.evaluation.verdict import CHUNK, HALF, Verdict, features_of, to_canvas
 from pvqae.model.backbones import Features, Spec
 from pvqae.model.codebook import cover, nearest
@@ -53,7 +53,7 @@ class PatchCore:
     def megabytes(self) -> float:
         return (self.bank.numel() + 2 * self.mean.numel()) * HALF / 1e6
 
-    def score(self, features: Features, valid_BSS: Tensor, canvas: images.Canvas, sample_id: str) -> Verdict:
+    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Verdict:
         x_BhwC = ((patches(features).movedim(1, -1)) - self.mean) / self.deviation
         valid = on_grid(valid_BSS, x_BhwC.shape[1:3])
         found = [nearest(x, self.bank) for x in torch.split(x_BhwC.flatten(0, 2), 256)]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvqae.datasets import images
+from pvqae.datasets import geometry
 from pvqae.inference import readout
 from pvqae.model.backbones import Features
 from pvqae.training.examples import Batch, Examples, repeat_border
@@ -38,14 +38,14 @@ class Detector(Protocol):
     @property
     def megabytes(self) -> float: ...
 
-    def score(self, features: Features, valid_BSS: Tensor, canvas: images.Canvas, sample_id: str) -> Verdict: ...
+    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Verdict: ...
 
 
-def to_canvas(maps_Bhw: Tensor, valid_Bhw: Tensor, canvas: images.Canvas) -> NDArray[np.float32]:
+def to_canvas(maps_Bhw: Tensor, valid_Bhw: Tensor, canvas: geometry.Canvas) -> NDArray[np.float32]:
     """Bilinear to model pixels, then a Gaussian."""
     side = canvas.views[0].valid.shape[0]
     full = F.interpolate(repeat_border(maps_Bhw, valid_Bhw)[:, None], (side, side), mode="bilinear")[:, 0]
-    return images.stitch(canvas, [readout.blur(view, SIGMA).numpy() for view in full])
+    return geometry.stitch(canvas, [readout.blur(view, SIGMA).numpy() for view in full])
 
 
 def features_of(of: Batch | Examples) -> Features:

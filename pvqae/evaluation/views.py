@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry
 from pvqae.datasets.manifest import digest
 from pvqae.files import write_tensors
 from pvqae.model.backbones import Backbone, Features
@@ -26,6 +26,7 @@ from pvqae.training.examples import Examples, prepare
 PACKAGE = Path(__file__).parent.parent
 # The code that decides what a view's features are.
 SOURCES = (
+    "datasets/geometry.py",
     "datasets/images.py",
     "model/backbones.py",
     "model/efficientnet.py",
@@ -43,7 +44,7 @@ class Viewed:
     row: int  # position in the frame
     features: Features
     valid: Tensor  # B x S x S
-    canvas: images.Canvas  # its pixels are black: only the geometry is kept
+    canvas: geometry.Canvas  # its pixels are black: only the geometry is kept
 
 
 @cache
@@ -117,5 +118,5 @@ def each(examples: Examples, rows: pd.DataFrame, image: config.Image) -> Iterato
 
 
 @lru_cache(maxsize=8)
-def _geometry(height: int, width: int, image: config.Image) -> images.Canvas:
-    return images.canvas(np.zeros((height, width, 3), dtype=np.float32), image)
+def _geometry(height: int, width: int, image: config.Image) -> geometry.Canvas:
+    return geometry.canvas(np.zeros((height, width, 3), dtype=np.float32), image)

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.datasets.anomalies import ANOMALIES, SELECTION_KINDS
 from pvqae.inference import readout
 from pvqae.inference.readout import READOUTS, Readout
@@ -76,14 +76,14 @@ def with_defects(sample_id: str, picture: images.Floats) -> Iterator[tuple[str, 
 
 def _add(seen: Seen, scorer: Scorer, kind: str, image: images.Floats, mask: images.Mask) -> None:
     canvas, raw = scorer.measured(image)
-    placed = images.resize_mask(mask, canvas.height, canvas.width)[::STRIDE, ::STRIDE]
+    placed = geometry.resize_mask(mask, canvas.height, canvas.width)[::STRIDE, ::STRIDE]
     seen.kinds.append(kind)
     seen.masks.append(placed)
     scores: Scores = {}
     for use in READOUTS:
         recon = scorer.recon_map(raw, use)
         scores[use] = readout.top_mean(recon[raw.cells], scorer.score.top, len(recon))
-        seen.maps[use].append(images.stitch(canvas, scorer.smooth(recon))[::STRIDE, ::STRIDE])
+        seen.maps[use].append(geometry.stitch(canvas, scorer.smooth(recon))[::STRIDE, ::STRIDE])
     seen.image_scores.append(scores)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pvqae.datasets import drift, images
+from pvqae.datasets import drift, geometry, images
 from pvqae.errors import IntegrityError
 from pvqae.files import read_json
 from pvqae.inference.measures import spent
@@ -49,7 +49,7 @@ def build(scorer: Scorer, examples: Examples, rows: pd.DataFrame, judged: pd.Dat
 def _features(scorer: Scorer, examples: Examples, number: int, pixels: images.Floats) -> dict[str, float]:
     batch = examples.batch((examples.rows == number).nonzero()[:, 0])
     kept = batch.features if batch.features is not None else scorer.networks.backbone(batch.images)
-    levels = stitch_levels(images.canvas(pixels, scorer.image), spent(scorer.networks, kept, batch.valid))
+    levels = stitch_levels(geometry.canvas(pixels, scorer.image), spent(scorer.networks, kept, batch.valid))
     return {**drift.measure(pixels), **level_shares(levels, len(scorer.networks.autoencoder.spec.channels))}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry
 from pvqae.model.backbones import Spec
 
 COARSEST, FWHM = 32, 2.355  # stride of the prior's grid; width of a Gaussian at half its height, in sigmas
@@ -25,7 +25,7 @@ def smallest(rows: pd.DataFrame, spec: Spec, image: config.Image, score: config.
     (width, height) of `rows`, the class's normals.
     """
     width, height = int(rows["width"].median()), int(rows["height"].median())
-    scale = min(images.scale_of((height, width), image))
+    scale = min(geometry.scale_of((height, width), image))
     cell = stride(spec, score.fusion) / scale
     return {
         "pixels": round(cell, 1),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.inference import readout
 from pvqae.inference.measures import Budget, Networks, Raw, join, measure
 from pvqae.inference.readout import Readout
@@ -38,7 +38,7 @@ class Scored:
     budget: Callable[[], Budget]  # of the views of `canvas`
     draw: Callable[[str], Map]  # of `PARTS` → H x W
     fused: str  # the part whose map is the fusion's
-    canvas: images.Canvas
+    canvas: geometry.Canvas
 
     @cached_property
     def parts(self) -> dict[str, float]:
@@ -94,13 +94,13 @@ class Scorer:
         canvas, raw = self.measured(image)
         return self.finish(raw, canvas, sample_id)
 
-    def measured(self, image: images.Floats) -> tuple[images.Canvas, Raw]:
+    def measured(self, image: images.Floats) -> tuple[geometry.Canvas, Raw]:
         """The canvas of an image (H0, W0, 3) in [0, 1], and all measures of its views."""
-        canvas = images.canvas(image, self.image)
+        canvas = geometry.canvas(image, self.image)
         some = (replace(canvas, views=canvas.views[i : i + CHUNK]) for i in range(0, len(canvas.views), CHUNK))
         return canvas, join([measure(self.networks, *through(self.networks.backbone, part)) for part in some])
 
-    def from_features(self, features: Features, valid_BSS: Tensor, canvas: images.Canvas, sample_id: str) -> Scored:
+    def from_features(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Scored:
         """Score an image whose views went through the backbone before; its picture is that of `canvas`."""
         return self.finish(measure(self.networks, features, valid_BSS), canvas, sample_id)
 
@@ -109,7 +109,7 @@ class Scorer:
         for sample_id, path in paths:
             yield self.one(images.read(path, root), sample_id)
 
-    def finish(self, raw: Raw, canvas: images.Canvas, sample_id: str) -> Scored:
+    def finish(self, raw: Raw, canvas: geometry.Canvas, sample_id: str) -> Scored:
         """From measures to the result: the steps that need the statistics."""
         part_map = cache(partial(self.part_map, raw))  # image score and map may read the same
 
@@ -117,7 +117,7 @@ class Scorer:
             return self.image_part(name, part_map(self.for_image, name)[raw.cells], len(raw.cells))
 
         def draw(name: str) -> Map:
-            return images.stitch(canvas, self.smooth(part_map(self.for_map, name)))
+            return geometry.stitch(canvas, self.smooth(part_map(self.for_map, name)))
 
         fused, score = readout.FUSION_MAP[self.score.fusion], readout.FUSIONS[self.score.fusion](image_part)
         return Scored(sample_id, score, image_part, lambda: raw.budget, draw, fused, canvas)
@@ -189,7 +189,7 @@ class Scorer:
         return _to_grid(maps_VHW, (self.image.size, self.image.size))
 
 
-def through(backbone: Backbone, canvas: images.Canvas) -> tuple[Features, Tensor]:
+def through(backbone: Backbone, canvas: geometry.Canvas) -> tuple[Features, Tensor]:
     """The features of a canvas's views, and which of their pixels are image, V x S x S."""
     pixels = torch.from_numpy(np.stack([view.pixels for view in canvas.views]))
     valid = torch.from_numpy(np.stack([view.valid for view in canvas.views]))
@@ -200,7 +200,7 @@ def _to_grid(maps_VHW: Tensor, grid: tuple[int, ...]) -> Tensor:
     return F.interpolate(maps_VHW[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
 
 
-def stitch_levels(canvas: images.Canvas, levels_Vhw: Tensor) -> NDArray[np.int64]:
+def stitch_levels(canvas: geometry.Canvas, levels_Vhw: Tensor) -> NDArray[np.int64]:
     """One view: its grid as it is. Several: a grid over the canvas, each cell from the view with the nearest centre."""
     if len(canvas.views) == 1:
         return levels_Vhw[0].numpy()
@@ -219,7 +219,7 @@ def stitch_levels(canvas: images.Canvas, levels_Vhw: Tensor) -> NDArray[np.int64
     return out
 
 
-def _picture(canvas: images.Canvas) -> NDArray[np.uint8]:
+def _picture(canvas: geometry.Canvas) -> NDArray[np.uint8]:
     """The canvas as the model saw it, from its views."""
     out = np.zeros((canvas.height, canvas.width, 3), dtype=np.uint8)
     for view in canvas.views:

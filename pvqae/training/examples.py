@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.errors import DataError
 from pvqae.model.backbones import Backbone, Features
 from pvqae.progress import track
@@ -136,10 +136,10 @@ def repeat_border(map_BHW: Tensor, valid_BHW: Tensor) -> Tensor:
     return map_BHW
 
 
-def views(rows: pd.DataFrame, data_root: Path, params: config.Image, what: str) -> Iterator[tuple[int, images.View]]:
+def views(rows: pd.DataFrame, data_root: Path, params: config.Image, what: str) -> Iterator[tuple[int, geometry.View]]:
     """Each view with the position of its row; images are decoded one after another."""
     for position, path in enumerate(track(rows["path"], what, total=len(rows))):
-        for view in images.canvas(images.read(path, data_root), params).views:
+        for view in geometry.canvas(images.read(path, data_root), params).views:
             yield position, view
 
 

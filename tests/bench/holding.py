@@ -36,12 +36,12 @@ def _bank(file: Path, image: Path) -> object:
 
 def _seen(image: Path):
     from pvqae import config
-    from pvqae.datasets import images
+    from pvqae.datasets import geometry, images
     from pvqae.inference.scoring import through
     from pvqae.model import backbones
 
     params = config.load(PROJECT / "params.yaml", ())
-    canvas = images.canvas(images.read(image), params.image)
+    canvas = geometry.canvas(images.read(image), params.image)
     return canvas, *through(backbones.make(params.model).eval(), canvas)
 
 

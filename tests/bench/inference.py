@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.evaluation import costs
 from pvqae.evaluation.contest import Ring
 from pvqae.evaluation.patchcore import PatchCore, patches
@@ -67,7 +67,7 @@ def _latency(size: Size, name: str) -> list[Row]:
     banks = {label: bank(found, share) for label, share in SHARES.items()}
 
     def theirs(one: PatchCore, path: Path) -> object:
-        canvas = images.canvas(images.read(path), found.params.image)
+        canvas = geometry.canvas(images.read(path), found.params.image)
         return one.score(*through(found.backbone, canvas), canvas, "")
 
     def by(score: Callable[[Path], object], paths: list[Path]) -> Callable[[], list[object]]:
@@ -108,13 +108,13 @@ def share(size: Size) -> list[Row]:
     ours = scorer(found)
     path = found.subject.root / found.test["path"].iloc[0]
     pixels = images.read(path)
-    canvas = images.canvas(pixels, ours.image)
+    canvas = geometry.canvas(pixels, ours.image)
     features, valid = through(ours.networks.backbone, canvas)
     raw = measure(ours.networks, features, valid)
     took = in_turns(
         {
             "decode": lambda: images.read(path),
-            "resize": lambda: images.canvas(pixels, ours.image),
+            "resize": lambda: geometry.canvas(pixels, ours.image),
             "backbone": lambda: through(ours.networks.backbone, canvas),
             "measures": lambda: measure(ours.networks, features, valid),
             "read-out": lambda: ours.finish(raw, canvas, "").anomaly_map,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.evaluation.contest import Ring
 from pvqae.inference.scoring import Scorer, through
 from tests.bench.inference import in_turns
@@ -22,7 +22,7 @@ def limits(size: Size) -> list[Row]:
     found = ring("bottle", size.quick, *BRIEF)
     ours = scorer(found)
     pixels = images.read(found.subject.root / found.test["path"].iloc[0])
-    canvas = images.canvas(pixels, ours.image)
+    canvas = geometry.canvas(pixels, ours.image)
     left, right = torch.rand(2, SIDE, SIDE)
     calls = {
         "product": lambda: left @ right,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvqae import config, runtime
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.evaluation.contest import Ring
 from pvqae.inference.scoring import through
 from pvqae.model import vqgan
@@ -116,7 +116,7 @@ def _paths(found: Ring) -> list[Path]:
 
 
 def _read(found: Ring, path: Path) -> None:
-    through(found.backbone, images.canvas(images.read(path), found.params.image))
+    through(found.backbone, geometry.canvas(images.read(path), found.params.image))
 
 
 def whole(size: Size) -> list[Row]:

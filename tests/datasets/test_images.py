@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -185,10 +185,10 @@ def params(aspect: str, size: int = 64) -> config.Image:
     return config.Image.model_validate({"size": size, "aspect": aspect})
 
 
-@pytest.mark.parametrize("aspect", list(images.ASPECTS))
+@pytest.mark.parametrize("aspect", list(geometry.ASPECTS))
 @pytest.mark.parametrize(("height", "width"), [(100, 250), (250, 100), (40, 16), (64, 64), (120, 110)])
 def test_every_layout_covers_the_canvas_once_stitched(aspect: str, height: int, width: int) -> None:
-    laid = images.canvas(RNG.random((height, width, 3), dtype=np.float32), params(aspect))
+    laid = geometry.canvas(RNG.random((height, width, 3), dtype=np.float32), params(aspect))
     rows, columns = np.mgrid[: laid.height, : laid.width].astype(np.float32)
     smooth = np.sin(rows / 17) + columns / laid.width
     maps = []
@@ -203,14 +203,14 @@ def test_every_layout_covers_the_canvas_once_stitched(aspect: str, height: int, 
         top, left = max(view.top, 0), max(view.left, 0)
         values[view.valid] = smooth[top : top + view.height, left : left + view.width].ravel()
         maps.append(values)
-    np.testing.assert_allclose(images.stitch(laid, maps), smooth, atol=1e-6)
+    np.testing.assert_allclose(geometry.stitch(laid, maps), smooth, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 250), (250, 100)])
 def test_shapes_of_oblong_images(height: int, width: int) -> None:
     image = np.zeros((height, width, 3), dtype=np.float32)
     tall = height > width
-    squash, letterbox, auto, tile = (images.canvas(image, params(a)) for a in ("squash", "letterbox", "auto", "tile"))
+    squash, letterbox, auto, tile = (geometry.canvas(image, params(a)) for a in ("squash", "letterbox", "auto", "tile"))
     assert (squash.height, squash.width) == (64, 64)
     assert squash.views[0].valid.all()
     assert (letterbox.height, letterbox.width) == ((64, 26) if tall else (26, 64)) == (auto.height, auto.width)
@@ -223,20 +223,20 @@ def test_shapes_of_oblong_images(height: int, width: int) -> None:
 
 def test_letterbox_keeps_the_picture_in_its_valid_part() -> None:
     image = RNG.random((26, 64, 3), dtype=np.float32)  # already in model pixels
-    view = images.canvas(image, params("letterbox")).views[0]
+    view = geometry.canvas(image, params("letterbox")).views[0]
     np.testing.assert_array_equal(view.pixels[:, view.valid].reshape(3, 26, 64), image.transpose(2, 0, 1))
 
 
 def test_tiles_show_no_seam() -> None:
-    laid = images.canvas(np.zeros((64, 160, 3), dtype=np.float32), params("tile"))
-    steps = images.stitch(laid, [np.full((64, 64), float(i)) for i, _ in enumerate(laid.views)])
+    laid = geometry.canvas(np.zeros((64, 160, 3), dtype=np.float32), params("tile"))
+    steps = geometry.stitch(laid, [np.full((64, 64), float(i)) for i, _ in enumerate(laid.views)])
     assert np.abs(np.diff(steps, axis=1)).max() < 0.2  # a hard border would jump by 0.5 or 1
 
 
 def test_shrinking_is_antialiased() -> None:
     stripes = np.zeros((256, 256, 3), dtype=np.float32)
     stripes[:, ::2] = 1
-    small = images.canvas(stripes, params("squash")).views[0].pixels[:, 2:-2, 2:-2]
+    small = geometry.canvas(stripes, params("squash")).views[0].pixels[:, 2:-2, 2:-2]
     np.testing.assert_allclose(small, 0.5, atol=0.02)
 
 
@@ -244,9 +244,9 @@ def test_shrinking_is_antialiased() -> None:
 @given(st.integers(1, 300), st.integers(1, 300), st.data())
 def test_a_mask_never_vanishes_and_never_appears(height: int, width: int, data: st.DataObject) -> None:
     mask = np.zeros((height, width), dtype=np.bool_)
-    assert not images.resize_mask(mask, 64, 64).any()
+    assert not geometry.resize_mask(mask, 64, 64).any()
     mask[data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))] = True
-    small = images.resize_mask(mask, 64, 48)
+    small = geometry.resize_mask(mask, 64, 48)
     assert small.shape == (64, 48)
     assert small.any()
-    assert images.resize_mask(np.ones_like(mask), 64, 48).all()
+    assert geometry.resize_mask(np.ones_like(mask), 64, 48).all()

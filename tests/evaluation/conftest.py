@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from pvqae.datasets.images import Canvas, View
+from pvqae.datasets.geometry import Canvas, View
 from pvqae.evaluation.evaluate import evaluate
 from pvqae.inference.measures import Budget
 from pvqae.inference.scoring import Scored

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry
 from pvqae.evaluation import patchcore
 from pvqae.evaluation.baselines import BASELINES, control, covering
 from pvqae.evaluation.patchcore import PatchCore, coreset
@@ -42,8 +42,8 @@ def examples() -> Examples:
     return Examples(torch.arange(count), None, features(0, count), torch.zeros(count, 4, 4), valid)
 
 
-def canvas() -> images.Canvas:
-    return images.canvas(np.zeros((SIDE, SIDE, 3), dtype=np.float32), PARAMS.image)
+def canvas() -> geometry.Canvas:
+    return geometry.canvas(np.zeros((SIDE, SIDE, 3), dtype=np.float32), PARAMS.image)
 
 
 VALID = torch.ones(1, SIDE, SIDE, dtype=torch.bool)
@@ -75,7 +75,7 @@ def test_each_is_the_same_every_time(name: str, examples: Examples) -> None:
 
 def test_padding_takes_no_part(examples: Examples) -> None:
     """What lies in the padding, a cell away from the image, changes neither image score nor the map of the image."""
-    letterboxed = images.canvas(np.zeros((SIDE // 2, SIDE, 3), dtype=np.float32), PARAMS.image)
+    letterboxed = geometry.canvas(np.zeros((SIDE // 2, SIDE, 3), dtype=np.float32), PARAMS.image)
     valid = torch.from_numpy(letterboxed.views[0].valid)[None]
     plain, dirty = features(5), features(5)
     for x in (*dirty.levels, dirty.target):

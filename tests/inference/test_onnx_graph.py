@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry
 from pvqae.inference import choice
 from pvqae.inference.onnx_graph import Graph, Outputs, top_mean
 from pvqae.inference.readout import FUSIONS, READOUTS, RECON
@@ -25,7 +25,7 @@ CLOSE = {"rtol": 1e-4, "atol": 5e-4}
 
 
 def outputs(scorer: Scorer, pictures: list[np.ndarray]) -> Outputs:
-    views = [view for picture in pictures for view in images.canvas(picture, scorer.image).views]
+    views = [view for picture in pictures for view in geometry.canvas(picture, scorer.image).views]
     pixels, valid = (torch.from_numpy(np.stack([getattr(v, k) for v in views])) for k in ("pixels", "valid"))
     with torch.no_grad():
         found: Outputs = Graph(scorer, MODEL, 1.5)(pixels, valid)
@@ -57,7 +57,7 @@ def test_every_named_choice_scores_as_the_scorer_does(
         scored = mine.one(one)
         assert_same(found, index, scored)
         whole = found.anomaly_map[index].numpy()
-        (view,) = images.canvas(one, mine.image).views
+        (view,) = geometry.canvas(one, mine.image).views
         inside = np.ix_(view.valid.any(1), view.valid.any(0))
         np.testing.assert_allclose(whole[inside], scored.anomaly_map, **CLOSE)
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.inference import run_exported
 
 Picture = Callable[..., np.ndarray]
@@ -23,11 +23,11 @@ def test_resizing_is_the_training_s(shape: tuple[int, int], size: tuple[int, int
     image = np.random.default_rng(0).random((*shape, 3), dtype=np.float32)
     found = run_exported.resize(image, *size)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, images._resize(image, *size), atol=1e-6)
+    np.testing.assert_allclose(found, geometry._resize(image, *size), atol=1e-6)
 
 
 SETTINGS = [
-    *({"aspect": aspect} for aspect in images.ASPECTS),
+    *({"aspect": aspect} for aspect in geometry.ASPECTS),
     {"aspect": "tile", "tiles": 2},
     {"aspect": "tile", "tiles": 3, "overlap": 0.3},
     {"aspect": "tile", "tiles": 2, "overlap": 0.0},
@@ -39,7 +39,7 @@ SETTINGS = [
 def test_views_and_stitched_maps_are_the_project_s(shape: tuple[int, int], settings: dict[str, object]) -> None:
     params = config.Image.model_validate({"size": 64, **settings})
     image = np.random.default_rng(1).random((*shape, 3), dtype=np.float32)
-    canvas = images.canvas(image, params)
+    canvas = geometry.canvas(image, params)
     (height, width), found = run_exported.views(image, params.model_dump())
     assert (height, width) == (canvas.height, canvas.width)
     assert [(view.top, view.left) for view in found] == [(view.top, view.left) for view in canvas.views]
@@ -48,7 +48,7 @@ def test_views_and_stitched_maps_are_the_project_s(shape: tuple[int, int], setti
         np.testing.assert_allclose(mine.pixels, theirs.pixels, atol=1e-6)
     maps = np.random.default_rng(2).random((len(found), 64, 64), dtype=np.float32)
     stitched = run_exported.stitch((height, width), found, maps)
-    np.testing.assert_array_equal(stitched, images.stitch(canvas, list(maps)))
+    np.testing.assert_array_equal(stitched, geometry.stitch(canvas, list(maps)))
 
 
 def kinds() -> dict[str, Image.Image]:

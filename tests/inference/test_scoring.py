@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.inference import choice, readout
 from pvqae.inference.measures import measure
 from pvqae.inference.readout import FUSIONS, LEVELS, READOUTS, RECON
@@ -120,7 +120,7 @@ def test_what_is_measured_on_padding_counts_nowhere(
     scorer: Scorer, picture: Picture, shape: tuple[int, int], recon: str
 ) -> None:
     chosen = replace(scorer, score=choice.settled(config.Score(recon=recon)))
-    canvas = images.canvas(picture(81, *shape), scorer.image)
+    canvas = geometry.canvas(picture(81, *shape), scorer.image)
     (view,) = canvas.views
     features = scorer.networks.backbone(torch.from_numpy(view.pixels)[None])
     raw = measure(scorer.networks, features, torch.from_numpy(view.valid)[None])
@@ -133,7 +133,7 @@ def test_what_is_measured_on_padding_counts_nowhere(
 
 
 def test_features_deep_in_padding_reach_no_distance_to_the_memory(scorer: Scorer, picture: Picture) -> None:
-    (view,) = images.canvas(picture(82, *LYING), scorer.image).views
+    (view,) = geometry.canvas(picture(82, *LYING), scorer.image).views
     valid = torch.from_numpy(view.valid)[None]
     features = scorer.networks.backbone(torch.from_numpy(view.pixels)[None])
     plain = measure(scorer.networks, features, valid)

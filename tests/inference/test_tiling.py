@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry
 from pvqae.inference import choice, scoring
 from pvqae.inference.readout import Readout
 from pvqae.inference.scoring import Scored, Scorer
@@ -68,18 +68,18 @@ def test_no_step_shows_where_a_tile_ends(
 )
 def test_more_tiles_see_more_pixels(shape: tuple[int, int], tiles: int, canvas: tuple[int, int], views: int) -> None:
     params = config.Image(size=128, aspect="tile", tiles=tiles)
-    found = images.canvas(np.zeros((*shape, 3), dtype=np.float32), params)
+    found = geometry.canvas(np.zeros((*shape, 3), dtype=np.float32), params)
     assert (found.height, found.width) == canvas
     assert len(found.views) == views
-    assert canvas[0] == pytest.approx(shape[0] * images.scale_of(shape, params)[0], abs=0.5)
+    assert canvas[0] == pytest.approx(shape[0] * geometry.scale_of(shape, params)[0], abs=0.5)
 
 
 @pytest.mark.parametrize("aspect", ["squash", "letterbox", "auto"])
 def test_the_scale_is_that_of_the_canvas(aspect: str) -> None:
     for shape in ((100, 300), (90, 80)):
         params = config.Image(size=64, aspect=aspect)  # type: ignore[arg-type]
-        canvas = images.canvas(np.zeros((*shape, 3), dtype=np.float32), params)
-        rows, columns = images.scale_of(shape, params)
+        canvas = geometry.canvas(np.zeros((*shape, 3), dtype=np.float32), params)
+        rows, columns = geometry.scale_of(shape, params)
         assert (canvas.height, canvas.width) == (round(shape[0] * rows), round(shape[1] * columns))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pvqae import config
-from pvqae.datasets import images
+from pvqae.datasets import geometry, images
 from pvqae.errors import DataError
 from pvqae.model import backbones
 from pvqae.training.examples import Examples, on_grid, prepare, repeat_border
@@ -28,7 +28,7 @@ def test_a_cell_is_image_where_half_of_it_is() -> None:
 @pytest.mark.parametrize("tall", [True, False])
 def test_every_letterboxed_image_keeps_cells_of_every_grid(ratio: float, tall: bool) -> None:
     shape = (round(64 * ratio), 64, 3) if tall else (64, round(64 * ratio), 3)
-    view = images.canvas(np.zeros(shape, np.float32), config.Image(size=128, aspect="letterbox")).views[0]
+    view = geometry.canvas(np.zeros(shape, np.float32), config.Image(size=128, aspect="letterbox")).views[0]
     for side in (4, 8, 16):
         kept = on_grid(torch.from_numpy(view.valid)[None], (side, side))[0]
         assert kept.any()
