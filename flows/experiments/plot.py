@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 from flows.experiments.table import MEAN, Row
 from pvqae.files import write_text
@@ -32,9 +33,9 @@ def plot(table: Sequence[Row], figure: str, words: str, file: Path) -> None:
             color="black" if category == MEAN else None,
             label=category,
         )
-    axes.set_xticks(
-        range(len(labels)), labels, rotation=30 if len(labels) > 2 else 0, ha="right" if len(labels) > 2 else "center"
-    )
+    words_of = [fill(label, 24) for label in labels]
+    many = len(labels) > 2
+    axes.set_xticks(range(len(labels)), words_of, rotation=30 if many else 0, ha="right" if many else "center")
     axes.set_ylabel(words)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize="small")
