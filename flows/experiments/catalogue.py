@@ -266,6 +266,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         note="S_recon is the memory's, sums of levels each divided by their deviation on held-out normals; pixel AUROC "
         "is over cells of the finest grid. `hindsight` chooses on the test: what there is to win, not a result.",
     ),
+    "fusion": Experiment(
+        "Is there a fusion that is never worse than S_recon, and better where S_prior says something?",
+        {"": {}},
+        ("bottle", "toothbrush", "magnetic_tile", "brick", "grass", "gravel"),
+        ("image_auroc",),
+        "image_auroc",
+        measure="fusions",
+        note="Every fusion reads the same detector. gated is S_recon + max(0, S_prior) / 4, both in deviations of "
+        "normals; product is the paper's, cell by cell.",
+    ),
     "draws": Experiment(
         "How much of a figure of the magnetic tiles is which tiles were drawn for the test?",
         {"": {}},

@@ -22,6 +22,7 @@ from flows.experiments.subjects import Subject, redrawn
 from pvqae import config
 from pvqae.datasets import anomalies, geometry, images
 from pvqae.evaluation import contest, mechanism, metrics, trial
+from pvqae.inference.readout import FUSIONS
 from pvqae.inference.scoring import Scored
 from pvqae.seeding import numpy_generator
 from pvqae.training import richness
@@ -213,6 +214,17 @@ def draws(task: Task) -> Figures:
     return rows
 
 
+def fusions(task: Task) -> Figures:
+    """The image scores of one detector, its chosen read-out included, put together in each way. A row for each."""
+    scores = trial.run(task.params, task.subject.rows, task.subject.root, task.work).judged.scores
+    defect = (scores["label"] == "defect").to_numpy()
+
+    def part(name: str) -> Any:  # an array: fusions are of numbers, and of all that adds like them
+        return scores[name].to_numpy()
+
+    return {name: {"image_auroc": metrics.image_auroc(defect, fuse(part))} for name, fuse in FUSIONS.items()}  # type: ignore[arg-type]
+
+
 MEASURES: dict[str, Callable[[Task], Figures]] = {
     "detection": detection,
     "shipped": shipped,
@@ -224,4 +236,5 @@ MEASURES: dict[str, Callable[[Task], Figures]] = {
     "diffuse": diffuse,
     "priors": priors,
     "draws": draws,
+    "fusions": fusions,
 }
