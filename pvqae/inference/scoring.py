@@ -97,8 +97,10 @@ class Scorer:
     def measured(self, image: images.Floats) -> tuple[geometry.Canvas, Raw]:
         """The canvas of an image (H0, W0, 3) in [0, 1], and all measures of its views."""
         canvas = geometry.canvas(image, self.image)
-        some = (replace(canvas, views=canvas.views[i : i + CHUNK]) for i in range(0, len(canvas.views), CHUNK))
-        return canvas, join([measure(self.networks, *through(self.networks.backbone, part)) for part in some])
+        some = [replace(canvas, views=canvas.views[i : i + CHUNK]) for i in range(0, len(canvas.views), CHUNK)]
+        runs = (measure(self.networks, *through(self.networks.backbone, part)) for part in some)
+        # Of many views no run may wait with its features for a question that perhaps nobody asks.
+        return canvas, join([run.settled() for run in runs] if len(some) > 1 else list(runs))
 
     def from_features(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Scored:
         """Score an image whose views went through the backbone before; its picture is that of `canvas`."""

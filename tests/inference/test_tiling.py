@@ -1,7 +1,10 @@
 """Large images in overlapping views: stitched maps without seams, one score over all views, bounded memory."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +97,24 @@ def test_views_in_runs_score_as_all_at_once(scorer: Scorer, picture: Picture, mo
     assert parts.image_score == pytest.approx(whole.image_score, abs=1e-3)
     np.testing.assert_allclose(parts.anomaly_map, whole.anomaly_map, atol=1e-3)
     np.testing.assert_array_equal(parts.levels, whole.levels)
+
+
+def test_views_in_runs_leave_no_features_behind(
+    scorer: Scorer, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, through = [], scoring.through
+
+    def watched(*given: Any) -> Any:
+        features, valid = through(*given)
+        alive.append(weakref.ref(features.target))
+        return features, valid
+
+    monkeypatch.setattr(scoring, "through", watched)
+    monkeypatch.setattr(scoring, "CHUNK", 3)
+    raw = tiled(scorer).measured(picture(153, 224, 416))[1]
+    gc.collect()
+    assert [found() for found in alive] == [None] * 3
+    assert len(raw.budget.levels) == 8
 
 
 def test_a_small_defect_weighs_the_same_in_a_larger_image(scorer: Scorer, picture: Picture) -> None:
