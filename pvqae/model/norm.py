@@ -106,6 +106,6 @@ def _pieces(*maps: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...], tuple[Tens
     cells = max(1, PIECE // channels)
     buffers = torch.empty(len(maps), cells, channels)
     for i, images in enumerate(zip(*maps, strict=True)):
-        rows = [image.movedim(0, -1).flatten(0, 1).split(cells) for image in images]
+        rows = [image.movedim(0, -1).view(-1, channels).split(cells) for image in images]  # views: some are written to
         for parts in zip(*rows, strict=True):
             yield i, parts, tuple(buffers[:, : len(parts[0])])
