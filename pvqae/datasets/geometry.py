@@ -30,6 +30,18 @@ class View:
     height: int  # rows of the view that carry canvas pixels
     width: int
 
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """Rows and columns of the view that are not padding."""
+        row, column = max(-self.top, 0), max(-self.left, 0)
+        return slice(row, row + self.height), slice(column, column + self.width)
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Where they lie on the canvas."""
+        row, column = max(self.top, 0), max(self.left, 0)
+        return slice(row, row + self.height), slice(column, column + self.width)
+
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
@@ -148,16 +160,12 @@ def stitch(canvas: Canvas, maps: Sequence[NDArray[np.floating]]) -> Floats:
     Overlaps are averaged with weights that fall to the view's border, so that no seam shows where a view ends.
     """
     if len(canvas.views) == 1:
-        row, column = max(-canvas.views[0].top, 0), max(-canvas.views[0].left, 0)
-        return maps[0][row : row + canvas.height, column : column + canvas.width].astype(np.float32)
+        return maps[0][canvas.views[0].inside].astype(np.float32)
     total, weight = np.zeros((2, canvas.height, canvas.width))
     for view, values in zip(canvas.views, maps, strict=True):
         side = len(view.valid)
         ramp = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)) / side
-        rows = slice(max(view.top, 0), max(view.top, 0) + view.height)
-        columns = slice(max(view.left, 0), max(view.left, 0) + view.width)
-        inside = np.ix_(view.valid.any(1), view.valid.any(0))
-        tent = np.outer(ramp, ramp)[inside]
-        total[rows, columns] += tent * values[inside]
-        weight[rows, columns] += tent
+        tent = np.outer(ramp, ramp)[view.inside]
+        total[view.place] += tent * values[view.inside]
+        weight[view.place] += tent
     return (total / weight).astype(np.float32)

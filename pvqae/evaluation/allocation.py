@@ -69,9 +69,7 @@ def _defect(canvas: geometry.Canvas, mask: images.Mask, grid: torch.Size, inside
     for view in canvas.views:
         side = view.valid.shape[0]
         full = np.zeros((side, side), dtype=np.float32)
-        top, left = max(view.top, 0), max(view.left, 0)
-        piece = mask[top : view.top + side, left : view.left + side]
-        full[top - view.top :, left - view.left :][: piece.shape[0], : piece.shape[1]] = piece
+        full[view.inside] = mask[view.place]
         parts.append(F.adaptive_avg_pool2d(torch.from_numpy(full)[None], (grid[0], grid[1]))[0] > 0.25)
     found: NDArray[np.bool_] = torch.stack(parts)[inside].numpy()
     return found

@@ -225,8 +225,5 @@ def _picture(canvas: geometry.Canvas) -> NDArray[np.uint8]:
     """The canvas as the model saw it, from its views."""
     out = np.zeros((canvas.height, canvas.width, 3), dtype=np.uint8)
     for view in canvas.views:
-        row, column = max(view.top, 0), max(view.left, 0)
-        part = view.pixels[:, row - view.top :, column - view.left :][:, : view.height, : view.width]
-        height, width = part.shape[1:]
-        out[row : row + height, column : column + width] = np.rint(part.transpose(1, 2, 0) * 255).astype(np.uint8)
+        out[view.place] = np.rint(view.pixels.transpose(1, 2, 0)[view.inside] * 255).astype(np.uint8)
     return out
