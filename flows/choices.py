@@ -26,7 +26,7 @@ def dataset_name(source: str, root: str) -> str:
     """A dataset's name when the user gave none: its source, or for plain folders the folder's own name."""
     if source != "folder" or not root:
         return source
-    return re.sub(r"[^a-z0-9_-]+", "-", Path(root).resolve().name.lower()).strip("-_") or source
+    return re.sub(r"[^a-z0-9_-]+", "-", Path(root).resolve().name.lower()).strip("-_")[:100] or source
 
 
 def choose(root: Path, params_file: str = "", overrides: tuple[str, ...] = ()) -> Choice:

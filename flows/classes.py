@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pvqae.config import Params, parse_yaml
+from pvqae.config import Params, dump_yaml, parse_yaml
 from pvqae.datasets.classes import FROM_SCRATCH
 from pvqae.errors import ConfigError, DataError
 from pvqae.files import write_text
@@ -74,8 +72,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, content: dict[str, Any]) -> bool:
-    """Write the file whole unless it says the same already; returns whether it was written."""
-    if read(path) == content:
+    """Write the file whole unless it is the same already; returns whether it was written.
+
+    The texts are compared: DVC may read another content than we do in one that a person wrote.
+    """
+    text = HEADER + dump_yaml(content)
+    if path.is_file() and path.read_bytes() == text.encode():
         return False
-    write_text(path, HEADER + yaml.safe_dump(content, sort_keys=False))
+    write_text(path, text)
     return True

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from flows import choices, order, parents, stages
 from flows.adapters import git, pool
 from flows.adapters.tracking import Registry
@@ -62,7 +60,7 @@ def files(space: Workspace, graph: Mapping[str, Any], asked: Sequence[str]) -> d
     lock = (space.path / DVC_LOCK).read_text("utf-8")
     texts = {
         "params.yaml": config.dump(choices.without_root(space.params)),
-        "data/classes.yaml": yaml.safe_dump(order.part_of_classes(graph, asked), sort_keys=False),
+        "data/classes.yaml": config.dump_yaml(order.part_of_classes(graph, asked)),
         DVC_LOCK: order.part_of_lock(lock, order.above(stages.class_stages(graph), asked)),
         FROM_SCRATCH: (space.path / FROM_SCRATCH).read_text("utf-8"),
     }

@@ -37,6 +37,13 @@ def model_name(dataset: str, category: str) -> str:
     return f"pvqae-{dataset}-{category}"
 
 
+def readings(model: str) -> list[tuple[str, str]]:
+    """Return every dataset and class that a model of this name can be of: pvqae-a-b-c is one of a and of a-b."""
+    words = model.removeprefix(model_name("", "").rstrip("-") + "-").split("-")
+    found = [("-".join(words[:i]), "-".join(words[i:])) for i in range(1, len(words))]
+    return [(dataset, category) for dataset, category in found if dataset and category[:1].isalnum()]
+
+
 REQUIRED = tuple(field.name for field in fields(Lineage))
 FIGURES = ("image_auroc", "pixel_auroc", "false_alarm_rate", "miss_rate", "latency_ms")  # kept with a version
 IDENTITY = ("bundle_sha256", "manifest_sha256")  # a version with equal ones is the same version

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import yaml
+from flows.adapters import dvc_command
 
 FIRST = ("demo", "manifest", "validate")  # stages that the asking machine has done itself
 LOCAL = ("report",)  # and one that it does at the end
@@ -41,11 +41,11 @@ def parse(values: Mapping[str, Any]) -> Order:
 
 def part_of_lock(lock: str, wanted: Iterable[str]) -> str:
     """dvc.lock with the entries of the first stages and of `wanted` only: a thousand other classes stay out."""
-    content = yaml.safe_load(lock) or {}
+    content = dvc_command.parse(lock)
     names = set(wanted)
     stages = content.get("stages", {})
     kept = {name: entry for name, entry in stages.items() if name in names or name.partition("@")[0] in FIRST}
-    return yaml.safe_dump({**content, "stages": kept}, sort_keys=False)
+    return dvc_command.text_of({**content, "stages": kept})
 
 
 def part_of_classes(content: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:

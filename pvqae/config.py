@@ -2,7 +2,9 @@
 
 import difflib
 import gc
+import re
 import reprlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pvqae.errors import ConfigError
 
 Auto = Literal["auto"]
+Place = tuple[str | int, ...]  # of a value below sections and lists
 MOST_ALIASES = 20  # of a YAML file
 
 
@@ -26,7 +29,7 @@ class Shares(Section):
 
 
 class Data(Section):
-    name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)
     source: str = "demo"
     root: str = ""  # only the flows read it: where `data add` takes the images from
     categories: tuple[str, ...] = ()
@@ -230,7 +233,8 @@ def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
 def _explain(error: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
-        return f"{key}: {error['msg']}, found {reprlib.repr(error['input'])}"  # a few lines, whatever was nested
+        quotes = "; a text that reads as something else needs quotes" * (error["type"] == "string_type")
+        return f"{key}: {error['msg']}, found {reprlib.repr(error['input'])}{quotes}"  # short, whatever was nested
     near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.4)
     return f"{key}: unknown key" + (f", did you mean {near[0]}?" if near else "")
 
@@ -267,12 +271,26 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def parse_yaml(text: str) -> Any:
-    """The content of a YAML text. Raises `ValueError` for whatever else it is, and for more than a few aliases."""
+class _TextLoader(_Loader):
+    """Takes every value for the text that it is written as: 08, no and null are names."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # as its base has it
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 (PyYAML) or 1.2 (DVC) would not read as a text. PyYAML itself sees to the words; all other
+    texts of which 1.2 makes something begin like a number."""
+
+
+_Dumper.add_implicit_resolver("!quoted", re.compile(""), list("-+.0123456789"))
+
+
+def parse_yaml(text: str, loader: type[_Loader] = _Loader) -> Any:
+    """Return the content of a YAML text. Raises `ValueError` for anything else, and for more than a few aliases."""
     collecting = gc.isenabled()
     gc.disable()  # it would walk over all that is parsed again and again, and free nothing
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
+        return yaml.load(text, loader)  # a SafeLoader
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(str(error)) from None
     finally:
@@ -280,14 +298,86 @@ def parse_yaml(text: str) -> Any:
             gc.enable()
 
 
-def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> Params:
-    """Read a params file and apply `key=value` overrides (values are YAML).
+def dump_yaml(content: Any) -> str:
+    """Return YAML text that PyYAML and DVC both read as `content`: a class may be called 08, 1e5 or no."""
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False))
 
-    Raises `ConfigError` when the file is missing, is not YAML, or a key or value is not known.
+
+def _misread(text: str, ours: Any) -> dict[Place, Any]:
+    """Return what DVC reads where it is not what we read. Raises `ValueError` for what DVC does not read at all."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return dict(_differences(ours, YAML(typ="safe").load(text)))
+    except YAMLError as error:
+        raise ValueError(str(error).partition("\nTo suppress")[0].rstrip()) from None
+
+
+def _differences(ours: Any, theirs: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    if isinstance(ours, dict) and isinstance(theirs, dict) and list(ours) == list(theirs):
+        for key in ours:
+            yield from _differences(ours[key], theirs[key], (*place, key))
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for i, pair in enumerate(zip(ours, theirs, strict=True)):
+            yield from _differences(*pair, (*place, i))
+    elif repr(ours) != repr(theirs):
+        yield place, theirs
+
+
+def _explain_misread(params: Params, place: Place, theirs: Any) -> str:
+    """Return "" where both come to the same value, as for 2e-3: a text to PyYAML, a number once it is checked."""
+    value: Any = params
+    for part in place:
+        value = getattr(value, part) if isinstance(part, str) else value[part]
+    if value == theirs and isinstance(value, bool) == isinstance(theirs, bool):
+        return ""
+    ways = [value] + [theirs] * (type(theirs) is type(value))
+    written = " or ".join(dump_yaml([way]).removeprefix("- ").strip() for way in ways)
+    key = ".".join(map(str, place))
+    return f"{key}: read as {value!r} here (YAML 1.1), as {theirs!r} by DVC (YAML 1.2); write {written}"
+
+
+def _kind(key: str) -> Any:
+    """Return the type of what a dotted key holds, None for an unknown one."""
+    kind: Any = Params
+    for part in key.split("."):
+        fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+        kind = fields[part].annotation if part in fields else None
+    return kind
+
+
+def _override(values: dict[str, Any], misread: Mapping[Place, Any], item: str) -> dict[Place, Any]:
+    """Put `key=value` into `values`; returns what DVC would misread of them then."""
+    key, equals, text = (part.strip() for part in item.partition("="))
+    if not equals:
+        raise ConfigError(f"--set {item}: expected key=value, e.g. train.steps=100")
+    place: Place = tuple(key.split("."))
+    kept = {other: theirs for other, theirs in misread.items() if other[: len(place)] != place}
+    kind = _kind(key)
+    try:
+        if kind in (str, tuple[str, ...]):  # texts as they were typed
+            typed = kind is str and not text.startswith(("'", '"'))
+            _merge(values, key, text if typed else parse_yaml(text, _TextLoader))
+            return kept
+        value = parse_yaml(text)
+        _merge(values, key, value)
+        return kept | {(*place, *below): theirs for below, theirs in _misread(text, value).items()}
+    except ValueError as error:
+        raise ConfigError(f"--set {item}: the value is not YAML: {error}") from None
+
+
+def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> Params:
+    """Read a params file and apply `key=value` overrides: values are YAML, those of texts may do without quotes.
+
+    Raises `ConfigError` when the file is missing, is not YAML, a key or value is not known, or DVC, which reads the
+    file too, takes a value for another one.
     """
     path = Path(path)
     try:
-        values = parse_yaml(path.read_text("utf-8")) or {}
+        text = path.read_text("utf-8")
+        read = parse_yaml(text)
+        values, misread = read or {}, _misread(text, read)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; run from the project's root or name the file") from None
     except ValueError as error:
@@ -295,16 +385,14 @@ def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> P
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections with keys, found {type(values).__name__}")
     for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {item}: expected key=value, e.g. train.steps=100")
-        try:
-            _merge(values, key.strip(), parse_yaml(value))
-        except ValueError as error:
-            raise ConfigError(f"--set {item}: the value is not YAML: {error}") from None
-    return parse(values, where=str(path) + (f" with {', '.join(overrides)}" if overrides else ""))
+        misread = _override(values, misread, item)
+    where = str(path) + (f" with {', '.join(overrides)}" if overrides else "")
+    params = parse(values, where)
+    if lines := [line for place, theirs in misread.items() if (line := _explain_misread(params, place, theirs))]:
+        raise ConfigError(f"{where} is not valid:\n  " + "\n  ".join(lines))
+    return params
 
 
 def dump(params: Params) -> str:
-    """The params as YAML text that `load` reads back to an equal value."""
-    return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
+    """Return the params as YAML text that `load` reads back to an equal value."""
+    return dump_yaml(params.model_dump(mode="json"))

@@ -140,3 +140,62 @@ params = st.builds(
 @given(params)
 def test_loading_a_dump_gives_the_same_params(tmp_path_factory: pytest.TempPathFactory, some: Params) -> None:
     assert config.load(written(tmp_path_factory.mktemp("dump"), config.dump(some))) == some
+
+
+DIFFERENT = [
+    ("seed: 010", "seed: read as 8 here (YAML 1.1), as 10 by DVC (YAML 1.2); write 8 or 10", "seed: 10"),
+    ("train:\n  steps: 1:30", "train.steps: read as 90 here (YAML 1.1), as '1:30' by DVC", "train:\n  steps: 90"),
+    ("train: {horizontal_flip: yes}", "as True here (YAML 1.1), as 'yes' by DVC", "train: {horizontal_flip: true}"),
+    ("flow: {push: Off}", "flow.push: read as False here", "flow: {push: false}"),
+    ("image: {size: 0100}", "image.size: read as 64 here", "image: {size: 64}"),
+    ("train: {temperature: [010, 1]}", "train.temperature.0: read as 8.0 here", "train: {temperature: [8.0, 1]}"),
+    ("data: {name: 08}", "data.name: read as '08' here (YAML 1.1), as 8 by DVC", "data: {name: '08'}"),
+    ("data: {categories: [a, 12e4]}", "data.categories.1: read as '12e4' here", "data: {categories: [a, '12e4']}"),
+    (
+        "data: {categories: [01]}",
+        "found 1; a text that reads as something else needs quotes",
+        "data: {categories: ['01']}",
+    ),
+    ("landing: {url: off}", "found False; a text that reads as something else needs quotes", "landing: {url: 'off'}"),
+    ("seed: 1\nseed: 2", 'duplicate key "seed"', "seed: 2"),
+]
+
+
+@pytest.mark.parametrize(("text", "message", "repaired"), DIFFERENT)
+def test_a_value_that_dvc_reads_as_another_is_named_with_the_repair(
+    tmp_path: Path, text: str, message: str, repaired: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(written(tmp_path, text))
+    assert message in str(caught.value)
+    assert "params.yaml" in str(caught.value)
+    config.load(written(tmp_path, repaired))
+
+
+@pytest.mark.parametrize("item", ["seed=010", "train.steps=1:30", "retrain.on_drift=no", "train={steps: 012}"])
+def test_an_override_that_dvc_would_read_as_another_value_is_refused(tmp_path: Path, item: str) -> None:
+    with pytest.raises(ConfigError, match=r"by DVC \(YAML 1.2\); write"):
+        config.load(written(tmp_path, ""), (item,))
+
+
+def test_an_override_takes_the_place_of_a_doubtful_value(tmp_path: Path) -> None:
+    assert config.load(written(tmp_path, "seed: 010\ntrain: {steps: 012}"), ("seed=10", "train={steps: 12}")).seed == 10
+
+
+@pytest.mark.parametrize("text", ["2e-3", "2E-3", "1e1", ".5", "08", "1_0.5"])
+def test_a_number_that_both_come_to_is_no_difference(tmp_path: Path, text: str) -> None:
+    expected = float(text)
+    assert config.load(written(tmp_path, f"train: {{lambda_max: {text}}}")).train.lambda_max == expected
+    assert config.load(written(tmp_path, ""), (f"train.lambda_max={text}",)).train.lambda_max == expected
+
+
+@pytest.mark.parametrize("name", ["01", "08", "1e5", "no", "null", "2026-01-02"])
+def test_a_text_on_the_command_line_is_as_it_was_typed(tmp_path: Path, name: str) -> None:
+    overrides = (f"data.name={name}", f"data.categories=[{name}, '{name}']", f'flow.train_pool="{name}"')
+    params = config.load(written(tmp_path, ""), overrides)
+    assert (params.data.name, params.data.categories, params.flow.train_pool) == (name, (name, name), name)
+
+
+@pytest.mark.parametrize("root", ["/a #b", "[x", "a: b", "@x", "*", "%d", "", "{x}"])
+def test_a_path_on_the_command_line_may_be_anything(tmp_path: Path, root: str) -> None:
+    assert config.load(written(tmp_path, ""), (f"data.root={root}",)).data.root == root

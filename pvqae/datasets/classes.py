@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 
 from pvqae.config import parse_yaml
 from pvqae.errors import ConfigError
+from pvqae.layout import ARRIVED
 
 T = TypeVar("T")
 FROM_SCRATCH = "data/parents/none"  # the parent of a network that begins with random weights
 # Names become files, stages of dvc.yaml and registered models.
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"
+NAME_WORDS = "at most 100 letters, digits, - and _"
+RESERVED = ("networks", "priors", "timings", ARRIVED)  # folders that lie where those of classes do
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,18 @@ def _of(known: Mapping[str, T], name: str, what: str) -> T:
     return known[name]
 
 
+def unusable(name: str) -> str:
+    """Return why a class can't have this name, "" if it can."""
+    if not re.fullmatch(NAME, name):
+        return f"{NAME_WORDS} (it becomes a part of model names)"
+    return f"another name than {name}, which a folder beside those of the classes has" if name in RESERVED else ""
+
+
 def _text(value: Any) -> str:
-    """A name; a class may be called 1 or on."""
-    if not isinstance(value, str | int | float):
-        raise TypeError(f"a name expected, found {type(value).__name__}")
-    return str(value)
+    """Return a name. A class may be called 01 or no, but then in quotes: else YAML reads a number or a truth value."""
+    if not isinstance(value, str):
+        raise TypeError(f"a name in quotes, found {value!r}")
+    return value
 
 
 def _names(values: Iterable[Any]) -> tuple[str, ...]:
@@ -106,7 +116,7 @@ def _problem(found: Classes, dataset: str) -> str:
         return f"dataset {dataset} as in params (data.name), found {found.dataset}"
     for name in (*found.networks, *found.priors, *found.classes):
         if not re.fullmatch(NAME, name):
-            return f"names of letters, digits, - and _, found {name!r}"
+            return f"names of {NAME_WORDS}, found {name!r}"
     for name, prior in found.priors.items():
         head, _, network = prior.allocations.partition(f"models/{dataset}/networks")
         if head or network.removeprefix("/") not in ("", *found.networks):

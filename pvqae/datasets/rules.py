@@ -62,7 +62,7 @@ def of_manifest() -> list[Rule]:
         _matches("path_relative", "path", RELATIVE, "every path lies below data/raw or data/gate", rebuild),
         _matches("mask_path_relative", "mask_path", f"^$|{RELATIVE}", "every mask lies there too, or is none", rebuild),
         _matches("sha256_format", "sha256", r"^[0-9a-f]{64}$", "every hash has 64 hexadecimal digits", rebuild),
-        _matches("category_name", "category", classes.NAME, "class names of letters, digits, - and _", rename),
+        _matches("category_name", "category", classes.NAME, f"class names of {classes.NAME_WORDS}", rename),
         *(
             _matches(f"{name}_is_number", name, r"^\d{1,9}$", f"every {name} is a whole number", rebuild)
             for name in NUMBERS

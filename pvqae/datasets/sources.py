@@ -1,13 +1,12 @@
 """The datasets that can be scanned: name -> how its categories and their images are found, and how it should look."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pvqae.datasets import arrivals, layouts, manifest, mtsd
-from pvqae.datasets.classes import NAME
+from pvqae.datasets.classes import unusable
 from pvqae.datasets.layouts import Found
 from pvqae.errors import DataError
 
@@ -66,11 +65,8 @@ def _parts(name: str, root: Path) -> dict[str, Path]:
             f"  repair: rearrange the files, or choose another data.source: {', '.join(SOURCES)}"
         )
     for category, folder in parts.items():
-        if not re.match(NAME, category):
-            raise DataError(
-                f"{folder}: expected a class name of letters, digits, - and _ (it becomes a part of model names); "
-                "rename the folder"
-            )
+        if wrong := unusable(category):
+            raise DataError(f"{folder}: expected as the name of a class {wrong}; rename the folder")
     return parts
 
 

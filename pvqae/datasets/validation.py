@@ -5,7 +5,6 @@ The only module that imports great_expectations, and only when it runs: the impo
 
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -21,7 +20,7 @@ from pvqae.files import write_text
 from pvqae.layout import Layout
 
 SHOWN = 10  # rows that a message and a page name per expectation
-# Columns of few different values: read as categories they cost a byte or two a row. A million rows then fit.
+# Columns of few different values: as categories they cost a byte or two a row. A million rows then fit.
 REPEATED = ("category", "split", "label", "kind", "mask_path", *manifest.NUMBERS, "source", "captured_at")
 Checked = tuple[Outcome, Any]  # with Great Expectations' own result, which the page is rendered from
 
@@ -53,16 +52,18 @@ def check(layout: Layout, params: Params) -> Summary:
 
 
 def _table(path: Path, repeated: Sequence[str] = ()) -> pd.DataFrame:
-    """A CSV file as text, that of the columns `repeated` as categories: names and types are still to be checked."""
-    types = defaultdict(lambda: "str", dict.fromkeys(repeated, "category"))
+    """Read a CSV file as text, that of the columns `repeated` as categories: names and types are still to be checked.
+
+    Read as categories at once, pandas would make numbers of a class 01.
+    """
     repair = "delete it and build it again with `dvc repro manifest`"
     try:
-        table: pd.DataFrame = pd.read_csv(path, dtype=types, keep_default_na=False, encoding="utf-8")
+        table: pd.DataFrame = pd.read_csv(path, dtype="str", keep_default_na=False, encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"{path}: expected a table, found no file; build it with `dvc repro manifest`") from None
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise DataError(f"{path}: expected a UTF-8 table, found {error}; {repair}") from None
-    return table
+    return table.astype({name: "category" for name in repeated if name in table.columns})
 
 
 def _statistics(path: Path) -> pd.DataFrame:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from pvqae import config
 from pvqae.datasets import classes, manifest, rows, splits
@@ -119,7 +118,7 @@ def _begin(link: Link, category: str, frame: pd.DataFrame, before: Link | None) 
         "priors": {category: {"classes": [category], "allocations": f"models/{link.name}/networks/{category}"}},
         "classes": {category: {"network": category, "prior": category}},
     }
-    write_text(link.classes_file, yaml.safe_dump(content, sort_keys=False))
+    write_text(link.classes_file, config.dump_yaml(content))
     normals = frame[frame["split"].isin(TRAINING)]
     manifest.write(normals, link.network_rows(category))
     for part, wanted in rows.PARTS.items():

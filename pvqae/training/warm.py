@@ -87,7 +87,7 @@ def _checked(folder: Path, facts: dict[str, Any], params: config.Params) -> Pare
     if other := [key for key in wanted if wanted[key] != found[key]]:
         differs = ", ".join(f"{key} {found[key]} there, {wanted[key]} in params" for key in other)
         raise ConfigError(f"{folder}: expected a parent of the same model, found {differs}; set them back, {BACK}")
-    rows = pd.read_csv(folder / "network" / "rows.csv", dtype={"group_id": str, "category": str, "split": str})
+    rows = pd.read_csv(folder / "network" / "rows.csv", dtype=str, keep_default_na=False).astype({"fold": int})
     return Parent(folder, digest(folder / "bundle" / SUMS), rows)
 
 
