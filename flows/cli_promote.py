@@ -43,10 +43,11 @@ def log(
 ) -> None:
     """Every move of an alias: when, who, from which version to which, why, on what verdict."""
     root = project()
-    from flows import promotions
+    from flows import lineage, promotions
 
     found = registry(root)
-    entries = {name: found.promotions(name) for name in found.models(f"pvqae-{dataset}")}
+    names = promotions.models_of(found, dataset) if dataset else found.models(lineage.OURS)
+    entries = {name: found.promotions(name) for name in names}
     if as_json:
         print(promotions.as_json(entries))
         return
@@ -68,6 +69,7 @@ def rollback(
         from flows import lineage, locks, promotions, versions, workspace
 
         found, name = registry(root), lineage.model_name(dataset, category)
+        promotions.check_owners(found, dataset, [category])
         entry = promotions.rollback(found, root, dataset, name, reason, version)
         with locks.tried(workspace.lock_file(root, dataset)) as free:
             if free:  # else a flow works on the dataset, which writes the page at its end; a rollback waits for nothing

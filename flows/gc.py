@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import gc_data, lineage, locks
+from flows import gc_data, lineage, locks, promotions
 from flows.adapters import git
 from flows.adapters.tracking import Registry
 from pvqae import layout
@@ -91,7 +91,7 @@ def make(root: Path, registry: Registry, before: float, busy: Sequence[str]) -> 
 
 def _versions(registry: Registry) -> Iterator[dict[str, str]]:
     """The tags of every version."""
-    for name in registry.models("pvqae-"):
+    for name in registry.models(lineage.OURS):
         for number in range(1, int(registry.find(name, {}) or 0) + 1):
             try:
                 yield registry.version_tags(name, str(number))
@@ -111,7 +111,7 @@ def _work(home: Path, busy: set[str]) -> Iterator[Path]:
 
 def _workspaces(home: Path, busy: set[str], registry: Registry) -> list[Path]:
     """A dataset's workspace has its params of then: it stays while it has versions. A worker's holds nothing alone."""
-    spaces = [path for path in home.glob("runs/*") if not registry.models(f"{lineage.model_name(path.name, '')}")]
+    spaces = [path for path in home.glob("runs/*") if not promotions.models_of(registry, path.name)]
     return [path for path in [*spaces, *home.glob("jobs/*")] if path.name not in busy]
 
 

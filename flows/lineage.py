@@ -1,6 +1,8 @@
 """What a model version was made from, as flat tags. Pure: imports no tool."""
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -32,16 +34,38 @@ class Lineage:
         return {key: str(value) for key, value in asdict(self).items()}
 
 
+@dataclass(frozen=True, order=True)
+class Owner:
+    """Whose model a registered one is, kept as its tags: pvqae-a-b-c can be one of the dataset a, or of a-b."""
+
+    dataset: str
+    category: str
+
+    def __str__(self) -> str:
+        return f"class {self.category} of dataset {self.dataset}"
+
+
+OURS = "pvqae-"
+MODEL = re.compile(OURS + r"[a-z0-9][A-Za-z0-9_-]*")
+
+
 def model_name(dataset: str, category: str) -> str:
-    """The registered model of a class."""
-    return f"pvqae-{dataset}-{category}"
+    """Return the name of a class's registered model."""
+    return f"{OURS}{dataset}-{category}"
 
 
-def readings(model: str) -> list[tuple[str, str]]:
-    """Return every dataset and class that a model of this name can be of: pvqae-a-b-c is one of a and of a-b."""
-    words = model.removeprefix(model_name("", "").rstrip("-") + "-").split("-")
-    found = [("-".join(words[:i]), "-".join(words[i:])) for i in range(1, len(words))]
-    return [(dataset, category) for dataset, category in found if dataset and category[:1].isalnum()]
+def owners(model: str) -> list[Owner]:
+    """Return everything that a model of this name can be of."""
+    words = model.removeprefix(OURS).split("-")
+    found = [Owner("-".join(words[:i]), "-".join(words[i:])) for i in range(1, len(words))]
+    return [owner for owner in found if owner.dataset and owner.category[:1].isalnum()]
+
+
+def artifact_key(*words: str) -> str:
+    """Return a key as Prefect wants it, of small letters, digits and -; other words have another key."""
+    text = "-".join(words)
+    key = re.sub("[^a-z0-9-]", "-", text.lower())
+    return key if key == text else f"{key}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 REQUIRED = tuple(field.name for field in fields(Lineage))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows import classes, lineage
+from flows import classes, lineage, promotions
 from flows.adapters.tracking import Registry
 from flows.workspace import Workspace
 from pvqae.datasets.classes import FROM_SCRATCH
@@ -84,7 +84,7 @@ def folder(workspace: Path, network: str) -> Path:
     return workspace / "data" / "parents" / network
 
 
-def restore(registry: Registry, model: str, version: str, workspace: Path, network: str) -> bool:
+def restore(registry: Registry, dataset: str, model: str, version: str, workspace: Path, network: str) -> bool:
     """Put the parent that a version was trained from into a workspace, to train it again; False: it was none.
 
     Raises `IntegrityError` where the parent is no longer registered.
@@ -92,8 +92,8 @@ def restore(registry: Registry, model: str, version: str, workspace: Path, netwo
     sha256 = registry.version_tags(model, version).get("parent_bundle_sha256", lineage.NONE)
     if sha256 == lineage.NONE:
         return False
-    sibling = model.removesuffix(model.rpartition("-")[2])
-    for name in (model, *(other for other in registry.models(sibling) if other != model)):  # of a shared network
+    siblings = (other for other in promotions.models_of(registry, dataset) if other != model)
+    for name in (model, *siblings):  # of a shared network
         found = registry.find(name, {"bundle_sha256": sha256})
         if found and bring(registry, name, found, folder(workspace, network)):
             return True

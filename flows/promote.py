@@ -88,11 +88,12 @@ def decide(
     """The story of one verdict, with the measuring left to `measure`."""
     # 1. The aliases as the log has them.
     name, lock = lineage.model_name(dataset, category), promotions.lock_file(root, dataset)
+    promotions.check_owners(registry, dataset, [category])
     with locks.held(lock):
         promotions.complete(registry, name)
         champion, challenger = registry.alias(name, "champion"), registry.alias(name, "challenger")
     if not champion and not challenger:
-        known = ", ".join(registry.models("pvqae-")) or "none"
+        known = ", ".join(registry.models(lineage.OURS)) or "none"
         raise PromotionError(
             f"{name}: no version is registered; run `python -m flows train` first; registered models: {known}"
         )
@@ -205,4 +206,4 @@ def show_in_prefect(name: str, verdict: Verdict) -> None:
     if FlowRunContext.get() is None:
         return
     body = "\n".join([f"# {summary(name, verdict)}", *(f"* {line}" for line in verdict.lines)])
-    create_markdown_artifact(body, key=f"gate-{name}".replace("_", "-").lower())
+    create_markdown_artifact(body, key=lineage.artifact_key("gate", name))

@@ -3,7 +3,7 @@
 import datetime
 import getpass
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +30,24 @@ class PromotionError(PvqaeError):
 def lock_file(root: Path, dataset: str) -> Path:
     """Held while an alias moves: shorter than the dataset's lock, so a rollback never waits for a training."""
     return root / ".pvqae" / "locks" / f"{dataset}.aliases.lock"
+
+
+def models_of(registry: Registry, dataset: str) -> list[str]:
+    """Return the models of a dataset: `demo` has none of `demo2`, `a` none of `a-b`."""
+    found = registry.owners(lineage.model_name(dataset, ""))
+    return [name for name, owner in found.items() if owner is None or owner.dataset == dataset]
+
+
+def check_owners(registry: Registry, dataset: str, categories: Iterable[str]) -> None:
+    """Raises `PromotionError` where a class's model is that of another dataset's class."""
+    known = registry.owners(lineage.model_name(dataset, ""))
+    for owner in (lineage.Owner(dataset, category) for category in categories):
+        name = lineage.model_name(dataset, owner.category)
+        if (other := known.get(name)) not in (None, owner):
+            raise PromotionError(
+                f"{owner}: expected a model of its own, but {name} is that of {other}; give the dataset another name "
+                "(--set data.name=...), or rename the folder of the class"
+            )
 
 
 def champions(log: Sequence[Promotion]) -> list[str]:

@@ -88,7 +88,8 @@ class Registrar:
             parents.keep(self._registry, run, self._space, category)
             size = sum(file.stat().st_size for file in exported.iterdir())
             figures = lineage.figures(self._metrics(category), size)
-        version = self._registry.register(name, run, model, tags | decided(decision) | figures)
+        owner = lineage.Owner(self._space.params.data.name, category)
+        version = self._registry.register(name, run, model, tags | decided(decision) | figures, owner)
         self._move(name, version, decision)
         return Registered(category, version, True, decision.alias, decision.reasons)
 

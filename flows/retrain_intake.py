@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from flows import arrivals, arrivals_admit, arrivals_index, choices, classes, known, locks, workspace
+from flows import arrivals, arrivals_admit, arrivals_index, choices, classes, known, locks, promotions, workspace
 from flows.adapters import git
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc
@@ -71,6 +71,7 @@ def with_dataset(
         if not layout.raw.is_dir() and dvc.data_hash(name):
             dvc.checkout(name)
         categories = classes.wanted(params, layout.raw)
+        promotions.check_owners(tracking, name, categories)
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         champions = Champions(tracking, name, temporary, params.retrain.screen_margin)
         ledger = Ledger(places.ledger)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 
-from flows import dead_runs, promote
+from flows import dead_runs, lineage, promote
 from flows.adapters.tracking import Registry
 from flows.arrivals import Taken
 from flows.gate_rules import Verdict
@@ -67,7 +67,7 @@ class recorded:  # noqa: N801 - reads as a word in `with`
             write_text(file, json.dumps(values, indent=1) + "\n")
             self._registry.artifact(self._run, file)
         body = "\n".join([f"# retrain {name}", *(f"* {line}" for line in found.lines)])
-        create_markdown_artifact(body, key=f"retrain-{name}".replace("_", "-"), description=decision.reason)
+        create_markdown_artifact(body, key=lineage.artifact_key("retrain", name), description=decision.reason)
         return self._run
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

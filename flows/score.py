@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 
-from flows import drift, gate, locks, promote, steps
+from flows import drift, gate, lineage, locks, promote, steps
 from flows.adapters import landing
 from flows.adapters.landing import Landing, Object
 from flows.adapters.tracking import Registry
@@ -21,7 +21,7 @@ from pvqae.evaluation.batch_source import Item
 from pvqae.files import whole_folder
 from pvqae.inference import bundle as bundles
 
-MODEL = re.compile(r"(pvqae-[a-z0-9][a-z0-9_-]*)(?:@(\w+))?")
+MODEL = re.compile(rf"({lineage.MODEL.pattern})(?:@(\w+))?")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def parse(name: str, registry: Registry) -> tuple[str, str]:
     model, label = matched[1], matched[2] or "champion"
     version = label if label.isdigit() else registry.alias(model, label)
     if not version:
-        known = ", ".join(registry.models("pvqae-")) or "none"
+        known = ", ".join(registry.models(lineage.OURS)) or "none"
         raise ConfigError(f"{name}: no version of {model} has the alias {label}; registered models: {known}")
     return model, version
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows import choices, dead_runs, environment, metrics, summary, workspace
+from flows import choices, dead_runs, environment, lineage, metrics, summary, workspace
 from flows.adapters import database, git, registry
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Versioning
@@ -125,6 +125,6 @@ def finish(tracking: Registry, run: str, space: Workspace, result: summary.Summa
             tracking.artifact(run, file, "/".join(["sources", *name.split("/")[:-1]]))
         if (page := result.report / "index.html").exists():
             tracking.artifact(run, page, "report")
-    key = f"train-{result.dataset}".replace("_", "-")
+    key = lineage.artifact_key("train", result.dataset)
     create_table_artifact(summary.rows(result), key=key, description=" ".join(summary.sentences(result)))
-    create_markdown_artifact(summary.markdown(result), key=f"{key}-links")
+    create_markdown_artifact(summary.markdown(result), key=lineage.artifact_key("links", result.dataset))

@@ -15,6 +15,7 @@ from flows import (
     locks,
     metrics,
     parents,
+    promotions,
     stages,
     steps,
     workspace,
@@ -65,6 +66,7 @@ def train(
         # 3. The graph of the dataset's classes, what they start from, and which of its stages changed.
         tracking, uri = steps.tracker(project, settings.tracking_uri)
         graph = classes.classes(space.params, classes.wanted(space.params, space.layout.raw))
+        promotions.check_owners(tracking, name, graph["classes"])
         graph = parents.place(space, tracking, graph, warm)
         classes.write(space.layout.classes_file, graph)
         changed = dvc.status()

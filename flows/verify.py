@@ -72,13 +72,13 @@ def run(root: Path, name: str, version: str, say: Say = lambda line: None) -> Ve
     with tempfile.TemporaryDirectory(prefix="pvqae-verify-") as place, Supervisor() as supervisor:
         original = promote.fetch(registry, name, version, Path(place) / "registered")
         clone = Path(place) / "clone"
-        dataset = _clone(root, clone, name, tags)
+        dataset = _clone(root, clone, name, tags, registry.owners(name).get(name))
         dvc = Dvc(clone, supervisor)
         bring_data(dvc, clone, dataset)
-        category = name.removeprefix(f"pvqae-{dataset}-")
+        category = name.removeprefix(lineage.model_name(dataset, ""))
         known = yaml.safe_load((clone / "data" / "classes.yaml").read_text("utf-8"))
         write_text(clone / FROM_SCRATCH, parents.WHY)
-        parents.restore(registry, name, version, clone, known["classes"][category]["network"])
+        parents.restore(registry, dataset, name, version, clone, known["classes"][category]["network"])
         recorded = clone / "dvc.lock"
         outputs = _outputs(recorded)
         recorded.unlink()  # with it DVC would take results instead of making them
@@ -86,7 +86,7 @@ def run(root: Path, name: str, version: str, say: Say = lambda line: None) -> Ve
         return compare(registry, name, version, clone, dataset, category, original, outputs, params.gate)
 
 
-def _clone(root: Path, clone: Path, name: str, tags: Mapping[str, str]) -> str:
+def _clone(root: Path, clone: Path, name: str, tags: Mapping[str, str], owner: lineage.Owner | None) -> str:
     """A clone at the version's code with its params, classes, data versions and dvc.lock; returns the dataset."""
     for key in ("git_sha", "data_sha"):
         if not git.commit_of(root, tags[key]):
@@ -95,7 +95,8 @@ def _clone(root: Path, clone: Path, name: str, tags: Mapping[str, str]) -> str:
     git.git(clone, "checkout", "--quiet", "--detach", tags["git_sha"])
     listed = git.git(root, "ls-tree", "-r", "--name-only", tags["data_sha"]).splitlines()
     datasets = sorted({path.split("/")[0] for path in listed}, key=len, reverse=True)
-    dataset = next((known for known in datasets if name.startswith(f"pvqae-{known}-")), "")
+    possible = [owner.dataset] if owner else [known for known in datasets if name.startswith(f"pvqae-{known}-")]
+    dataset = next((known for known in possible if known in datasets), "")
     if not dataset:
         raise VerifyError(f"{name}: the commit data_sha {tags['data_sha']} has no dataset of it, only {datasets}")
     for path in (path for path in listed if path.startswith(f"{dataset}/")):

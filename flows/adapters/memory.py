@@ -10,7 +10,9 @@ from flows.adapters.intake import Link
 from flows.adapters.landing import LandingError, Object
 from flows.adapters.tracking import Promotion
 from flows.adapters.versioning import OnLine, Outcome, StageFailed, ignore
+from flows.lineage import Owner
 from flows.metrics import Metric
+from pvqae.errors import PvqaeError
 
 
 @dataclass
@@ -86,6 +88,7 @@ class Runs:
     log: dict[str, list[Promotion]] = field(default_factory=dict)
     bundles: dict[str, dict[str, bytes]] = field(default_factory=dict)  # model → file → content
     sources: dict[tuple[str, str], str] = field(default_factory=dict)  # (name, version) → model
+    owned: dict[str, Owner] = field(default_factory=dict)  # model → whose it is
     folders: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)  # (run, folder) → file → content
 
     def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
@@ -133,7 +136,9 @@ class Runs:
         self.bundles[f"models:/{run}"] = {file.name: file.read_bytes() for file in bundle.iterdir()}
         return f"models:/{run}"
 
-    def register(self, name: str, run: str, model: str, tags: Mapping[str, str]) -> str:
+    def register(self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None) -> str:
+        if owner and self.owned.setdefault(name, owner) != owner:
+            raise PvqaeError(f"{name} is {self.owned[name]}, not {owner}")
         self.versions.setdefault(name, []).append(dict(tags))
         version = str(len(self.versions[name]))
         self.sources[name, version] = model
@@ -151,7 +156,10 @@ class Runs:
         self.versions[name][int(version) - 1].update(tags)
 
     def models(self, prefix: str) -> tuple[str, ...]:
-        return tuple(sorted(name for name in self.versions if name.startswith(prefix)))
+        return tuple(self.owners(prefix))
+
+    def owners(self, prefix: str) -> dict[str, Owner | None]:
+        return {name: self.owned.get(name) for name in sorted(self.versions) if name.startswith(prefix)}
 
     def download(self, name: str, version: str, out: Path) -> Path:
         bundle = out / "artifacts" / "bundle"

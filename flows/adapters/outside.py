@@ -47,9 +47,14 @@ class Real:
             raise OSError(f"only sqlite and http are looked at, found {urlsplit(uri).scheme}")
         where = f"{uri}/api/2.0/mlflow/registered-models/search"
         asked = {"max_results": "1000", "filter": "name LIKE 'pvqae-%'"}
-        answer = requests.get(where, params=asked, timeout=QUICK)
-        answer.raise_for_status()
-        models: list[dict[str, Any]] = answer.json().get("registered_models", [])
+        models: list[dict[str, Any]] = []
+        while True:
+            answer = requests.get(where, params=asked, timeout=QUICK)
+            answer.raise_for_status()
+            models += answer.json().get("registered_models", [])
+            if not (token := answer.json().get("next_page_token")):
+                break
+            asked["page_token"] = token
         aliases = [(model["name"], alias) for model in models for alias in model.get("aliases", ())]
         return {name: str(alias["version"]) for name, alias in aliases if alias["alias"] == "champion"}
 

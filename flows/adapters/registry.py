@@ -1,11 +1,12 @@
 """MLflow: runs, models, versions, aliases and the promotion log."""
 
+import hashlib
 import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from flows.adapters import packaging
 from flows.adapters.tracking import Promotion
+from flows.lineage import MODEL, OURS, Owner, owners
 from flows.metrics import Metric
 from pvqae.errors import PvqaeError
 
@@ -24,7 +26,11 @@ class RegistryError(PvqaeError):
 
 
 BATCH = 1000  # metrics per request, MLflow's limit
+# Characters of a value that MLflow keeps; the rest of a longer one it cuts off, or refuses the whole. A model's tag is
+# checked for 100,000, but its column on a server has 5,000.
+PARAM, TAG, VERSION_TAG, MODEL_TAG = 6000, 8000, 100_000, 5000
 PROMOTION = "promotion."
+DATASET, CATEGORY = "dataset", "class"  # tags of a registered model: whose it is
 
 
 class Mlflow:
@@ -39,8 +45,12 @@ class Mlflow:
     def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
         """Open a run, below `parent` if given; returns its id."""
         lineage = {"mlflow.parentRunId": parent} if parent else {}
-        run = self._client.create_run(self._experiment(experiment), run_name=name, tags={**tags, **lineage})
-        return str(run.info.run_id)
+        short = {key: value for key, value in tags.items() if len(value) <= TAG}
+        found = self._client.create_run(self._experiment(experiment), run_name=name, tags={**short, **lineage})
+        run = str(found.info.run_id)
+        if len(short) < len(tags):
+            self.tag(run, tags)
+        return run
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -73,10 +83,21 @@ class Mlflow:
         return [str(run.info.run_id) for run in self._client.search_runs([experiment_id], where)]
 
     def tag(self, run: str, tags: Mapping[str, str]) -> None:
-        self._client.log_batch(run, tags=[entities.RunTag(key, value) for key, value in tags.items()])
+        kept = self._fitting(run, "tags", tags, TAG)
+        self._client.log_batch(run, tags=[entities.RunTag(key, value) for key, value in kept.items()])
 
     def params(self, run: str, values: Mapping[str, str]) -> None:
-        self._client.log_batch(run, params=[entities.Param(key, value) for key, value in values.items()])
+        kept = self._fitting(run, "params", values, PARAM)
+        self._client.log_batch(run, params=[entities.Param(key, value) for key, value in kept.items()])
+
+    def _fitting(self, run: str, folder: str, values: Mapping[str, str], most: int) -> dict[str, str]:
+        """`values` that MLflow keeps whole: of a longer one says where it is, among the artifacts of `run`."""
+        kept = dict(values)
+        for key, value in ((key, value) for key, value in values.items() if len(value) > most):
+            name = f"{hashlib.sha256(value.encode()).hexdigest()[:16]}.txt"
+            self._client.log_text(run, value, f"{folder}/{key}/{name}")
+            kept[key] = f"{len(value)} characters: artifact {folder}/{key}/{name} of run {run}"
+        return kept
 
     def metrics(self, run: str, values: Sequence[Metric]) -> None:
         now = int(time.time() * 1000)
@@ -113,20 +134,32 @@ class Mlflow:
         """Log a self-contained bundle as a model of `run`; returns the model's address."""
         return packaging.log(run, bundle)
 
-    def register(self, name: str, run: str, model: str, tags: Mapping[str, str]) -> str:
-        """A new version of `name`, with its tags from the start: a kill leaves no version without lineage."""
+    def register(self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None) -> str:
+        """A new version of `name`, with its tags from the start: a kill leaves no version without lineage.
+
+        `owner`: whose the model is from now on. Raises `RegistryError` where it is another one's.
+        """
+        whose = {DATASET: owner.dataset, CATEGORY: owner.category} if owner else {}
         try:
-            self._client.create_registered_model(name)
+            self._client.create_registered_model(name, tags=whose)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+            known = self._owner(self._client.get_registered_model(name))
+            if owner and known not in (owner, None):
+                raise RegistryError(f"{name} is that of {known}, not of {owner}; rename one of them") from None
+            for key, value in whose.items():
+                self._client.set_registered_model_tag(name, key, value)
         logged = model.rpartition("/")[2] if model.startswith("models:/") else None
-        created = self._client.create_model_version(name, source=model, run_id=run, tags=dict(tags), model_id=logged)
+        kept = self._fitting(run, "tags", tags, VERSION_TAG)
+        created = self._client.create_model_version(name, source=model, run_id=run, tags=kept, model_id=logged)
         return str(created.version)
 
     def find(self, name: str, tags: Mapping[str, str]) -> str | None:
         """The newest version of `name` with all of `tags`, None when there is none."""
         conditions = [f"name = '{name}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())]
+        if not MODEL.fullmatch(name):  # none of ours; a quote in it would end the condition
+            return None
         found = self._client.search_model_versions(" and ".join(conditions))
         return max((str(version.version) for version in found), key=int, default=None)
 
@@ -138,17 +171,45 @@ class Mlflow:
             raise RegistryError(f"{name} version {version}: not in the registry: {error}") from None
 
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        if any(len(value) > VERSION_TAG for value in tags.values()):
+            tags = self._fitting(self._run_of(name, version), "tags", tags, VERSION_TAG)
         for key, value in tags.items():
             self._client.set_model_version_tag(name, version, key, value)
 
+    def _run_of(self, name: str, version: str) -> str:
+        return str(self._client.get_model_version(name, version).run_id)
+
     def models(self, prefix: str) -> tuple[str, ...]:
-        """Names of the registered models that begin with `prefix`, sorted."""
-        names: list[str] = []
+        """Names of our registered models that begin with `prefix`, sorted."""
+        return tuple(sorted(str(model.name) for model in self._registered(prefix)))
+
+    def owners(self, prefix: str) -> dict[str, Owner | None]:
+        """Those models, and whose each is; None where neither its tags nor its runs say."""
+        return {str(model.name): self._owner(model) for model in self._registered(prefix)}
+
+    def _registered(self, prefix: str) -> Iterator[Any]:
+        """Compares names itself: in the registry's search `_` and `%` stand for others, and on some case is one."""
         page: Any = None
         while page is None or page.token:
-            page = self._client.search_registered_models(f"name LIKE '{prefix}%'", page_token=page and page.token)
-            names += [str(model.name) for model in page]
-        return tuple(sorted(names))
+            page = self._client.search_registered_models(f"name LIKE '{OURS}%'", page_token=page and page.token)
+            yield from (model for model in page if MODEL.fullmatch(model.name) and model.name.startswith(prefix))
+
+    def _owner(self, model: Any) -> Owner | None:
+        """By its tags; a model without them is of the only dataset that it can be of, or of that of its runs."""
+        if {DATASET, CATEGORY} <= set(model.tags):
+            return Owner(model.tags[DATASET], model.tags[CATEGORY])
+        found = owners(model.name)
+        if len(found) > 1:
+            experiments = {self._experiment_of(version) for version in model.latest_versions}
+            found = [owner for owner in found if f"{OURS}{owner.dataset}" in experiments]
+        return found[0] if len(found) == 1 else None
+
+    def _experiment_of(self, version: Any) -> str:
+        try:
+            run = self._client.get_run(version.run_id)
+            return str(self._client.get_experiment(run.info.experiment_id).name)
+        except MlflowException:  # deleted by a person
+            return ""
 
     def download(self, name: str, version: str, out: Path) -> Path:
         """The version's bundle, in a folder below `out`; its hashes are not checked here. Raises `RegistryError`."""
@@ -183,7 +244,12 @@ class Mlflow:
         file below .pvqae would know only one machine's moves.
         """
         key = f"{PROMOTION}{entry.when}.{uuid.uuid4().hex[:8]}"
-        self._client.set_registered_model_tag(name, key, json.dumps(asdict(entry)))
+        text = json.dumps(asdict(entry))
+        if len(text) > MODEL_TAG:
+            (told,) = self._fitting(self._run_of(name, entry.to_version), "promotions", {key: text}, 0).values()
+            first = "".join(entry.reasons[:1])[:1000]
+            text = json.dumps(asdict(replace(entry, reasons=(f"{first} ... ({told})",))))
+        self._client.set_registered_model_tag(name, key, text)
         self.set_alias(name, alias, entry.to_version)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:

@@ -1,5 +1,6 @@
 """A name is the same text from the folder through manifest, YAML, DVC's stages and the registry, and back."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def test_a_class_is_the_same_from_its_folder_to_its_stages_and_rows(
     for name in found:
         part = order.part_of_classes(graph, [f"train@{name}"])
         assert set(parse_yaml(config.dump_yaml(part), "x")["classes"]) == {name}
-        assert (dataset, name) in lineage.readings(lineage.model_name(dataset, name))
+        assert lineage.Owner(dataset, name) in lineage.owners(lineage.model_name(dataset, name))
 
 
 @slow
@@ -166,3 +167,15 @@ def test_a_part_of_the_lock_keeps_what_only_one_version_of_yaml_takes_for_a_text
     stage = {"cmd": "pvqae train no", "params": {"params.yaml": {"data.name": "no", "data.categories": ["08", "12e4"]}}}
     lock = config.dump_yaml({"schema": "2.0", "stages": {"train@no": stage}})
     assert parse_yaml(order.part_of_lock(lock, ["train@no"]), "x")["stages"] == {"train@no": stage}
+
+
+def test_keys_of_prefects_artifacts_are_of_one_dataset_each() -> None:
+    words = [("train", name) for name in ("a-b", "a_b", "a--b", "ab")] + [
+        ("gate", "a-b"),
+        ("gate", "A-b"),
+        ("gate", "a_b"),
+    ]
+    keys = [lineage.artifact_key(*each) for each in words]
+    assert len(set(keys)) == len(keys)
+    assert all(re.fullmatch("[a-z0-9-]+", key) for key in keys)
+    assert lineage.artifact_key("train", "demo") == "train-demo"

@@ -126,8 +126,8 @@ def test_a_versions_own_parent_can_be_put_back(space: Workspace, runs: Runs, tmp
     sha256 = runs.version_tags(MODEL, "1")["bundle_sha256"]
     runs.register(MODEL, "run", "model", {"parent_bundle_sha256": sha256})
     runs.register(MODEL, "run", "model", {"parent_bundle_sha256": "f" * 64})
-    assert parents.restore(runs, MODEL, "2", tmp_path / "clone", "a")
+    assert parents.restore(runs, "x", MODEL, "2", tmp_path / "clone", "a")
     assert bundle_sha256(tmp_path / "clone" / "data" / "parents" / "a" / "bundle") == sha256
-    assert not parents.restore(runs, MODEL, "1", tmp_path / "clone", "a")
+    assert not parents.restore(runs, "x", MODEL, "1", tmp_path / "clone", "a")
     with pytest.raises(IntegrityError, match="no longer"):
-        parents.restore(runs, MODEL, "3", tmp_path / "clone", "a")
+        parents.restore(runs, "x", MODEL, "3", tmp_path / "clone", "a")

@@ -1,17 +1,22 @@
 """MLflow as the flows use it, and its twin: one contract. Real MLflow on a copy of a migrated database."""
 
+import json
 import os
 import pickle
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from flows import lineage, promotions
 from flows.adapters.memory import Runs
 from flows.adapters.tracking import Promotion, Registry
+from flows.lineage import Owner
 from flows.metrics import Metric
 from pvqae.datasets import sums
-from pvqae.errors import IntegrityError
+from pvqae.errors import IntegrityError, PvqaeError
 from pvqae.inference import bundle
 
 
@@ -173,3 +178,95 @@ def test_a_model_is_code_and_the_bundle_without_pickle(real: Registry, database:
     assert info.signature.inputs.input_names() == ["image"]
     assert info.signature.outputs.input_names() == ["image_score", "decision", "anomaly_map"]
     assert info.saved_input_example_info
+
+
+def owned(registry: Registry, dataset: str, category: str) -> str:
+    name = lineage.model_name(dataset, category)
+    run = registry.start(f"pvqae-{dataset}", category)
+    registry.register(name, run, "/models/b", {"bundle_sha256": "b"}, Owner(dataset, category))
+    return name
+
+
+def test_models_of_a_dataset_are_its_own_alone(registry: Registry) -> None:
+    for dataset, category in (("demo", "x"), ("demo2", "x"), ("a_b", "x"), ("a-b", "x"), ("axb", "X"), ("a", "c-d")):
+        owned(registry, dataset, category)
+    found = {dataset: promotions.models_of(registry, dataset) for dataset in ("demo", "a_b", "a-b", "a", "%", "d")}
+    assert found == {
+        "demo": ["pvqae-demo-x"],
+        "a_b": ["pvqae-a_b-x"],
+        "a-b": ["pvqae-a-b-x"],
+        "a": ["pvqae-a-c-d"],
+        "%": [],
+        "d": [],
+    }
+    for odd in ("pvqae-demo_", "pvqae-DEMO", "pvqae-%", "pvqae-it's", '"', "pvqae-a*", "pvqae-[a]"):
+        assert registry.models(odd) == ()
+        assert registry.find(odd, {}) is None
+
+
+def test_a_name_that_two_datasets_could_have_stays_with_the_first(registry: Registry) -> None:
+    name = owned(registry, "a", "b-c")
+    assert registry.owners("pvqae-") == {name: Owner("a", "b-c")}
+    with pytest.raises(PvqaeError, match="class b-c of dataset a"):
+        promotions.check_owners(registry, "a-b", ["x", "c"])
+    with pytest.raises(PvqaeError, match="class b-c of dataset a"):
+        owned(registry, "a-b", "c")
+    promotions.check_owners(registry, "a-b", ["x", "d"])
+    promotions.check_owners(registry, "a", ["b-c"])
+    assert owned(registry, "a", "b-c") == name
+
+
+def test_models_of_other_people_are_not_looked_at(real: Registry) -> None:
+    for name in ("pvqae-it's", "pvqae-x y", "PVQAE-x-y", "pvqae-X-y", "other"):
+        MlflowClient().create_registered_model(name)
+    assert real.models("pvqae-") == ()
+
+
+def test_a_model_of_an_earlier_release_is_that_of_its_runs(real: Registry) -> None:
+    run = real.start("pvqae-a-b", "c")
+    real.register("pvqae-a-b-c", run, "/models/b", {})
+    real.register("pvqae-a-x", run, "/models/b", {})
+    MlflowClient().create_registered_model("pvqae-a-b-d")
+    assert real.owners("pvqae-a") == {
+        "pvqae-a-b-c": Owner("a-b", "c"),
+        "pvqae-a-b-d": None,
+        "pvqae-a-x": Owner("a", "x"),
+    }
+    assert promotions.models_of(real, "a") == ["pvqae-a-b-d", "pvqae-a-x"]
+
+
+LONG = "ü" * 100_001
+
+
+@pytest.mark.parametrize(("kind", "most"), [("params", 6000), ("tags", 8000)])
+def test_what_mlflow_would_cut_is_an_artifact_and_the_value_says_so(real: Registry, kind: str, most: int) -> None:
+    values = {"fits": "x" * most, "long": "y" * (most + 1), "data.categories": LONG}
+    run = real.start("pvqae-x", "one", tags=values if kind == "tags" else {})
+    if kind == "params":
+        real.params(run, values)
+        real.params(run, values)  # a stage that runs again
+    client = MlflowClient()
+    kept = getattr(client.get_run(run).data, kind)
+    assert kept["fits"] == values["fits"]
+    for key in ("long", "data.categories"):
+        found = re.fullmatch(rf"(\d+) characters: artifact ({kind}/{key}/\w+\.txt) of run {run}", kept[key])
+        assert found
+        assert int(found[1]) == len(values[key])
+        assert Path(client.download_artifacts(run, found[2])).read_text("utf-8") == values[key]
+
+
+def test_long_tags_of_versions_and_long_reasons_of_a_promotion_are_kept(real: Registry) -> None:
+    run = real.start("pvqae-x", "part")
+    real.register("pvqae-x-part", run, "/models/b", {"reason": LONG, "short": "s"})
+    real.tag_version("pvqae-x-part", "1", {"gate_verdict": LONG})
+    tags = real.version_tags("pvqae-x-part", "1")
+    assert tags["short"] == "s"
+    assert tags["reason"].startswith("100001 characters: artifact tags/reason/")
+    assert tags["gate_verdict"].startswith("100001 characters: artifact tags/gate_verdict/")
+    real.promote("pvqae-x-part", "champion", replace(entry("1"), reasons=("because " + "ü" * 6000, "more")))
+    (logged,) = real.promotions("pvqae-x-part")
+    assert logged.reasons[0].startswith("because üü")
+    (name,) = re.findall(r"artifact (promotions/\S+) of run", logged.reasons[0])
+    whole = json.loads(Path(MlflowClient().download_artifacts(run, name)).read_text("utf-8"))
+    assert whole["reasons"] == ["because " + "ü" * 6000, "more"]
+    assert real.alias("pvqae-x-part", "champion") == "1"
