@@ -1,5 +1,6 @@
 """data/classes.yaml: which networks, priors and classes the stages of dvc.yaml run over."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def wanted(params: Params, raw: Path) -> list[str]:
     elif raw.is_dir():
         found = sources.categories(data.source, raw)
     else:
-        repair = f"python -m flows data add {data.name} FOLDER --source {data.source}"
+        repair = f"python -m flows data add {data.name} FOLDER --source {shlex.quote(data.source)}"
         raise DataError(f"data/raw/{data.name}: expected images of data.source={data.source}, found nothing; {repair}")
     if missing := sorted(set(data.categories) - set(found)):
         raise DataError(f"data.categories: {', '.join(missing)} not in {data.name}; it has {', '.join(found)}")

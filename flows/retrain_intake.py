@@ -1,5 +1,6 @@
 """The part of a retraining that holds the dataset's lock: what arrived comes in, and the facts are read."""
 
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ def params_of(root: Path, dataset: str) -> str:
     if not saved.exists():
         raise ConfigError(
             f"--dataset {dataset}: expected a dataset that was trained here, found none; run "
-            f"`python -m flows train --set data.name={dataset} ...` first, or give the same --set here"
+            f"`python -m flows train --set data.name={shlex.quote(dataset)} ...` first, or give the same --set here"
         )
     merged = config.load(saved).model_copy(update={key: getattr(own, key) for key in choices.NO_RESULT})
     target = root / ".pvqae" / "arrivals" / dataset / "params.yaml"

@@ -1,5 +1,6 @@
 """What a run came to: one row per class, for the terminal, for Prefect's page and for whoever called the flow."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,15 +100,16 @@ def _listed(names: Sequence[str]) -> str:
 
 def commands(summary: Summary, environ: Mapping[str, str], opener: str) -> list[tuple[str, str]]:
     """What to type next: a purpose and a command each."""
-    found = [("open the report", f"{opener} {summary.report / 'index.html'}")]
+    found = [("open the report", shlex.join([opener, str(summary.report / "index.html")]))]
     if summary.tracking_uri.startswith("http"):
-        found.append(("open MLflow", f"{opener} {summary.tracking_uri}"))
+        found.append(("open MLflow", shlex.join([opener, summary.tracking_uri])))
     else:
-        found.append(("MLflow's pages", f"mlflow ui --backend-store-uri {summary.tracking_uri}"))
+        found.append(("MLflow's pages", shlex.join(["mlflow", "ui", "--backend-store-uri", summary.tracking_uri])))
     if url := environ.get("PREFECT_API_URL"):
-        found.append(("open Prefect", f"{opener} {url.removesuffix('/api')}"))
+        found.append(("open Prefect", shlex.join([opener, url.removesuffix("/api")])))
     else:
-        found.append(("Prefect's pages", f"PREFECT_HOME={environ.get('PREFECT_HOME', '')} prefect server start"))
+        home = shlex.quote(environ.get("PREFECT_HOME", ""))
+        found.append(("Prefect's pages", f"PREFECT_HOME={home} prefect server start"))
     return found
 
 

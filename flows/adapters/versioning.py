@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -182,7 +183,7 @@ class Dvc:
     def _checked(self, *arguments: str) -> str:
         code, output = self._dvc(*arguments)
         if code:
-            raise VersioningError(f"dvc {' '.join(arguments)} failed in {self._workspace}:\n{_tail(output)}")
+            raise VersioningError(f"{shlex.join(['dvc', *arguments])} failed in {self._workspace}:\n{_tail(output)}")
         return output
 
     def _dvc(self, *arguments: str, on_line: OnLine = ignore) -> tuple[int, str]:

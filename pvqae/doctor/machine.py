@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def device(compute: config.Compute) -> Check:
     """What a training would use. Torch is imported only where a driver makes a GPU possible: it takes seconds."""
     present = [str(file) for file in runtime.DRIVERS if file.exists()]
     if find_spec("torch") is None:
-        return Check("device", "bad", "torch is not installed", f"{sys.executable} -m pip install torch")
+        return Check("device", "bad", "torch is not installed", f"{shlex.quote(sys.executable)} -m pip install torch")
     if not present:
         plan = runtime.without_gpu(compute, 1)
         if compute.device == "cuda":
@@ -41,7 +42,7 @@ def _gpu(compute: config.Compute, present: list[str]) -> Check:
 
     plan = runtime.plan(compute, max(1, torch.cuda.device_count()))
     if not torch.cuda.is_available():
-        repair = f"{sys.executable} -m uv pip install --torch-backend=auto --reinstall torch"
+        repair = f"{shlex.quote(sys.executable)} -m uv pip install --torch-backend=auto --reinstall torch"
         said = f"{present[0]} is there, but torch {torch.__version__} sees no GPU; {_words(plan)}"
         return Check("device", "bad" if compute.device == "cuda" else "warn", said, repair)
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
@@ -79,7 +80,7 @@ def disk(root: Path, free: int | None = None) -> Check:
     said = f"{left / GB:.1f} GB free at {place}"
     if left >= LITTLE_DISK:
         return Check("disk", "ok", said)
-    repair = f"rm -r {place / 'cache'} (kept features, made again when needed)"
+    repair = f"rm -r {shlex.quote(str(place / 'cache'))}  # kept features, made again when needed"
     return Check("disk", "bad" if left < LEAST_DISK else "warn", f"{said}, wanted {LITTLE_DISK / GB:.0f} GB", repair)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def params(root: Path) -> tuple[Check, config.Params]:
     try:
         found = config.load(file)
     except ConfigError as error:
-        repair = f"correct what is named; the last committed state: git -C {root} checkout params.yaml"
+        again = f"git -C {shlex.quote(str(root))} checkout params.yaml"
+        repair = f"correct what is named; the last committed state: {again}"
         return Check("params.yaml", "bad", str(error), repair), config.Params()
     return Check("params.yaml", "ok", f"{file}, dataset {found.data.name}"), found
 
@@ -36,7 +38,7 @@ def git(root: Path) -> Check:
         return Check("git repository", "bad", f"git did not answer: {error}", "apt-get install git")
     if done.returncode == 0:
         return Check("git repository", "ok", f"at {done.stdout.strip()[:12]}")
-    repair = f"cd {root} && git init && git add -A && git commit -m start"
+    repair = f"cd {shlex.quote(str(root))} && git init && git add -A && git commit -m start"
     return Check("git repository", "bad", f"{root}: no commit, from which a version could be rebuilt", repair)
 
 
@@ -52,7 +54,7 @@ def datasets(layout: Layout, source: str) -> Check:
     if raw.joinpath(f"{layout.name}.dvc").is_file():
         repair = f"dvc pull data/raw/{layout.name}.dvc"
         return Check("datasets", "warn", f"{said}; the images of {layout.name} are not here", repair)
-    repair = f"python -m flows data add {layout.name} FOLDER --source {source}"
+    repair = f"python -m flows data add {layout.name} FOLDER --source {shlex.quote(source)}"
     return Check("datasets", "warn", f"{said}; {layout.name}, the dataset of params.yaml, is not here", repair)
 
 
@@ -71,7 +73,7 @@ def _bundle(root: Path, folder: Path) -> Check | None:
         sums.verify(folder, "a bundle", "")
     except IntegrityError as error:
         workspace = folder.parents[3]  # .../models/DATASET/CLASS/bundle
-        repair = f"dvc --cd {workspace} checkout --force {folder.relative_to(workspace)}"
+        repair = shlex.join(["dvc", "--cd", str(workspace), "checkout", "--force", str(folder.relative_to(workspace))])
         return Check(f"bundle {folder.parent.name}", "bad", str(error).rstrip("; "), repair)
     return None
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,9 +61,8 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of a folder's scores.jsonl. Raises `DataError` when it has none, or a line is no such row."""
     file = folder / batch_rows.JSONL
     if not file.is_file():
-        raise DataError(
-            f"{file}: expected scores, found no file; write it with `pvqae score BUNDLE IMAGES --out {folder}`"
-        )
+        command = f"pvqae score BUNDLE IMAGES --out {shlex.quote(str(folder))}"
+        raise DataError(f"{file}: expected scores, found no file; write it with `{command}`")
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if (row := _row(line)) is None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import threading
@@ -47,7 +48,9 @@ def service(bundle: Path) -> Iterator[str]:
             assert process.stdout is not None
             line = process.stdout.readline()
             if " at http" not in line:
-                raise PvqaeError(f"expected a service, found none; see what `pvqae serve {bundle}` says")
+                raise PvqaeError(
+                    f"expected a service, found none; see what `pvqae serve {shlex.quote(str(bundle))}` says"
+                )
             yield line.rpartition(" at ")[2].strip()
         finally:
             process.terminate()

@@ -120,6 +120,36 @@ def test_a_project_without_a_commit(root: Path) -> None:
     assert found.repair == f"cd {root} && git init && git add -A && git commit -m start"
 
 
+@pytest.mark.parametrize("name", ["a b", "it's", "$(id) `id`", 'x"; false #'])
+def test_the_repairs_work_as_they_are_copied(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / name
+    (root / ".pvqae" / "cache").mkdir(parents=True)
+    (root / "params.yaml").write_text("train: {stepz: 3}\n", "utf-8")
+    for key in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{key}_NAME", "x")
+        monkeypatch.setenv(f"GIT_{key}_EMAIL", "x@localhost")
+
+    def by_shell(command: str) -> None:
+        subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, capture_output=True)
+
+    by_shell(project.git(root).repair)
+    assert project.git(root).state == "ok"
+    (root / "params.yaml").write_text("train: {stepz: 4}\n", "utf-8")
+    by_shell(project.params(root)[0].repair.partition(": ")[2])
+    assert "3" in (root / "params.yaml").read_text("utf-8")
+    by_shell(machine.disk(root, 10**8).repair)
+    assert not (root / ".pvqae" / "cache").exists()
+
+    made = root / "models" / "demo" / "brick" / "bundle"
+    made.mkdir(parents=True)
+    (made / "SHA256SUMS").write_text(f"{'0' * 64}  config.json\n", "utf-8")
+    (found,) = project.bundles(root)
+    shown = "dvc() { printf '%s\\n' \"$@\" > words; }; "
+    by_shell(shown + found.repair)
+    words = ["--cd", str(root), "checkout", "--force", "models/demo/brick/bundle"]
+    assert (tmp_path / "words").read_text("utf-8").splitlines() == words
+
+
 def test_a_dataset_that_is_not_here(root: Path) -> None:
     layout = Layout(root, "parts")
     assert "python -m flows data add parts FOLDER" in project.datasets(layout, "folder").repair

@@ -1,6 +1,7 @@
 """Servers that are down, workers that are missing, code that is not committed: each with its repair."""
 
 import json
+import shlex
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -155,3 +156,11 @@ def test_the_real_look_at_servers(server: str) -> None:
     assert not look.answers("http://127.0.0.1:9/health")
     with pytest.raises(OSError, match="only sqlite and http"):
         look.champions("postgresql://x/y")
+
+
+def test_a_pools_name_is_quoted_where_it_is_printed() -> None:
+    params = config.Params(flow=config.Flow(train_pool="big $GPU's"))
+    (_, lacking) = doctor.pools(API, params, Twin(up=(API,), known_pools={"pvqae": 1}))
+    assert shlex.split(lacking.repair)[-1] == "big $GPU's"
+    (_, idle) = doctor.pools(API, params, Twin(up=(API,), known_pools={"pvqae": 1, "big $GPU's": 0}))
+    assert shlex.split(idle.repair)[-1] == "big $GPU's"

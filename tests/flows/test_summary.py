@@ -1,5 +1,6 @@
 """What a person reads at the end, and how the command line fails."""
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,28 @@ def test_the_commands_name_the_real_places() -> None:
     served = replace(RESULT, tracking_uri="http://mlflow:5000")
     remote = dict(summary.commands(served, {"PREFECT_API_URL": "http://prefect:4200/api"}, "open"))
     assert (remote["open MLflow"], remote["open Prefect"]) == ("open http://mlflow:5000", "open http://prefect:4200")
+
+
+ODD = ["a b", "it's", "$HOME `id`", 'say "x"; #1']
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_commands_can_be_copied_whatever_the_folder_is_called(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "index.html").write_text("the page", "utf-8")
+    result = replace(RESULT, report=folder, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    told = dict(summary.commands(result, {"PREFECT_HOME": str(folder)}, "cat"))
+
+    def by_shell(command: str) -> str:
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, cwd=folder)
+        return done.stdout.rstrip("\n")
+
+    assert by_shell(told["open the report"]) == "the page"
+    shown = 'mlflow() { printf %s "$3"; }; '
+    assert by_shell(shown + told["MLflow's pages"]) == result.tracking_uri
+    shown = 'prefect() { printf %s "$PREFECT_HOME"; }; '
+    assert by_shell(shown + told["Prefect's pages"]) == str(folder)
 
 
 def test_a_wrong_key_is_one_paragraph_and_exit_code_2(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
