@@ -16,6 +16,7 @@ from pvqae.errors import ConfigError
 Auto = Literal["auto"]
 Place = tuple[str | int, ...]  # of a value below sections and lists
 MOST_ALIASES = 20  # of a YAML file
+ODD = (RecursionError, LookupError, AttributeError, TypeError)  # what readers of YAML raise for tags like `!!bool z`
 
 
 class Section(BaseModel):
@@ -291,7 +292,7 @@ def parse_yaml(text: str, loader: type[_Loader] = _Loader) -> Any:
     gc.disable()  # it would walk over all that is parsed again and again, and free nothing
     try:
         return yaml.load(text, loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, *ODD) as error:
         raise ValueError(str(error)) from None
     finally:
         if collecting:
@@ -310,7 +311,7 @@ def _misread(text: str, ours: Any) -> dict[Place, Any]:
 
     try:
         return dict(_differences(ours, YAML(typ="safe").load(text)))
-    except YAMLError as error:
+    except (YAMLError, *ODD) as error:
         raise ValueError(str(error).partition("\nTo suppress")[0].rstrip()) from None
 
 

@@ -97,7 +97,7 @@ def test_a_wrong_override_is_a_config_error_that_repeats_it(tmp_path: Path, item
     assert item.partition("=")[0] in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["- a\n- b", "seed: [1", "just words"])
+@pytest.mark.parametrize("text", ["- a\n- b", "seed: [1", "just words", "seed: !!bool z", "? !!timestamp x", "!!int"])
 def test_what_is_not_sections_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"params\.yaml"):
         config.load(written(tmp_path, text))
