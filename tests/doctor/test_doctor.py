@@ -166,3 +166,23 @@ def test_counts_in_words() -> None:
     assert check.sentence([good]) == "1 checks, nothing to repair"
     assert check.sentence([good, bad, warn]) == "3 checks: 1 bad, 1 to look at"
     assert [check.exit_code([good, warn]), check.exit_code([bad])] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("environ", "state", "said"),
+    [
+        ({}, "ok", "no proxy"),
+        ({"https_proxy": "http://me:hid/den@proxy:80", "NO_PROXY": ".corp"}, "ok", "HTTPS_PROXY=http://proxy:80"),
+        ({"HTTP_PROXY": "me:hidden@p@proxy:3128"}, "ok", "HTTP_PROXY=proxy:3128"),
+        ({"AWS_ENDPOINT_URL_S3": "https://a:hidden@oss", "AWS_SECRET_ACCESS_KEY": "hidden"}, "ok", "S3=https://oss"),
+        ({"ALL_PROXY": "socks://me:hidden@proxy:1"}, "bad", "ALL_PROXY names no proxy"),
+        ({"AWS_CA_BUNDLE": "/none"}, "bad", "AWS_CA_BUNDLE: no such file"),
+        ({"AWS_PROFILE": "plant", "AWS_REGION": "eu-1"}, "ok", "AWS_PROFILE=plant, AWS_REGION=eu-1"),
+    ],
+)
+def test_settings_of_the_network_are_shown_without_passwords(environ: dict[str, str], state: str, said: str) -> None:
+    found = machine.network(environ)
+    assert found.state == state
+    assert said in found.found
+    assert "hid" not in found.found
+    assert bool(found.repair) == (state == "bad")

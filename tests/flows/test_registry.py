@@ -8,6 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.adapters.memory import Runs
+from flows.adapters.registry import _address_as_the_user
 from flows.adapters.tracking import Promotion, Registry
 from flows.metrics import Metric
 from pvqae.datasets import sums
@@ -173,3 +174,23 @@ def test_a_model_is_code_and_the_bundle_without_pickle(real: Registry, database:
     assert info.signature.inputs.input_names() == ["image"]
     assert info.signature.outputs.input_names() == ["image_score", "decision", "anomaly_map"]
     assert info.saved_input_example_info
+
+
+@pytest.mark.parametrize("style", ["virtual", "path", ""])
+def test_mlflow_addresses_buckets_as_aws_s_settings_say(
+    style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE"
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(
+        f"[profile p]\ns3 =\n    addressing_style = {style}\n" if style else "[profile p]\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "p")
+    _address_as_the_user()
+    assert os.environ.get(name, "") == style
+    monkeypatch.setenv("AWS_PROFILE", "none")
+    monkeypatch.setenv(name, "auto")
+    _address_as_the_user()
+    assert os.environ[name] == "auto"
