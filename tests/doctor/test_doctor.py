@@ -16,6 +16,7 @@ from pvqae.doctor.check import Check
 from pvqae.layout import Layout
 
 WANTED = {"core": [Requirement("torch>=2.10")], "flows": [Requirement("fastapi>=0.139,<0.151")]}
+HIDDEN = "not-to-be-seen"
 PINS = {"torch": "2.13.0", "fastapi": "0.150.0"}
 
 
@@ -172,10 +173,10 @@ def test_counts_in_words() -> None:
     ("environ", "state", "said"),
     [
         ({}, "ok", "no proxy"),
-        ({"https_proxy": "http://me:hid/den@proxy:80", "NO_PROXY": ".corp"}, "ok", "HTTPS_PROXY=http://proxy:80"),
-        ({"HTTP_PROXY": "me:hidden@p@proxy:3128"}, "ok", "HTTP_PROXY=proxy:3128"),
-        ({"AWS_ENDPOINT_URL_S3": "https://a:hidden@oss", "AWS_SECRET_ACCESS_KEY": "hidden"}, "ok", "S3=https://oss"),
-        ({"ALL_PROXY": "socks://me:hidden@proxy:1"}, "bad", "ALL_PROXY names no proxy"),
+        ({"https_proxy": f"http://me:{HIDDEN}/1@proxy:80", "NO_PROXY": ".corp"}, "ok", "HTTPS_PROXY=http://proxy:80"),
+        ({"HTTP_PROXY": f"me:{HIDDEN}@p@proxy:3128"}, "ok", "HTTP_PROXY=proxy:3128"),
+        ({"AWS_ENDPOINT_URL_S3": f"https://a:{HIDDEN}@oss", "AWS_SECRET_ACCESS_KEY": HIDDEN}, "ok", "S3=https://oss"),
+        ({"ALL_PROXY": f"socks://me:{HIDDEN}@proxy:1"}, "bad", "ALL_PROXY names no proxy"),
         ({"AWS_CA_BUNDLE": "/none"}, "bad", "AWS_CA_BUNDLE: no such file"),
         ({"AWS_PROFILE": "plant", "AWS_REGION": "eu-1"}, "ok", "AWS_PROFILE=plant, AWS_REGION=eu-1"),
     ],
@@ -184,5 +185,5 @@ def test_settings_of_the_network_are_shown_without_passwords(environ: dict[str, 
     found = machine.network(environ)
     assert found.state == state
     assert said in found.found
-    assert "hid" not in found.found
+    assert HIDDEN not in found.found
     assert bool(found.repair) == (state == "bad")
