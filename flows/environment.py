@@ -32,6 +32,7 @@ QUIET = {
 }
 
 
+DVC_CACHE = Path("/var/tmp/dvc")  # DVC's own, of all users and projects
 FORKSERVER = ".pvqae/forkserver"  # its socket in a workspace, where DVC runs the stages; if a flow has one there
 REPAIR = "python -m flows services up (or down, to go on without them)"
 
@@ -44,6 +45,8 @@ def prepare(root: Path, environ: MutableMapping[str, str] = os.environ) -> None:
     own = {"PREFECT_HOME": str(root / ".pvqae" / "prefect"), "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
     for key, value in (QUIET | own).items():
         environ.setdefault(key, value)
+    if not os.access(DVC_CACHE if DVC_CACHE.exists() else DVC_CACHE.parent, os.W_OK):  # as some containers have it
+        environ.setdefault("DVC_SITE_CACHE_DIR", str(root / ".pvqae" / "dvc"))
     Path(environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only
     use_services(root, environ)
 
@@ -86,8 +89,8 @@ def of_services(root: Path) -> dict[str, str]:
 
 
 def shown(address: str) -> str:
-    """The address without the name and password that it may carry."""
-    return re.sub(r"//[^/@]*@", "//", address)
+    """The address, or a text with addresses, without the names and passwords that they may carry."""
+    return re.sub(r"//[^/\s\"]*@", "//", address)
 
 
 def _listens(url: str) -> bool:

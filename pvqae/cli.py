@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pvqae import cli_bench, forkserver, watchdog
+from pvqae import cli_bench, forkserver, surroundings, watchdog
 from pvqae.door import Door, console, leave, quiet, to_json, workspace
 
 STAGES, USE, ABOUT = "Stages, on params.yaml of the current folder", "A bundle in use", "Looking and measuring"
@@ -226,6 +226,7 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """The console script."""
+    surroundings.complete()
     code = forkserver.ask(sys.argv[1:])
     if code is not None:
         os._exit(code)

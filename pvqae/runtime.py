@@ -1,13 +1,18 @@
 """What this machine offers, and how much of it one process takes: device, precision, threads, processes at once."""
 
 import ctypes
+import math
 import os
+import re
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pvqae.config import Compute
+if TYPE_CHECKING:  # every command counts cores, few have params
+    from pvqae.config import Compute
 
 # NVIDIA's, Tegra's, AMD's, Windows': without them torch, which takes seconds to import, finds no GPU.
 DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")))
@@ -27,8 +32,53 @@ class Plan:
         return f"device {self.device}, precision {self.precision}, {self.parallel} at once, {self.threads} threads each"
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use: of its affinity, and of the quota of its container; at least one."""
+    return max(1, int(min(affinity(), quota())))
+
+
+def affinity() -> int:
+    """The cores that this process may run on, which is also what a cpuset leaves."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def quota(process: Path = Path("/proc/self")) -> float:
+    """Cores' worth of time that the control groups around a process allow it (`docker --cpus`, limits of Kubernetes);
+    infinite without any."""
+    return min((_limit(folder) for folder in _groups(process)), default=math.inf)
+
+
+def _groups(process: Path) -> Iterator[Path]:
+    """The folder of each control group of a process with the folders above it, whose limits hold below, too.
+
+    A container sees a part of the tree; where its groups lie outside of what is mounted, the mount is what it is in.
+    """
+    try:
+        belongs = [line.split(":", 2)[1:] for line in (process / "cgroup").read_text("utf-8", "replace").splitlines()]
+        mounts = (process / "mountinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:  # not Linux
+        return
+    paths = {name: path for names, path in belongs for name in names.split(",")}
+    for line in mounts:
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        name = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
+        if name not in paths or (name and name not in options.split(" ")[-1].split(",")):
+            continue
+        top, mount = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), word) for word in left.split(" ")[3:5])
+        inner = Path(paths[name]).relative_to(top) if Path(paths[name]).is_relative_to(top) else Path()
+        yield from (Path(mount) / part for part in (inner, *inner.parents) if ".." not in part.parts)
+
+
+def _limit(group: Path) -> float:
+    """Quota by period, of version 2 or 1; infinite where the group has none."""
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            found, period = " ".join((group / file).read_text("utf-8") for file in files).split()
+            return int(found) / int(period) if int(found) > 0 else math.inf
+        except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+            continue
+    return math.inf
 
 
 def cpu_has_bf16() -> bool:
@@ -38,7 +88,7 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def plan(compute: Compute, n_networks: int) -> Plan:
+def plan(compute: "Compute", n_networks: int) -> Plan:
     """Two processes of two threads on two cores ran five times slower than two of one: cores are divided."""
     if compute.device == "cpu" or not may_have_gpu():
         return without_gpu(compute, n_networks)
@@ -54,16 +104,15 @@ def may_have_gpu() -> bool:
     return not sys.platform.startswith("linux") or any(driver.exists() for driver in DRIVERS)
 
 
-def without_gpu(compute: Compute, n_networks: int) -> Plan:
+def without_gpu(compute: "Compute", n_networks: int) -> Plan:
     """The plan of a machine that has no GPU for certain; torch is not imported."""
     return _divide(compute, n_networks, 0, cpu_has_bf16())
 
 
-def _divide(compute: Compute, n_networks: int, gpus: int, fast: bool) -> Plan:
-    cores = _cores()
-    parallel = compute.parallel if compute.parallel != "auto" else gpus or cores
+def _divide(compute: "Compute", n_networks: int, gpus: int, fast: bool) -> Plan:
+    parallel = compute.parallel if compute.parallel != "auto" else gpus or cores()
     parallel = max(1, min(parallel, n_networks))
-    threads = compute.threads if compute.threads != "auto" else max(1, cores // parallel)
+    threads = compute.threads if compute.threads != "auto" else max(1, cores() // parallel)
     precision = compute.precision if compute.precision != "auto" else ("bf16" if fast else "float32")
     return Plan("cuda" if gpus else "cpu", precision, parallel, threads)
 

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from pvqae import surroundings
 from pvqae.datasets import images
+
+surroundings.complete()  # tests ask servers of this machine, also where a company's proxy is set
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from pvqae.config import Compute
 
 @pytest.fixture
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_cores", lambda: 4)
+    monkeypatch.setattr(runtime, "cores", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -55,3 +56,54 @@ def test_torch_is_not_asked_where_no_driver_has_made_a_device(monkeypatch: pytes
     with pytest.raises(AssertionError):
         runtime.plan(Compute(), 1)
     assert runtime.plan(Compute(device="cpu"), 1).device == "cpu"
+
+
+def tree(folder: Path, groups: str, mounts: tuple[str, ...], files: dict[str, str]) -> Path:
+    """A process' view of its control groups, mounted below `folder`."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n")
+    place = str(folder).replace(" ", "\\040")
+    (folder / "cgroup").write_text(groups)
+    (folder / "mountinfo").write_text("".join(f"31 23 0:28 {mount.format(place)}\n" for mount in mounts))
+    return folder
+
+
+V2 = "/ {}/v2 rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
+CPU = "{}/cpu rw - cgroup cgroup rw,cpu,cpuacct"
+V1 = {"cpu/a/b/cpu.cfs_quota_us": "250000", "cpu/a/b/cpu.cfs_period_us": "100000"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "files", "quota"),
+    [
+        ("0::/\n", (V2,), {"v2/cpu.max": "150000 100000"}, 1.5),  # Docker: a namespace of its own
+        ("0::/\n", (V2,), {"v2/cpu.max": "max 100000"}, math.inf),
+        ("0::/\n", (V2,), {}, math.inf),  # the root of all
+        ("0::/pods/a/c\n", (V2,), {"v2/pods/a/cpu.max": "50000 100000", "v2/pods/a/c/cpu.max": "max 100000"}, 0.5),
+        ("0::/a/b\n", (V2,), {"v2/a/cpu.max": "400000 100000", "v2/a/b/cpu.max": "300000 100000"}, 3.0),
+        ("0::/../other\n", (V2,), {"v2/cpu.max": "200000 100000"}, 2.0),  # outside of what is mounted
+        ("4:memory:/a\n3:cpu,cpuacct:/a/b\n", ("/ " + CPU,), V1, 2.5),
+        ("3:cpuacct,cpu:/a/b/c\n0::/\n", ("/ " + CPU, V2), V1, 2.5),  # both versions; the quota is above
+        ("3:cpu,cpuacct:/docker/1/a/b\n", ("/docker/1 " + CPU,), V1, 2.5),  # a part of the tree is mounted
+        ("3:cpu,cpuacct:/a/b\n", ("/ " + CPU,), V1 | {"cpu/a/b/cpu.cfs_quota_us": "-1"}, math.inf),
+        ("3:memory:/a/b\n", ("/ {}/cpu rw - cgroup cgroup rw,memory",), V1, math.inf),
+        ("0::/\n", (V2,), {"v2/cpu.max": "soon"}, math.inf),
+    ],
+)
+def test_a_quota_is_the_smallest_of_all_groups_around(
+    groups: str, mounts: tuple[str, ...], files: dict[str, str], quota: float, tmp_path: Path
+) -> None:
+    (tmp_path / "with a blank").mkdir()
+    assert runtime.quota(tree(tmp_path / "with a blank", groups, mounts, files)) == quota
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(0.2, 1), (1.9, 1), (3.5, 3), (64.0, 4), (math.inf, 4)])
+def test_cores_are_whole_and_at_least_one(quota: float, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "affinity", lambda: 4)
+    monkeypatch.setattr(runtime, "quota", lambda: quota)
+    assert runtime.cores() == cores
+
+
+def test_a_system_without_control_groups_has_no_quota(tmp_path: Path) -> None:
+    assert runtime.quota(tmp_path) == math.inf

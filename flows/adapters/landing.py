@@ -116,15 +116,14 @@ class Bucket:
         import boto3
         from botocore.config import Config
 
-        # A server named by its address has no domain of its own for each bucket.
-        own = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
         settings = Config(
             connect_timeout=10,
             read_timeout=patience,
             retries={"mode": "standard", "total_max_attempts": min(3, retries + 1)},  # with jitter; of each request
-            s3={"addressing_style": "path"} if own else None,
         )
-        self._client: Any = boto3.Session().client("s3", config=settings, region_name=_region())
+        session = boto3.Session()
+        # boto3 wants some region; a server of one's own has none.
+        self._client: Any = session.client("s3", config=settings, region_name=session.region_name or "us-east-1")
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         self._retries, self._pause = retries, pause
 
@@ -162,12 +161,6 @@ class Bucket:
         for name, value in wanted.items():
             if got[name] != value:
                 raise LandingError(f"{item.key}: expected {name} {value}, found {got[name]}; put the object again")
-
-
-def _region() -> str | None:
-    """boto3 wants some region; a server of one's own has none."""
-    named = any(os.environ.get(name) for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"))
-    return None if named else "us-east-1"
 
 
 class _explained:  # noqa: N801 - reads as a word in `with`

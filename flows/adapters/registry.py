@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import mlflow
+from botocore.exceptions import BotoCoreError
 from mlflow import MlflowClient, entities
 from mlflow.exceptions import MlflowException
 
@@ -31,6 +33,19 @@ BATCH = 1000  # metrics per request, MLflow's limit
 PARAM, TAG, VERSION_TAG, MODEL_TAG = 6000, 8000, 100_000, 5000
 PROMOTION = "promotion."
 DATASET, CATEGORY = "dataset", "class"  # tags of a registered model: whose it is
+STYLE = "addressing_style"
+
+
+def _address_as_the_user() -> None:
+    """How AWS's own settings say that buckets are addressed: MLflow's client overrides them by a setting of its own."""
+    with suppress(OSError, BotoCoreError):  # no such file or profile: said where it is needed
+        file = Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
+        if STYLE not in file.read_text("utf-8", "replace"):
+            return
+        from botocore.session import Session  # half a second
+
+        if style := Session().get_scoped_config().get("s3", {}).get(STYLE):
+            os.environ.setdefault("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", style)
 
 
 class Mlflow:
@@ -38,6 +53,7 @@ class Mlflow:
     server's own when None); MLflow stores absolute paths, and a relative one would depend on where a flow started."""
 
     def __init__(self, uri: str, artifacts: Path | None = None) -> None:
+        _address_as_the_user()
         mlflow.set_tracking_uri(uri)
         self._client = MlflowClient(uri, uri)
         self._artifacts = artifacts

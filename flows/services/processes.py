@@ -33,18 +33,21 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def _carries(process: psutil.Process, mark: str) -> bool:
+def _carries(process: psutil.Process, mark: str) -> bool | None:
+    """None where that can't be told: another user's, whom not even root of a container may look at."""
     try:
         return bool(process.environ().get(MARK) == mark)
-    except (psutil.Error, OSError):  # ended meanwhile, or another user's
+    except psutil.AccessDenied:
+        return None
+    except (psutil.Error, OSError):  # ended meanwhile
         return False
 
 
 def members(place: Place, name: str) -> list[psutil.Process]:
     """Every living process of the service, children whose environment can't be read included."""
-    mark, found = _mark(place, name), {}
+    mark, first, found = _mark(place, name), leader(place, name), {}
     for process in psutil.process_iter():
-        if process.pid == os.getpid() or not _carries(process, mark):
+        if process.pid == os.getpid() or not (_carries(process, mark) or process == first):
             continue
         with contextlib.suppress(psutil.Error):
             found.update({child.pid: child for child in (process, *process.children(recursive=True))})
@@ -54,15 +57,17 @@ def members(place: Place, name: str) -> list[psutil.Process]:
 def leader(place: Place, name: str) -> psutil.Process | None:
     """The process that was started as the service, None when it does not live."""
     try:
-        process = psutil.Process(int(place.pid_file(name).read_text("utf-8")))
+        pid, *began = place.pid_file(name).read_text("utf-8").split()
+        process = psutil.Process(int(pid))
+        ours = _carries(process, _mark(place, name))
+        if ours is None and began:
+            ours = abs(process.create_time() - float(began[0])) < 1
     except (OSError, ValueError, psutil.Error):
         return None
-    return process if alive(process) and _carries(process, _mark(place, name)) else None
+    return process if ours and alive(process) else None
 
 
-def start(
-    place: Place, name: str, command: Sequence[str], env: Mapping[str, str], cwd: Path, user: str | None
-) -> psutil.Process:
+def start(place: Place, name: str, command: Sequence[str], env: Mapping[str, str], cwd: Path) -> psutil.Process:
     """Start `command` as the service's leader; its output goes to the service's log."""
     log = place.log(name)
     if log.exists() and log.stat().st_size > LONG:
@@ -77,26 +82,14 @@ def start(
             stdout=descriptor,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            user=user,
-            group=_group(user),
-            extra_groups=[] if user else None,
         )
     finally:
         os.close(descriptor)
-    place.pid_file(name).write_text(f"{process.pid}\n", "utf-8")
     started = psutil.Process(process.pid)  # before anything collects it: it may have ended already
+    place.pid_file(name).write_text(f"{process.pid} {started.create_time()}\n", "utf-8")
     # Collected by a thread when it ends, else it would be a zombie for as long as we live.
     threading.Thread(target=process.wait, daemon=True).start()
     return started
-
-
-def _group(user: str | None) -> int | None:
-    """The main group of `user`."""
-    if user is None:
-        return None
-    import pwd
-
-    return pwd.getpwnam(user).pw_gid
 
 
 def stop(place: Place, signals: Mapping[str, signal.Signals], patience: float = 5.0) -> None:

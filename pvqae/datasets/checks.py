@@ -1,12 +1,12 @@
 """Facts about manifest rows as plain columns, one per thing that can be wrong: what the expectations look at."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
+from pvqae import runtime
 from pvqae.datasets import bounds
 from pvqae.datasets.classes import Classes
 from pvqae.datasets.images import read_mask
@@ -48,7 +48,7 @@ def _mask_problem(data: Path, path: str, height: int, width: int) -> str:
 def mask_problems(frame: pd.DataFrame, data: Path) -> pd.Series:
     """Per row "" or what is wrong with its mask: unreadable, size or empty. Decodes the masks of defects only."""
     rows = frame[(frame["label"] == "defect") & (frame["mask_path"] != "")]
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoding leaves the interpreter free
+    with ThreadPoolExecutor(max_workers=min(8, runtime.cores())) as pool:  # decoding leaves the interpreter free
         problems = list(pool.map(partial(_mask_problem, data), rows["mask_path"], rows["height"], rows["width"]))
     return pd.Series(problems, index=rows.index, dtype=str).reindex(frame.index, fill_value="")
 

@@ -27,6 +27,7 @@ def examine(start: Path, needed: str = extras.CORE) -> list[Check]:
         machine.device(params.compute),
         machine.memory(),
         machine.disk(root or start),
+        machine.network(),
         *machine.programs(),
     ]
     if root is None:

@@ -2,10 +2,11 @@
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def _gpu(compute: config.Compute, present: list[str]) -> Check:
 
 
 def _words(plan: runtime.Plan) -> str:
-    return f"{os.cpu_count()} cores; for one network {plan}"
+    return f"{runtime.cores()} cores; for one network {plan}"
 
 
 def memory(available: int | None = None) -> Check:
@@ -82,6 +83,34 @@ def disk(root: Path, free: int | None = None) -> Check:
         return Check("disk", "ok", said)
     repair = f"rm -r {shlex.quote(str(place / 'cache'))}  # kept features, made again when needed"
     return Check("disk", "bad" if left < LEAST_DISK else "warn", f"{said}, wanted {LITTLE_DISK / GB:.0f} GB", repair)
+
+
+# Settings of the network that the libraries here read.
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+ADDRESSES = (*PROXIES, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")  # which may carry a password
+FILES = (
+    *("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE"),
+    *("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"),
+)
+NAMES = ("SSL_CERT_DIR", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION")
+SCHEMES = ("http", "https", "socks5", "socks5h")  # that all of them know
+
+
+def network(environ: Mapping[str, str] = os.environ) -> Check:
+    """Which settings of proxies, certificates and S3 are seen; never a password."""
+    given = {name: environ.get(name) or environ.get(name.lower(), "") for name in (*ADDRESSES, *FILES, *NAMES)}
+    kinds = {name: given[name].rpartition("://")[0].lower() or "http" for name in PROXIES if given[name]}
+    given["NO_PROXY"] = environ.get("NO_PROXY", "") if kinds else ""
+    given |= {name: re.sub(r"^([^/]*//)?.*@", r"\1", given[name]) for name in ADDRESSES}
+    said = ", ".join(f"{name}={value}" for name, value in given.items() if value)
+    for name, kind in kinds.items():
+        if kind not in SCHEMES:
+            repair = f"export {name}=http://HOST:PORT {name.lower()}=http://HOST:PORT, or {', '.join(SCHEMES[1:])}"
+            return Check("network", "bad", f"{said}; {name} names no proxy that all libraries know", repair)
+    for name in FILES:
+        if given[name] and not os.access(given[name], os.R_OK):
+            return Check("network", "bad", f"{said}; {name}: no such file, or not to be read", f"unset {name}")
+    return Check("network", "ok", said or "no proxy, certificates or S3 settings in the environment")
 
 
 def program(name: str, why: str, state_without: Callable[[], Check]) -> Check:

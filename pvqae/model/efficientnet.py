@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pvqae import surroundings
 from pvqae.errors import IntegrityError
 from pvqae.files import is_sealed, seal
 from pvqae.model.weights import SHA256 as CHECKPOINT_SHA256
@@ -121,23 +122,25 @@ def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def cached_weights() -> Path:
-    """The folded weights as safetensors in the user's cache, converted once from the installed package; again where the
-    file is no longer what was written.
+    """The folded weights as safetensors in the user's cache, or a private folder where that can't be written, converted
+    once from the installed package; again where the file is no longer what was written.
 
     The package ships a pickle; it is the only one this project ever reads, once, by its pinned hash and with
     `weights_only`. Raises `IntegrityError` when the installed file is another.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvqae"
-    target = cache / f"efficientnet_lite0-{CHECKPOINT_SHA256[:16]}.safetensors"
-    if is_sealed(target):
-        return target
+    name = f"efficientnet_lite0-{CHECKPOINT_SHA256[:16]}.safetensors"
+    for folder in surroundings.caches():
+        target = folder / "pvqae" / name
+        if is_sealed(target):
+            return target
+        if surroundings.writable(target.parent):
+            break
     source = _packaged_checkpoint()
     found = hashlib.sha256(source.read_bytes()).hexdigest()
     if found != CHECKPOINT_SHA256:
         raise IntegrityError(f"{source}: expected sha256 {CHECKPOINT_SHA256}, found {found}: install the package again")
-    cache.mkdir(parents=True, exist_ok=True)
     tensors = _folded(torch.load(source, map_location="cpu", weights_only=True))
-    with tempfile.NamedTemporaryFile(dir=cache, delete=False) as beside:
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as beside:
         pass
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside.name)
     os.replace(beside.name, target)

@@ -18,6 +18,7 @@ import requests as http
 from rich.console import Console
 from rich.table import Table
 
+from pvqae import runtime
 from pvqae.errors import DataError, PvqaeError
 from pvqae.evaluation.batch_source import Files
 
@@ -98,6 +99,6 @@ def show(found: Sequence[Latency]) -> None:
     console = Console()
     console.print(table)
     words = (
-        f"{os.cpu_count()} cores ({platform.machine()}), which the clients take part of; load {os.getloadavg()[1]:.1f}"
+        f"{runtime.cores()} cores ({platform.machine()}), which the clients take part of; load {os.getloadavg()[1]:.1f}"
     )
     console.print(words, highlight=False)

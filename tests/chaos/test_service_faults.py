@@ -23,7 +23,7 @@ from pvqae.training.checkpoint import Timer
 from tests.chaos import projects
 from tests.chaos.figures import Figure, record, size
 from tests.chaos.projects import DATASET, MODEL, settings
-from tests.end_to_end.conftest import place  # noqa: F401 - a folder that PostgreSQL can pass
+from tests.end_to_end.conftest import place  # noqa: F401 - a private folder
 from tests.end_to_end.test_services import Project
 from tests.end_to_end.test_train_flow import Clone
 

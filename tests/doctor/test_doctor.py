@@ -16,6 +16,7 @@ from pvqae.doctor.check import Check
 from pvqae.layout import Layout
 
 WANTED = {"core": [Requirement("torch>=2.10")], "flows": [Requirement("fastapi>=0.139,<0.151")]}
+HIDDEN = "not-to-be-seen"
 PINS = {"torch": "2.13.0", "fastapi": "0.150.0"}
 
 
@@ -196,3 +197,23 @@ def test_counts_in_words() -> None:
     assert check.sentence([good]) == "1 checks, nothing to repair"
     assert check.sentence([good, bad, warn]) == "3 checks: 1 bad, 1 to look at"
     assert [check.exit_code([good, warn]), check.exit_code([bad])] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("environ", "state", "said"),
+    [
+        ({}, "ok", "no proxy"),
+        ({"https_proxy": f"http://me:{HIDDEN}/1@proxy:80", "NO_PROXY": ".corp"}, "ok", "HTTPS_PROXY=http://proxy:80"),
+        ({"HTTP_PROXY": f"me:{HIDDEN}@p@proxy:3128"}, "ok", "HTTP_PROXY=proxy:3128"),
+        ({"AWS_ENDPOINT_URL_S3": f"https://a:{HIDDEN}@oss", "AWS_SECRET_ACCESS_KEY": HIDDEN}, "ok", "S3=https://oss"),
+        ({"ALL_PROXY": f"socks://me:{HIDDEN}@proxy:1"}, "bad", "ALL_PROXY names no proxy"),
+        ({"AWS_CA_BUNDLE": "/none"}, "bad", "AWS_CA_BUNDLE: no such file"),
+        ({"AWS_PROFILE": "plant", "AWS_REGION": "eu-1"}, "ok", "AWS_PROFILE=plant, AWS_REGION=eu-1"),
+    ],
+)
+def test_settings_of_the_network_are_shown_without_passwords(environ: dict[str, str], state: str, said: str) -> None:
+    found = machine.network(environ)
+    assert found.state == state
+    assert said in found.found
+    assert HIDDEN not in found.found
+    assert bool(found.repair) == (state == "bad")

