@@ -64,12 +64,20 @@ def wanted(params: Params, raw: Path) -> list[str]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The file's content, {} when there is none or none that can be read: each flow writes it anew."""
-    try:
-        found = parse_yaml(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """The file's content, {} when there is none or it was cut off: each flow writes it again.
+
+    Raises `ConfigError` for any other text, of a merge, say: a person decides.
+    """
+    text = path.read_text("utf-8", errors="replace") if path.exists() else ""
+    for whole in (text, text[: text.rfind("\n") + 1]):
+        try:
+            found = parse_yaml(whole) or {}
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            return found if whole == text else {}
+    repair = f"repair it, or remove it, it is written again: rm {shlex.quote(str(path))}"
+    raise ConfigError(f"{path}: expected what `python -m flows` writes, found another text; {repair}")
 
 
 def write(path: Path, content: dict[str, Any]) -> bool:

@@ -68,7 +68,7 @@ def code(root: Path) -> list[Check]:
     files = ", ".join(found.uncommitted[:3]) + (", ..." if len(found.uncommitted) > 3 else "")
     said = f"{len(found.uncommitted)} files differ from the last commit ({files}): no version would be registered"
     return [
-        Check("code", "warn", said, f"cd {shlex.quote(str(root))} && git add -A && git commit -m 'what you changed'")
+        Check("code", "warn", said, f"cd {shlex.quote(str(root))} && git add -A . && git commit -m 'what you changed'")
     ]
 
 
@@ -77,7 +77,9 @@ def remote(root: Path, outside: Outside) -> Check:
     from flows.adapters import dvc_config
 
     if not (root / ".dvc").is_dir():
-        return Check("DVC remote", "bad", f"{root} is no DVC project", f"cd {shlex.quote(str(root))} && dvc init")
+        where = "" if (root / ".git").exists() else " --subdir"  # of a larger repository
+        repair = f"cd {shlex.quote(str(root))} && dvc init{where}"
+        return Check("DVC remote", "bad", f"{root} is no DVC project", repair)
     section = dvc_config.default_remote(root)
     if section is None:
         return Check("DVC remote", "warn", "no default remote: data is on this disk only", "dvc remote add -d NAME URL")

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pvqae.errors import ConfigError
 from pvqae.forkserver import ADDRESS
 from pvqae.layout import find_root as find_root
+from pvqae.layout import outside_hooks
 
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -107,14 +108,11 @@ def for_stages(workspace: Path) -> dict[str, str]:
 
     Thread counts are not set here: the stages set them themselves, so that a plain `dvc repro` gives the same files.
     """
-    environ = dict(os.environ)
+    environ = outside_hooks(os.environ)  # a workspace has a repository of its own
     environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     environ["PYTHONPATH"] = str(workspace)
     environ["PYTHONUNBUFFERED"] = "1"  # live lines through a pipe
     environ[ADDRESS] = FORKSERVER
-    # Inside a git hook git points these at the outer repository; a workspace has its own.
-    for key in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_PREFIX"):
-        environ.pop(key, None)
     return environ
 
 

@@ -35,7 +35,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """`busy`: what was left alone because a flow works on it."""
+    """`busy`: what was left alone, as a flow works on it or other projects use it."""
 
     items: tuple[Item, ...]
     busy: tuple[str, ...]
@@ -64,7 +64,7 @@ def collect(root: Path, registry: Registry, keep_days: float, confirm: Callable[
         if not plan.items or not confirm(plan):
             return plan, False
         for item in plan.items:
-            _remove(root, item.path)
+            _remove(item.path)
         git.git(root, "worktree", "prune")
         return plan, True
 
@@ -73,7 +73,7 @@ def make(root: Path, registry: Registry, before: float, busy: Sequence[str]) -> 
     """What was last used `before` (seconds since 1970) and nothing refers to; `busy`: names of locks that are held."""
     versions = list(_versions(registry))
     datasets = {name.partition(".")[0] for name in busy}
-    home = root / ".pvqae"
+    home, foreign = root / ".pvqae", gc_data.shared_cache(root)
     found = {
         "work folders of trainings that nobody went on with": _idle(_work(home, datasets), before),
         "workspaces of datasets without a version": _idle(_workspaces(home, datasets, registry), before),
@@ -82,11 +82,13 @@ def make(root: Path, registry: Registry, before: float, busy: Sequence[str]) -> 
         "copies of versions without an alias": _idle(_bundles(home, registry), before),
         "experiments' and GPU bundles' files": _idle([*home.glob("experiments/*"), *home.glob("gpu/*")], before),
         "half-written files": _idle(_parts(root), time.time() - PART_DAYS * DAY) if not busy else [],
-        "objects of DVC's cache": [] if busy else _objects(root, versions, before),
+        "objects of DVC's cache": [] if busy or foreign else _objects(root, versions, before),
     }
     told = tuple(f"left alone, a flow holds {name}" for name in busy)
     items = [Item(path, _size(path), why) for why, paths in found.items() for path in paths]
-    return Plan(_outermost(items), (*told, "DVC's cache and half-written files were left alone") if told else ())
+    told += ("DVC's cache and half-written files were left alone",) if busy else ()
+    told += (f"left alone, DVC's cache {foreign} is not this project's alone",) if foreign else ()
+    return Plan(_outermost(items), told)
 
 
 def _versions(registry: Registry) -> Iterator[dict[str, str]]:
@@ -159,10 +161,8 @@ def _outermost(items: Sequence[Item]) -> tuple[Item, ...]:
     return tuple(item for item in items if going.isdisjoint(item.path.parents))
 
 
-def _remove(root: Path, path: Path) -> None:
+def _remove(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
-    elif (path / ".git").exists():
-        git.git(root, "worktree", "remove", "--force", str(path))
     else:
         shutil.rmtree(path, ignore_errors=True)

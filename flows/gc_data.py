@@ -33,6 +33,12 @@ def unneeded(root: Path, commits: Iterable[str], idle: Callable[[Iterable[Path]]
     return [*gone, *runs]
 
 
+def shared_cache(root: Path) -> Path | None:
+    """DVC's cache where it lies outside of the project: others may need what this project does not know of."""
+    found = dvc_config.cache(root)
+    return None if found.resolve().is_relative_to(root.resolve()) else found
+
+
 def _hash(path: Path) -> str:
     """Of an object's file, without .dir."""
     return path.parent.name + path.name.partition(".")[0]
@@ -44,10 +50,10 @@ def _of_run(path: Path) -> set[str]:
 
 def _named(root: Path, commits: Iterable[str]) -> set[str]:
     """Hashes that a dvc.lock or a .dvc file names."""
-    refs = git.git(root, "for-each-ref", "--format=%(objectname)").split()
+    wanted = {git.needed(root, commit, "data_sha of a version") for commit in commits}
     found: set[str] = set()
-    for commit in sorted({*commits, *refs, "HEAD"}):
-        for name in git.git(root, "ls-tree", "-r", "--name-only", "-z", commit).split("\0"):
+    for commit in sorted(wanted | git.all_commits(root)):
+        for name in git.files_of(root, commit):
             if name.endswith((".dvc", "dvc.lock")):
                 found |= _hashes(git.git(root, "show", f"{commit}:{name}"), f"{commit}:{name}")
     for file in _here(root):
@@ -65,15 +71,19 @@ def _here(root: Path) -> Iterator[Path]:
 def _hashes(text: str, name: str) -> set[str]:
     try:
         return set(_md5(yaml.safe_load(text)))
-    except yaml.YAMLError as error:
-        raise PvqaeError(f"{name}: expected YAML, found {error}; repair it, else what it needs could go") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise PvqaeError(
+            f"{name}: expected hashes in YAML, found {error}; repair it, else what it needs could go"
+        ) from None
 
 
 def _md5(value: object) -> Iterator[str]:
     """Every hash below a key md5."""
     if isinstance(value, dict):
         for key, item in value.items():
-            if key == "md5" and isinstance(item, str) and HASH.fullmatch(item):
+            if key == "md5" and isinstance(item, str):
+                if not HASH.fullmatch(item):
+                    raise ValueError(f"the hash {item!r}")
                 yield item
             else:
                 yield from _md5(item)

@@ -1,6 +1,5 @@
-"""The workspace of a job: a worktree at the order's commit with the order's files in it."""
+"""The workspace of a job: the project at the order's commit with the order's files in it."""
 
-import shutil
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -17,10 +16,10 @@ from pvqae.layout import Layout
 def prepare(root: Path, order: Order, threads: int = 0) -> Path:
     """The workspace below `root` for `order`; its checkpoints and DVC's cache outlive a killed job.
 
-    Raises `ConfigError` when the project lacks the commit, or for a file that would lie outside.
+    Raises `GitError` when the project lacks the commit, `ConfigError` for a file that would lie outside.
     """
     space = root / ".pvqae" / "jobs" / order.dataset
-    _check_out(root, space, order.git_sha)
+    git.check_out(root, space, git.needed(root, order.git_sha, "which the train flow runs"))
     dvc_config.share(root, space)
     for name, text in order.files.items():
         write_text(_inside(space, name), text)
@@ -34,20 +33,6 @@ def own_threads(file: Path, threads: int) -> None:
     params = config.load(file)
     compute = params.compute.model_copy(update={"threads": threads, "parallel": 1})
     write_text(file, config.dump(params.model_copy(update={"compute": compute})))
-
-
-def _check_out(root: Path, space: Path, sha: str) -> None:
-    if not git.commit_of(root, sha):
-        git.fetch(root)
-    if not git.commit_of(root, sha):
-        raise ConfigError(
-            f"{root}: expected the commit {sha}, which the train flow runs, found none; run git pull there"
-        )
-    if (space / ".git").exists() and git.commit_of(space, "HEAD"):
-        git.git(space, "checkout", "--quiet", "--force", "--detach", sha)
-        return
-    shutil.rmtree(space, ignore_errors=True)
-    git.git(root, "worktree", "add", "--quiet", "--force", "--detach", str(space), sha)
 
 
 def _inside(space: Path, name: str) -> Path:

@@ -36,8 +36,20 @@ def _mend(path: Path) -> None:
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
             file.seek(0)
-            whole, end, _ = file.read().rpartition(b"\n")
-            file.truncate(len(whole) + len(end))
+            whole, end, last = file.read().rpartition(b"\n")
+            if _is_cut(last):
+                file.truncate(len(whole) + len(end))
+            else:  # an editor leaves out the end of the last line
+                file.write(b"\n")
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether a line is the beginning of an object."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return line.startswith(b"{")
+    return False
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -69,7 +69,7 @@ def with_dataset(
         waiting = f"a flow works on {name}: waiting for its end"
         held = stack.enter_context(locks.held(lock, waiting=lambda: say(waiting)))
         dvc = Dvc(project, stack.enter_context(Supervisor([held])))
-        if not layout.raw.is_dir() and dvc.data_hash(name):
+        if dvc.data_hash(name) and not layout.raw.is_dir():  # first the version: nothing comes in where it is damaged
             dvc.checkout(name)
         categories = classes.wanted(params, layout.raw)
         promotions.check_owners(tracking, name, categories)

@@ -58,6 +58,7 @@ class Applier:
 
     def run(self, find: Callable[[str], Item | None], dvc: Versioning, record: Callable[[str], str]) -> Applied:
         """`find` gives a scored image by its sha256; `record` commits with a message and returns the commit."""
+        dvc.data_hash(self._places.dataset)  # nothing comes in where the .dvc file is damaged
         self._sweep()
         pending = self._log.pending()
         outcomes = tuple((label, self._settle(label, find)) for label in pending)

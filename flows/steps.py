@@ -32,6 +32,7 @@ def bring_data(space: Workspace, project: Versioning, own: Versioning) -> None:
     name = space.params.data.name
     if space.params.data.root and space.params.data.source != "demo":
         project.add_dataset(name, Path(space.params.data.root).expanduser())
+    project.data_hash(name)  # nothing is done where the .dvc file is damaged
     if workspace.bring_dvc_file(space):
         own.checkout(name)
 

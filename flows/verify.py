@@ -89,11 +89,9 @@ def run(root: Path, name: str, version: str, say: Say = lambda line: None) -> Ve
 def _clone(root: Path, clone: Path, name: str, tags: Mapping[str, str], owner: lineage.Owner | None) -> str:
     """A clone at the version's code with its params, classes, data versions and dvc.lock; returns the dataset."""
     for key in ("git_sha", "data_sha"):
-        if not git.commit_of(root, tags[key]):
-            raise VerifyError(f"{name}: the commit {key} {tags[key]} is not in {root}; run: git fetch --all")
-    git.git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(clone))
-    git.git(clone, "checkout", "--quiet", "--detach", tags["git_sha"])
-    listed = git.git(root, "ls-tree", "-r", "--name-only", tags["data_sha"]).splitlines()
+        git.needed(root, tags[key], f"{key} of {name}")
+    git.check_out(root, clone, tags["git_sha"])
+    listed = git.files_of(root, tags["data_sha"])
     datasets = sorted({path.split("/")[0] for path in listed}, key=len, reverse=True)
     possible = [owner.dataset] if owner else [known for known in datasets if name.startswith(f"pvqae-{known}-")]
     dataset = next((known for known in possible if known in datasets), "")

@@ -1,16 +1,16 @@
-"""Where the stages of a run work: the project itself, or a git worktree below .pvqae for other params or data."""
+"""Where the stages of a run work: the project itself, or a checkout below .pvqae for other params or data."""
 
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from flows import choices
+from flows import choices, classes
 from flows.adapters import dvc_config, git
 from pvqae import config
 from pvqae.config import Params
 from pvqae.errors import ConfigError
+from pvqae.files import write_text
 from pvqae.layout import Layout
 
 # Beside the code, what DVC reads before it reads dvc.yaml.
@@ -47,7 +47,7 @@ def lock_file(root: Path, dataset: str) -> Path:
 def prepare(root: Path, choice: choices.Choice) -> Workspace:
     """The workspace of `choice`, with the project's present code and the effective params in it.
 
-    The caller holds the dataset's lock. Raises `ConfigError` when the project has no commit to make a worktree of.
+    The caller holds the dataset's lock. Raises `ConfigError` when the project has no commit to check out.
     """
     if choice.own:
         return Workspace(root, root, choice.params)
@@ -55,7 +55,7 @@ def prepare(root: Path, choice: choices.Choice) -> Workspace:
     _check_out(space)
     _sync_code(space)
     dvc_config.share(root, space.path)
-    (space.path / "params.yaml").write_text(config.dump(choices.without_root(choice.params)), "utf-8")
+    write_text(space.path / "params.yaml", config.dump(choices.without_root(choice.params)))
     return space
 
 
@@ -65,8 +65,7 @@ def bring_dvc_file(space: Workspace) -> bool:
     if space.own or not source.exists():
         return False
     same = space.dvc_file.exists() and space.dvc_file.read_bytes() == source.read_bytes()
-    space.dvc_file.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, space.dvc_file)
+    write_text(space.dvc_file, source.read_text("utf-8"))
     return not same or not space.layout.raw.is_dir()
 
 
@@ -93,18 +92,14 @@ def _copy_writable(source: str, target: str) -> None:
 
 
 def _check_out(space: Workspace) -> None:
-    """A worktree at HEAD. Its dvc.lock outlives the refresh: it says what this workspace has made."""
+    """The files of HEAD. Its dvc.lock outlives the refresh: it says what this workspace has made."""
     head = git.commit_of(space.root, "HEAD")
     if not head:
-        raise ConfigError(f"{space.root}: --set, --params and other datasets need a first commit; run: git commit")
+        repair = f"cd {shlex.quote(str(space.root))} && git add -A . && git commit -m start"
+        raise ConfigError(f"{space.root}: --set, --params and other datasets need a first commit; run: {repair}")
     lock = space.path / DVC_LOCK
     made = lock.read_bytes() if lock.exists() else None
-    if (space.path / ".git").exists() and git.commit_of(space.path, "HEAD"):
-        if git.commit_of(space.path, "HEAD") != head:
-            git.git(space.path, "checkout", "--quiet", "--force", "--detach", head)
-    else:
-        shutil.rmtree(space.path, ignore_errors=True)
-        git.git(space.root, "worktree", "add", "--quiet", "--force", "--detach", str(space.path), head)
+    git.check_out(space.root, space.path, head, again=False)
     if made is not None:
         lock.write_bytes(made)
     elif _dataset_of(space.root) != space.params.data.name:
@@ -112,12 +107,11 @@ def _check_out(space: Workspace) -> None:
 
 
 def _dataset_of(root: Path) -> str:
-    file = root / "data" / "classes.yaml"
-    return str((yaml.safe_load(file.read_text("utf-8")) or {}).get("dataset", "")) if file.exists() else ""
+    return str(classes.read(root / "data" / "classes.yaml").get("dataset", ""))
 
 
 def _sync_code(space: Workspace) -> None:
-    """The project's present code over the worktree's, so that what runs is what DVC hashes and the report says."""
+    """The project's present code over that of the commit, so that what runs is what DVC hashes and the report says."""
     wanted = [*git.code_files(space.root), *(name for name in SETTINGS if (space.root / name).is_file())]
     for name in set(git.code_files(space.path)) - set(wanted):
         (space.path / name).unlink()

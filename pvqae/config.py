@@ -254,7 +254,7 @@ def _merge(values: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         child = values.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {key}: {parent} is a value, not a section")
+            raise ConfigError(f"--set {key}: {parent} is a value, not a section; give --set {parent}=VALUE")
         values = child
     values[last] = value
 

@@ -121,6 +121,7 @@ def _sha256(path: Path) -> str:
 def _placed(part: Path, path: Path) -> Iterator[Path]:
     """`part` takes the place of `path` when the block ends, and is gone after an error: a full disk needs its room."""
     try:
+        part.unlink(missing_ok=True)  # what a killed process has left may be a link into DVC's cache by now
         yield part
         os.replace(part, path)
     except BaseException:

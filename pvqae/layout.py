@@ -1,7 +1,18 @@
 """Where every file of a workspace lies: the contract between the stages of dvc.yaml."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+# What git sets for a hook, and a person by hand: it points at one repository, wherever a command runs. Settings
+# (GIT_CONFIG_*) stay: they may be what lets git read a repository at all.
+OF_ONE_REPOSITORY = frozenset(
+    f"GIT_{name}"
+    for name in (
+        *("DIR", "WORK_TREE", "IMPLICIT_WORK_TREE", "INDEX_FILE", "PREFIX", "COMMON_DIR", "NAMESPACE"),
+        *("OBJECT_DIRECTORY", "ALTERNATE_OBJECT_DIRECTORIES", "QUARANTINE_PATH", "SHALLOW_FILE", "GRAFT_FILE"),
+    )
+)
 
 ARRIVED = "arrived"  # folder of a dataset for images that came later than the dataset itself
 
@@ -100,3 +111,8 @@ def find_root(start: Path) -> Path | None:
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
             return folder
     return None
+
+
+def outside_hooks(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which git looks for the repository from the folder that it works in."""
+    return {key: value for key, value in environ.items() if key not in OF_ONE_REPOSITORY}

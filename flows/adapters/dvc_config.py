@@ -7,45 +7,47 @@ from typing import Any
 
 from configobj import ConfigObj  # type: ignore[import-untyped]  # the parser that DVC itself uses
 
+from pvqae.errors import ConfigError
 
-def _absolute(dvc: Path, url: str) -> str:
-    """DVC reads a relative path from the folder of the config file, which another workspace does not share."""
-    return url if "://" in url or url.startswith(("ssh:", "/")) else str((dvc / url).resolve())
+
+def effective(root: Path) -> dict[str, Any]:
+    """What DVC takes for the settings of the project: the system's, the user's, the project's and its local ones, each
+    above those before it; paths are absolute. Raises `ConfigError` for a file that is damaged."""
+    from dvc import config, dirs  # a third of a second
+
+    files = [Path(folder) / "config" for folder in (dirs.system_config_dir(), dirs.global_config_dir(), root / ".dvc")]
+    for file in (*files, root / ".dvc" / "config.local"):
+        try:
+            config.Config.load_file(str(file))
+        except FileNotFoundError:
+            continue
+        except (config.ConfigError, OSError) as error:
+            raise ConfigError(f"{file}: expected DVC's settings, found {error}; correct it") from None
+    return dict(config.Config(str(root / ".dvc"), validate=False))
 
 
 def share(root: Path, workspace: Path) -> None:
     """One cache and the same remotes for the project and its workspace: what one has made, the other only links.
 
-    Only the workspace's config.local is written, with what the project's says plus absolute paths.
+    Only the workspace's config.local is written.
     """
-    dvc = root / ".dvc"
-    local: Any = ConfigObj(str(dvc / "config.local"), encoding="utf-8") if (dvc / "config.local").exists() else {}
-    effective: Any = ConfigObj(str(dvc / "config"), encoding="utf-8")
-    effective.merge(local)
-    for section, values in effective.items():
-        if section.startswith("remote") and "url" in values:
-            values["url"] = _absolute(dvc, values["url"])
-    cache = effective.setdefault("cache", {})
-    cache["dir"] = _absolute(dvc, cache.get("dir", "cache"))
-    _write_local(workspace, effective)
+    found = effective(root)
+    found["cache"] = {**found["cache"], "dir": str(cache(root))}
+    for kind in ("remote", "machine", "db"):
+        found |= {f'{kind} "{name}"': values for name, values in found.pop(kind).items()}
+    _write_local(workspace, ConfigObj({key: values for key, values in found.items() if values}))
 
 
 def cache(root: Path) -> Path:
     """The folder of DVC's cache."""
-    effective: Any = ConfigObj(str(root / ".dvc" / "config"), encoding="utf-8")
-    effective.merge(_local(root))
-    return Path(_absolute(root / ".dvc", effective.get("cache", {}).get("dir", "cache")))
+    return Path(effective(root)["cache"].get("dir", root / ".dvc" / "cache"))
 
 
 def default_remote(root: Path) -> dict[str, str] | None:
     """The section of the project's default remote, its path absolute; None where there is none."""
-    effective: Any = ConfigObj(str(root / ".dvc" / "config"), encoding="utf-8")
-    effective.merge(_local(root))
-    name = effective.get("core", {}).get("remote", "")
-    section = effective.get(f'remote "{name}"', {})
-    if "url" not in section:
-        return None
-    return {**section, "url": _absolute(root / ".dvc", section["url"])}
+    found = effective(root)
+    section: dict[str, str] = found["remote"].get(found["core"].get("remote", ""), {})
+    return section if "url" in section else None
 
 
 SERVICES = 'remote "services"'  # the section of the remote that the services of this machine bring

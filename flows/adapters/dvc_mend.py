@@ -1,56 +1,134 @@
 """DVC writes its own files in place: a process that is killed while it writes leaves one cut off.
 
 Nothing is lost with them: dvc.lock is made again from the run cache, the list of locks is of processes that are gone,
-and a .dvc file is made again from the folder that it stands for.
+and a .dvc file is made again from the folder that it stands for. Any other fault of a file is a person's to repair:
+with conflict markers or a mistyped hash it may be all that names a version.
 """
 
 import json
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from flows import locks
+from flows.adapters import dvc_command
+from pvqae.errors import DataError
 
 RWLOCK, GUARD, LOCK = Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/rwlock.lock"), Path("dvc.lock")
 HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
+# What DVC writes about a folder, line by line: a pattern, and examples, which complete a line that was cut off.
+LINES = (
+    ("outs:", ("outs:",)),
+    (r"- md5: [0-9a-f]{32}\.dir", (f"- md5: {'0' * 32}.dir",)),
+    (r"  size: \d+", ("  size: 0",)),
+    (r"  nfiles: \d+", ("  nfiles: 0",)),
+    ("  hash: md5", ("  hash: md5",)),
+    ("  path: (NAME|'NAME')", ("  path: NAME", "  path: 'NAME'")),
+)
 
 
 def mend(workspace: Path) -> list[str]:
-    """Remove what was cut off; returns what was. Nothing when DVC works there: its guard is the system's lock, which a
-    killed process does not hold."""
-    if not (workspace / GUARD).exists():
-        return []
-    with locks.tried(workspace / GUARD) as free:
-        broken = list(_broken(workspace)) if free else []
+    """Remove what was cut off; returns what was. Nothing when DVC works there. Raises `DataError` for a dvc.lock that
+    is damaged otherwise."""
+    with _alone(workspace / GUARD) as alone:
+        broken = list(_broken(workspace)) if alone else []
         for name in broken:
             (workspace / name).unlink()
     return [str(name) for name in broken]
 
 
+@contextmanager
+def _alone(guard: Path) -> Iterator[bool]:
+    """DVC's guard is the system's lock, which a killed process does not hold, or (core.hardlink_lock) a hard link: it
+    is there as long as someone holds it, and says nothing of who lives."""
+    if not guard.exists() or guard.stat().st_nlink > 1:
+        yield not guard.exists()
+        return
+    with locks.tried(guard) as free:
+        yield free
+
+
 def _broken(workspace: Path) -> Iterator[Path]:
     if (workspace / RWLOCK).exists() and not isinstance(_json(workspace / RWLOCK), dict):
         yield RWLOCK
-    if (workspace / LOCK).exists() and not _is_lock(_yaml(workspace / LOCK)):
+    if (workspace / LOCK).exists() and _is_cut(workspace / LOCK, _is_valid):
         yield LOCK
 
 
 def version_in(file: Path) -> str:
-    """The hash that a .dvc file names, "" for one that was cut off."""
-    match _yaml(file):
-        case {"outs": [{"md5": str(found), "path": _}]} if HASH.fullmatch(found):
+    """The hash that a dataset's .dvc file names, "" for one that was cut off. Raises `DataError` for any other."""
+    name, text = file.stem, file.read_text("utf-8", errors="replace")
+    match _yaml(text):
+        case {"outs": [{"md5": str(found), "path": str(path)}]} if HASH.fullmatch(found) and path == name:
             return found
-    return ""
+    *whole, last = text.split("\n")
+    expected = [(pattern.replace("NAME", name), [one.replace("NAME", name) for one in ends]) for pattern, ends in LINES]
+    odd = [line for line, (pattern, _) in zip(whole, expected, strict=False) if not re.fullmatch(pattern, line)]
+    odd += whole[len(expected) :]
+    if not odd and len(whole) < len(expected):
+        pattern, ends = expected[len(whole)]
+        if any(re.fullmatch(pattern, last + end[len(last) :]) for end in ends):
+            return ""
+    raise DataError(
+        f"{file}: expected one version of data/raw/{name}, found {(odd or [last])[0]!r}; nothing was changed; "
+        f"{repair(file)}"
+    )
 
 
-def _is_lock(found: Any) -> bool:
-    """Whether DVC reads it: a cut inside a value only makes a stage look changed."""
-    if not isinstance(found, dict) or "schema" not in found:
+def repair(file: Path) -> str:
+    """What a person can do about a .dvc file that names no version."""
+    quoted = shlex.quote(str(file))
+    return (
+        f"write the version that you want into it, e.g. git checkout COMMIT -- {quoted}\nor remove it, and what is in "
+        f"data/raw/{file.stem} becomes a version: rm {quoted}"
+    )
+
+
+def stages_in(lock: Path) -> dict[str, Any]:
+    """The stages of a dvc.lock, none for one that is not there or was cut off. Raises `DataError` for any other."""
+    if not lock.exists() or _is_cut(lock, _has_stages):
+        return {}
+    return dict(_yaml(lock.read_text("utf-8")).get("stages") or {})
+
+
+def _is_cut(lock: Path, whole: Callable[[dict[str, Any]], bool]) -> bool:
+    """Whether a dvc.lock ends in its last stage; `whole` says of one's content that it does not.
+
+    Raises `DataError` where it is neither.
+    """
+    text = lock.read_text("utf-8", errors="replace")
+    if whole(_yaml(text)):
         return False
-    stages = found.get("stages", {})
-    return isinstance(stages, dict) and all(isinstance(stage, dict) and "cmd" in stage for stage in stages.values())
+    *before, last = re.split(r"\n(?=  \S)", text)  # at the names of stages
+    inside = re.fullmatch(r"(  \S.*(\n    .*)*(\n {0,3})?)?", last)
+    if "schema: '2.0'\nstages:\n  ".startswith(text) or (inside and _has_stages(_yaml("\n".join(before)))):
+        return True
+    raise DataError(
+        f"{lock}: expected a lock file as DVC writes it, found another text, of a merge or an editor; nothing was "
+        f"changed. Repair it, or remove it (rm {shlex.quote(str(lock))}): DVC finds what was made in its run cache"
+    )
+
+
+def _has_stages(found: dict[str, Any]) -> bool:
+    stages = found.get("stages") or {}
+    return "schema" in found and isinstance(stages, dict) and all("cmd" in (stages[name] or {}) for name in stages)
+
+
+def _is_valid(found: dict[str, Any]) -> bool:
+    """Whether DVC reads it."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # a third of a second
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(found)
+    except Invalid:
+        return False
+    return True
 
 
 def _json(file: Path) -> Any:
@@ -60,8 +138,9 @@ def _json(file: Path) -> Any:
         return None
 
 
-def _yaml(file: Path) -> Any:
+def _yaml(text: str) -> dict[str, Any]:
+    """The mapping that a text is, {} for any other."""
     try:
-        return yaml.load(file.read_text("utf-8", errors="replace"), yaml.CSafeLoader)
-    except yaml.YAMLError:
-        return None
+        return dvc_command.parse(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}

@@ -1,13 +1,16 @@
 """Git: what the code's state is, and commits on the branch `pvqae/data` that touch nothing of the user's."""
 
 import os
+import shlex
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pvqae.errors import PvqaeError
+from pvqae.layout import outside_hooks
 
 CODE = ("pvqae", "flows", "dvc.yaml", "pyproject.toml", "constraints.txt")
 BRANCH = "refs/heads/pvqae/data"
@@ -19,6 +22,12 @@ class GitError(PvqaeError):
     """Git could not do what a flow needs; the text is git's own."""
 
 
+class Done(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
 @dataclass(frozen=True)
 class Code:
     """`sha` is HEAD, "" before the first commit; `uncommitted` are code files that differ from it or are not in it."""
@@ -27,44 +36,100 @@ class Code:
     uncommitted: tuple[str, ...]
 
 
-def git(root: Path, *arguments: str, env: Mapping[str, str] | None = None, text: str | None = None) -> str:
-    """Output of one git command, without the last newline. Raises `GitError`."""
-    # Inside a hook these point at the repository that runs the hook.
-    outer = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_PREFIX")
-    environ = {key: value for key, value in os.environ.items() if key not in outer}
+# No hooks, monitors or sparse checkouts of the user's: a flow's commits, workspaces and questions are its own.
+SETTINGS = ("core.hooksPath=/dev/null", "core.fsmonitor=false", "core.sparseCheckout=false", "core.splitIndex=false")
+
+
+def _run(root: Path, arguments: Sequence[str], env: Mapping[str, str] | None, text: str) -> Done:
     # LC_ALL: messages are compared; no optional locks: a flow never disturbs the user's own git commands.
-    environ |= {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", **(env or {})}
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], env=environ, input=text or "", capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise GitError(f"git {arguments[0]} in {root} failed: {done.stderr.strip() or done.stdout.strip()}")
+    environ = outside_hooks(os.environ) | {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+    environ |= {"GIT_TERMINAL_PROMPT": "0", **(env or {})}
+    command = ["git", "-C", str(root), *(word for setting in SETTINGS for word in ("-c", setting)), *arguments]
+    done = subprocess.run(command, env=environ, input=text.encode(), capture_output=True, check=False)
+    # Names of files may be any bytes.
+    return Done(done.returncode, *(out.decode("utf-8", "surrogateescape") for out in (done.stdout, done.stderr)))
+
+
+def _error(root: Path, command: str, done: Done) -> GitError:
+    said = done.stderr.strip() or done.stdout.strip()
+    repair = "; `python -m flows doctor` names the repair" if "not a git repository" in said else ""
+    return GitError(f"git {command} in {root} failed: {said}{repair}")
+
+
+def git(root: Path, *arguments: str, env: Mapping[str, str] | None = None, text: str = "") -> str:
+    """Output of one git command, without the last newline. Raises `GitError`."""
+    done = _run(root, arguments, env, text)
+    if done.code:
+        raise _error(root, arguments[0], done)
     return done.stdout.rstrip("\n")
 
 
 def commit_of(root: Path, ref: str) -> str:
-    """The commit that `ref` names, "" when there is none."""
-    try:
-        return git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
-    except GitError:
-        return ""
+    """The commit that `ref` names, "" when there is none. Raises `GitError` where git refuses the repository."""
+    done = _run(root, ("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}"), None, "")
+    if done.code and done.stderr.startswith("fatal: "):
+        raise _error(root, "rev-parse", done)
+    return "" if done.code else done.stdout.rstrip("\n")
 
 
-def fetch(root: Path) -> None:
-    """Bring new commits of every remote, where there is one."""
-    git(root, "fetch", "--all", "--quiet")
+def needed(root: Path, sha: str, what: str) -> str:
+    """The commit `sha`, brought from a remote if it is not here. Raises `GitError` that says `what` it is."""
+    remotes = git(root, "remote").split()
+    for remote in remotes:
+        if not commit_of(root, sha):
+            # By its name, as a clone may be shallow or of one branch; a remote that has it not may not be the last.
+            _run(root, ("fetch", "--quiet", remote, sha), None, "")
+    if commit_of(root, sha):
+        return sha
+    places = ", ".join([str(root), *remotes])
+    target = git(root, "remote", "get-url", remotes[0]) if remotes else str(root)
+    raise GitError(
+        f"expected the commit {sha}, {what}, in one of {places}, found it in none; "
+        f"where it is, run: git push {shlex.quote(target)} {sha}:refs/heads/pvqae/{sha[:12]}"
+    )
+
+
+def check_out(root: Path, place: Path, sha: str, again: bool = True) -> None:
+    """Make `place` a repository of its own with the project's files of commit `sha`; what git does not track stays.
+
+    It is the project that lies there, also where that is a folder of a larger repository. `again`: tracked files that
+    were changed there are restored even if they are of that commit. Works in submodules, linked work trees, shallow
+    and partial clones: `root`'s own git writes the files.
+    """
+    where, _, prefix = git(root, "rev-parse", "--absolute-git-dir", "--show-prefix").partition("\n")
+    tree = git(root, "rev-parse", "--verify", f"{sha}:{prefix}")
+    own = place / ".git"
+    if own.is_file():  # a linked work tree, whose repository may be elsewhere by now
+        own.unlink()
+    git(root, "init", "--quiet", "--template=", str(place))
+    env = {"GIT_DIR": where, "GIT_WORK_TREE": str(place), "GIT_INDEX_FILE": str(own / "index")}
+    if again or git(place, "write-tree", env=env) != tree:
+        (own / "index.lock").unlink(missing_ok=True)  # of a killed one: the caller holds the place's lock
+        git(place, "read-tree", "--reset", "-u", tree, env=env)
 
 
 def code(root: Path) -> Code:
     """State of the project's code: tracked and untracked files of `CODE` against HEAD."""
-    lines = git(root, "status", "--porcelain", "--untracked-files=all", "--", *CODE).splitlines()
-    return Code(commit_of(root, "HEAD"), tuple(line[3:] for line in lines))
+    listed = git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", *CODE)
+    return Code(commit_of(root, "HEAD"), tuple(line[3:] for line in listed.split("\0") if line))
 
 
 def code_files(root: Path) -> list[str]:
     """Paths of the project's present code files, tracked or not, ignored ones left out."""
     listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *CODE)
     return sorted({name for name in listed.split("\0") if name and (root / name).is_file()})
+
+
+def files_of(root: Path, commit: str) -> list[str]:
+    """Paths of all files of a commit, from the top of its tree, wherever in the repository the project lies."""
+    return [name for name in git(root, "ls-tree", "-r", "-z", "--full-tree", "--name-only", commit).split("\0") if name]
+
+
+def all_commits(root: Path) -> set[str]:
+    """The commits of every branch, tag and remote, and HEAD."""
+    lines = git(root, "for-each-ref", "--format=%(objecttype) %(*objecttype) %(objectname)").splitlines()
+    named = {line.split()[-1] for line in lines if "commit" in line.split()[:-1]}  # a tag may be of anything
+    return named | {commit for commit in [commit_of(root, "HEAD")] if commit}
 
 
 def _identity(root: Path) -> dict[str, str]:
@@ -103,7 +168,7 @@ def record(root: Path, files: Mapping[str, Path], message: str) -> str:
         parents = ["-p", parent] if parent else []
         commit = git(root, "commit-tree", tree, *parents, env=_identity(root), text=message)
         try:
-            git(root, "update-ref", "-m", "pvqae: record data", BRANCH, commit, parent or "0" * 40)
+            git(root, "update-ref", "-m", "pvqae: record data", BRANCH, commit, parent)
         except GitError:  # another flow moved it meanwhile: its files are the new base
             if attempt == ATTEMPTS - 1:
                 raise

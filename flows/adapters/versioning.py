@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-import yaml
-
 from flows import environment
 from flows.adapters import dvc_mend, intake
 from flows.supervise import Supervisor
-from pvqae.errors import PvqaeError
+from pvqae.errors import DataError, PvqaeError
 
 Outcome = Literal["ran", "restored", "unchanged"]
 OnLine = Callable[[str], None]
@@ -166,19 +164,31 @@ class Dvc:
             self._checked("pull", *targets)
 
     def data_hash(self, name: str) -> str:
-        """DVC's hash of data/raw/<name>, "" when it has no version yet."""
-        file, lock = self._workspace / "data" / "raw" / f"{name}.dvc", self._workspace / "dvc.lock"
+        """DVC's hash of data/raw/<name>, "" when it has no version yet. Raises `DataError` for a damaged file."""
+        file = self._workspace / "data" / "raw" / f"{name}.dvc"
         if file.exists():
             return dvc_mend.version_in(file) or self._named_again(name, file)
-        stages = (yaml.safe_load(lock.read_text("utf-8")) or {}).get("stages", {}) if lock.exists() else {}
+        stages = dvc_mend.stages_in(self._workspace / dvc_mend.LOCK)
         outs = [out for stage in stages.values() for out in stage.get("outs", [])]  # a made dataset is a stage's output
         return next((str(out["md5"]) for out in outs if out["path"] == f"data/raw/{name}"), "")
 
     def _named_again(self, name: str, file: Path) -> str:
-        """The .dvc file was cut off by the death of who wrote it: the folder that it stands for is in place."""
+        """The .dvc file was cut off by the death of who wrote it: the folder that it stands for is in place.
+
+        Raises `DataError`, and leaves the file as it was, where that is not so.
+        """
+        left = file.read_bytes()
         file.unlink()
-        self._checked("add", f"data/raw/{name}")
-        return dvc_mend.version_in(file)
+        try:
+            self._checked("add", f"data/raw/{name}")
+            if not file.read_bytes().startswith(left):
+                raise VersioningError(f"the images in {file.with_suffix('')} are not the version that is named there")
+            return dvc_mend.version_in(file)
+        except BaseException as error:
+            file.write_bytes(left)
+            if not isinstance(error, VersioningError):
+                raise
+            raise DataError(f"{file} was cut off, and {error}; {dvc_mend.repair(file)}") from None
 
     def _checked(self, *arguments: str) -> str:
         code, output = self._dvc(*arguments)

@@ -81,7 +81,9 @@ def disk(root: Path, free: int | None = None) -> Check:
     said = f"{left / GB:.1f} GB free at {place}"
     if left >= LITTLE_DISK:
         return Check("disk", "ok", said)
-    repair = f"rm -r {shlex.quote(str(place / 'cache'))}  # kept features, made again when needed"
+    features = place / "cache"
+    repair = f"rm -r {shlex.quote(str(features))}  # kept features, made again when needed"
+    repair = repair if features.exists() else f"free space on the disk of {nearest}"
     return Check("disk", "bad" if left < LEAST_DISK else "warn", f"{said}, wanted {LITTLE_DISK / GB:.0f} GB", repair)
 
 

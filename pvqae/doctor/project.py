@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ from pvqae import config
 from pvqae.datasets import sums
 from pvqae.doctor.check import Check
 from pvqae.errors import ConfigError, IntegrityError
-from pvqae.layout import Layout
+from pvqae.layout import Layout, outside_hooks
 from pvqae.model import weights
 
 MADE = "demo"  # data.source whose images a stage makes
@@ -22,24 +23,43 @@ def params(root: Path) -> tuple[Check, config.Params]:
     try:
         found = config.load(file)
     except ConfigError as error:
-        again = f"git -C {shlex.quote(str(root))} checkout params.yaml"
-        repair = f"correct what is named; the last committed state: {again}"
+        repair = (
+            f"correct what is named; the last committed state: git -C {shlex.quote(str(root))} checkout -- params.yaml"
+        )
         return Check("params.yaml", "bad", str(error), repair), config.Params()
     return Check("params.yaml", "ok", f"{file}, dataset {found.data.name}"), found
 
 
 def git(root: Path) -> Check:
     """Versions are made of commits."""
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    command = ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"]
+    environ = outside_hooks(os.environ) | {"LC_ALL": "C"}
+    command = ["git", "-C", str(root), "rev-parse", "--verify", "HEAD^{commit}"]
     try:
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Check("git repository", "bad", f"git did not answer: {error}", "apt-get install git")
     if done.returncode == 0:
         return Check("git repository", "ok", f"at {done.stdout.strip()[:12]}")
-    repair = f"cd {shlex.quote(str(root))} && git init && git add -A && git commit -m start"
-    return Check("git repository", "bad", f"{root}: no commit, from which a version could be rebuilt", repair)
+    return Check("git repository", "bad", *_without_commit(root, done.stderr.strip()))
+
+
+def _without_commit(root: Path, said: str) -> tuple[str, str]:
+    """Why git knows no commit of the project, and the repair, by what git `said`."""
+    place = shlex.quote(str(root))
+    first = "git add -A . && git commit -m start"
+    if "Needed a single revision" in said:
+        return f"{root}: no commit, from which a version could be rebuilt", f"cd {place} && {first}"
+    if "not a git repository (or any" in said:
+        return (
+            f"{root}: no repository, from which a version could be rebuilt: {said}",
+            f"cd {place} && git init && {first}",
+        )
+    if own := re.search(r"git config --global --add safe\.directory .+", said):
+        return f"git refuses the repository: {said.splitlines()[0]}", own[0]
+    if moved := re.search(r"not a git repository: (.+?)(/worktrees/.*)?$", said):
+        repair = f"git --git-dir PLACE worktree repair {place}" if moved[2] else f"echo gitdir: PLACE > {place}/.git"
+        return f"git refuses the repository: {said}", f"{repair} (PLACE: where {moved[1]} is now)"
+    return f"git refuses the repository: {said}", "correct what git names"
 
 
 def datasets(layout: Layout, source: str) -> Check:
@@ -52,7 +72,7 @@ def datasets(layout: Layout, source: str) -> Check:
     if source == MADE:
         return Check("datasets", "ok", f"{said}; {layout.name} is made by the first run")
     if raw.joinpath(f"{layout.name}.dvc").is_file():
-        repair = f"dvc pull data/raw/{layout.name}.dvc"
+        repair = f"dvc --cd {shlex.quote(str(layout.root))} pull data/raw/{layout.name}.dvc"
         return Check("datasets", "warn", f"{said}; the images of {layout.name} are not here", repair)
     repair = f"python -m flows data add {layout.name} FOLDER --source {shlex.quote(source)}"
     return Check("datasets", "warn", f"{said}; {layout.name}, the dataset of params.yaml, is not here", repair)

@@ -76,6 +76,8 @@ def test_extras_come_from_the_sources_or_the_installed_package(tmp_path: Path) -
 def test_an_old_python_a_full_disk_and_little_memory(tmp_path: Path) -> None:
     assert machine.python((3, 10, 2)).state == "bad"
     assert machine.python((3, 10, 2)).repair.startswith("make PYTHON=")
+    assert machine.disk(tmp_path, 10**8).repair == f"free space on the disk of {tmp_path}"
+    (tmp_path / ".pvqae" / "cache").mkdir(parents=True)
     states = [machine.disk(tmp_path, free).state for free in (10**8, 2 * 10**9, 10**11)]
     assert states == ["bad", "warn", "ok"]
     assert str(tmp_path / ".pvqae" / "cache") in machine.disk(tmp_path, 10**8).repair
@@ -112,13 +114,13 @@ def test_params_that_are_not_valid(root: Path) -> None:
     found = of(examine.examine(root), "params.yaml")
     assert found.state == "bad"
     assert "did you mean train.steps?" in found.found
-    assert "checkout params.yaml" in found.repair
+    assert "checkout -- params.yaml" in found.repair
 
 
 def test_a_project_without_a_commit(root: Path) -> None:
     found = project.git(root)
     assert found.state == "bad"
-    assert found.repair == f"cd {root} && git init && git add -A && git commit -m start"
+    assert found.repair == f"cd {root} && git init && git add -A . && git commit -m start"
 
 
 @pytest.mark.parametrize("name", ["a b", "it's", "$(id) `id`", 'x"; false #'])
@@ -156,7 +158,7 @@ def test_a_dataset_that_is_not_here(root: Path) -> None:
     assert "python -m flows data add parts FOLDER" in project.datasets(layout, "folder").repair
     layout.raw.parent.mkdir(parents=True)
     (layout.raw.parent / "parts.dvc").touch()
-    assert project.datasets(layout, "folder").repair == "dvc pull data/raw/parts.dvc"
+    assert project.datasets(layout, "folder").repair == f"dvc --cd {root} pull data/raw/parts.dvc"
     layout.raw.mkdir()
     assert project.datasets(layout, "folder").state == "ok"
     assert project.datasets(Layout(root, "demo"), "demo").state == "ok"

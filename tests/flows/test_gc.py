@@ -148,7 +148,7 @@ def test_data_of_a_users_branch_stays(project: Path) -> None:
 def test_a_file_that_cannot_be_read_lets_nothing_go(project: Path) -> None:
     cached(project, 1)
     (project / "dvc.lock").write_text("stages: [")
-    with pytest.raises(PvqaeError, match=r"dvc.lock: expected YAML"):
+    with pytest.raises(PvqaeError, match=r"dvc.lock: expected hashes in YAML"):
         collect(project, Runs())
     assert objects(project) == {1}
     assert gc_data.HASH.fullmatch("0" * 32)

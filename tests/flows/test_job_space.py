@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from flows import classes, job_space
+from flows.adapters.git import GitError
 from flows.order import Order
 from pvqae import config
 from pvqae.datasets import manifest
@@ -61,7 +62,7 @@ def test_a_file_outside_is_refused(project: tuple[Path, str], name: str) -> None
 
 
 def test_an_unknown_commit_is_said(project: tuple[Path, str]) -> None:
-    with pytest.raises(ConfigError, match="git pull"):
+    with pytest.raises(GitError, match="which the train flow runs"):
         job_space.prepare(project[0], order("0" * 40))
 
 

@@ -1,14 +1,16 @@
 """DVC as the flows use it, and its twin: one contract. Real DVC in a temporary project."""
 
 import json
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
 from flows import locks
-from flows.adapters import dvc_mend, intake
+from flows.adapters import dvc_command, dvc_mend, intake
 from flows.adapters.memory import Files
 from flows.adapters.versioning import Dvc, StageFailed, Versioning, VersioningError
 from flows.supervise import Supervisor
@@ -175,13 +177,141 @@ def test_locks_that_a_living_process_holds_are_left_alone(real: Dvc, project: Pa
     assert dvc_mend.mend(project) == []
 
 
-@pytest.mark.parametrize("kept", [0, 3, 6, 20, 40, 70])
+@pytest.mark.parametrize("kept", [0, 3, 40, 70, 93])
 def test_a_dataset_whose_dvc_file_was_cut_off_keeps_its_version(
     real: Dvc, project: Path, tmp_path: Path, kept: int
 ) -> None:
     real.add_dataset("parts", images(tmp_path / "source", "1.png"))
     file, version = project / "data" / "raw" / "parts.dvc", real.data_hash("parts")
     whole = file.read_text()
+    assert len(whole) > 93
     file.write_text(whole[:kept])
     assert real.data_hash("parts") == version
     assert file.read_text() == whole
+
+
+HASH = "0123456789abcdef" * 2
+WRITTEN = f"outs:\n- md5: {HASH}.dir\n  size: 3517\n  nfiles: 24\n  hash: md5\n  path: NAME\n"
+
+
+@pytest.mark.parametrize(("name", "path"), [("parts", "parts"), ("08", "'08'"), ("no", "no"), ("1_000", "'1_000'")])
+def test_a_dvc_file_is_cut_off_at_every_place(tmp_path: Path, name: str, path: str) -> None:
+    file, whole = tmp_path / f"{name}.dvc", WRITTEN.replace("NAME", path)
+    for kept in range(len(whole) - 1):
+        file.write_text(whole[:kept])
+        assert dvc_mend.version_in(file) == "", whole[:kept]
+    for text in (
+        whole,
+        whole.rstrip("\n"),
+        whole + "meta: {who: me}\n",
+        whole.replace("  size", "  desc: lot 47\n  size"),
+    ):
+        file.write_text(text)
+        assert dvc_mend.version_in(file) == f"{HASH}.dir"
+
+
+DAMAGED = {  # .dvc files of parts that may be all that names a version, and what of them is told
+    "conflict": (WRITTEN.replace("- md5", "<<<<<<< HEAD\n- md5", 1), "<<<<<<< HEAD"),
+    "both sides": (
+        WRITTEN.replace("outs:", "<<<<<<< ours\nouts:") + "=======\nouts:\n>>>>>>> theirs\n",
+        "<<<<<<< ours",
+    ),
+    "diff3": (WRITTEN.replace("  size", "||||||| base\n  size"), "||||||| base"),
+    "mistyped hash": (WRITTEN.replace(HASH, HASH[:-1]), f"- md5: {HASH[:-1]}.dir"),
+    "capital hash": (WRITTEN.replace(HASH, HASH.upper()), f"- md5: {HASH.upper()}.dir"),
+    "of a cloud": ("outs:\n- path: NAME\n  files:\n  - relpath: 1.png\n    version_id: x\n", "- path: NAME"),
+    "two outputs": (WRITTEN + WRITTEN.removeprefix("outs:\n"), f"- md5: {HASH}.dir"),
+    "another path": (WRITTEN.replace("NAME", "other"), "  path: other"),
+    "begins with another": ("deps:\n- md5", "deps:"),
+    "no YAML": ("\x00\x00", "\x00\x00"),
+    "an editor's backup": ("outs:\n - md5: 01", " - md5: 01"),
+}
+
+
+@pytest.mark.parametrize(("text", "told"), DAMAGED.values(), ids=DAMAGED)
+def test_any_other_damage_to_a_dvc_file_stops_everything_and_touches_nothing(
+    real: Dvc, project: Path, tmp_path: Path, text: str, told: str
+) -> None:
+    source, raw = images(tmp_path / "source", "1.png"), images(project / "data" / "raw" / "parts", "0.png")
+    file = raw.with_suffix(".dvc")
+    file.write_bytes(text.replace("NAME", "parts").encode())
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    told = told.replace("NAME", "parts")
+    for act in (lambda: real.add_dataset("parts", source), lambda: real.version_dataset("parts")):
+        with pytest.raises(DataError, match=re.escape(repr(told))) as error:
+            act()
+        assert str(file) in str(error.value)
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_cut_off_file_stays_where_the_images_are_not_its_version(real: Dvc, project: Path, there: bool) -> None:
+    file, left = project / "data" / "raw" / "parts.dvc", WRITTEN[:30]
+    file.parent.mkdir(parents=True)
+    if there:
+        images(project / "data" / "raw" / "parts", "1.png")
+    file.write_text(left)
+    with pytest.raises(DataError, match="was cut off, and"):
+        real.data_hash("parts")
+    assert file.read_text() == left
+
+
+LOCKED = {
+    "train@08": {
+        "cmd": "python stage.py " + "word " * 30,
+        "deps": [{"path": "a b", "hash": "md5", "md5": HASH, "size": 3}],
+    },
+    "report": {
+        "cmd": "x",
+        "params": {"params.yaml": {"seed": 0}},
+        "outs": [{"path": "models/x", "md5": f"{HASH}.dir"}],
+    },
+}
+
+
+def test_a_lock_file_that_was_cut_off_anywhere_is_one_that_dvc_reads_or_goes(tmp_path: Path) -> None:
+    lock, whole = tmp_path / "dvc.lock", dvc_command.text_of({"schema": "2.0", "stages": LOCKED})
+    for kept in range(len(whole)):
+        lock.write_text(whole[:kept])
+        assert set(dvc_mend.stages_in(lock)) <= set(LOCKED)
+        if list(dvc_mend._broken(tmp_path)) == []:
+            COMPILED_LOCKFILE_SCHEMA(dvc_command.parse(whole[:kept]))
+    lock.write_text(whole)
+    assert dvc_mend.stages_in(lock) == LOCKED
+    assert list(dvc_mend._broken(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("  report:", "<<<<<<< HEAD\n  report:\n=======\n>>>>>>> lot-47"),
+        lambda text: text.replace("schema: '2.0'\n", ""),
+        lambda text: text.replace("cmd:", "comand:", 1),
+        lambda text: "- a list\n" + "- of things\n",
+        lambda text: text + ">>>>>>> lot-47\n",
+    ],
+)
+def test_any_other_damage_to_the_lock_file_stops_and_touches_nothing(
+    real: Dvc, project: Path, damage: Callable[[str], str]
+) -> None:
+    lock = project / "dvc.lock"
+    lock.write_text(damage(dvc_command.text_of({"schema": "2.0", "stages": LOCKED})))
+    before = lock.read_bytes()
+    for act in (lambda: dvc_mend.mend(project), lambda: real.data_hash("parts")):
+        with pytest.raises(DataError, match=r"dvc\.lock: expected .*\(rm "):
+            act()
+    assert lock.read_bytes() == before
+
+
+def test_the_guard_of_hard_links_is_left_to_who_holds_it(project: Path) -> None:
+    """core.hardlink_lock: the guard is there as long as a process holds it."""
+    (project / "dvc.lock").write_text("schema: '2")
+    guard = project / dvc_mend.GUARD
+    guard.parent.mkdir(parents=True, exist_ok=True)
+    guard.unlink(missing_ok=True)
+    claim = guard.with_name("claim")
+    claim.touch()
+    guard.hardlink_to(claim)
+    assert dvc_mend.mend(project) == []
+    guard.unlink()
+    assert dvc_mend.mend(project) == ["dvc.lock"]
