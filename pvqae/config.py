@@ -310,7 +310,7 @@ def _misread(text: str, ours: Any) -> dict[Place, Any]:
     from ruamel.yaml.error import YAMLError
 
     try:
-        return dict(_differences(ours, YAML(typ="safe").load(text)))
+        return dict(_differences(ours, YAML(typ="safe", pure=True).load(text)))
     except (YAMLError, *ODD) as error:
         raise ValueError(str(error).partition("\nTo suppress")[0].rstrip()) from None
 

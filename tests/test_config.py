@@ -172,7 +172,9 @@ def test_a_value_that_dvc_reads_as_another_is_named_with_the_repair(
     config.load(written(tmp_path, repaired))
 
 
-@pytest.mark.parametrize("item", ["seed=010", "train.steps=1:30", "retrain.on_drift=no", "train={steps: 012}"])
+@pytest.mark.parametrize(
+    "item", ["seed=010", "train.steps=1:30", "retrain.on_drift=no", "train={steps: 012}", "train={steps: 1:30}"]
+)
 def test_an_override_that_dvc_would_read_as_another_value_is_refused(tmp_path: Path, item: str) -> None:
     with pytest.raises(ConfigError, match=r"by DVC \(YAML 1.2\); write"):
         config.load(written(tmp_path, ""), (item,))
@@ -199,3 +201,8 @@ def test_a_text_on_the_command_line_is_as_it_was_typed(tmp_path: Path, name: str
 @pytest.mark.parametrize("root", ["/a #b", "[x", "a: b", "@x", "*", "%d", "", "{x}"])
 def test_a_path_on_the_command_line_may_be_anything(tmp_path: Path, root: str) -> None:
     assert config.load(written(tmp_path, ""), (f"data.root={root}",)).data.root == root
+
+
+def test_an_address_may_stand_in_braces(tmp_path: Path) -> None:
+    params = config.load(written(tmp_path, "landing: {url: s3://a/b}"), ("flow={tracking_uri: http://c:5000}",))
+    assert (params.landing.url, params.flow.tracking_uri) == ("s3://a/b", "http://c:5000")
