@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from flows.adapters import dvc_config, git
+from flows.adapters import dvc_config, dvc_mend, git
 from flows.adapters.dvc_mend import HASH
 from pvqae.errors import PvqaeError
 
@@ -57,6 +57,8 @@ def _named(root: Path, commits: Iterable[str]) -> set[str]:
             if name.endswith((".dvc", "dvc.lock")):
                 found |= _hashes(git.git(root, "show", f"{commit}:{name}"), f"{commit}:{name}")
     for file in _here(root):
+        if dvc_mend.is_cut(file):
+            raise PvqaeError(f"{file} was cut off: what it names is not known; the next flow or `data add` mends it")
         found |= _hashes(file.read_text("utf-8"), str(file))
     return found
 
@@ -70,7 +72,10 @@ def _here(root: Path) -> Iterator[Path]:
 
 def _hashes(text: str, name: str) -> set[str]:
     try:
-        return set(_md5(yaml.safe_load(text)))
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise ValueError(type(content).__name__)
+        return set(_md5(content))
     except (yaml.YAMLError, ValueError) as error:
         raise PvqaeError(
             f"{name}: expected hashes in YAML, found {error}; repair it, else what it needs could go"

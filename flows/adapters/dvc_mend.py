@@ -89,6 +89,11 @@ def repair(file: Path) -> str:
     )
 
 
+def is_cut(file: Path) -> bool:
+    """Whether a dataset's .dvc file or a dvc.lock was cut off. Raises `DataError` for one that is damaged otherwise."""
+    return not version_in(file) if file.suffix == ".dvc" else _is_cut(file, _has_stages)
+
+
 def stages_in(lock: Path) -> dict[str, Any]:
     """The stages of a dvc.lock, none for one that is not there or was cut off. Raises `DataError` for any other."""
     if not lock.exists() or _is_cut(lock, _has_stages):

@@ -1,5 +1,6 @@
 """Params of a run, and the networks, priors and classes that follow from them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,35 @@ def test_the_classes_file_is_written_only_when_it_says_something_else(tmp_path: 
     assert not classes.write(file, content)
     assert file.stat().st_mtime_ns == before
     assert classes.read(file) == content
+
+
+def test_a_classes_file_that_was_cut_off_anywhere_is_written_again(tmp_path: Path) -> None:
+    file, content = tmp_path / "classes.yaml", classes.classes(params(), ["a", "b"])
+    classes.write(file, content)
+    whole = file.read_text()
+    for kept in range(0, len(whole) - 1, 3):
+        file.write_text(whole[:kept])
+        assert classes.write(file, content), whole[:kept]
+        assert file.read_text() == whole
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("networks:", "<<<<<<< HEAD\nnetworks:"),
+        lambda text: text + "=======\n>>>>>>> lot-47\n",
+        lambda text: "- dataset: demo\n- networks\n",
+        lambda text: text.replace("dataset: ", "dataset\t: ["),
+    ],
+)
+def test_any_other_damage_to_a_classes_file_stops(tmp_path: Path, damage: Callable[[str], str]) -> None:
+    file, content = tmp_path / "classes.yaml", classes.classes(params(), ["a", "b"])
+    classes.write(file, content)
+    damaged = damage(file.read_text())
+    file.write_text(damaged)
+    with pytest.raises(ConfigError, match=r"classes.yaml: expected .* rm "):
+        classes.write(file, content)
+    assert file.read_text() == damaged
 
 
 def test_a_dataset_that_is_not_there_says_how_to_bring_it(tmp_path: Path) -> None:

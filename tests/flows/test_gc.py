@@ -43,7 +43,8 @@ def objects(root: Path) -> set[int]:
 
 
 def lock(*hashes: str) -> str:
-    return yaml.safe_dump({"stages": {"train@a": {"outs": [{"path": "models/a", "md5": name} for name in hashes]}}})
+    outs = [{"path": "models/a", "md5": name} for name in hashes]
+    return yaml.safe_dump({"schema": "2.0", "stages": {"train@a": {"cmd": "x", "outs": outs}}})
 
 
 def collect(root: Path, registry: Runs, confirm: Callable[[gc.Plan], bool] = lambda plan: True) -> gc.Plan:
@@ -145,10 +146,30 @@ def test_data_of_a_users_branch_stays(project: Path) -> None:
     assert objects(project) == {1}
 
 
+@pytest.mark.parametrize("level", ["config.local", "config"])
+def test_a_cache_that_others_use_is_left_alone(project: Path, tmp_path: Path, level: str) -> None:
+    cached(project, 1)
+    cached(tmp_path / "others", 2)
+    with (project / ".dvc" / level).open("a") as settings:
+        settings.write(f"[cache]\n    dir = {tmp_path / 'others' / '.dvc' / 'cache'}\n")
+    plan = collect(project, Runs())
+    assert any("is not this project's alone" in line for line in plan.lines)
+    assert objects(tmp_path / "others") == {2}
+
+
+@pytest.mark.parametrize("damage", ["", "<<<<<<< HEAD", "outs:\n- md5: 01", "outs: [{md5: AB}]"])
+def test_a_damaged_dvc_file_lets_nothing_go(project: Path, damage: str) -> None:
+    cached(project, 1)
+    write(project / "data" / "raw" / "parts.dvc", damage)
+    with pytest.raises(PvqaeError, match=r"parts\.dvc(:| was cut)"):
+        collect(project, Runs())
+    assert objects(project) == {1}
+
+
 def test_a_file_that_cannot_be_read_lets_nothing_go(project: Path) -> None:
     cached(project, 1)
     (project / "dvc.lock").write_text("stages: [")
-    with pytest.raises(PvqaeError, match=r"dvc.lock: expected hashes in YAML"):
+    with pytest.raises(PvqaeError, match=r"dvc.lock: expected a lock file"):
         collect(project, Runs())
     assert objects(project) == {1}
     assert gc_data.HASH.fullmatch("0" * 32)

@@ -22,3 +22,21 @@ def test_a_damaged_line_is_left_out_and_named_once(tmp_path: Path, capfd: pytest
     assert "no Kind: " in said[2]
     assert list(lines.records(file, Kind)) == [Kind(1), Kind(5)]
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("last", "kept"),
+    [
+        (b"{", b""),
+        (b'{"n": 2', b""),
+        (b'{"n": 2, "text": "a}', b""),
+        (b'{"n": 2}', b'{"n": 2}\n'),  # an editor leaves out the end of a file
+        (b">>>>>>> lot-47", b">>>>>>> lot-47\n"),
+        (b"remark", b"remark\n"),
+    ],
+)
+def test_only_the_beginning_of_an_object_is_cut_off(tmp_path: Path, last: bytes, kept: bytes) -> None:
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(b'{"n": 1}\n' + last)
+    lines.append(file, [{"n": 3}])
+    assert file.read_bytes() == b'{"n": 1}\n' + kept + b'{"n": 3}\n'
