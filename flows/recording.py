@@ -88,7 +88,12 @@ class Recorder:
     def _validated(self, _: str, tags: dict[str, str]) -> None:
         run, layout = self.run("validate"), self._space.layout
         self._registry.tag(run, tags)
-        for path in (layout.reports / "validation.json", layout.quarantine, layout.reports / "data_docs"):
+        for path in (
+            layout.reports / "validation.json",
+            layout.quarantine,
+            layout.ignored,
+            layout.reports / "data_docs",
+        ):
             if path.exists():
                 self._registry.artifact(run, path)
 

@@ -1,5 +1,6 @@
 """The single steps of the train flow's story, in its order."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,12 @@ def parent_run(tracking: Registry, space: Workspace, asked: Asked, quiet: bool) 
         tracking.finish(run, ending(error))
         raise
     tracking.finish(run)
+
+
+def data_warnings(space: Workspace) -> tuple[str, ...]:
+    """What the check of the data warned of, images that nothing looks at among it."""
+    file = space.layout.reports / "validation.json"
+    return tuple(json.loads(file.read_text("utf-8"))["warnings"]) if file.exists() else ()
 
 
 def plan(space: Workspace, networks: int) -> runtime.Plan:

@@ -33,6 +33,7 @@ class Summary:
     report: Path
     tracking_uri: str
     mlflow_run: str
+    warnings: tuple[str, ...] = ()  # of the check of the data
 
     @property
     def nothing_changed(self) -> bool:
@@ -81,7 +82,7 @@ def table(summary: Summary) -> Table:
 def sentences(summary: Summary) -> list[str]:
     """What happened, in words; the reasons of what did not."""
     if summary.nothing_changed and not summary.uncommitted:
-        return ["Nothing changed: no stage ran, no version registered."]
+        return ["Nothing changed: no stage ran, no version registered.", *_warned(summary)]
     found = [f"Stages run: {_listed(summary.ran)}. Taken from DVC's cache: {_listed(summary.restored)}."]
     if summary.uncommitted:
         files = ", ".join(summary.uncommitted[:10]) + (", ..." if len(summary.uncommitted) > 10 else "")
@@ -91,7 +92,11 @@ def sentences(summary: Summary) -> list[str]:
         )
     else:
         found += [f"{item.category}: {fate(item)}" for item in summary.versions if item.new or not item.version]
-    return found
+    return [*found, *_warned(summary)]
+
+
+def _warned(summary: Summary) -> list[str]:
+    return [f"Warning about the data: {text}" for text in summary.warnings]
 
 
 def _listed(names: Sequence[str]) -> str:

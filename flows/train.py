@@ -121,6 +121,7 @@ def train(
             report=report,
             tracking_uri=environment.shown(uri),
             mlflow_run=parent,
+            warnings=steps.data_warnings(space),
         )
         steps.finish(tracking, parent, space, summary)
         return summary

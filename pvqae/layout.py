@@ -46,6 +46,11 @@ class Layout:
         return self.data / "quarantine.csv"
 
     @property
+    def ignored(self) -> Path:
+        """The dataset's files that nothing uses, each with the reason."""
+        return self.data / "ignored.csv"
+
+    @property
     def statistics(self) -> Path:
         return self.data / "statistics.csv"
 

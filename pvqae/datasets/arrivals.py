@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from pvqae.datasets import layouts
-from pvqae.datasets.layouts import Found
+from pvqae.datasets.layouts import SEPARATOR, Found
 from pvqae.errors import DataError
 from pvqae.files import write_text
 from pvqae.layout import ARRIVED
@@ -22,7 +22,6 @@ from pvqae.layout import ARRIVED
 OFFICIAL = "arrived"  # its normals were judged before they came in, so none of them may reach the frozen gate
 PARTS = {"good": OFFICIAL, "gate": "gate"}  # folder → the split that is set
 DEFECT = "defect"  # folder of labelled defects, by kind
-SEPARATOR = "__"
 LONGEST = 60  # characters kept of each half of a name
 
 
@@ -40,8 +39,7 @@ def file_name(original: str, sha256: str) -> str:
 
 def group_id(category: str, name: str) -> str:
     """The part that a file of that name (or stem) shows; it is never divided between splits."""
-    part, separator, _ = name.partition(SEPARATOR)
-    return f"{category}/{ARRIVED}/{part if separator else PurePosixPath(name).stem}"
+    return f"{category}/{ARRIVED}/{layouts.part_of(name) or PurePosixPath(name).stem}"
 
 
 def scan(category: str, root: Path) -> list[Found]:

@@ -1,4 +1,4 @@
-"""From the files of data/raw to the manifest: the verb `pvqae data build`, the one writer of its four outputs."""
+"""From the files of data/raw to the manifest: the verb `pvqae data build`, the one writer of its five outputs."""
 
 import os
 import shutil
@@ -10,41 +10,46 @@ from pathlib import Path
 import pandas as pd
 
 from pvqae.config import Params, Shares
-from pvqae.datasets import arrivals, gate, kept, manifest, sources, splits
+from pvqae.datasets import arrivals, gate, kept, leftover, manifest, sources, splits
 from pvqae.datasets.anomalies import GATE_KINDS
 from pvqae.datasets.inspection import Facts, inspect_all
 from pvqae.datasets.layouts import Found
+from pvqae.datasets.leftover import Left
 from pvqae.errors import DataError
 from pvqae.layout import Layout
 from pvqae.progress import track
 
 Read = list[tuple[Found, Facts]]
-Left = list[tuple[Path, str]]  # left out, with the reason
+Out = list[tuple[Path, str]]  # left out, with the reason
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was built: images per class and split, and what was left out."""
+    """What was built: images per class and split, what was left out, and what nothing uses."""
 
     counts: dict[str, dict[str, int]]
     unreadable: int
     duplicates: int
     flawed: int
+    left: tuple[Left, ...] = ()
+    folders: str = ""
 
     def __str__(self) -> str:
         of = {name: ", ".join(f"{split} {n}" for split, n in own.items()) for name, own in self.counts.items()}
         counts = "; ".join(f"{name} {text}" for name, text in of.items())
-        return f"{counts}. Left out: {self.unreadable} unreadable, {self.duplicates} duplicates, {self.flawed} flawed"
+        out = f"Left out: {self.unreadable} unreadable, {self.duplicates} duplicates, {self.flawed} flawed"
+        said = f"{counts}. {out}. {leftover.total(self.left)}. All are in data/quarantine.csv and data/ignored.csv"
+        return "\n".join([said, self.folders, *(f"warning: {text}" for text in leftover.told(self.left))])
 
 
-def _decode(found: Sequence[Found], root: Path, cache: Path) -> tuple[Read, Left]:
+def _decode(found: Sequence[Found], root: Path, cache: Path) -> tuple[Read, Out]:
     results = inspect_all([f.path.relative_to(root) for f in found], root, kept.file(cache))
     both = list(zip(found, track(results, "reading images", len(found)), strict=True))
     read = [(f, facts) for f, facts in both if isinstance(facts, Facts)]
     return read, [(f.path, reason) for f, reason in both if isinstance(reason, str)]
 
 
-def _check_share(unreadable: Left, total: int, limit: float) -> None:
+def _check_share(unreadable: Out, total: int, limit: float) -> None:
     if total and len(unreadable) > limit * total:
         reasons = "\n  ".join(reason for _, reason in unreadable[:5])
         raise DataError(
@@ -64,7 +69,7 @@ def _conflict(a: Found, b: Found) -> str | None:
     return None
 
 
-def _without_duplicates(read: Read, root: Path) -> tuple[Read, Left]:
+def _without_duplicates(read: Read, root: Path) -> tuple[Read, Out]:
     """Keep the first of equal files. Raises `DataError`, naming both, where they contradict each other."""
     first: dict[str, Found] = {}
     kept, left = [], []
@@ -125,26 +130,34 @@ def _counts(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
     }
 
 
-def _write(layout: Layout, frame: pd.DataFrame, left: Left, measured: pd.DataFrame, gate_images: Path) -> None:
+def _write(
+    layout: Layout, frame: pd.DataFrame, out: Out, left: Sequence[Left], measured: pd.DataFrame, gate_images: Path
+) -> None:
     """The manifest comes last: where it is, the files that it names are."""
     layout.manifest.unlink(missing_ok=True)
     shutil.rmtree(layout.gate_images, ignore_errors=True)
     os.replace(gate_images, layout.gate_images)
-    quarantine = sorted((manifest.shown(path.relative_to(layout.data).as_posix()), reason) for path, reason in left)
+    quarantine = sorted((manifest.shown(path.relative_to(layout.data).as_posix()), reason) for path, reason in out)
     manifest.write_csv(pd.DataFrame(quarantine, columns=["path", "reason"]), layout.quarantine)
+    ignored = [(manifest.shown(f"raw/{layout.name}/{item.path}"), item.kind, item.reason) for item in left]
+    manifest.write_csv(pd.DataFrame(sorted(ignored), columns=["path", "kind", "reason"]), layout.ignored)
     manifest.write_csv(measured, layout.statistics)
     manifest.write(frame, layout.manifest)
 
 
 def build(root: Path, params: Params) -> Summary:
     """Scan data/raw/<name> below the workspace `root`, decode every image that is new and write data/manifest.csv,
-    quarantine.csv, statistics.csv and gate/. The same files give the same bytes.
+    quarantine.csv, ignored.csv, statistics.csv and gate/. The same files give the same bytes.
 
-    Unreadable and flawed images and second copies are left out with a reason. Raises `DataError` when the layout is
-    not that of `data.source`, more than `data.max_quarantine` cannot be read, or equal files contradict each other.
+    Unreadable and flawed images and second copies are left out with a reason; whatever else lies in the dataset is in
+    ignored.csv, so each file is an image or a mask of the manifest or a row of one of the two lists. Raises `DataError`
+    when the layout is not that of `data.source`, masks or folders of images belong to nothing, more than
+    `data.max_quarantine` cannot be read, or equal files contradict each other.
     """
     layout, data = Layout(root, params.data.name), params.data
-    found = _grouped(sources.scan(data.source, layout.raw, data.categories), data.protocol)
+    found, left = sources.survey(data.source, layout.raw, data.categories)
+    folders = leftover.folders(found, layout.raw)
+    found = _grouped(found, data.protocol)
     chosen = _splits(found, data.shares)
     flawed = [(f.path, f.flaw) for f in found if f.flaw]
     read, unreadable = _decode([f for f in found if not f.flaw], layout.data, layout.cache)
@@ -164,5 +177,7 @@ def build(root: Path, params: Params) -> Summary:
         made = list(track(gate.synthesise(normals, layout.data, place), "gate defects", total))
         frame = pd.concat([frame, pd.DataFrame([m.row for m in made], columns=frame.columns)], ignore_index=True)
         measured = _measured([facts for _, facts in read] + [m.facts for m in made])
-        _write(layout, frame, unreadable + duplicates + flawed, measured, place)
-    return Summary(_counts(frame), len(unreadable), len(duplicates), len(flawed))
+        out = unreadable + duplicates + flawed
+        left += leftover.masks_of(found, {path for path, _ in out}, layout.raw)
+        _write(layout, frame, out, left, measured, place)
+    return Summary(_counts(frame), len(unreadable), len(duplicates), len(flawed), tuple(left), folders)

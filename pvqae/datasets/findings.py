@@ -20,17 +20,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """A checked dataset: its size, images per class and split, what is worth knowing, and the page to open."""
+    """A checked dataset: its size, images per class and split, what is worth knowing, and the page to open. `files`:
+    how many of its files are used, in quarantine and ignored; together they are all."""
 
     rows: int
     classes: dict[str, dict[str, int]]
     quarantined: int
+    files: dict[str, int]
     warnings: tuple[str, ...]
     docs: Path
 
     def __str__(self) -> str:
         counts = "; ".join(f"{name} {_listed(parts)}" for name, parts in self.classes.items())
-        said = f"{self.rows} images hold every expectation: {counts}. {self.quarantined} in quarantine. {self.docs}"
+        said = f"{self.rows} images hold every expectation: {counts}. Files: {_listed(self.files)}. {self.docs}"
         return "\n".join([said, *(f"warning: {text}" for text in self.warnings)])
 
 
@@ -71,6 +73,7 @@ def report(summary: Summary, outcomes: Sequence[Outcome]) -> str:
         "rows": summary.rows,
         "classes": summary.classes,
         "quarantined": summary.quarantined,
+        "files": summary.files,
         "warnings": summary.warnings,
     }
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

@@ -1,15 +1,20 @@
 """Folder layouts that datasets come in: from a category's folder to what each of its images is. Nothing is decoded.
 
-Files of other kinds (Thumbs.db, .DS_Store, readme.txt) are skipped. In every layout but MTSD's the user may set
-labelled images aside for the gate: CATEGORY/gate/KIND/* (KIND good, or ok in BTAD, for normals), their masks in
-CATEGORY/gate_masks/KIND/*.
+Folders below good/ and below a kind (a day, a lot, a camera) belong to it, unless their name says something else. In
+every layout but MTSD's the user may set labelled images aside for the gate: CATEGORY/gate/KIND/* (KIND good for
+normals), their masks in CATEGORY/gate_masks/KIND/*. What no layout takes is listed by `pvqae.datasets.leftover`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pvqae.datasets import images
+from pvqae.datasets import images, masks
+from pvqae.datasets.masks import Parts
+from pvqae.errors import DataError
+from pvqae.layout import ARRIVED
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,59 @@ class Found:
     label: str  # normal | defect
     kind: str  # "good" for normals
     mask_path: Path | None
-    group_id: str  # one physical part; the image itself where the source does not say
+    group_id: str  # one physical part; the image itself where neither the source nor the name says
     official: str | None  # train | test, where the source has a split of its own; gate, where the user set it aside
     flaw: str = ""  # why the image has to be left out although it can be read
+    unneeded: tuple[Path, ...] = ()  # the masks of a good part
 
 
-MASKS = ("masks", "ground_truth")
 GATE, GATE_MASKS = "gate", "gate_masks"
+TRAIN = ("train", "validation", "val")  # folders of a split's normals that are not for the test
+SEPARATOR = "__"  # PART__VIEW.png
+GOOD = frozenset({"good", "goods", "ok", "okay", "normal", "normals", "gut", "pass", "passed"})
+# Words in the name of a folder below good/ or below a kind, by which its images are something else.
+_DERIVED = (
+    "thumb|thumbs|thumbnail|thumbnails|preview|previews|overlay|overlays|heatmap|heatmaps|xyz|depth|trash|deleted|unused|"
+    "excluded|ignore|ignored|doubtful|unsure|unclear|review"
+)
+_BAD = (
+    "bad|ng|nok|ko|nio|defect|defects|defective|anomaly|anomalies|anomalous|abnormal|fault|faults|faulty|reject|rejects|"
+    "rejected|scrap|fail|failed|broken"
+)
+_NOT_GOOD, _NOT_OF_KIND = (
+    re.compile(rf"(?<![^\W\d_])(?:{words})(?![^\W\d_])") for words in (f"{_DERIVED}|{_BAD}", _DERIVED)
+)
+
+
+def files(folder: Path) -> Iterator[Parts]:
+    """Every file below a folder, as the parts of its path, in the order of names. Links to folders are followed; one
+    that leads back to where it came from counts as a file. Raises `DataError` for a folder that can't be listed.
+    """
+    yield from _files(str(folder), (), os.path.realpath(folder), ())
+
+
+def _files(place: str, above: Parts, real: str, followed: Parts) -> Iterator[Parts]:
+    try:
+        with os.scandir(place) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{place}: expected a folder that can be listed, found {error.strerror}; repair it") from None
+    for entry in entries:
+        parts = (*above, entry.name)
+        if not entry.is_dir():
+            yield parts
+        elif not entry.is_symlink():
+            yield from _files(entry.path, parts, f"{real}/{entry.name}", followed)
+        elif (target := os.path.realpath(entry.path)) in followed or f"{real}/".startswith(f"{target.rstrip('/')}/"):
+            yield parts
+        else:
+            yield from _files(entry.path, parts, target, (*followed, target))
+
+
+def is_picture(parts: Parts) -> bool:
+    """Whether a file has an image's name and neither it nor a folder above is hidden."""
+    name = parts[-1]
+    return name[name.rfind(".") :].lower() in images.SUFFIXES and not any(part[0] == "." for part in parts)
 
 
 def folders(folder: Path) -> list[Path]:
@@ -38,70 +89,126 @@ def folders(folder: Path) -> list[Path]:
 
 def pictures(folder: Path) -> list[Path]:
     """Image files directly in a folder, sorted; none if it is not there."""
-    files = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p for p in files if p.suffix.lower() in images.SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if is_picture((p.name,))) if folder.is_dir() else []
+
+
+def part_of(name: str) -> str:
+    """The part that a file PART__VIEW.png shows; "" for other names."""
+    part, separator, _ = name.partition(SEPARATOR)
+    return part if separator else ""
 
 
 def normal(category: str, folder: Path, path: Path, official: str | None = None) -> Found:
-    """A good part's image in its category's `folder`, a group of its own."""
+    """A good part's image in its category's `folder`, a group of its own unless its name says which part it shows."""
     sample_id = f"{category}/{path.relative_to(folder).with_suffix('').as_posix()}"
-    return Found(path, sample_id, category, "normal", "good", None, sample_id, official)
+    part = part_of(path.name)
+    return Found(
+        path, sample_id, category, "normal", "good", None, f"{category}/{part}" if part else sample_id, official
+    )
 
 
 def defect(category: str, folder: Path, path: Path, kind: str, mask: Path | None, official: str | None = None) -> Found:
-    """A defective part's image in its category's `folder`, a group of its own."""
-    sample_id = normal(category, folder, path).sample_id
-    return Found(path, sample_id, category, "defect", kind, mask, sample_id, official)
+    """A defective part's image in its category's `folder`, grouped as a good one's."""
+    return replace(normal(category, folder, path, official), label="defect", kind=kind, mask_path=mask)
 
 
-def _masks(*places: Path) -> dict[str, Path]:
-    """Mask files by the stem of their image: 000.png or 000_mask.png."""
-    return {p.stem.removesuffix("_mask"): p for place in places for p in pictures(place)}
+def is_good(folder: str) -> bool:
+    """Whether a folder of that name holds good parts."""
+    return folder.casefold() in GOOD
 
 
-def _kinds(
-    category: str, folder: Path, place: Path, masks: tuple[str, ...], good: str, official: str | None
-) -> Iterator[Found]:
-    """Images of the folders of `place`, each named after its kind; `masks` name folders of the category."""
-    for kind in folders(place):
-        found = _masks(*(folder / name / kind.name for name in masks))
-        for path in pictures(kind):
-            if kind.name == good:
-                yield normal(category, folder, path, official)
-            else:
-                yield defect(category, folder, path, kind.name, found.get(path.stem), official)
+def odd(folder: str, good: bool) -> bool:
+    """Whether a folder below good/, or below a kind, says by its name that its images are something else."""
+    return bool((_NOT_GOOD if good else _NOT_OF_KIND).search(folder.casefold())) or (is_good(folder) and not good)
 
 
-def _gate(category: str, folder: Path, good: str) -> list[Found]:
-    return list(_kinds(category, folder, folder / GATE, (GATE_MASKS,), good, "gate"))
+def _has_good(folder: Path) -> bool:
+    return any(is_good(p.name) and any(map(is_picture, files(p))) for p in folders(folder))
 
 
-def split_parts(root: Path, good: str = "good") -> dict[str, Path]:
+def _good_folder(folder: Path, kinds: Iterable[str]) -> str:
+    """The one of `kinds` that means good parts, "" for none. Raises `DataError` for several."""
+    names = sorted(filter(is_good, kinds))
+    if len(names) > 1:
+        raise DataError(
+            f"{folder}: expected one folder of good parts, found {', '.join(names)}; move their images into one of them"
+        )
+    return names[0] if names else ""
+
+
+def _labelled(category: str, folder: Path, own: Iterable[tuple[Parts, Parts]], official: str | None) -> list[Found]:
+    """Images in folders named after their kinds, with their masks. `own`: the parts of a file from the kind on, and
+    from `folder` on.
+
+    Where no folder means good parts, images in none are good. Raises `DataError` where several do.
+    """
+    shown, marks = masks.divide(own)
+    good = _good_folder(folder, {kind for (kind, *rest), _ in shown if rest})
+    found: list[tuple[Parts, Found]] = []
+    for name, whole in shown:
+        kind, between, path = name[0], name[1:-1], folder.joinpath(*whole)
+        if (not good) if len(name) == 1 else kind == good and not any(odd(part, True) for part in between):
+            found.append((name, normal(category, folder, path, official)))
+        elif len(name) > 1 and kind != good and not any(odd(part, False) for part in between):
+            found.append((name, defect(category, folder, path, kind, None, official)))
+    return _with_masks(folder, found, marks)
+
+
+def _with_masks(folder: Path, found: list[tuple[Parts, Found]], marks: list[tuple[Parts, Parts]]) -> list[Found]:
+    result = [f for _, f in found]
+    defects = [i for i, f in enumerate(result) if f.label == "defect"]
+    normals = [i for i, f in enumerate(result) if f.label == "normal"]
+    names, kinds = [name for name, _ in marks], {name[0] for name, _ in found if len(name) > 1}
+    chosen, rest = masks.match([found[i][0] for i in defects], names, kinds)
+    for image, mask in chosen.items():
+        result[defects[image]] = replace(result[defects[image]], mask_path=folder.joinpath(*marks[mask][1]))
+    chosen, _ = masks.match([found[i][0] for i in normals], [names[i] for i in rest], kinds)
+    for image, mask in chosen.items():
+        unneeded = folder.joinpath(*marks[rest[mask]][1])
+        result[normals[image]] = replace(result[normals[image]], unneeded=(unneeded,))
+    return result
+
+
+def _one_by_one(found: list[Found]) -> list[Found]:
+    """Each image on its own where all names begin alike (Image__2026-01-31__1.png of a camera): that names no part."""
+    alone = len({f.group_id for f in found}) == 1
+    return [replace(f, group_id=f.sample_id) for f in found] if alone else found
+
+
+def _gate(category: str, folder: Path, every: list[Parts]) -> list[Found]:
+    own = [((masks.FOLDER, *parts[1:]), parts) for parts in every if parts[0] == GATE_MASKS]
+    own += [(parts[1:], parts) for parts in every if parts[0] == GATE and len(parts) > 2]
+    return _labelled(category, folder, own, "gate")
+
+
+def split_parts(root: Path) -> dict[str, Path]:
     """Categories of a layout with an official split; `root` may be the folder of a single one."""
     places = [root] if (root / "train").is_dir() else folders(root)
-    return {p.name: p for p in places if pictures(p / "train" / good)}
+    return {p.name: p for p in places if _has_good(p / "train")}
 
 
-def split(category: str, folder: Path, good: str = "good") -> list[Found]:
-    """train/good, test/KIND, ground_truth/KIND: MVTec AD's layout, BTAD's with `good` = ok."""
-    train = [normal(category, folder, p, "train") for p in pictures(folder / "train" / good)]
-    return [
-        *train,
-        *_kinds(category, folder, folder / "test", ("ground_truth",), good, "test"),
-        *_gate(category, folder, good),
-    ]
+def split(category: str, folder: Path) -> list[Found]:
+    """train/good, test/KIND, ground_truth/KIND: MVTec AD's layout, BTAD's with good called ok."""
+    every = [parts for parts in files(folder) if is_picture(parts)]
+    found = _gate(category, folder, every)
+    for head in TRAIN:
+        own = [(parts[1:], parts) for parts in every if parts[0] == head and len(parts) > 2]
+        found += [f for f in _labelled(category, folder, own, "train") if f.label == "normal"]
+    tested = [(parts[1:], parts) for parts in every if parts[0] == "test" and len(parts) > 2]
+    truth = [(parts, parts) for parts in every if len(parts) > 1 and masks.is_folder(parts[0])]
+    return _one_by_one(found + _labelled(category, folder, tested + truth, "test"))
 
 
 def folder_parts(root: Path) -> dict[str, Path]:
-    """Categories of the folder layout: `root` itself if it holds images or good/, else its folders with a good/."""
-    if pictures(root) or pictures(root / "good"):
-        return {root.name: root}
-    return {p.name: p for p in folders(root) if pictures(p / "good")}
+    """Categories of the folder layout: `root` itself if it has a good/, else its folders with one; or `root` with
+    images of good parts alone."""
+    aside = (GATE, GATE_MASKS, ARRIVED)
+    found = {} if _has_good(root) else {p.name: p for p in folders(root) if p.name not in aside and _has_good(p)}
+    return found or ({root.name: root} if _has_good(root) or pictures(root) else {})
 
 
 def kinds(category: str, folder: Path) -> list[Found]:
     """good/ and any defect folders, masks optional in masks/KIND or ground_truth/KIND; or good images only."""
-    good = [normal(category, folder, p) for p in pictures(folder)]
-    labelled = _kinds(category, folder, folder, MASKS, "good", None)
-    aside = {*MASKS, GATE, GATE_MASKS}
-    return [*good, *(f for f in labelled if f.path.parent.name not in aside), *_gate(category, folder, "good")]
+    every = [parts for parts in files(folder) if is_picture(parts)]
+    own = [(parts, parts) for parts in every if parts[0] not in (GATE, GATE_MASKS, ARRIVED) or len(parts) == 1]
+    return _one_by_one([*_labelled(category, folder, own, None), *_gate(category, folder, every)])

@@ -20,10 +20,14 @@ def parts(root: Path) -> dict[str, Path]:
 
 def _photograph(category: str, root: Path, place: Path, path: Path) -> Found:
     """The sample_id does without the folder Imgs; good tiles have masks too, empty ones."""
+    mask = path.with_suffix(".png")
+    present = mask.is_file()
     if place.name == FREE:
-        return replace(normal(category, root, path), sample_id=f"{category}/good/{path.stem}")
-    kind, mask = place.name.removeprefix("MT_").lower(), path.with_suffix(".png")
-    found = defect(category, root, path, kind, mask if mask.is_file() else None)
+        return replace(
+            normal(category, root, path), sample_id=f"{category}/good/{path.stem}", unneeded=(mask,) * present
+        )
+    kind = place.name.removeprefix("MT_").lower()
+    found = defect(category, root, path, kind, mask if present else None)
     return replace(found, sample_id=f"{category}/{kind}/{path.stem}")
 
 

@@ -102,7 +102,7 @@ def of_images(statistics: Sequence[str]) -> list[Rule]:
         _holds("mask_present", "all or none of a class's defects have a mask", f"add the missing masks, {again}"),
         _holds("mask_readable", "every mask is an image that can be read", masks),
         _holds("mask_of_image_size", "every mask has the size of its image", masks),
-        _holds("mask_marks_something", "every mask marks at least one pixel", masks),
+        _holds("mask_marks_something", "every mask marks at least one pixel (a value above half of 255)", masks),
         _holds("has_statistics", "every image was measured", rebuild),
         _holds("shows_something", "no normal is blank", look),
         *(_between(f"{name}_deviation", -limit, limit, f"{name} is {deviates}", look) for name in statistics),

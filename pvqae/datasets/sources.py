@@ -1,14 +1,16 @@
 """The datasets that can be scanned: name -> how its categories and their images are found, and how it should look."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pvqae.datasets import arrivals, layouts, manifest, mtsd
+from pvqae.datasets import arrivals, layouts, leftover, manifest, mtsd
 from pvqae.datasets.classes import unusable
 from pvqae.datasets.layouts import Found
+from pvqae.datasets.leftover import Left
 from pvqae.errors import DataError
+from pvqae.layout import ARRIVED
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ SPLIT = "CATEGORY/train/good/*  CATEGORY/test/KIND/*  CATEGORY/ground_truth/KIND
 SOURCES: dict[str, Source] = {
     "mvtec": Source(layouts.split_parts, layouts.split, SPLIT),
     "btad": Source(
-        lambda root: layouts.split_parts(root, "ok"),
-        lambda category, folder: layouts.split(category, folder, "ok"),
+        layouts.split_parts,
+        layouts.split,
         "CATEGORY/train/ok/*  CATEGORY/test/ok/*  CATEGORY/test/ko/*  CATEGORY/ground_truth/ko/*  (bmp or png)",
     ),
     "folder": Source(
@@ -85,16 +87,23 @@ def _check_ids(found: Sequence[Found]) -> None:
         )
 
 
-def _check_masks(found: Sequence[Found]) -> None:
-    """A category has masks for all its defects or for none: half a truth would count defects as false alarms."""
-    masked = {f.category for f in found if f.mask_path}
+def _check_masks(found: Sequence[Found], left: Sequence[str] = ()) -> None:
+    """A category has masks for all its defects or for none: half a truth would count defects as false alarms. Masks
+    that are there are not dropped in silence, either (`left`: those of no image, where `found` are of one category).
+    """
+    masked = {f.category for f in found if f.mask_path or left}
     missing = [str(f.path) for f in found if f.category in masked and f.label == "defect" and f.mask_path is None]
     if missing:
-        names = "\n  ".join(missing[:10] + ["..."] * (len(missing) > 10))
+        unused = f"\n  masks that belong to no image:\n  {_first(left)}" if left else ""
         raise DataError(
-            f"{len(missing)} defective images have no mask, though others of their category have one:\n  {names}\n"
-            "  repair: add these masks, or remove all masks of the category"
+            f"{len(missing)} defective images have no mask, though there are masks of their category:\n"
+            f"  {_first(missing)}{unused}\n  repair: add these masks (masks/KIND/NAME.png for KIND/NAME.png, "
+            "ground_truth/KIND/NAME_mask.png in MVTec AD's layout), or remove all masks of the category"
         )
+
+
+def _first(names: Sequence[str]) -> str:
+    return "\n  ".join([*names[:10], *(["..."] * (len(names) > 10))])
 
 
 def _judged(found: Found, root: Path) -> Found:
@@ -107,12 +116,8 @@ def _judged(found: Found, root: Path) -> Found:
     return found
 
 
-def scan(source: str, root: Path, wanted: Sequence[str] = ()) -> list[Found]:
-    """Every image of a dataset, sorted by sample_id; of the `wanted` categories only, if any are named.
-
-    Raises `DataError` when the source is not known, the layout is another, a wanted category is not there, names are
-    not usable or not unique, or a category has masks for only some of its defects.
-    """
+def _find(source: str, root: Path, wanted: Sequence[str]) -> tuple[dict[str, Path], list[Found], list[Found]]:
+    """The folders of all categories; the images of the wanted ones, without what arrived later and with it."""
     parts = _parts(source, root)
     if missing := [name for name in wanted if name not in parts]:
         raise DataError(
@@ -123,5 +128,43 @@ def scan(source: str, root: Path, wanted: Sequence[str] = ()) -> list[Found]:
     every = [*own, *(f for name in chosen for f in arrivals.scan(name, root))]
     found = [_judged(f, root) for f in sorted(every, key=lambda f: f.sample_id)]
     _check_ids(found)
+    return parts, own, found
+
+
+def scan(source: str, root: Path, wanted: Sequence[str] = ()) -> list[Found]:
+    """Every image of a dataset, sorted by sample_id; of the `wanted` categories only, if any are named.
+
+    Raises `DataError` when the source is not known, the layout is another, a wanted category is not there, names are
+    not usable or not unique, or a category has masks for only some of its defects.
+    """
+    _, own, found = _find(source, root, wanted)
     _check_masks(own)  # labelled defects never have one; the gate looks at whole images
     return found
+
+
+def survey(source: str, root: Path, wanted: Sequence[str] = ()) -> tuple[list[Found], list[Left]]:
+    """`scan`, and all other files below `root`, each with the reason why nothing uses it.
+
+    Raises `DataError` as `scan`; for folders of images that are no category, unless the `wanted` ones are named; and
+    for a category whose masks belong to none of its images.
+    """
+    parts, own, found = _find(source, root, wanted)
+    left = leftover.of(root, found, {name for name in parts if wanted and name not in wanted})
+    if not wanted and root not in parts.values():
+        _check_classes(source, root, parts, left)
+    for name, folder in parts.items():
+        start = f"{folder.relative_to(root).as_posix()}/".removeprefix("./")
+        masks = [item.path for item in left if item.kind == "mask" and item.path.startswith(start)]
+        _check_masks([f for f in own if f.category == name], masks)
+    return found, left
+
+
+def _check_classes(source: str, root: Path, parts: Mapping[str, Path], left: Sequence[Left]) -> None:
+    heads = {item.path.split("/")[0] for item in left if item.kind in ("image", "mask") and "/" in item.path}
+    if odd := sorted(heads - {folder.name for folder in parts.values()} - {ARRIVED}):
+        found = "\n  ".join(f"{name}/: {_below(root / name)}" for name in odd[:10])
+        raise DataError(
+            f"{root}: folders of images without good parts\n  expected: {SOURCES[source].tree}\n  found: {found}\n"
+            f"  repair: rename the folder of good parts in {odd[0]}/ to good, move {odd[0]}/ out of the dataset, or "
+            f"name the classes in params.yaml: data.categories: [{', '.join(parts)}]"
+        )

@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 
 from pvqae.config import Params
-from pvqae.datasets import checks, classes, data_docs, findings, manifest, rows, rules
+from pvqae.datasets import checks, classes, data_docs, findings, leftover, manifest, rows, rules
 from pvqae.datasets.findings import Outcome, Summary
+from pvqae.datasets.leftover import Left
 from pvqae.errors import DataError, ValidationFailed
 from pvqae.files import write_text
 from pvqae.layout import Layout
@@ -41,7 +42,7 @@ def check(layout: Layout, params: Params) -> Summary:
         frame = frame.astype(dict.fromkeys(manifest.NUMBERS, "int64"))
         checked += _run_typed(frame, _statistics(layout.statistics), known, layout.data, params.data.min_normals)
     outcomes = [outcome for outcome, _ in checked]
-    summary = _summary(frame, outcomes, len(_table(layout.quarantine)), layout)
+    summary = _summary(frame, outcomes, len(_table(layout.quarantine)), _ignored(layout.ignored), layout)
     message = findings.message(outcomes, summary)
     write_text(summary.docs, _page(params.data.name, message, checked))
     write_text(layout.reports / "validation.json", findings.report(summary, outcomes))
@@ -150,12 +151,27 @@ def _named(row: "pd.Series[Any]", keys: Sequence[str], rule: rules.Rule) -> str:
     return text if column in keys or rule.kwargs.get("value_set") == [True] else f"{text}: {row[column]}"
 
 
-def _summary(frame: pd.DataFrame, outcomes: Sequence[Outcome], quarantined: int, layout: Layout) -> Summary:
+def _ignored(path: Path) -> list[Left]:
+    table = _table(path)
+    if list(table.columns) != ["path", "kind", "reason"]:
+        found = ", ".join(table.columns)
+        raise DataError(f"{path}: expected the columns path, kind, reason; found {found}; delete it, run `dvc repro`")
+    return [Left(*row) for row in table.itertuples(index=False)]
+
+
+def _summary(
+    frame: pd.DataFrame, outcomes: Sequence[Outcome], quarantined: int, ignored: Sequence[Left], layout: Layout
+) -> Summary:
     told = [findings.line(outcome) for outcome in findings.failed(outcomes, warning=True)]
     if quarantined:
         told.append(f"{quarantined} files were left out, for the reasons in data/quarantine.csv")
+    told += leftover.told(ignored)
     sizes = checks.split_sizes(frame) if {"category", "split"} <= set(frame.columns) else {}
-    return Summary(len(frame), sizes, quarantined, tuple(told), layout.reports / "data_docs" / "index.html")
+    names = [frame[column] for column in ("path", "mask_path") if column in frame.columns]
+    used = sum(series[series.str.startswith("raw/")].nunique() for series in names)
+    files = {"used": used, "in quarantine": quarantined, "ignored": len(ignored)}
+    docs = layout.reports / "data_docs" / "index.html"
+    return Summary(len(frame), sizes, quarantined, files, tuple(told), docs)
 
 
 def _page(dataset: str, message: str, checked: Sequence[Checked]) -> str:

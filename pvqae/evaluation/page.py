@@ -44,13 +44,14 @@ COMPARED: dict[str, tuple[str, Write, bool | None]] = {  # words, how it is writ
     "image_auroc": ("image AUROC", figure, True),
     "pixel_auroc": ("pixel AUROC", figure, True),
     "false_alarm_rate": ("false alarms", percent, False),
-    "miss_rate": ("misses", percent, False),
+    "miss_rate": ("missed defects", percent, False),
     "latency_ms": ("ms per image", one_decimal, None),  # other work on the machine counts, too: no judgement
     "size_bytes": ("MB", megabytes, False),
 }
+STATES = {"kept": "met", "broken": "not met"}
 METHODS = {
-    "held_out": "normal images that the model never saw",
-    "cross_fit": "cross-fitting: each normal image scored by a model fitted without its group",
+    "held_out": "normal images that the model has never seen",
+    "cross_fit": "normal images, each scored by a model that was fitted without its group (cross-fitting)",
 }
 
 
@@ -104,16 +105,21 @@ def totals(metrics: Values) -> dict[str, int]:
 
 def verdict(metrics: Values) -> str:
     """One or two plain sentences that a line engineer can act on."""
-    count, area = totals(metrics), metrics["mean"]["image_auroc"]
-    stopped = f"{count['false_alarms']} of {count['normal']} good images would be stopped"
-    if area is None:
-        return f"At the calibrated thresholds {stopped}. Without labelled defects and normals, detection is not judged."
-    words = "well" if area >= 0.95 else "partly" if area >= 0.8 else "poorly"
+    count = totals(metrics)
+    stopped = _share(count["false_alarms"], count["normal"], "good images", "stopped")
+    missed = _share(count["misses"], count["defect"], "defects", "missed")
+    said = [text for text in (stopped, missed) if text]
+    rates = f"At the calibrated thresholds, {' and '.join(said)}." if said else "There are no test images."
+    if metrics["mean"]["image_auroc"] is None:
+        return f"{rates} Detection is not judged: that needs good and defective test images of a class."
     judged = {name: one["image_auroc"] for name, one in metrics["classes"].items() if one["image_auroc"] is not None}
     weakest = min(judged, key=lambda name: judged[name])
-    tail = f" The weakest class is {weakest}, image AUROC {figure(judged[weakest])}." if len(judged) > 1 else ""
-    missed = f"{count['misses']} of {count['defect']} defects missed"
-    return f"Defects are told from good parts {words}: at the calibrated thresholds {stopped} and {missed}.{tail}"
+    tail = f" The weakest class is {weakest}, with an image AUROC of {figure(judged[weakest])}."
+    return rates + tail * (len(judged) > 1)
+
+
+def _share(part: int, n: int, what: str, done: str) -> str:
+    return f"{percent(part / n)} of the {what} are {done} ({part} of {n})" if n else ""
 
 
 def warnings(one: "ClassReport") -> list[str]:
@@ -126,7 +132,7 @@ def warnings(one: "ClassReport") -> list[str]:
     if rate is not None and bdtrc(round(rate * n) - 1, n, high) < 0.05:
         found.append(
             f"{percent(rate)} of the good test images raise an alarm; the calibration expected {percent(low)} to "
-            f"{percent(high)}. Check that calibration and test images were taken alike."
+            f"{percent(high)}. Check that calibration and test images were taken in the same way."
         )
     return found
 
@@ -191,9 +197,9 @@ def _compared(comparison: Values) -> list[Values]:
 def _rules(verdict: Values) -> list[Values]:
     """The lines of a verdict in columns; one that has another form stands whole."""
     parts = [line.split(": ", 2) for line in verdict["lines"]]
+    rows = [part if len(part) == 3 else ("", "", ": ".join(part)) for part in parts]
     return [
-        dict(zip(("state", "name", "text"), part if len(part) == 3 else ("", "", ": ".join(part)), strict=True))
-        for part in parts
+        {"state": state, "shown": STATES.get(state, state), "name": name, "text": text} for state, name, text in rows
     ]
 
 

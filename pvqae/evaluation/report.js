@@ -37,8 +37,8 @@ for (const figure of all("[data-histogram]")) {
     const alarms = share(data.scores.normal, (score) => score > threshold);
     const misses = share(data.scores.defect, (score) => score <= threshold);
     output.textContent = calibrated ? calibratedText
-      : `At ${threshold.toPrecision(3)}: false alarms ${words(alarms, data.n.normal, "good images")}, ` +
-        `misses ${words(misses, data.n.defect, "defects")}.`;
+      : `At a threshold of ${threshold.toPrecision(3)}, ${words(alarms, data.n.normal, "good images")} are stopped and ` +
+        `${words(misses, data.n.defect, "defects")} are missed.`;
     input.setAttribute("aria-valuetext", output.textContent);
   };
   input.addEventListener("input", () => show(Number(input.value), false));

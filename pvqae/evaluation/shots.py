@@ -16,9 +16,9 @@ Values = dict[str, Any]
 
 BUDGET = 4_000_000  # bytes of all pictures of a page, before base64 makes them a third longer
 TITLES = {
-    "normal_high": ("Good images with the highest scores", "The first to cause false alarms."),
-    "defect_low": ("Defects with the lowest scores", "The first to be missed."),
-    "defect_high": ("Defects with the highest scores", "The clearest finds."),
+    "normal_high": ("Good images with the highest scores", "Most likely to cause false alarms."),
+    "defect_low": ("Defects with the lowest scores", "Most likely to be missed."),
+    "defect_high": ("Defects with the highest scores", "Found most clearly."),
     "normal_low": ("Good images with the lowest scores", "The most ordinary ones."),
 }
 

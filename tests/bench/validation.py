@@ -52,6 +52,7 @@ def make(root: Path, count: int) -> None:
     measured = pd.DataFrame({"sha256": rows["sha256"]} | {n: rng.uniform(0.4, 0.5, count) for n in ("mean", "std")})
     manifest.write_csv(measured.round(6), layout.statistics)
     manifest.write_csv(pd.DataFrame(columns=["path", "reason"]), layout.quarantine)
+    manifest.write_csv(pd.DataFrame(columns=["path", "kind", "reason"]), layout.ignored)
     names = sorted(set(rows["category"]))
     lines = [f"  {name}: {{classes: [{name}]}}" for name in names]
     priors = [f"  {name}: {{classes: [{name}], allocations: models/many/networks/{name}}}" for name in names]

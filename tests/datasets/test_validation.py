@@ -90,6 +90,7 @@ def _save(root: Path, tables: Tables, classes: str = CLASSES, quarantine: str = 
     layout.data.mkdir(exist_ok=True)
     layout.classes_file.write_text(classes)
     layout.quarantine.write_text(quarantine)
+    layout.ignored.write_text("path,kind,reason\n")
     tables.rows.to_csv(layout.manifest, index=False, lineterminator="\n")
     tables.statistics.to_csv(layout.statistics, lineterminator="\n")
     return layout
@@ -313,6 +314,24 @@ def test_quarantined_images_are_counted_and_told(tmp_path: Path) -> None:
     assert "1 files were left out" in summary.warnings[0]
 
 
+def test_files_that_nothing_uses_are_counted_and_told(tmp_path: Path) -> None:
+    layout = _save(tmp_path, _good(), quarantine="path,reason\nraw/bolt/x.png,truncated\n")
+    rows = ["raw/tiny/a.gif,image,no format", "raw/tiny/b.gif,image,no format", "raw/tiny/c.txt,other,no image"]
+    layout.ignored.write_text("\n".join(["path,kind,reason", *rows]) + "\n")
+    summary = validation.check(layout, PARAMS)
+    assert summary.warnings[1:] == ("2 images not looked at (no format): raw/tiny/a.gif, raw/tiny/b.gif",)
+    raw = pd.concat([_good().rows["path"], _good().rows["mask_path"]])
+    assert _report(layout)["files"] == {
+        "used": int(raw.str.startswith("raw/").sum()),
+        "in quarantine": 1,
+        "ignored": 3,
+    }
+    assert "2 images not looked at" in (layout.reports / "data_docs/index.html").read_text("utf-8")
+    layout.ignored.write_text("path,reason\n")
+    with pytest.raises(DataError, match="expected the columns path, kind, reason"):
+        validation.check(layout, PARAMS)
+
+
 def test_many_rows_are_cut_to_ten_and_counted(tmp_path: Path) -> None:
     tables = _good()
     tables.rows["width"] = 1
@@ -352,7 +371,7 @@ def test_names_with_markup_do_no_harm_in_the_page(tmp_path: Path) -> None:
     assert "Content-Security-Policy" in page
 
 
-@pytest.mark.parametrize("name", ["manifest", "statistics", "quarantine", "classes_file"])
+@pytest.mark.parametrize("name", ["manifest", "statistics", "quarantine", "ignored", "classes_file"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     layout = _save(tmp_path, _good())
     path: Path = getattr(layout, name)

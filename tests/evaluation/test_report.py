@@ -162,13 +162,36 @@ def test_a_sound_report_has_no_warning_box(evaluated: Any, layout: Layout) -> No
     assert not [one for one in _page(layout).all("div") if "warning" in (one.get("class") or "")]
 
 
+STOPPED, MISSED = "2.5 % of the good images are stopped (1 of 40)", "20.0 % of the defects are missed (10 of 50)"
+NOT_JUDGED = "Detection is not judged: that needs good and defective test images of a class."
+
+
+@pytest.mark.parametrize(
+    ("normal", "defect", "verdict"),
+    [
+        (40, 50, f"At the calibrated thresholds, {STOPPED} and {MISSED}."),
+        (40, 0, f"At the calibrated thresholds, {STOPPED}. {NOT_JUDGED}"),
+        (0, 50, f"At the calibrated thresholds, {MISSED}. {NOT_JUDGED}"),
+        (0, 0, f"There are no test images. {NOT_JUDGED}"),
+    ],
+)
+def test_the_verdict_is_a_sentence_with_numbers(normal: int, defect: int, verdict: str) -> None:
+    one = {"n_normal": normal, "n_defect": defect, "false_alarm_rate": 1 / 40, "miss_rate": 0.2}
+    one |= {"image_auroc": 0.8321 if normal and defect else None}
+    metrics = {"classes": {"grass": one}, "mean": {"image_auroc": one["image_auroc"]}}
+    assert page.verdict(metrics) == verdict
+    if normal and defect:
+        two = {"classes": {"brick": one | {"image_auroc": 0.9}, "grass": one}, "mean": {"image_auroc": 0.86}}
+        assert page.verdict(two).endswith(" The weakest class is grass, with an image AUROC of 0.832.")
+
+
 def test_good_images_alone_and_random_splits_are_said_plainly(evaluated: Any, layout: Layout) -> None:
     (layout.root / "params.yaml").write_text("data: {name: demo, source: folder, protocol: random}\n")
     for name in ("brick", "grass"):
         evaluated(name, defects=0)
     assert report(layout)["protocol"] == "random"
     html = _page(layout)
-    assert "detection is not judged" in html.text
+    assert "Detection is not judged" in html.text
     assert "the grouped split is the honest one" in html.text
     assert "no quality claim" not in html.text
 

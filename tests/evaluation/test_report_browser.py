@@ -105,9 +105,9 @@ def test_the_threshold_moves_by_keys_and_in_the_chart(opened: Callable[..., "Pag
     before, place = said.text_content(), line.get_attribute("x1")
     figure.locator("input").focus()
     page.keyboard.press("Home")
-    assert "misses 0 of 10 defects (0.0 %)" in (said.text_content() or "")
+    assert "0 of 10 defects (0.0 %) are missed" in (said.text_content() or "")
     page.keyboard.press("End")
-    assert "false alarms 0 of 12 good images (0.0 %)" in (said.text_content() or "")
+    assert "0 of 12 good images (0.0 %) are stopped" in (said.text_content() or "")
     assert line.get_attribute("x1") != place
     box = figure.locator("svg").bounding_box()
     assert box

@@ -39,6 +39,12 @@ def test_a_run_without_work_says_so_plainly() -> None:
     assert not RESULT.nothing_changed
 
 
+def test_warnings_of_the_data_are_told_each_time() -> None:
+    warned = replace(RESULT, warnings=("12 images not looked at: a.gif",))
+    for result in (warned, replace(warned, ran=(), versions=(replace(NEW, new=False),))):
+        assert summary.sentences(result)[-1] == "Warning about the data: 12 images not looked at: a.gif"
+
+
 def test_uncommitted_code_is_said_loudly_with_the_repair() -> None:
     dirty = replace(RESULT, versions=(replace(NEW, version="", new=False),), uncommitted=("pvqae/a.py",))
     said = " ".join(summary.sentences(dirty))
