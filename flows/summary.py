@@ -32,6 +32,7 @@ class Summary:
     report: Path
     tracking_uri: str
     mlflow_run: str
+    warnings: tuple[str, ...] = ()  # of the data check
 
     @property
     def nothing_changed(self) -> bool:
@@ -81,6 +82,7 @@ def sentences(summary: Summary) -> list[str]:
     """What happened, in words; the reasons of what did not."""
     if summary.nothing_changed and not summary.uncommitted:
         return ["Nothing changed: no stage ran, no version registered."]
+    told = [f"WARNING of the data check: {text}" for text in summary.warnings]
     found = [f"Stages run: {_listed(summary.ran)}. Taken from DVC's cache: {_listed(summary.restored)}."]
     if summary.uncommitted:
         files = ", ".join(summary.uncommitted[:10]) + (", ..." if len(summary.uncommitted) > 10 else "")
@@ -90,7 +92,7 @@ def sentences(summary: Summary) -> list[str]:
         )
     else:
         found += [f"{item.category}: {fate(item)}" for item in summary.versions if item.new or not item.version]
-    return found
+    return [*found, *told]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -119,6 +119,7 @@ def train(
             report=report,
             tracking_uri=environment.shown(uri),
             mlflow_run=parent,
+            warnings=tuple(metrics.read(space.layout.reports / "validation.json")["warnings"]),
         )
         steps.finish(tracking, parent, space, summary)
         return summary

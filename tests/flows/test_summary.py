@@ -38,6 +38,11 @@ def test_a_run_without_work_says_so_plainly() -> None:
     assert not RESULT.nothing_changed
 
 
+def test_what_the_data_check_warned_of_is_said() -> None:
+    told = summary.sentences(replace(RESULT, warnings=("shade: nearly black",)))
+    assert told[-1] == "WARNING of the data check: shade: nearly black"
+
+
 def test_uncommitted_code_is_said_loudly_with_the_repair() -> None:
     dirty = replace(RESULT, versions=(replace(NEW, version="", new=False),), uncommitted=("pvqae/a.py",))
     said = " ".join(summary.sentences(dirty))
