@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -87,7 +88,7 @@ class Intake:
     ) -> None:
         self._landing, self._places, self._ledger, self._index = landing, places, ledger, index
         self._screen, self._rules, self._limits = screen, params.retrain, params.landing
-        self._on_entry = on_entry
+        self._on_entry, self._known = on_entry, partial(known, bits=params.image.bits)
 
     def take(self, items: Iterable[Object], waiting: Mapping[str, int] = {}) -> Taken:
         """Look at each object and put it where it belongs; those that do not arrive are left to the next run."""
@@ -113,7 +114,7 @@ class Intake:
         (self._places.home / "incoming").mkdir(parents=True)
         for entry in self._ledger.entries("accepted", "review"):
             file = self._places.file(entry)
-            image = known(file, entry.key, entry.category, not entry.defect) if file and file.exists() else "gone"
+            image = self._known(file, entry.key, entry.category, not entry.defect) if file and file.exists() else "gone"
             if isinstance(image, Known):
                 self._index.add(image)
 
@@ -143,7 +144,7 @@ class Intake:
         entry = replace(entry, sha256=sha256, name=arrivals.file_name(item.key, sha256))
         if copy := self._index.copy_of(sha256):
             return replace(entry, state="duplicate", reason=f"the same file as {copy}", name=""), None
-        image = known(file, item.key, category, True)
+        image = self._known(file, item.key, category, True)
         if isinstance(image, str):
             return replace(entry, reason=image), None
         if misfit := self._index.misfit(image):

@@ -52,13 +52,13 @@ def thumbnail(image: images.Floats) -> Thumb:
     return np.asarray(grey.resize((T, T), Image.Resampling.BOX), dtype=np.float16)
 
 
-def known(path: Path, name: str, category: str, normal: bool) -> Known | str:
-    """Decode a file; the reason instead when it can't be read. The reason does not name the file."""
-    facts = inspection.inspect(Path(path.name), path.parent)
+def known(path: Path, name: str, category: str, normal: bool, bits: images.Bits = "auto") -> Known | str:
+    """Decode a file, with `image.bits`; the reason instead when it can't be read. The reason does not name the file."""
+    facts = inspection.inspect(Path(path.name), path.parent, bits)
     if isinstance(facts, str):
         return facts.removeprefix(f"{path.name}: ")
     try:
-        thumb = thumbnail(images.read(path))
+        thumb = thumbnail(images.read(path, bits=bits))
     except DataError as error:
         return str(error)
     header = facts.header
@@ -162,17 +162,17 @@ def _exposure_misfit(image: Known, own: Sequence[Known]) -> str:
     return ""
 
 
-def build(found: Sequence[Found], raw: Path, cache: Path) -> Index:
+def build(found: Sequence[Found], raw: Path, cache: Path, bits: images.Bits = "auto") -> Index:
     """The index of a dataset's images; only those that the file `cache` does not know are decoded. Unreadable ones
     are left out."""
     before = _load(cache)
-    states = [_state(item, raw) for item in found]
+    states = [f"{_state(item, raw)}|{bits}" for item in found]
     with ThreadPoolExecutor() as pool:
 
         def look(pair: tuple[Found, str]) -> Known | str:
             item, state = pair
             return before.get(state) or known(
-                item.path, item.path.relative_to(raw).as_posix(), item.category, item.label == "normal"
+                item.path, item.path.relative_to(raw).as_posix(), item.category, item.label == "normal", bits
             )
 
         seen = list(pool.map(look, zip(found, states, strict=True)))

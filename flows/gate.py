@@ -138,8 +138,8 @@ def _score(
     times: dict[str, list[float]] = {side: [] for side in detectors}
     scores: dict[str, list[float]] = {side: [] for side in detectors}
     for index, row in enumerate(rows.to_dict("records")):
-        pixels = images.read(row["path"], data)
         for side, detector in list(detectors.items())[:: -1 if index % 2 else 1]:  # who follows on a warm cache changes
+            pixels = images.read(row["path"], data, detector.scorer.image.bits)
             if index == 0:
                 detector.scorer.one(pixels)  # warm-up
             begun = time.perf_counter()

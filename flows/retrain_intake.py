@@ -110,7 +110,7 @@ def take_in(project: Path, params: Params, ledger: Ledger, categories: Sequence[
         write_lists(places, ledger)
         return Taken((), (), waiting)
     found = sources.scan(params.data.source, layout.raw)
-    index = arrivals_index.build(found, layout.raw, places.home / "index.npz")
+    index = arrivals_index.build(found, layout.raw, places.home / "index.npz", params.image.bits)
     intake = arrivals.Intake(area, places, ledger, index, champions.screen, params)
     return intake.take(items, waiting)
 

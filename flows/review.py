@@ -134,7 +134,7 @@ def serve(
     categories = tuple(classes.wanted(params, Layout(project, name).raw))
     batch_cli.prepare()
     desk = Desk(Source(places, categories, most, evaluated(project, registry, name)))
-    album = Album(project / ".pvqae" / "cache" / "review" / name, champions(project, registry, name))
+    album = Album(project / ".pvqae" / "cache" / "review" / name, champions(project, registry, name), params.image.bits)
 
     def refuse(busy: str) -> None:
         raise Busy(f"{busy}: apply again when it has ended; the labels are kept")

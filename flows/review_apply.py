@@ -105,7 +105,8 @@ class Applier:
     def _scored(self, label: Label, item: Item, index: Index) -> str:
         """As any new image, but the gate's share is not drawn: what judges champions is not chosen by their scores."""
         with review_files.file_of(item) as file:
-            image = arrivals_index.known(file, label.path, label.category, label.label == "good")
+            bits = self._params.image.bits
+            image = arrivals_index.known(file, label.path, label.category, label.label == "good", bits)
             if isinstance(image, str):
                 return f"{NOT}: {image}"
             if copy := index.copy_of(label.sha256):
@@ -137,11 +138,11 @@ class Applier:
     @cached_property
     def _index(self) -> Index:
         """Of the dataset, and of what is on its way there or held."""
-        found = sources.scan(self._params.data.source, self._raw)
-        index = arrivals_index.build(found, self._raw, self._places.home / "index.npz")
+        found, bits = sources.scan(self._params.data.source, self._raw), self._params.image.bits
+        index = arrivals_index.build(found, self._raw, self._places.home / "index.npz", bits)
         for entry in self._ledger.entries("accepted"):
             file = self._places.file(entry)
-            image = arrivals_index.known(file, entry.key, entry.category, not entry.defect) if file else ""
+            image = arrivals_index.known(file, entry.key, entry.category, not entry.defect, bits) if file else ""
             if not isinstance(image, str):
                 index.add(image)
         return index

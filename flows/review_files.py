@@ -58,8 +58,8 @@ def _fetched(item: Item, scratch: Path) -> Path:
 class Album:
     """Small pictures and heatmaps below the folder `cache`, drawn when they are first asked for, one at a time."""
 
-    def __init__(self, cache: Path, champion: Champion) -> None:
-        self._cache, self._champion = cache, champion
+    def __init__(self, cache: Path, champion: Champion, bits: images.Bits = "auto") -> None:
+        self._cache, self._champion, self._bits = cache, champion, bits
         self._drawing = threading.Lock()  # a large image takes a gigabyte while it is decoded
 
     def picture(self, item: Item) -> Path:
@@ -68,7 +68,7 @@ class Album:
         with self._drawing:
             if not file.is_file():
                 with file_of(item) as source:
-                    pixels = np.rint(images.read(source) * 255).astype(np.uint8)
+                    pixels = np.rint(images.read(source, bits=self._bits) * 255).astype(np.uint8)
                 _keep(file, pictures.webp(pictures.thumbnail(pixels, SIDE)))
         return file
 

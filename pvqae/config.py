@@ -45,6 +45,7 @@ class Image(Section):
     aspect: Literal["auto", "letterbox", "squash", "tile"] = "auto"
     overlap: float = Field(0.25, ge=0, le=0.5)
     tiles: int = Field(1, ge=1, le=64)
+    bits: Annotated[int, Field(ge=8, le=16)] | Auto = "auto"
 
 
 class Model(Section):

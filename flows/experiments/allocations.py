@@ -55,14 +55,15 @@ def _held_out(scorer: Scorer, normals: pd.DataFrame, fit: str, root: Path) -> It
     unseen = normals[folds.judges(normals, fit)]
     some = unseen.iloc[:: max(1, len(unseen) // NORMALS)].head(NORMALS)
     for row in some.to_dict("records"):
-        for kind, picture, mask in choice.with_defects(row["sample_id"], images.read(row["path"], root)):
+        normal = images.read(row["path"], root, scorer.image.bits)
+        for kind, picture, mask in choice.with_defects(row["sample_id"], normal):
             yield allocation.seen(scorer, kind, picture, mask)
 
 
 def _judged(scorer: Scorer, test: pd.DataFrame, root: Path) -> Iterator[Seen]:
     """Test images; all defects are of one kind, as for the image AUROC of a report."""
     for row in test.to_dict("records"):
-        picture = images.read(row["path"], root)
+        picture = images.read(row["path"], root, scorer.image.bits)
         mask = geometry.mask_of(row["mask_path"], picture.shape[:2], root)
         yield allocation.seen(scorer, "defect" if row["label"] == "defect" else "", picture, mask)
 

@@ -34,7 +34,8 @@ def pack(root: Path, subject: subjects.Subject, limit: float = LIMIT) -> Path:
     out = root / ".pvqae" / "gpu" / subject.name
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(out) as part:
-        packed = [_small(row, subject.root, part) for row in subject.rows.to_dict("records")]
+        bits = config.load(root / "params.yaml").image.bits
+        packed = [_small(row, subject.root, part, bits) for row in subject.rows.to_dict("records")]
         manifest.write(pd.DataFrame(packed, columns=subject.rows.columns), part / "manifest.csv")
         for name in CODE:
             shutil.copytree(root / name, part / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -48,9 +49,9 @@ def pack(root: Path, subject: subjects.Subject, limit: float = LIMIT) -> Path:
     return out
 
 
-def _small(row: dict[Any, Any], source: Path, folder: Path) -> dict[str, Any]:
+def _small(row: dict[Any, Any], source: Path, folder: Path, bits: images.Bits) -> dict[str, Any]:
     """Write the row's image, and its mask if it has one, small; returns the row of the copies."""
-    pixels = images.read(row["path"], source)
+    pixels = images.read(row["path"], source, bits)
     height, width = _size(pixels.shape)
     eight = Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).resize((width, height), Image.Resampling.LANCZOS)
     path = f"images/{row['sample_id']}.png"

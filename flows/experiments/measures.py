@@ -159,7 +159,10 @@ def diffuse(task: Task) -> Figures:
     found = pieces.train(task.params, task.subject, task.work)
     scorer = pieces.fitted(found)
     rows = found.test[found.test["label"] == "normal"].head(12)
-    pictures = {row["sample_id"]: images.read(row["path"], task.subject.root) for row in rows.to_dict("records")}
+    pictures = {
+        row["sample_id"]: images.read(row["path"], task.subject.root, task.params.image.bits)
+        for row in rows.to_dict("records")
+    }
     normal = [scorer.one(picture, name) for name, picture in pictures.items()]
     out: Figures = {}
     for kind in DIFFUSE:

@@ -8,6 +8,7 @@ import pandas as pd
 # of bottle, toothbrush and the demo 1.9; a black image is at least 11 away. Of random classes of only eight mtsd
 # normals 1 % would be stopped.
 LIMIT = 8.0
+STATISTICS = ("mean", "std", "sharpness")
 SMALLEST_SIGMA = 0.1
 BLANK_SHARE = 0.05  # of the class's median contrast; the least contrast among mtsd's normals is 0.34 of it
 BLANK_CONTRAST = 1e-4
@@ -30,6 +31,21 @@ def deviations(frame: pd.DataFrame, values: pd.Series, learnt: pd.Series) -> pd.
     centred = logs - _of_class(logs, frame["category"], learnt)
     sigma = 1.4826 * _of_class(centred.abs(), frame["category"], learnt)
     return centred / sigma.clip(lower=SMALLEST_SIGMA)
+
+
+def inverted(frame: pd.DataFrame, mean: pd.Series, skew: pd.Series, learnt: pd.Series) -> pd.Series:
+    """True for an image that lies far from its class's `learnt` rows while its negative lies among them."""
+
+    here = _sigmas(frame, mean, mean, learnt, 0.02) + _sigmas(frame, skew, skew, learnt, 0.2)
+    there = _sigmas(frame, 1 - mean, mean, learnt, 0.02) + _sigmas(frame, -skew, skew, learnt, 0.2)
+    return (here > LIMIT) & (there < here / 4)
+
+
+def _sigmas(frame: pd.DataFrame, values: pd.Series, known: pd.Series, learnt: pd.Series, least: float) -> pd.Series:
+    """Distance of `values` from the class's median of what is `known`, in robust sigmas of at least `least`."""
+    middle = _of_class(known, frame["category"], learnt)
+    sigma = 1.4826 * _of_class((known - middle).abs(), frame["category"], learnt)
+    return (values - middle).abs() / sigma.clip(lower=least)
 
 
 def shows_something(frame: pd.DataFrame, contrast: pd.Series, learnt: pd.Series) -> pd.Series:

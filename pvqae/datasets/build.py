@@ -12,6 +12,7 @@ import pandas as pd
 from pvqae.config import Params, Shares
 from pvqae.datasets import arrivals, gate, kept, leftover, manifest, sources, splits
 from pvqae.datasets.anomalies import GATE_KINDS
+from pvqae.datasets.images import Bits
 from pvqae.datasets.inspection import Facts, inspect_all
 from pvqae.datasets.layouts import Found
 from pvqae.datasets.leftover import Left
@@ -42,8 +43,8 @@ class Summary:
         return "\n".join([said, self.folders, *(f"warning: {text}" for text in leftover.told(self.left))])
 
 
-def _decode(found: Sequence[Found], root: Path, cache: Path) -> tuple[Read, Out]:
-    results = inspect_all([f.path.relative_to(root) for f in found], root, kept.file(cache))
+def _decode(found: Sequence[Found], root: Path, cache: Path, bits: Bits) -> tuple[Read, Out]:
+    results = inspect_all([f.path.relative_to(root) for f in found], root, kept.file(cache), bits)
     both = list(zip(found, track(results, "reading images", len(found)), strict=True))
     read = [(f, facts) for f, facts in both if isinstance(facts, Facts)]
     return read, [(f.path, reason) for f, reason in both if isinstance(reason, str)]
@@ -119,7 +120,7 @@ def _row(found: Found, facts: Facts, split: str, source: str, root: Path) -> dic
 
 def _measured(facts: Sequence[Facts]) -> pd.DataFrame:
     """Statistics by hash, sorted."""
-    rows = {f.sha256: {"sha256": f.sha256, **vars(f.statistics)} for f in facts}
+    rows = {f.sha256: {"sha256": f.sha256, **vars(f.statistics), **vars(f.range)} for f in facts}
     return pd.DataFrame([rows[sha256] for sha256 in sorted(rows)])
 
 
@@ -160,7 +161,7 @@ def build(root: Path, params: Params) -> Summary:
     found = _grouped(found, data.protocol)
     chosen = _splits(found, data.shares)
     flawed = [(f.path, f.flaw) for f in found if f.flaw]
-    read, unreadable = _decode([f for f in found if not f.flaw], layout.data, layout.cache)
+    read, unreadable = _decode([f for f in found if not f.flaw], layout.data, layout.cache, params.image.bits)
     _check_share(unreadable, len(found), data.max_quarantine)
     read, duplicates = _without_duplicates(read, layout.data)
     signed = arrivals.signatures(layout.raw)
@@ -174,7 +175,7 @@ def build(root: Path, params: Params) -> Summary:
         place = Path(folder) / "gate"
         place.mkdir()
         total = len(normals) * len(GATE_KINDS)
-        made = list(track(gate.synthesise(normals, layout.data, place), "gate defects", total))
+        made = list(track(gate.synthesise(normals, layout.data, place, params.image.bits), "gate defects", total))
         frame = pd.concat([frame, pd.DataFrame([m.row for m in made], columns=frame.columns)], ignore_index=True)
         measured = _measured([facts for _, facts in read] + [m.facts for m in made])
         out = unreadable + duplicates + flawed

@@ -1,5 +1,6 @@
 """Facts about manifest rows as plain columns, one per thing that can be wrong: what the expectations look at."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,13 @@ import pandas as pd
 from pvqae import runtime
 from pvqae.datasets import bounds
 from pvqae.datasets.classes import Classes
-from pvqae.datasets.images import read_mask
+from pvqae.datasets.images import Bits, marked
 from pvqae.errors import DataError
 from pvqae.layout import ARRIVED
 
+MASKS = ("readable", "of_image_size", "marks_something", "leaves_something")
+SENSORS = (8, 10, 12)  # bits of cameras whose files have 16; a quarter of the range, 14 bits, may be an exposure
+DARK, BRIGHT = 1 / 16, 15 / 16  # a class that does not reach the one, or never leaves the other, is hardly a picture
 TRAINING = ("train", "calibrate")  # small classes are calibrated by folds and train on both
 
 
@@ -35,22 +39,26 @@ def mask_kept(frame: pd.DataFrame) -> pd.Series:
     return ~defect | masked | ~promised
 
 
-def _mask_problem(data: Path, path: str, height: int, width: int) -> str:
+def _mask_problem(data: Path, path: str, height: int, width: int) -> tuple[str, str]:
     try:
-        mask = read_mask(Path(path), data)
-    except DataError:
-        return "unreadable"
+        mask, seen = marked(Path(path), data)
+    except DataError as error:
+        return "readable", str(error)
     if mask.shape != (height, width):
-        return "size"
-    return "" if mask.any() else "empty"
+        return "of_image_size", f"{path} is {mask.shape[1]} x {mask.shape[0]}, its image {width} x {height}"
+    if mask.all() or not mask.any():
+        name = "marks_something" if not mask.any() else "leaves_something"
+        return name, f"{path} has {seen}, expected 0 where there is no defect and other values where there is one"
+    return "", ""
 
 
-def mask_problems(frame: pd.DataFrame, data: Path) -> pd.Series:
-    """Per row "" or what is wrong with its mask: unreadable, size or empty. Decodes the masks of defects only."""
+def mask_problems(frame: pd.DataFrame, data: Path) -> pd.DataFrame:
+    """Per row and column of `MASKS` "" or what is wrong with its mask. Decodes the masks of defects only."""
     rows = frame[(frame["label"] == "defect") & (frame["mask_path"] != "")]
     with ThreadPoolExecutor(max_workers=min(8, runtime.cores())) as pool:  # decoding leaves the interpreter free
         problems = list(pool.map(partial(_mask_problem, data), rows["mask_path"], rows["height"], rows["width"]))
-    return pd.Series(problems, index=rows.index, dtype=str).reindex(frame.index, fill_value="")
+    columns = {f"mask_{name}": [text if name == kind else "" for kind, text in problems] for name in MASKS}
+    return pd.DataFrame(columns, index=rows.index, dtype=str).reindex(frame.index, fill_value="")
 
 
 def _deviations(frame: pd.DataFrame, statistics: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +66,7 @@ def _deviations(frame: pd.DataFrame, statistics: pd.DataFrame) -> pd.DataFrame:
     normal = frame["label"] == "normal"
     training = normal & frame["split"].isin(TRAINING)
     facts = pd.DataFrame(index=frame.index)
-    for name in statistics:
+    for name in bounds.STATISTICS:
         distance = bounds.deviations(frame, statistics[name], normal & (frame["split"] == "train")).round(3)
         facts[f"{name}_deviation"] = distance.where(training)
         facts[f"{name}_deviation_held_out"] = distance.where(normal & ~training)
@@ -70,25 +78,65 @@ def of_images(frame: pd.DataFrame, statistics: pd.DataFrame, data: Path) -> pd.D
     known = statistics.reindex(frame["sha256"]).set_index(frame.index)
     normal = frame["label"] == "normal"
     defective_groups = frame.loc[~normal, "group_id"].unique()
-    masks = mask_problems(frame, data)
     facts = {
         "group_in_one_split": in_one_split(frame, "group_id"),
         "image_in_one_split": in_one_split(frame, "sha256"),
         "trains_on_normal_group": ~(frame["split"].isin(TRAINING) & frame["group_id"].isin(defective_groups)),
         "kind_fits_label": normal == (frame["kind"] == "good"),
         "mask_present": mask_kept(frame),
-        "mask_readable": masks != "unreadable",
-        "mask_of_image_size": masks != "size",
-        "mask_marks_something": masks != "empty",
         # `isin` takes ten times as long
         "has_statistics": statistics.index.get_indexer(pd.Index(frame["sha256"])) >= 0,
+        "not_inverted": ~bounds.inverted(frame, known["mean"], known["skew"], normal & (frame["split"] == "train")),
         "shows_something": ~normal | bounds.shows_something(frame, known["std"], normal & (frame["split"] == "train")),
     }
-    return pd.concat([frame, pd.DataFrame(facts), _deviations(frame, known)], axis=1)
+    return pd.concat([frame, pd.DataFrame(facts), mask_problems(frame, data), _deviations(frame, known)], axis=1)
 
 
-def of_classes(frame: pd.DataFrame, classes: Classes) -> pd.DataFrame:
-    """One row per class of the manifest or of classes.yaml: where it is named and how many images it has."""
+def _unused_range(rows: pd.DataFrame, bits: Bits, sensors: Sequence[int]) -> str:
+    """Of files of 16 bit read as such: what their highest value says about the camera."""
+    deep = rows[rows["bit_depth"] == 16]
+    highest = round(deep["highest"].max() * 65535) if len(deep) else 65535
+    fitting = [own for own in sensors if highest < 2**own]
+    if bits != "auto" or not fitting:
+        return ""
+    reached = f"nothing above {2 ** fitting[0] - 1} of 65535 in {len(deep)} files of 16 bit"
+    return f"{reached}: set image.bits to {fitting[0]}, the camera's bits; to 16 if these images are really that dark"
+
+
+def _shade(rows: pd.DataFrame) -> str:
+    if rows["highest"].max() < DARK:
+        return f"nearly black, nothing above {rows['highest'].max():.3f} of 1"
+    if rows["lowest"].min() > BRIGHT:
+        return f"nearly white, nothing below {rows['lowest'].min():.3f} of 1"
+    return ""
+
+
+def _mixed(values: pd.Series, what: str) -> str:
+    counts = values.value_counts().sort_index()
+    return ", ".join(f"{count} images of {value} {what}" for value, count in counts.items()) if len(counts) > 1 else ""
+
+
+def ranges(frame: pd.DataFrame, statistics: pd.DataFrame, bits: Bits) -> pd.DataFrame:
+    """Per class, by name, "" or what is suspicious about the pixels of its photographed images."""
+    known = statistics.reindex(frame["sha256"]).set_index(frame.index)[["lowest", "highest"]]
+    photographed = pd.concat([frame, known], axis=1)[~frame["path"].str.startswith("gate/")]
+    return pd.DataFrame(
+        {
+            str(name): {
+                "range_used": _unused_range(rows, bits, SENSORS),
+                "range_mostly_used": "" if _unused_range(rows, bits, SENSORS) else _unused_range(rows, bits, (14,)),
+                "shade": _shade(rows),
+                "one_bit_depth": _mixed(rows["bit_depth"], "bit"),
+                "one_channel_count": _mixed(rows["channels"], "channels"),
+            }
+            for name, rows in photographed.groupby("category")
+        }
+    ).T
+
+
+def of_classes(frame: pd.DataFrame, classes: Classes, statistics: pd.DataFrame, bits: Bits) -> pd.DataFrame:
+    """One row per class of the manifest or of classes.yaml: where it is named, how many images it has, and what is
+    suspicious about their pixels."""
     present = set(frame["category"])
     names = sorted(present | set(classes.classes))
     normal, test = frame["label"] == "normal", frame["split"] == "test"
@@ -97,7 +145,7 @@ def of_classes(frame: pd.DataFrame, classes: Classes) -> pd.DataFrame:
         counts = frame.loc[rows, "category"].value_counts()
         return [int(counts.get(name, 0)) for name in names]
 
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "category": names,
             "in_classes_file": [name in classes.classes for name in names],
@@ -108,6 +156,7 @@ def of_classes(frame: pd.DataFrame, classes: Classes) -> pd.DataFrame:
             "test_defects": count(~normal & test),
         }
     )
+    return table.join(ranges(frame, statistics, bits).reindex(names, fill_value=""), on="category")
 
 
 def split_sizes(frame: pd.DataFrame) -> dict[str, dict[str, int]]:

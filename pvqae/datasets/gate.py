@@ -28,11 +28,11 @@ class Made:
     facts: Facts
 
 
-def _draw(row: dict[str, Any], kind: str, data: Path, image_path: Path, mask_path: Path) -> None:
+def _draw(row: dict[str, Any], kind: str, data: Path, image_path: Path, mask_path: Path, bits: images.Bits) -> None:
     # By the image's hash, not its number: a new image changes no old one.
     rng = np.random.default_rng([int(row["sha256"][:16], 16), GATE_KINDS.index(kind)])
     extent = float(np.exp(rng.uniform(*np.log(EXTENTS)))) * (SCRATCH if kind == "scratch" else 1)
-    defective, mask = ANOMALIES[kind](images.read(row["path"], data), rng, extent)
+    defective, mask = ANOMALIES[kind](images.read(row["path"], data, bits), rng, extent)
     images.write(image_path, defective, row["channels"], row["bit_depth"])
     images.write(mask_path, mask)
 
@@ -45,12 +45,12 @@ def _short(name: str) -> str:
     return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def _make(row: dict[str, Any], kind: str, data: Path, folder: Path) -> Made:
+def _make(row: dict[str, Any], kind: str, data: Path, folder: Path, bits: images.Bits) -> Made:
     name = _short(row["sample_id"].removeprefix(row["category"] + "/").replace("/", "_"))
     place = Path(row["category"]) / f"synthetic_{kind}"
     image, mask = place / f"{name}.png", place / f"{name}_mask.png"
-    _draw(row, kind, data, folder / image, folder / mask)
-    facts = inspect(image, folder)
+    _draw(row, kind, data, folder / image, folder / mask, bits)
+    facts = inspect(image, folder, bits)
     if isinstance(facts, str):
         raise DataError(facts)
     changed = {
@@ -65,11 +65,11 @@ def _make(row: dict[str, Any], kind: str, data: Path, folder: Path) -> Made:
     return Made({**row, **changed}, facts)
 
 
-def synthesise(normals: pd.DataFrame, data: Path, folder: Path) -> Iterator[Made]:
+def synthesise(normals: pd.DataFrame, data: Path, folder: Path, bits: images.Bits = "auto") -> Iterator[Made]:
     """Defective copies of each gate normal, one per kind, with exact masks; files below `folder`, later `data`/gate.
 
     Their rows have label defect, kind synthetic_<kind> and the group of the normal.
     """
     wanted = [(row, kind) for row in normals.to_dict("records") for kind in GATE_KINDS]
     with ThreadPoolExecutor() as pool:
-        yield from pool.map(lambda pair: _make(pair[0], pair[1], data, folder), wanted)
+        yield from pool.map(lambda pair: _make(pair[0], pair[1], data, folder, bits), wanted)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-DECODING = ("images.py", "inspection.py")
+DECODING = ("decoding.py", "images.py", "inspection.py")
 TABLE = "CREATE TABLE IF NOT EXISTS facts (sha256 TEXT PRIMARY KEY, facts TEXT, sum TEXT) WITHOUT ROWID"
 PART = 500  # hashes of one question; SQLite takes 999 at least
 

@@ -1,6 +1,5 @@
 """What is expected of a dataset, as data: one `Rule` per expectation, in words and with the repair."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +25,13 @@ class Rule:
     warning: bool = False
 
 
-def _holds(name: str, words: str, repair: str) -> Rule:
-    return Rule(name, "ExpectColumnValuesToBeInSet", words, repair, {"column": name, "value_set": [True]})
+def _holds(name: str, words: str, repair: str, **more: Any) -> Rule:
+    return Rule(name, "ExpectColumnValuesToBeInSet", words, repair, {"column": name, "value_set": [True]}, **more)
+
+
+def _silent(name: str, words: str, repair: str, **more: Any) -> Rule:
+    """Of a column that has "" or says what is wrong."""
+    return Rule(name, "ExpectColumnValuesToBeInSet", words, repair, {"column": name, "value_set": [""]}, **more)
 
 
 def _matches(name: str, column: str, regex: str, words: str, repair: str) -> Rule:
@@ -80,19 +84,20 @@ def of_manifest() -> list[Rule]:
     ]
 
 
-def of_images(statistics: Sequence[str]) -> list[Rule]:
-    """Of the rows with the facts of `pvqae.datasets.checks`; `statistics` names the ones that are measured."""
+def of_images() -> list[Rule]:
+    """Of the rows with the facts of `pvqae.datasets.checks`."""
     again = "then run `python -m flows data add NAME ROOT`"
     rebuild = "delete data/manifest.csv and data/statistics.csv and build them again with `dvc repro manifest`"
     export = f"export these images again as 8 or 16 bit grey or RGB, {again}"
+    sides = f"cut what is larger into parts, enlarge or remove what is smaller, {again}"
     remove = f"remove the copies from the dataset's folder, {again}"
     masks = f"correct the files in the dataset's folder, {again}"
     look = f"look at these images; restore or remove the broken ones, {again}"
     limit = bounds.LIMIT
     deviates = "within {} robust sigmas of its class's training normals".format(f"{limit:g}")
     return [
-        _between("width", *SIDES, "{} to {} pixels wide".format(*SIDES), export),
-        _between("height", *SIDES, "{} to {} pixels high".format(*SIDES), export),
+        _between("width", *SIDES, "{} to {} pixels wide".format(*SIDES), sides),
+        _between("height", *SIDES, "{} to {} pixels high".format(*SIDES), sides),
         _between("channels", 1, 4, "1 to 4 channels", export),
         _between("bit_depth", 8, 16, "8 to 16 bit", export),
         _holds("group_in_one_split", "no group is divided between splits", rebuild),
@@ -100,16 +105,18 @@ def of_images(statistics: Sequence[str]) -> list[Rule]:
         _holds("trains_on_normal_group", "no group with a defect in train or calibrate", rebuild),
         _holds("kind_fits_label", "kind is good for normals and for nothing else", rebuild),
         _holds("mask_present", "all or none of a class's defects have a mask", f"add the missing masks, {again}"),
-        _holds("mask_readable", "every mask is an image that can be read", masks),
-        _holds("mask_of_image_size", "every mask has the size of its image", masks),
-        _holds("mask_marks_something", "every mask marks at least one pixel (a value above half of 255)", masks),
+        _silent("mask_readable", "every mask is an image that can be read", masks),
+        _silent("mask_of_image_size", "every mask has the size of its image", masks),
+        _silent("mask_marks_something", "every mask marks at least one pixel", masks),
+        _silent("mask_leaves_something", "no mask marks every pixel", masks, warning=True),
+        _holds("not_inverted", "no image looks like a negative of its class", look, warning=True),
         _holds("has_statistics", "every image was measured", rebuild),
         _holds("shows_something", "no normal is blank", look),
-        *(_between(f"{name}_deviation", -limit, limit, f"{name} is {deviates}", look) for name in statistics),
+        *(_between(f"{name}_deviation", -limit, limit, f"{name} is {deviates}", look) for name in bounds.STATISTICS),
         # Not an error: the held-out normals teach nothing, and an odd one among them may be there to be judged.
         *(
             _between(f"{name}_deviation_held_out", -limit, limit, f"{name} is {deviates}", look, warning=True)
-            for name in statistics
+            for name in bounds.STATISTICS
         ),
     ]
 
@@ -118,6 +125,7 @@ def of_classes(min_normals: int) -> list[Rule]:
     """Of the table of classes of `pvqae.datasets.checks`."""
     add = "bring the dataset in with `python -m flows data add NAME ROOT`, which writes data/classes.yaml"
     more = "add images of good parts, or lower data.min_normals or data.shares"
+    camera = "look whether one camera and one export made these images; replace the others"
     some = "add images to the dataset's test folder, or raise data.shares.test"
     judged = "add such images to the dataset's test folder, or leave it: the metrics that need them will be null"
     return [
@@ -125,6 +133,11 @@ def of_classes(min_normals: int) -> list[Rule]:
         _holds("in_manifest", "every class of data/classes.yaml has images", add),
         _between("training_normals", min_normals, None, f"at least {min_normals} normals to train with", more),
         _between("test_images", 1, None, "at least one image to test with", some),
+        _silent("range_used", "values over the range of the files", "set image.bits in params.yaml, then run again"),
+        _silent("range_mostly_used", "values over most of the range of the files", camera, warning=True),
+        _silent("shade", "pictures that are neither black nor white", camera, warning=True),
+        _silent("one_bit_depth", "images of one bit depth", camera, warning=True),
+        _silent("one_channel_count", "images of one number of channels", camera, warning=True),
         _between("test_normals", 1, None, "normals to test with", judged, warning=True),
         _between("test_defects", 1, None, "defects to test with", judged, warning=True),
     ]

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from pvqae.config import Params
-from pvqae.datasets import checks, classes, data_docs, findings, leftover, manifest, rows, rules
+from pvqae.datasets import bounds, checks, classes, data_docs, findings, leftover, manifest, rows, rules
 from pvqae.datasets.findings import Outcome, Summary
 from pvqae.datasets.leftover import Left
 from pvqae.errors import DataError, ValidationFailed
@@ -23,6 +23,7 @@ from pvqae.layout import Layout
 SHOWN = 10  # rows that a message and a page name per expectation
 # Columns of few different values: as categories they cost a byte or two a row. A million rows then fit.
 REPEATED = ("category", "split", "label", "kind", "mask_path", *manifest.NUMBERS, "source", "captured_at")
+MEASURED = ("sha256", *bounds.STATISTICS, "lowest", "highest", "skew")
 Checked = tuple[Outcome, Any]  # with Great Expectations' own result, which the page is rendered from
 
 
@@ -40,7 +41,7 @@ def check(layout: Layout, params: Params) -> Summary:
     frame = frame.astype({name: "str" for name in REPEATED if name in frame.columns})
     if not findings.failed([outcome for outcome, _ in checked]):
         frame = frame.astype(dict.fromkeys(manifest.NUMBERS, "int64"))
-        checked += _run_typed(frame, _statistics(layout.statistics), known, layout.data, params.data.min_normals)
+        checked += _run_typed(frame, _statistics(layout.statistics), known, layout.data, params)
     outcomes = [outcome for outcome, _ in checked]
     summary = _summary(frame, outcomes, len(_table(layout.quarantine)), _ignored(layout.ignored), layout)
     message = findings.message(outcomes, summary)
@@ -70,21 +71,21 @@ def _table(path: Path, repeated: Sequence[str] = ()) -> pd.DataFrame:
 def _statistics(path: Path) -> pd.DataFrame:
     """data/statistics.csv as numbers, indexed by sha256: copies of an image have the same ones."""
     table = _table(path)
-    if not {"sha256", "std"} <= set(table.columns):
-        found = ", ".join(table.columns)
-        raise DataError(f"{path}: expected the columns sha256 and std, found {found}; delete it and run `dvc repro`")
+    if not set(MEASURED) <= set(table.columns):
+        expected, found = ", ".join(MEASURED), ", ".join(table.columns)
+        raise DataError(f"{path}: expected the columns {expected}; found {found}; delete it and run `dvc repro`")
     table = table.drop_duplicates("sha256").set_index("sha256")
     return pd.DataFrame({str(name): pd.to_numeric(table[name], errors="coerce") for name in table})
 
 
 def _run_typed(
-    frame: pd.DataFrame, statistics: pd.DataFrame, known: classes.Classes, data: Path, min_normals: int
+    frame: pd.DataFrame, statistics: pd.DataFrame, known: classes.Classes, data: Path, params: Params
 ) -> list[Checked]:
     images = checks.of_images(frame, statistics, data)
-    table = checks.of_classes(frame, known)
+    table = checks.of_classes(frame, known, statistics, params.image.bits)
     return [
-        *_run("images", images, rules.of_images([str(name) for name in statistics]), ["sample_id", "path"]),
-        *_run("classes", table, rules.of_classes(min_normals), ["category"]),
+        *_run("images", images, rules.of_images(), ["sample_id", "path"]),
+        *_run("classes", table, rules.of_classes(params.data.min_normals), ["category"]),
     ]
 
 

@@ -115,17 +115,22 @@ def _picture(sha256: str) -> str:
 def _record(detector: Detector, file: Path) -> tuple[Values, Scored | None]:
     """What an image's bytes and the bundle determine."""
     try:
-        pixels, captured = images.read(file), images.header(file).captured_at
+        pixels, captured = images.read(file, bits=_bits(detector)), images.header(file).captured_at
     except DataError as error:
         return {"error": str(error).replace(str(file), "the file")}, None
     return _judged(detector, pixels, captured)
+
+
+def _bits(detector: Detector) -> images.Bits:
+    return detector.scorer.image.bits
 
 
 def _judged(detector: Detector, pixels: images.Floats, captured: str) -> tuple[Values, Scored | None]:
     smallest, largest = manifest.SIDES
     if min(pixels.shape[:2]) < smallest or max(pixels.shape[:2]) > largest:
         found = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        return {"error": f"expected sides of {smallest} to {largest} pixels, found {found}; export it again"}, None
+        repair = "enlarge it, or leave it out" if min(pixels.shape[:2]) < smallest else "cut it into parts"
+        return {"error": f"expected sides of {smallest} to {largest} pixels, found {found}; {repair}"}, None
     scored = detector.score(pixels)
     numbers = [scored.image_score, *(scored.parts[name] for name in PARTS)]
     if not all(map(math.isfinite, numbers)):
@@ -146,7 +151,7 @@ def one(detector: Detector, data: bytes, name: str, version: str = "") -> tuple[
 
     Raises `DataError`, naming the image `name`, where the bytes are no image within the limits.
     """
-    pixels, header = images.decode(data, name)
+    pixels, header = images.decode(data, name, _bits(detector))
     record, scored = _judged(detector, pixels, header.captured_at)
     return batch_rows.of(detector, version, name, hashlib.sha256(data).hexdigest(), "", record), scored
 

@@ -141,7 +141,7 @@ class Ring:
             "aupro": pixels.aupro() if pixels else None,
             "train_seconds": round(seconds, 2),
             "megabytes": round(size, 3),
-            "milliseconds": costs.milliseconds(one, self.test, self.subject.root),
+            "milliseconds": costs.milliseconds(one, self.test, self.subject.root, self.params.image.bits),
         }
         return Entry(facts, scores, judged.counts)
 

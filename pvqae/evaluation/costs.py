@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from pvqae import config
-from pvqae.datasets.images import Floats, read
+from pvqae.datasets.images import Bits, Floats, read
 from pvqae.inference import bundle
 from pvqae.inference.scoring import Scorer
 
@@ -26,14 +26,14 @@ def megabytes(scorer: Scorer, params: config.Params, health: dict[str, Any]) -> 
 
 
 def milliseconds(
-    score: Callable[[Floats], object], rows: pd.DataFrame, data_root: Path, repeats: int = REPEATS
+    score: Callable[[Floats], object], rows: pd.DataFrame, data_root: Path, bits: Bits, repeats: int = REPEATS
 ) -> float:
     """Median from a file to its score, over the first `repeats` images, after one warm-up."""
-    score(read(rows["path"].iloc[0], data_root))
+    score(read(rows["path"].iloc[0], data_root, bits))
     times = []
     for path in rows["path"].iloc[:repeats]:
         begun = time.perf_counter()
-        score(read(path, data_root))
+        score(read(path, data_root, bits))
         times.append((time.perf_counter() - begun) * 1000)
     return round(median(times), 2)
 

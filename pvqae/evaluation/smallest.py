@@ -62,7 +62,9 @@ def smallest(layout: Layout, params: config.Params, category: str) -> Smallest:
     scorer = detector.scorer
     geometry = resolution.smallest(rows, scorer.networks.backbone.spec, scorer.image, scorer.score) if len(rows) else {}
     diameters = [round(cells * geometry["pixels"], 1) for cells in CELLS] if geometry else []
-    pictures = ((row["sample_id"], images.read(row["path"], layout.data)) for _, row in rows.iterrows())
+    pictures = (
+        (row["sample_id"], images.read(row["path"], layout.data, scorer.image.bits)) for _, row in rows.iterrows()
+    )
     table = pd.DataFrame(_judged(detector, track(pictures, "smallest defect", len(rows)), diameters))
     quiet = table[~table["normal"].astype(bool)] if len(table) else table
     if quiet.empty:

@@ -105,7 +105,7 @@ def run(params: config.Params, rows: pd.DataFrame, data_root: Path, work: Path) 
         judgement,
         clock.seconds,
         costs.megabytes(scorer, params, health),
-        costs.milliseconds(scorer.one, test, data_root),
+        costs.milliseconds(scorer.one, test, data_root, params.image.bits),
     )
 
 

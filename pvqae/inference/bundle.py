@@ -60,7 +60,7 @@ class Detector:
 
     def score(self, image: Path | str | images.Floats, sample_id: str = "") -> Scored:
         """Score a file, or pixels (H0, W0, 3) in [0, 1]. Raises `DataError` for an unreadable file."""
-        pixels = images.read(image) if isinstance(image, Path | str) else image
+        pixels = images.read(image, bits=self.scorer.image.bits) if isinstance(image, Path | str) else image
         return self.scorer.one(pixels, sample_id)
 
     def score_many(self, items: Iterable[tuple[str, Path | str]], root: Path | None = None) -> Iterator[Scored]:

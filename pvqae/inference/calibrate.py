@@ -97,8 +97,9 @@ def _choose(
         if len(mine):
             some = mine.iloc[np.linspace(0, len(mine) - 1, max(1, round(share * len(mine)))).round().astype(int)]
             pairs = zip(some["sample_id"], some["path"], strict=True)
-            pictures = ((sample_id, images.read(path, data_root)) for sample_id, path in pairs)
-            looks.append(choice.look(fitted[fit].scorer, track(pictures, f"choosing the read-out, {fit}", len(some))))
+            scorer = fitted[fit].scorer
+            pictures = ((name, images.read(path, data_root, scorer.image.bits)) for name, path in pairs)
+            looks.append(choice.look(scorer, track(pictures, f"choosing the read-out, {fit}", len(some))))
     return choice.choose(score, looks)
 
 

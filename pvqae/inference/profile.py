@@ -39,7 +39,7 @@ def build(scorer: Scorer, examples: Examples, rows: pd.DataFrame, judged: pd.Dat
     table = []
     for number in track(chosen, "profile", total=len(chosen)):
         row = rows.iloc[number]
-        table.append(_features(scorer, examples, number, images.read(row["path"], root)))
+        table.append(_features(scorer, examples, number, images.read(row["path"], root, scorer.image.bits)))
         table[-1][drift.SCORE] = float(f"{scores[row['sample_id']]:.6g}")
     frame = pd.DataFrame(table)
     frame[drift.GROUP] = pd.factorize(rows["group_id"].iloc[chosen])[0]

@@ -109,7 +109,7 @@ class Scorer:
     def many(self, paths: Iterable[tuple[str, Path | str]], root: Path | None = None) -> Iterator[Scored]:
         """Score files one after another; (sample_id, path) pairs, paths below `root`. Memory does not grow."""
         for sample_id, path in paths:
-            yield self.one(images.read(path, root), sample_id)
+            yield self.one(images.read(path, root, self.image.bits), sample_id)
 
     def finish(self, raw: Raw, canvas: geometry.Canvas, sample_id: str) -> Scored:
         """From measures to the result: the steps that need the statistics."""

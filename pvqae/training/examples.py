@@ -139,7 +139,7 @@ def repeat_border(map_BHW: Tensor, valid_BHW: Tensor) -> Tensor:
 def views(rows: pd.DataFrame, data_root: Path, params: config.Image, what: str) -> Iterator[tuple[int, geometry.View]]:
     """Each view with the position of its row; images are decoded one after another."""
     for position, path in enumerate(track(rows["path"], what, total=len(rows))):
-        for view in geometry.canvas(images.read(path, data_root), params).views:
+        for view in geometry.canvas(images.read(path, data_root, params.bits), params).views:
             yield position, view
 
 

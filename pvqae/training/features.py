@@ -30,7 +30,7 @@ from pvqae.model.backbones import Backbone, Features
 from pvqae.training import richness
 
 PACKAGE = Path(__file__).parent.parent
-DECODING = ("datasets/geometry.py", "datasets/images.py", "training/features.py")
+DECODING = ("datasets/decoding.py", "datasets/geometry.py", "datasets/images.py", "training/features.py")
 CHUNK = 8  # views through the backbone at once
 MODELS = ("model/backbones.py", "model/efficientnet.py")
 Tensors = dict[str, Tensor]
@@ -178,7 +178,7 @@ class Reader:
         return None if found is None else found["cost"]
 
     def _decode(self, path: str) -> tuple[Tensor, Tensor]:
-        views = geometry.canvas(images.read(path, self.root), self.image).views
+        views = geometry.canvas(images.read(path, self.root, self.image.bits), self.image).views
         pixels, valid = np.stack([view.pixels for view in views]), np.stack([view.valid for view in views])
         return torch.from_numpy(pixels), torch.from_numpy(valid)
 

@@ -78,7 +78,7 @@ def know(root: Path, paths: list[Path]) -> None:
     """Keep the facts of all without decoding each: they are the same picture, but for the first of each thousand."""
     facts = inspection.inspect(paths[0], root)
     assert isinstance(facts, inspection.Facts)
-    values = (astuple(facts.header), astuple(facts.statistics))
+    values = (astuple(facts.header), astuple(facts.statistics), astuple(facts.range))
     with kept.opened(root / "facts.sqlite") as store:
         store.put({digest(root / path): values for path in paths})
 

@@ -87,7 +87,7 @@ def test_statistics_of_every_image(root: Path) -> None:
     build.build(root, params())
     table = pd.read_csv(root / "data/statistics.csv").set_index("sha256")
     assert sorted(table.index) == sorted(rows(root).sha256)
-    assert ((table >= 0) & (table <= 1)).all(axis=None)
+    assert ((table >= 0) & (table <= 1)).drop(columns="skew").all(axis=None)
     row = rows(root).loc["part/test/dent/000"]
     grey = images.read(row.path, root / "data").mean(axis=2)
     assert table.loc[row.sha256, ["mean", "std"]].to_list() == pytest.approx([grey.mean(), grey.std()], abs=1e-5)

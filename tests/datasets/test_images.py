@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pvqae import config
-from pvqae.datasets import geometry, images
+from pvqae.datasets import decoding, geometry, images
 from pvqae.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -79,8 +79,22 @@ def test_cmyk_and_palette_become_rgb(tmp_path: Path) -> None:
 
 
 def test_transparent_pixels_show_no_hidden_colour(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", Image.new("RGBA", (4, 4), (200, 10, 10, 0)))
-    assert (images.read(path) == 1).all()
+    layer = Image.new("RGBA", (4, 4), (200, 10, 10, 0))
+    layer.putpixel((1, 1), (0, 0, 0, 255))
+    shown = images.read(save(tmp_path / "a.png", layer))
+    assert (shown[1, 1] == 0).all()
+    assert shown.sum() == 3 * 15
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 128])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_an_alpha_that_is_the_same_everywhere_says_nothing(tmp_path: Path, alpha: int, mode: str, suffix: str) -> None:
+    colours = RNG.integers(0, 256, (5, 8, 1 if mode == "LA" else 3), dtype=np.uint8)
+    layer = Image.fromarray(np.dstack([colours, np.full((5, 8), alpha, np.uint8)]), mode)
+    options = {"lossless": True, "exact": True} if suffix == "webp" else {}
+    path = save(tmp_path / f"a.{suffix}", layer, **options)
+    np.testing.assert_allclose(images.read(path), np.broadcast_to(colours / 255, (5, 8, 3)), atol=1e-7)
 
 
 def test_orientation_is_applied_and_capture_time_read(tmp_path: Path) -> None:
@@ -122,7 +136,7 @@ def _floating() -> bytes:
     ("name", "content", "found"),
     [
         ("truncated.png", _png()[:-2000], "truncated"),
-        ("empty.png", b"", "none of the formats"),
+        ("empty.png", b"", "empty file"),
         ("text.png", b"not an image", "none of the formats"),
         ("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "none of the formats"),
         ("animation.webp", _animation(), "animation"),
@@ -152,7 +166,7 @@ def test_pixel_bombs_are_refused_before_decoding(tmp_path: Path, width: int, hei
 
 def test_byte_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "a.png", Image.fromarray(grey(64, 64)))
-    monkeypatch.setattr(images, "MAX_BYTES", 100)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 100)
     with pytest.raises(DataError, match="at most 100 bytes"):
         images.read(path)
 

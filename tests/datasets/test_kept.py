@@ -28,7 +28,7 @@ def test_what_was_seen_is_not_decoded_again(root: Path, monkeypatch: pytest.Monk
     assert all(isinstance(facts, Facts) for facts in first)
     decoded: list[Path] = []
     inspect = inspection.inspect
-    monkeypatch.setattr(inspection, "inspect", lambda path, place: decoded.append(path) or inspect(path, place))
+    monkeypatch.setattr(inspection, "inspect", lambda path, *rest: decoded.append(path) or inspect(path, *rest))
     assert seen(root) == first
     assert not decoded
     images.write(root / "b.png", np.zeros((20, 30), np.float32), channels=1)

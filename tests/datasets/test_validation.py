@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -67,8 +68,9 @@ def _good() -> Tables:
         for number in range(count)
     ]
     frame = pd.DataFrame(rows, columns=list(manifest.COLUMNS)).set_index("sample_id", drop=False)
-    values = np.random.default_rng(0).uniform(0.9, 1.1, (len(frame), 2)) * [0.5, 0.1]
-    return Tables(frame, pd.DataFrame(values, index=pd.Index(frame["sha256"], name="sha256"), columns=["mean", "std"]))
+    typical = {"mean": 0.4, "std": 0.1, "sharpness": 0.02, "lowest": 0.1, "highest": 0.9, "skew": 1.0}
+    values = np.random.default_rng(0).uniform(0.9, 1.1, (len(frame), len(typical))) * list(typical.values())
+    return Tables(frame, pd.DataFrame(values, index=pd.Index(frame["sha256"], name="sha256"), columns=list(typical)))
 
 
 def _write_mask(path: Path, marked: bool = True, size: tuple[int, int] = (10, 12)) -> None:
@@ -177,6 +179,19 @@ def _measure(name: str, value: float, row: str = ROW) -> Spoil:
     return spoil
 
 
+def _measures(row: str = "nut-gate-good-0", **values: float) -> Spoil:
+    return lambda tables: reduce(lambda spoilt, pair: _measure(*pair, row)(spoilt), values.items(), tables)
+
+
+def _all_of(category: str, **values: float) -> Spoil:
+    def spoil(tables: Tables) -> Tables:
+        mine = tables.statistics.index.isin(tables.rows.loc[tables.rows["category"] == category, "sha256"])
+        changed = {name: tables.statistics[name].mask(mine, value) for name, value in values.items()}
+        return replace(tables, statistics=tables.statistics.assign(**changed))
+
+    return spoil
+
+
 def _without(**values: str) -> Spoil:
     """Drop the rows that have all these values."""
 
@@ -193,6 +208,13 @@ def _unmeasured(tables: Tables) -> Tables:
 
 def _reordered(tables: Tables) -> Tables:
     return replace(tables, rows=tables.rows[["path", *tables.rows.columns.drop("path")]])
+
+
+def _twelve_bits(tables: Tables) -> Tables:
+    bolts = tables.rows["category"] == "bolt"
+    rows = tables.rows.assign(bit_depth=tables.rows["bit_depth"].mask(bolts, 16))
+    dark = tables.statistics.index.isin(rows.loc[bolts, "sha256"])
+    return Tables(rows, tables.statistics.assign(highest=tables.statistics["highest"].mask(dark, 4095 / 65535)))
 
 
 CORRUPTIONS: dict[str, tuple[Spoil, str]] = {
@@ -225,7 +247,9 @@ CORRUPTIONS: dict[str, tuple[Spoil, str]] = {
     "has_statistics": (_unmeasured, ROW),
     "shows_something": (_measure("std", 0.0, "nut-gate-good-0"), "nut-gate-good-0"),
     "mean_deviation_in_range": (_measure("mean", 0.01), ROW),
+    "sharpness_deviation_in_range": (_measure("sharpness", 0.2), ROW),
     "std_deviation_in_range": (_measure("std", 0.5, "nut-calibrate-good-1"), "nut-calibrate-good-1"),
+    "range_used": (_twelve_bits, "nothing above 4095 of 65535 in 16 files of 16 bit: set image.bits to 12"),
     "in_classes_file": (_set("category", "screw"), "screw"),
     "in_manifest": (_without(category="nut"), "nut"),
     "training_normals_in_range": (_without(category="nut", split="train"), "nut"),
@@ -263,11 +287,18 @@ MASKS: dict[str, Callable[[Path], None]] = {
 }
 
 
+SAID = {
+    "mask_readable": ".*_mask.png: expected a readable image, found none of the formats",
+    "mask_of_image_size": ".*_mask.png is 10 x 12, its image 12 x 10",
+    "mask_marks_something": ".*_mask.png has values 0 to 0, expected 0 where there is no defect and other values",
+}
+
+
 @pytest.mark.parametrize("name", MASKS)
 def test_a_wrong_mask_stops_the_run(tmp_path: Path, name: str) -> None:
     layout = _save(tmp_path, _good())
     MASKS[name](layout.data / "raw/bolt" / f"{DEFECT}_mask.png")
-    with pytest.raises(ValidationFailed, match=rf"{name}: .*1 not: {DEFECT} \(raw/bolt/{DEFECT}.png\)"):
+    with pytest.raises(ValidationFailed, match=rf"{name}: .*1 not: {DEFECT} \(raw/bolt/{DEFECT}.png\): {SAID[name]}"):
         validation.check(layout, PARAMS)
     assert _failures(layout) == {name}
 
@@ -291,6 +322,11 @@ def test_a_class_without_any_mask_is_valid(tmp_path: Path) -> None:
     [
         (_measure("mean", 0.01, "bolt-test-good-0"), "mean_deviation_held_out_in_range"),
         (_without(kind="scratch"), "test_defects_in_range"),
+        (_measures(mean=0.6, skew=-1.0), "not_inverted"),
+        (_set("bit_depth", 16), "one_bit_depth"),
+        (_set("channels", 1), "one_channel_count"),
+        (_all_of("nut", highest=0.05), "shade"),
+        (_all_of("nut", lowest=0.95), "shade"),
     ],
 )
 def test_an_odd_test_set_is_a_warning(tmp_path: Path, spoil: Spoil, warned: str) -> None:
@@ -300,6 +336,26 @@ def test_an_odd_test_set_is_a_warning(tmp_path: Path, spoil: Spoil, warned: str)
     assert summary.warnings[0].startswith(warned)
     assert _report(layout)["success"] is True
     assert layout.class_rows("bolt", "test").exists()
+
+
+def test_a_mask_of_everything_is_a_warning_that_names_its_values(tmp_path: Path) -> None:
+    layout = _save(tmp_path, _good())
+    Image.new("L", (12, 10), 7).save(layout.data / "raw/bolt" / f"{DEFECT}_mask.png")
+    (told,) = validation.check(layout, PARAMS).warnings
+    assert told.startswith("mask_leaves_something")
+    assert "values 7 to 7" in told
+
+
+@pytest.mark.parametrize(("bits", "highest"), [(16, 4095), ("auto", 16383), ("auto", 65535), (12, 900)])
+def test_a_range_that_the_settings_say_stops_nothing(tmp_path: Path, bits: int | str, highest: int) -> None:
+    top = 65535 if bits == "auto" else 2 ** int(bits) - 1
+    tables = _all_of("bolt", highest=round(highest / top, 6), lowest=0.0)(_good())
+    tables.rows["bit_depth"] = 16 if bits == "auto" else bits
+    params = config.parse({"data": {"name": "tiny", "min_normals": 8}, "image": {"bits": bits}})
+    told = validation.check(_save(tmp_path, tables), params).warnings
+    assert [text.partition(":")[0] for text in told] == ["range_mostly_used"] * (highest == 16383) + ["shade"] * (
+        highest / top < 1 / 16
+    )
 
 
 def test_defects_may_look_like_anything(tmp_path: Path) -> None:

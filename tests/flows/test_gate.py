@@ -35,7 +35,7 @@ class Brightness:
     def threshold(self) -> float:
         return 0.5
 
-    card = CARD
+    card, image = CARD, config.Image()
     config: Any = SimpleNamespace
 
     def one(self, pixels: np.ndarray, sample_id: str = "") -> SimpleNamespace:
