@@ -20,6 +20,7 @@ import atheris
 with atheris.instrument_imports(include=["pvqae", "flows", "yaml"]):
     import numpy as np
     import yaml
+    from PIL import Image
 
     from flows.arrivals_ledger import Entry, Ledger
     from flows.review_labels import Label, Log
@@ -88,6 +89,12 @@ def of_image(place: Path) -> Target:
     file = place / "image.png"
     images.write(file, np.random.default_rng(0).random((9, 8, 3), dtype=np.float32))
     return Target(file, lambda: images.read(file))
+
+
+def of_tiff(place: Path) -> Target:
+    file = place / "image.tif"
+    Image.fromarray(np.random.default_rng(0).integers(0, 65536, (9, 8), dtype=np.uint16)).save(file)
+    return Target(file, lambda: (images.read(file), images.read_mask(file)))
 
 
 def of_calibration(place: Path) -> Target:

@@ -13,7 +13,19 @@ from tests.chaos.figures import Figure, record, size
 
 PROJECT = Path(__file__).parents[2]
 TARGETS = (
-    *("manifest", "labels", "params", "classes", "ledger", "reviews", "scores", "image", "calibration", "profile"),
+    *(
+        "manifest",
+        "labels",
+        "params",
+        "classes",
+        "ledger",
+        "reviews",
+        "scores",
+        "image",
+        "tiff",
+        "calibration",
+        "profile",
+    ),
 )
 SECONDS = 10, 90  # for a target, quick and full
 

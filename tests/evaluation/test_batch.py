@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pvqae import config
 from pvqae.datasets import images
 from pvqae.errors import DataError
 from pvqae.evaluation import batch
@@ -26,6 +27,7 @@ class Detector:
     """The score is the mean grey level; `after` scores it is killed."""
 
     sha256: str = "ab" * 32
+    scorer: Any = field(default_factory=lambda: SimpleNamespace(image=config.Image()))
     card: dict[str, Any] = field(default_factory=lambda: dict(CARD))
     config: dict[str, Any] = field(default_factory=lambda: {"model": {"levels": 3}})
     scored: int = 0

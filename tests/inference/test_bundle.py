@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 
 from pvqae import config
 from pvqae.datasets import images, manifest
 from pvqae.datasets.manifest import digest
 from pvqae.errors import IntegrityError
+from pvqae.evaluation import batch, batch_source
 from pvqae.inference import bundle, parity
 from pvqae.inference.scoring import Scored
 from pvqae.layout import Layout
@@ -96,6 +98,40 @@ def test_saving_a_loaded_bundle_again_gives_the_same_bytes(copied: Path, tmp_pat
     assert {p.name: digest(p) for p in (tmp_path / "again").iterdir()} == {p.name: digest(p) for p in copied.iterdir()}
     other = bundle.save(tmp_path / "again", *facts[:-1], detector.card | {"threshold": 0.0})
     assert other != detector.sha256
+
+
+def with_bits(copied: Path, bits: int | None) -> bundle.Detector:
+    """The bundle with `image.bits`; None as it was before there was such a setting."""
+    facts = json.loads((copied / "config.json").read_text())
+    facts["image"] = {name: value for name, value in facts["image"].items() if name != "bits"}
+    facts["image"] |= {} if bits is None else {"bits": bits}
+    (copied / "config.json").write_text(json.dumps(facts))
+    bundle.seal(copied)
+    return bundle.load(copied)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_a_bundle_reads_with_the_bits_that_it_was_trained_with(copied: Path, tmp_path: Path, bits: int) -> None:
+    picture = np.random.default_rng(0).integers(0, 2**bits, (64, 64))
+    Image.fromarray(picture.astype(np.uint16)).save(tmp_path / "few.png")
+    full = picture / (2**bits - 1)
+    detector = with_bits(copied, bits)
+    expected = detector.score(np.repeat(full[..., None], 3, axis=2).astype(np.float32)).image_score
+    assert detector.score(tmp_path / "few.png").image_score == expected
+    assert [s.image_score for s in detector.score_many([("a", tmp_path / "few.png")])] == [expected]
+    data = (tmp_path / "few.png").read_bytes()
+    assert batch.one(detector, data, "few.png")[0]["score"] == expected
+    (row,) = batch.rows(detector, batch_source.Files((tmp_path / "few.png",)))
+    assert row["score"] == expected
+
+
+def test_a_bundle_without_bits_reads_sixteen(copied: Path, tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 65536, (64, 64))
+    Image.fromarray(picture.astype(np.uint16)).save(tmp_path / "deep.png")
+    pixels = np.repeat(picture[..., None] / 65535, 3, axis=2).astype(np.float32)
+    old = with_bits(copied, None)
+    assert old.scorer.image.bits == "auto"
+    assert old.score(tmp_path / "deep.png").image_score == old.score(pixels).image_score
 
 
 def test_files_arrays_and_batches_score_alike(copied: Path, files: list[Path]) -> None:
