@@ -121,7 +121,11 @@ def _is_cut(lock: Path, whole: Callable[[dict[str, Any]], bool]) -> bool:
 
 def _has_stages(found: dict[str, Any]) -> bool:
     stages = found.get("stages") or {}
-    return "schema" in found and isinstance(stages, dict) and all("cmd" in (stages[name] or {}) for name in stages)
+    return "schema" in found and isinstance(stages, dict) and all(map(_is_stage, stages.values()))
+
+
+def _is_stage(found: Any) -> bool:
+    return isinstance(found, dict) and "cmd" in found
 
 
 def _is_valid(found: dict[str, Any]) -> bool:

@@ -77,7 +77,7 @@ def needed(root: Path, sha: str, what: str) -> str:
     remotes = git(root, "remote").split()
     for remote in remotes:
         if not commit_of(root, sha):
-            # By its name, as a clone may be shallow or of one branch; a remote that has it not may not be the last.
+            # By its own name: a clone may be shallow, or of one branch. What fails is told below.
             _run(root, ("fetch", "--quiet", remote, sha), None, "")
     if commit_of(root, sha):
         return sha
@@ -92,9 +92,9 @@ def needed(root: Path, sha: str, what: str) -> str:
 def check_out(root: Path, place: Path, sha: str, again: bool = True) -> None:
     """Make `place` a repository of its own with the project's files of commit `sha`; what git does not track stays.
 
-    It is the project that lies there, also where that is a folder of a larger repository. `again`: tracked files that
-    were changed there are restored even if they are of that commit. Works in submodules, linked work trees, shallow
-    and partial clones: `root`'s own git writes the files.
+    Of a larger repository only the project's folder comes there. `again`: files that were changed there are restored
+    even if they are of that commit already. `root`'s own git writes the files: it knows of submodules, linked work
+    trees, shallow and partial clones.
     """
     where, _, prefix = git(root, "rev-parse", "--absolute-git-dir", "--show-prefix").partition("\n")
     tree = git(root, "rev-parse", "--verify", f"{sha}:{prefix}")

@@ -288,6 +288,7 @@ def test_a_lock_file_that_was_cut_off_anywhere_is_one_that_dvc_reads_or_goes(tmp
         lambda text: text.replace("schema: '2.0'\n", ""),
         lambda text: text.replace("cmd:", "comand:", 1),
         lambda text: "- a list\n" + "- of things\n",
+        lambda text: text.replace("  report:", "  other: 3\n  report:"),
         lambda text: text + ">>>>>>> lot-47\n",
     ],
 )
