@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from pvqae.datasets.manifest import resolve
 from pvqae.errors import DataError
-from pvqae.files import open_regular
+from pvqae.files import open_regular, resolve
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -23,6 +22,7 @@ Mask = NDArray[np.bool_]
 # Raster formats only: Pillow would hand PostScript to another program.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
+SIDES = (8, 65535)  # pixels, the shortest and the longest side that an image may have
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow itself starts to warn
 DEEP = ("I;16", "I;16L", "I;16B", "I")  # Pillow's modes of 16 bit grey
