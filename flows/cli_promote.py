@@ -1,5 +1,6 @@
 """`python -m flows promote`: which version is champion."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -45,8 +46,11 @@ def log(
     root = project()
     from flows import promotions
 
-    found = registry(root)
+    found = registry(root, strict=False)
     entries = {name: found.promotions(name) for name in found.models(f"pvqae-{dataset}")}
+    if not entries:
+        known = ", ".join(found.models("")) or "none"
+        print(f"no model pvqae-{dataset}... is registered; there are: {known}", file=sys.stderr)
     if as_json:
         print(promotions.as_json(entries))
         return
@@ -67,7 +71,7 @@ def rollback(
         root = project()
         from flows import lineage, locks, promotions, versions, workspace
 
-        found, name = registry(root), lineage.model_name(dataset, category)
+        found, name = registry(root, strict=False), lineage.model_name(dataset, category)
         entry = promotions.rollback(found, root, dataset, name, reason, version)
         with locks.tried(workspace.lock_file(root, dataset)) as free:
             if free:  # else a flow works on the dataset, which writes the page at its end; a rollback waits for nothing

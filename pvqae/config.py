@@ -285,15 +285,7 @@ def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> P
 
     Raises `ConfigError` when the file is missing, is not YAML, or a key or value is not known.
     """
-    path = Path(path)
-    try:
-        values = parse_yaml(path.read_text("utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; run from the project's root or name the file") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections with keys, found {type(values).__name__}")
+    values = _values(Path(path))
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals:
@@ -303,6 +295,50 @@ def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> P
         except ValueError as error:
             raise ConfigError(f"--set {item}: the value is not YAML: {error}") from None
     return parse(values, where=str(path) + (f" with {', '.join(overrides)}" if overrides else ""))
+
+
+def usable(path: Path) -> tuple[Params, str]:
+    """The params with the default of each value that is not valid, and what is wrong, "" if nothing is: for what shows
+    or stops things, which an error in the file must not keep from it."""
+    try:
+        return load(path), ""
+    except ConfigError as error:
+        wrong = str(error)
+    try:
+        values = _values(path)
+    except ConfigError:
+        return Params(), wrong
+    while True:
+        try:
+            return Params.model_validate(values), wrong
+        except ValidationError as error:
+            for item in error.errors():
+                _drop(values, item["loc"])
+
+
+def _drop(values: dict[str, Any], place: tuple[int | str, ...]) -> None:
+    """Remove the section or key that an error is about; all where it names none."""
+    section, *rest = place or ("",)
+    inner = values.get(str(section))
+    if rest and isinstance(inner, dict) and rest[0] in inner:
+        del inner[rest[0]]
+    elif section in values:
+        del values[str(section)]
+    else:
+        values.clear()
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """The content of a params file, not checked. Raises `ConfigError`."""
+    try:
+        values = parse_yaml(path.read_text("utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; run from the project's root or name the file") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections with keys, found {type(values).__name__}")
+    return values
 
 
 def dump(params: Params) -> str:

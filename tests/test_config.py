@@ -140,3 +140,23 @@ params = st.builds(
 @given(params)
 def test_loading_a_dump_gives_the_same_params(tmp_path_factory: pytest.TempPathFactory, some: Params) -> None:
     assert config.load(written(tmp_path_factory.mktemp("dump"), config.dump(some))) == some
+
+
+@pytest.mark.parametrize(
+    ("text", "uri", "name"),
+    [
+        ("flow: {tracking_uri: 'sqlite:///x'}\nseed: x", "sqlite:///x", "demo"),
+        ("flow: {tracking_uri: 'sqlite:///x', retries: -1}\ndata: {name: parts}", "sqlite:///x", "parts"),
+        ("flow: 3\ndata: {name: parts, nmae: x}", "auto", "parts"),
+        ("flow: {tracking_uri: [1]}\nlanding: {poll: 0}\nother: {a: {b: 1}}", "auto", "demo"),
+        ("- a list", "auto", "demo"),
+        ("a: [", "auto", "demo"),
+    ],
+)
+def test_what_is_valid_of_an_invalid_file_can_be_used(tmp_path: Path, text: str, uri: str, name: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    found, wrong = config.usable(tmp_path / "params.yaml")
+    assert str(tmp_path / "params.yaml") in wrong
+    assert (found.flow.tracking_uri, found.data.name) == (uri, name)
+    with pytest.raises(ConfigError):
+        config.load(tmp_path / "params.yaml")
