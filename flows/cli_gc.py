@@ -30,7 +30,7 @@ def gc(
             return yes and not dry_run
         return sys.stdin.isatty() and typer.confirm("Remove them?")
 
-    plan, done = collector.collect(root, registry(root), keep_days, confirm)
+    plan, done = collector.collect(root, registry(root, strict=not dry_run), keep_days, confirm)
     if not plan.items:
         print(*plan.busy, "nothing to remove", sep="\n")
     else:

@@ -1,5 +1,6 @@
 """Commands about machines and what starts by itself: doctor, deploy, worker, watch, arrived."""
 
+import contextlib
 import os
 import platform
 import time
@@ -60,9 +61,8 @@ def watch() -> None:
     """Look for new images at landing.url, until ended; tell Prefect, which starts a retraining."""
     root = project()
     from flows import watch as watching
-    from pvqae import config
 
-    watching.watch(watching.Watcher(root, notifier(), say), config.load(root / "params.yaml").landing.poll)
+    watching.watch(watching.Watcher(root, notifier(), say))
 
 
 @app.command(epilog="Example: python -m flows arrived parts --class gravel", rich_help_panel=PANEL)
@@ -79,4 +79,5 @@ def arrived(
 
 
 def say(line: str) -> None:
-    print(time.strftime("%Y-%m-%dT%H:%M:%S"), line, flush=True)
+    with contextlib.suppress(OSError):  # a log on a full disk ends no watcher
+        print(time.strftime("%Y-%m-%dT%H:%M:%S"), line, flush=True)

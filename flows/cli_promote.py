@@ -1,5 +1,6 @@
 """`python -m flows promote`: which version is champion."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -45,9 +46,12 @@ def log(
     root = project()
     from flows import lineage, promotions
 
-    found = registry(root)
+    found = registry(root, strict=False)
     names = promotions.models_of(found, dataset) if dataset else found.models(lineage.OURS)
     entries = {name: found.promotions(name) for name in names}
+    if not entries:
+        known = ", ".join(found.models("")) or "none"
+        print(f"no model pvqae-{dataset}... is registered; there are: {known}", file=sys.stderr)
     if as_json:
         print(promotions.as_json(entries))
         return
@@ -68,7 +72,7 @@ def rollback(
         root = project()
         from flows import lineage, locks, promotions, versions, workspace
 
-        found, name = registry(root), lineage.model_name(dataset, category)
+        found, name = registry(root, strict=False), lineage.model_name(dataset, category)
         promotions.check_owners(found, dataset, [category])
         entry = promotions.rollback(found, root, dataset, name, reason, version)
         with locks.tried(workspace.lock_file(root, dataset)) as free:

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,12 +57,19 @@ def project_root() -> Path:
     return root
 
 
-def registry(root: Path) -> Any:
-    """The registry where the project's versions are."""
+def registry(root: Path, strict: bool = True) -> Any:
+    """The registry where the project's versions are. Without `strict` an error in params.yaml is told of only: for
+    commands that show or take back."""
     from flows import steps
     from pvqae import config
 
-    return steps.tracker(root, config.load(root / "params.yaml").flow.tracking_uri)[0]
+    params, wrong = config.usable(root / "params.yaml")
+    if wrong and strict:
+        raise ConfigError(wrong)
+    found, uri = steps.tracker(root, params.flow.tracking_uri)
+    if wrong:
+        print(f"{wrong}\nlooking at {uri} all the same", file=sys.stderr)
+    return found
 
 
 def notifier() -> Any:

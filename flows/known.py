@@ -10,17 +10,19 @@ from pvqae.errors import PvqaeError
 PLACE = "{dataset}"  # in landing.url: each dataset has a place of its own
 
 
-def datasets(root: Path) -> list[str]:
-    """Names, sorted: the project's own and those with a workspace, without those that a stage makes."""
-    own = config.load(root / "params.yaml")
+def datasets(root: Path, own: Params | None = None) -> list[str]:
+    """Names, sorted: the project's own and those with a workspace, without those that a stage makes. One whose params
+    can't be read is among them: whoever works on it says what is wrong."""
+    own = own or config.load(root / "params.yaml")
     if not own.landing.url:
         return []
     found = {own.data.name: own} | {file.parent.name: _params(file) for file in _workspaces(root)}
-    return sorted(name for name, params in found.items() if params and _takes(root, name, params))
+    return sorted(name for name, params in found.items() if _takes(root, name, params))
 
 
-def _takes(root: Path, name: str, params: Params) -> bool:
-    return params.data.source != "demo" and (root / "data" / "raw" / f"{name}.dvc").exists()
+def _takes(root: Path, name: str, params: Params | None) -> bool:
+    made = params is not None and params.data.source == "demo"
+    return not made and (root / "data" / "raw" / f"{name}.dvc").exists()
 
 
 def _workspaces(root: Path) -> list[Path]:

@@ -42,6 +42,8 @@ class Door:
             await self.app(scope, receive, send)
             return
 
+        scope, send = door.as_get(scope, send)
+
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows import known
-from flows.adapters.landing import LandingError, Object
+from flows.adapters.landing import Object, listed
 from flows.adapters.notify import Notifier
 from flows.arrivals_ledger import Ledger
 from flows.arrivals_places import Places
 from pvqae import config
+from pvqae.config import Params
+from pvqae.errors import ConfigError
 
 EVENT = "pvqae.samples.arrived"
+CONFIG = "params.yaml"
 NOTHING: frozenset[Object] = frozenset()
 
 
@@ -25,38 +28,65 @@ def announce(notifier: Notifier, dataset: str, category: str, prefix: str = "", 
 
 @dataclass
 class Watcher:
-    """Looks at the landing area of every dataset. An image is told of once, and again only by a new watcher."""
+    """Looks at the landing area of every dataset. An image is told of once, and again only by a new watcher, or once
+    params.yaml has been repaired: the retraining that was told of it may have failed for that."""
 
     root: Path
     notifier: Notifier
     say: Callable[[str], None] = print
+    settings: Params | None = None  # the last valid ones
     _before: dict[str, frozenset[Object]] = field(default_factory=dict)
     _told: dict[str, frozenset[Object]] = field(default_factory=dict)
-    _ill: set[str] = field(default_factory=set)
+    _ill: dict[str, str] = field(default_factory=dict)
 
     def look(self) -> None:
-        """One look at everything. What can't be listed is said once, and looked at again the next time."""
-        own = config.load(self.root / "params.yaml")
-        for dataset in known.datasets(self.root):
+        """One look at everything. What goes wrong is said once, stops nothing else, and is tried again the next time.
+
+        Raises `ConfigError` where the settings were never valid.
+        """
+        own = self._settings()
+        for dataset in known.datasets(self.root, own):
             data = own.data.model_copy(update={"name": dataset})
             try:
-                self._look(dataset, own.model_copy(update={"data": data}))
-                self._ill.discard(dataset)
-            except LandingError as error:
-                if dataset not in self._ill:
-                    self.say(f"{dataset}: {error}")
-                self._ill.add(dataset)
+                wrong = "; ".join(self._look(dataset, own.model_copy(update={"data": data})))
+            except Exception as error:  # of a network, a disk, a server: they come back, and a dead watcher does not
+                wrong = f"{error}; trying again"
+            self._note(dataset, wrong)
 
-    def _look(self, dataset: str, params: config.Params) -> None:
+    def _settings(self) -> Params:
+        try:
+            self.settings = config.load(self.root / "params.yaml")
+        except ConfigError as error:
+            if self.settings is None:
+                raise
+            self._note(CONFIG, f"{error}\nthe last valid settings are kept until it is repaired")
+            return self.settings
+        if CONFIG in self._ill:
+            self._told.clear()
+            self._note(CONFIG, "")
+            self.say(f"{CONFIG} is valid again")
+        return self.settings
+
+    def _note(self, what: str, wrong: str) -> None:
+        if wrong and self._ill.get(what) != wrong:
+            self.say(wrong if what == CONFIG else f"{what}: {wrong}")
+        self._ill[what] = wrong
+        if not wrong:
+            del self._ill[what]
+
+    def _look(self, dataset: str, params: Params) -> tuple[str, ...]:
+        """Why not all of the area was seen."""
         area = known.shore(self.root, params)
         ledger = Ledger(Places(self.root, dataset).ledger)
-        new = frozenset(item for item in area.objects() if item not in ledger) if area else NOTHING
+        found, unlisted = listed(area) if area else ([], ())
+        new = frozenset(item for item in found if item not in ledger)
         settled = new == self._before.get(dataset)
         self._before[dataset] = new
         fresh = new - self._told.get(dataset, NOTHING)
         if settled and fresh:
             self._tell(dataset, fresh)
             self._told[dataset] = new
+        return unlisted
 
     def _tell(self, dataset: str, fresh: frozenset[Object]) -> None:
         for category, count in sorted(Counter(item.key.partition("/")[0] for item in fresh).items()):
@@ -64,11 +94,9 @@ class Watcher:
             announce(self.notifier, dataset, category, f"{category}/", count)
 
 
-def watch(watcher: Watcher, poll: float) -> None:
-    """Look every `poll` seconds until the process is ended. An event that can't be sent is tried again."""
+def watch(watcher: Watcher) -> None:
+    """Look every `landing.poll` seconds until the process is ended."""
     while True:
-        try:
-            watcher.look()
-        except OSError as error:  # the server is away; nothing was marked as told
-            watcher.say(f"not told, trying again: {error}")
-        time.sleep(poll)
+        watcher.look()
+        assert watcher.settings is not None
+        time.sleep(watcher.settings.landing.poll)

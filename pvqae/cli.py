@@ -155,7 +155,9 @@ def drift(
 @app.command("export", epilog="Example: pvqae export models/demo/brick/bundle exported/brick", rich_help_panel=USE)
 def export(
     bundle: Bundle,
-    out: Annotated[Path, typer.Argument(help="Folder to write: model.onnx, card.json, run.py, SHA256SUMS.")],
+    out: Annotated[
+        Path, typer.Argument(help="Folder to write: model.onnx, card.json, run.py, reading.zip, SHA256SUMS.")
+    ],
     images: Annotated[
         Path | None, typer.Option(help="Folder of images for the parity check. Else: the class's test images here.")
     ] = None,

@@ -375,7 +375,49 @@ def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> P
     Raises `ConfigError` when the file is missing, is not YAML, a key or value is not known, or DVC, which reads the
     file too, takes a value for another one.
     """
-    path = Path(path)
+    values, misread = _read(Path(path))
+    for item in overrides:
+        misread = _override(values, misread, item)
+    where = str(path) + (f" with {', '.join(overrides)}" if overrides else "")
+    params = parse(values, where)
+    if lines := [line for place, theirs in misread.items() if (line := _explain_misread(params, place, theirs))]:
+        raise ConfigError(f"{where} is not valid:\n  " + "\n  ".join(lines))
+    return params
+
+
+def usable(path: Path) -> tuple[Params, str]:
+    """The params with the default of each value that is not valid, and what is wrong, "" if nothing is: for what shows
+    or stops things, which an error in the file must not keep from it."""
+    try:
+        return load(path), ""
+    except ConfigError as error:
+        wrong = str(error)
+    try:
+        values, _ = _read(path)
+    except ConfigError:
+        return Params(), wrong
+    while True:
+        try:
+            return Params.model_validate(values), wrong
+        except ValidationError as error:
+            for item in error.errors():
+                _drop(values, item["loc"])
+
+
+def _drop(values: dict[str, Any], place: tuple[int | str, ...]) -> None:
+    """Remove the section or key that an error is about; all where it names none."""
+    section, *rest = place or ("",)
+    inner = values.get(str(section))
+    if rest and isinstance(inner, dict) and rest[0] in inner:
+        del inner[rest[0]]
+    elif section in values:
+        del values[str(section)]
+    else:
+        values.clear()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Place, Any]]:
+    """Return the content of a params file, not checked, and what DVC reads where it differs. Raises `ConfigError`."""
     try:
         text = path.read_text("utf-8")
         read = parse_yaml(text)
@@ -386,13 +428,7 @@ def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> P
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections with keys, found {type(values).__name__}")
-    for item in overrides:
-        misread = _override(values, misread, item)
-    where = str(path) + (f" with {', '.join(overrides)}" if overrides else "")
-    params = parse(values, where)
-    if lines := [line for place, theirs in misread.items() if (line := _explain_misread(params, place, theirs))]:
-        raise ConfigError(f"{where} is not valid:\n  " + "\n  ".join(lines))
-    return params
+    return values, misread
 
 
 def dump(params: Params) -> str:

@@ -1,19 +1,21 @@
-"""Outputs appear whole or not at all: written beside their place, then renamed."""
+"""Outputs appear whole or not at all: written beside their place, then renamed. What is read is a file, and inside its
+folder."""
 
 import errno
 import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pvqae.errors import IntegrityError
+from pvqae.errors import DataError, IntegrityError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +28,46 @@ def open_regular(path: Path) -> BufferedReader:
         return os.fdopen(number, "rb")
     os.close(number)
     raise OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
+def digest(path: Path) -> str:
+    """Hex sha256 of a file's bytes. Raises `OSError` for what is no regular file."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# What breaks a line of a table or a terminal, or is no text at all (a name that is not UTF-8).
+_ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def shown(name: str) -> str:
+    """A file's name as text that every table holds: control characters and bytes that are not UTF-8 as \\x.. codes."""
+    return _ODD.sub(lambda found: ascii(found[0])[1:-1], name)
+
+
+def _short(error: Exception) -> str:
+    """Without absolute paths: what is told of a dataset is the same on every machine."""
+    circle = isinstance(error, RuntimeError)
+    return "links in a circle" if circle else getattr(error, "strerror", None) or str(error)
+
+
+def resolve(root: Path, relative: str) -> Path:
+    """The file that a POSIX path `relative` to `root` names.
+
+    Raises `DataError` if it is absolute, climbs with `..`, leaves `root` through a link, or can't be a path: a manifest
+    may come from elsewhere and must not read other files of this machine.
+    """
+    parts = PurePosixPath(relative)
+    inside = root.resolve()
+    try:
+        path = (inside / parts).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # too long; with a zero byte; links in a circle
+        raise DataError(f"{shown(relative)[:300]}: expected a path, found {_short(error)}; correct it") from None
+    if parts.is_absolute() or ".." in parts.parts or not path.is_relative_to(inside):
+        raise DataError(
+            f"{relative}: expected a path inside {root.name}/, found one that leaves it; copy the file to there"
+        )
+    return path
 
 
 def read_json(path: Path, repair: str) -> dict[str, Any]:

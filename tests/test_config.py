@@ -206,3 +206,23 @@ def test_a_path_on_the_command_line_may_be_anything(tmp_path: Path, root: str) -
 def test_an_address_may_stand_in_braces(tmp_path: Path) -> None:
     params = config.load(written(tmp_path, "landing: {url: s3://a/b}"), ("flow={tracking_uri: http://c:5000}",))
     assert (params.landing.url, params.flow.tracking_uri) == ("s3://a/b", "http://c:5000")
+
+
+@pytest.mark.parametrize(
+    ("text", "uri", "name"),
+    [
+        ("flow: {tracking_uri: 'sqlite:///x'}\nseed: x", "sqlite:///x", "demo"),
+        ("flow: {tracking_uri: 'sqlite:///x', retries: -1}\ndata: {name: parts}", "sqlite:///x", "parts"),
+        ("flow: 3\ndata: {name: parts, nmae: x}", "auto", "parts"),
+        ("flow: {tracking_uri: [1]}\nlanding: {poll: 0}\nother: {a: {b: 1}}", "auto", "demo"),
+        ("- a list", "auto", "demo"),
+        ("a: [", "auto", "demo"),
+    ],
+)
+def test_what_is_valid_of_an_invalid_file_can_be_used(tmp_path: Path, text: str, uri: str, name: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    found, wrong = config.usable(tmp_path / "params.yaml")
+    assert str(tmp_path / "params.yaml") in wrong
+    assert (found.flow.tracking_uri, found.data.name) == (uri, name)
+    with pytest.raises(ConfigError):
+        config.load(tmp_path / "params.yaml")

@@ -1,5 +1,6 @@
 """Where new images arrive: an S3 bucket or a folder, one prefix per class. Read only: nothing there is ever changed."""
 
+import contextlib
 import hashlib
 import os
 import random
@@ -25,6 +26,10 @@ class LandingError(PvqaeError):
     """The landing area can't be listed, or an object did not arrive whole; the next run tries again."""
 
 
+class Refused(LandingError):  # noqa: N818 - what the server did, no fault of ours
+    """An object that another try a second later would not bring either; the next run tries again."""
+
+
 @dataclass(frozen=True, order=True)
 class Object:
     """One version of one file of the landing area: a new content has another `etag`, so it is another object.
@@ -38,7 +43,8 @@ class Object:
 
     @property
     def id(self) -> str:
-        return hashlib.sha256(f"{self.key}\0{self.etag}\0{self.size}".encode()).hexdigest()
+        text = f"{self.key}\0{self.etag}\0{self.size}"
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()  # a file's name may be no text
 
 
 class Landing(Protocol):
@@ -46,6 +52,18 @@ class Landing(Protocol):
 
     def objects(self) -> Iterator[Object]: ...
     def fetch(self, item: Object, target: Path) -> None: ...
+
+
+def listed(area: Landing) -> tuple[list[Object], tuple[str, ...]]:
+    """What of `area` can be listed, and why the rest can't. Raises `LandingError` where nothing can."""
+    found: list[Object] = []
+    try:
+        found.extend(area.objects())  # keeps what came before an error
+    except LandingError as error:
+        if not found:
+            raise
+        return found, (str(error),)
+    return found, ()
 
 
 def open_landing(url: str, retries: int = 4) -> Landing:
@@ -64,12 +82,13 @@ def _is_file(key: str) -> bool:
 
 
 def retried(work: Callable[[], None], retries: int, pause: float = PAUSE) -> None:
-    """Run `work`, again after a `LandingError`; random pauses, so that many readers do not come back at once."""
+    """Run `work`, again after a `LandingError` that is no `Refused`; random pauses, so that many readers do not come
+    back at once."""
     for attempt in range(retries + 1):
         try:
             return work()
-        except LandingError:
-            if attempt == retries:
+        except LandingError as error:
+            if attempt == retries or isinstance(error, Refused):
                 raise
             time.sleep(random.uniform(0.5, 1) * min(LONGEST, pause * 2**attempt))
     return None
@@ -82,15 +101,20 @@ class Folder:
     root: Path
 
     def objects(self) -> Iterator[Object]:
-        """Raises `LandingError` when the folder is not there."""
+        """Raises `LandingError` when the folder is not there, or, after all else, for folders that can't be listed."""
         if not self.root.is_dir():
             raise LandingError(f"landing.url: expected a folder at {self.root}, found none; make it, or mount its disk")
-        for folder, below, names in os.walk(self.root):
+        closed: list[OSError] = []
+        for folder, below, names in os.walk(self.root, onerror=closed.append):
             below.sort()
             for path in (Path(folder, name) for name in sorted(names)):
                 key = path.relative_to(self.root).as_posix()
-                if _is_file(key) and path.is_file() and not path.is_symlink():
-                    yield self._object(key)
+                with contextlib.suppress(OSError):  # gone since the folder was listed
+                    if _is_file(key) and path.is_file() and not path.is_symlink():
+                        yield self._object(key)
+        if closed:
+            said = ", ".join(f"{error.filename}: {error.strerror}" for error in closed)
+            raise LandingError(f"landing.url: folders that can't be listed: {said}; let this user read them")
 
     def _object(self, key: str) -> Object:
         state = (self.root / key).stat()
@@ -121,9 +145,10 @@ class Bucket:
             read_timeout=patience,
             retries={"mode": "standard", "total_max_attempts": min(3, retries + 1)},  # with jitter; of each request
         )
-        session = boto3.Session()
-        # boto3 wants some region; a server of one's own has none.
-        self._client: Any = session.client("s3", config=settings, region_name=session.region_name or "us-east-1")
+        with _explained(f"s3://{bucket}"):  # a profile that is none
+            session = boto3.Session()
+            # boto3 wants some region; a server of one's own has none.
+            self._client: Any = session.client("s3", config=settings, region_name=session.region_name or "us-east-1")
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         self._retries, self._pause = retries, pause
 
@@ -154,13 +179,15 @@ class Bucket:
                     sha256.update(block)
                     md5.update(block)
                     size += len(block)
-        wanted = {"bytes": item.size, "sha256": found.get("Metadata", {}).get("sha256", sha256.hexdigest())}
+        wanted: dict[str, object] = {"bytes": item.size}
         if MD5.fullmatch(item.etag) and found.get("ServerSideEncryption", "AES256") == "AES256":
             wanted["md5"] = item.etag
+        wanted["sha256"] = found.get("Metadata", {}).get("sha256", sha256.hexdigest())
         got = {"bytes": size, "sha256": sha256.hexdigest(), "md5": md5.hexdigest()}
-        for name, value in wanted.items():
-            if got[name] != value:
-                raise LandingError(f"{item.key}: expected {name} {value}, found {got[name]}; put the object again")
+        if wrong := next((name for name in wanted if got[name] != wanted[name]), ""):
+            text = f"{item.key}: expected {wrong} {wanted[wrong]}, found {got[wrong]}; put the object again"
+            # It came as the server has it, so the uploader's own sum is wrong.
+            raise (Refused if wrong == "sha256" and "md5" in wanted else LandingError)(text)
 
 
 class _explained:  # noqa: N801 - reads as a word in `with`
@@ -175,7 +202,14 @@ class _explained:  # noqa: N801 - reads as a word in `with`
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
         from urllib3.exceptions import HTTPError
 
+        if isinstance(error, ClientError) and self._refused(error):
+            raise Refused(f"{self._what}: {error}; see that it can be read: keys, permissions, storage class") from None
         if isinstance(error, BotoCoreError | ClientError | HTTPClientError | HTTPError | ConnectionError):
             raise LandingError(
                 f"{self._what}: {error}; check the address, the keys and the network, then run again"
             ) from None
+
+    @staticmethod
+    def _refused(error: Any) -> bool:
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
+        return 400 <= status < 500 and status not in (408, 429)

@@ -22,9 +22,11 @@ class Status:
 
 
 def settings_of(root: Path, otherwise: Services) -> Services:
-    """The settings that the services of `root` were last started with, `otherwise` when they never were."""
-    file = Place(root.resolve(), otherwise).settings_file
-    return Services.model_validate_json(file.read_text("utf-8")) if file.exists() else otherwise
+    """The settings that the services of `root` were last started with, `otherwise` where no file says them."""
+    try:
+        return Services.model_validate_json(Place(root.resolve(), otherwise).settings_file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return otherwise
 
 
 def status(root: Path, settings: Services) -> list[Status]:

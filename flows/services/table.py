@@ -20,8 +20,8 @@ def settings(root: Path, overrides: tuple[str, ...] = ()) -> config.Services:
 
 
 def running(root: Path) -> config.Services:
-    """What the services were started with, else what they would be started with."""
-    return settings_of(root, settings(root))
+    """What the services were started with, else what they would be started with: never an error of the params."""
+    return settings_of(root, config.usable(root / "params.yaml")[0].services)
 
 
 def show(found: Sequence[Status], as_json: bool = False) -> None:

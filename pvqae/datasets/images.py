@@ -13,13 +13,13 @@ from PIL import Image
 
 from pvqae.datasets import decoding
 from pvqae.datasets.decoding import Bits, Floats, Header, Mask, UnusableError
-from pvqae.datasets.manifest import resolve
 from pvqae.errors import DataError
-from pvqae.files import open_regular
+from pvqae.files import open_regular, resolve
 
 __all__ = ["SUFFIXES", "Bits", "Floats", "Header", "Mask", "decode", "header", "marked", "read", "read_mask", "write"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
+SIDES = (8, 65535)  # pixels, the shortest and the longest side that an image may have
 T = TypeVar("T")
 
 

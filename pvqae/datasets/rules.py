@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pvqae.datasets import bounds, classes
-from pvqae.datasets.manifest import COLUMNS, LABELS, NUMBERS, SIDES, SPLITS
+from pvqae.datasets.images import SIDES
+from pvqae.datasets.manifest import COLUMNS, LABELS, NUMBERS, SPLITS
 
 # Relative, POSIX, no part starts with a dot: a manifest from elsewhere must not name other files of this machine.
 # (No lookahead and no groups: pandas hands expressions to RE2, which has none, and warns of the others.)

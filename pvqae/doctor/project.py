@@ -10,7 +10,7 @@ from pathlib import Path
 from pvqae import config
 from pvqae.datasets import sums
 from pvqae.doctor.check import Check
-from pvqae.errors import ConfigError, IntegrityError
+from pvqae.errors import IntegrityError
 from pvqae.layout import Layout, outside_hooks
 from pvqae.model import weights
 
@@ -18,15 +18,14 @@ MADE = "demo"  # data.source whose images a stage makes
 
 
 def params(root: Path) -> tuple[Check, config.Params]:
-    """The project's params; the defaults where the file is not valid."""
+    """The project's params, with defaults for what is not valid."""
     file = root / "params.yaml"
-    try:
-        found = config.load(file)
-    except ConfigError as error:
+    found, wrong = config.usable(file)
+    if wrong:
         repair = (
             f"correct what is named; the last committed state: git -C {shlex.quote(str(root))} checkout -- params.yaml"
         )
-        return Check("params.yaml", "bad", str(error), repair), config.Params()
+        return Check("params.yaml", "bad", wrong, repair), found
     return Check("params.yaml", "ok", f"{file}, dataset {found.data.name}"), found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from pvqae import disk
 from pvqae.datasets import drift, images, manifest
 from pvqae.errors import DataError, PvqaeError
-from pvqae.evaluation import batch_rows, pictures
+from pvqae.evaluation import batch_rows, batch_source, pictures
 from pvqae.evaluation.batch_rows import Values
 from pvqae.evaluation.batch_source import Item, Source
 from pvqae.evaluation.journal import Journal
@@ -115,9 +115,9 @@ def _picture(sha256: str) -> str:
 def _record(detector: Detector, file: Path) -> tuple[Values, Scored | None]:
     """What an image's bytes and the bundle determine."""
     try:
-        pixels, captured = images.read(file, bits=_bits(detector)), images.header(file).captured_at
+        pixels, captured = batch_source.read(file, bits=detector.scorer.image.bits)
     except DataError as error:
-        return {"error": str(error).replace(str(file), "the file")}, None
+        return {"error": str(error)}, None
     return _judged(detector, pixels, captured)
 
 
@@ -126,11 +126,8 @@ def _bits(detector: Detector) -> images.Bits:
 
 
 def _judged(detector: Detector, pixels: images.Floats, captured: str) -> tuple[Values, Scored | None]:
-    smallest, largest = manifest.SIDES
-    if min(pixels.shape[:2]) < smallest or max(pixels.shape[:2]) > largest:
-        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        repair = "enlarge it, or leave it out" if min(pixels.shape[:2]) < smallest else "cut it into parts"
-        return {"error": f"expected sides of {smallest} to {largest} pixels, found {found}; {repair}"}, None
+    if reason := batch_source.unfit(pixels):
+        return {"error": reason}, None
     scored = detector.score(pixels)
     numbers = [scored.image_score, *(scored.parts[name] for name in PARTS)]
     if not all(map(math.isfinite, numbers)):

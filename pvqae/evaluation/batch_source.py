@@ -1,4 +1,6 @@
-"""Where the images of a batch come from: files and folders here, a bucket in the flows."""
+"""Where the images of a batch come from, files and folders here, a bucket in the flows; and which can be scored.
+
+Needs numpy and Pillow alone, as all that it imports: an exported detector carries it."""
 
 import datetime
 import os
@@ -6,10 +8,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from pvqae.datasets import images, manifest
+from pvqae.datasets import images
 from pvqae.errors import DataError
+from pvqae.files import shown
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,18 @@ class Files:
     places: tuple[Path, ...]
 
     def items(self) -> Iterator[Item]:
-        """Raises `DataError` for a place that is not there."""
+        """Also what is not there, and folders that can't be listed: `file` says what is wrong with them.
+
+        Raises `DataError` where none of the places is there.
+        """
+        if self.places and not any(place.exists() or place.is_symlink() for place in self.places):
+            found = ", ".join(map(str, self.places[:3]))
+            raise DataError(f"{found}: expected an image or a folder of images, found nothing; correct the path")
         for place in self.places:
             if place.is_dir():
                 yield from _in_folder(place)
-            elif place.exists():
-                yield _item(place)
             else:
-                raise DataError(f"{place}: expected an image or a folder of images, found nothing; correct the path")
+                yield _item(place)
 
     def file(self, item: Item, scratch: Path) -> Path:
         path = Path(item.path)
@@ -67,11 +74,13 @@ def _below(path: Path, place: Path) -> bool:
 
 
 def _in_folder(place: Path) -> Iterator[Item]:
-    for folder, below, names in os.walk(place):
+    closed: list[OSError] = []
+    for folder, below, names in os.walk(place, onerror=closed.append):
         below.sort()
         for name in sorted(names):
             if is_image(name):
                 yield _item(Path(folder, name))
+    yield from (_item(Path(error.filename)) for error in closed)
 
 
 def is_image(name: str) -> bool:
@@ -81,10 +90,31 @@ def is_image(name: str) -> bool:
 
 def _item(path: Path) -> Item:
     """Named as tables can hold it: a spreadsheet takes what starts with = + - @ for a formula."""
-    name = manifest.shown(path.as_posix())
+    name = shown(path.as_posix())
     name = f"./{name}" if name.startswith(("=", "+", "-", "@")) else name
     try:
         when = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
     except OSError:
         when = ""
     return Item(name, modified=when)
+
+
+def read(file: Path, **how: Any) -> tuple[images.Floats, str]:
+    """Pixels, and the camera's own note of when they were taken; `how` is passed to `images.read`.
+
+    Raises `DataError` in words that hold wherever the file lies.
+    """
+    try:
+        return images.read(file, **how), images.header(file).captured_at
+    except DataError as error:
+        raise DataError(str(error).replace(str(file), "the file")) from None
+
+
+def unfit(pixels: images.Floats) -> str:
+    """Why an image of such sides is not scored, "" when it is."""
+    smallest, largest = images.SIDES
+    if min(pixels.shape[:2]) >= smallest and max(pixels.shape[:2]) <= largest:
+        return ""
+    found = f"{pixels.shape[1]} x {pixels.shape[0]}"
+    repair = "enlarge it, or leave it out" if min(pixels.shape[:2]) < smallest else "cut it into parts"
+    return f"expected sides of {smallest} to {largest} pixels, found {found}; {repair}"

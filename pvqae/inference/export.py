@@ -2,17 +2,20 @@
 
 model.onnx   views of an image → scores and maps: the functions of `scoring`, see `onnx_graph`
 card.json    threshold, preprocessing, what goes in and out, where it comes from
-run.py       decodes, resizes, runs and stitches with numpy and onnxruntime alone (Pillow reads the files)
+run.py       reads, resizes, runs and stitches with numpy and onnxruntime alone (Pillow reads the files)
+reading.zip  the modules of this project by which it finds and reads images
 SHA256SUMS   of all the others
 
 The folder appears only if `run.py`, in a process that knows nothing else, gives the bundle's scores and maps.
 """
 
+import ast
 import json
 import logging
-import shutil
+import re
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,16 +24,18 @@ from typing import Any
 
 import torch
 
+import pvqae
 from pvqae import config
 from pvqae.datasets import sums
 from pvqae.errors import ConfigError
 from pvqae.files import whole_folder
-from pvqae.inference import bundle, export_check, run_exported
+from pvqae.inference import bundle, export_check
 from pvqae.inference.bundle import Detector
 from pvqae.inference.export_check import Parity
 from pvqae.inference.onnx_graph import Graph, Outputs
 
 OPSET = 18
+PACKAGE = "pvqae_reading"  # in reading.zip
 BACKBONES = ("efficientnet_lite0", "vqgan")
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OUTPUTS = {  # shapes by the letters of `onnx_graph`
@@ -74,7 +79,7 @@ def export(folder: Path, out: Path, images: Sequence[Path], tell: Callable[[str]
         tell("writing the graph (about half a minute)")
         write_graph(detector, part / "model.onnx")
         (part / "card.json").write_text(json.dumps(card(detector), indent=1, sort_keys=True) + "\n", "utf-8")
-        shutil.copyfile(run_exported.__file__, part / "run.py")
+        write_program(part)
         sums.write(part)
         found = export_check.check(detector, part, images)
         tell(found.words())
@@ -127,6 +132,40 @@ def write_graph(detector: Detector, path: Path) -> None:
         torch.backends.mha.set_fastpath_enabled(fast)
     assert program is not None  # it raises where it fails
     program.save(str(path))
+
+
+def write_program(folder: Path) -> None:
+    """run.py, and in reading.zip all of this project that it imports, as a package of another name: where pvqae is
+    installed, too, an export reads images as it did when it was checked. The same bytes for the same code."""
+    own = Path(pvqae.__file__).parent
+    program = own / "inference" / "run_exported.py"
+    (folder / "run.py").write_text(_renamed(program), "utf-8")
+    with zipfile.ZipFile(folder / "reading.zip", "w") as packed:
+        for file in imported(own, program):
+            for package in reversed(file.relative_to(own).parents):
+                name = f"{PACKAGE}/{package / '__init__.py'}"
+                if name not in packed.namelist():
+                    packed.writestr(zipfile.ZipInfo(name), "")
+            packed.writestr(zipfile.ZipInfo(f"{PACKAGE}/{file.relative_to(own).as_posix()}"), _renamed(file))
+
+
+def _renamed(file: Path) -> str:
+    return re.sub(r"^(\s*from) pvqae\b", rf"\1 {PACKAGE}", file.read_text("utf-8"), flags=re.MULTILINE)
+
+
+def imported(own: Path, program: Path) -> list[Path]:
+    """The modules of the package at `own` that `program` imports, and those that they import."""
+    found: list[Path] = []
+    left = [program]
+    while left:
+        for node in ast.parse(left.pop().read_text("utf-8")).body:
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != own.name:
+                continue
+            place = own.joinpath(*(node.module or "").split(".")[1:])
+            names = [place / f"{name.name}.py" for name in node.names] if place.is_dir() else [place.with_suffix(".py")]
+            new = [file for file in names if file not in found]
+            found, left = found + new, left + new
+    return sorted(found)
 
 
 def card(detector: Detector) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Score images with an exported detector: `python run.py IMAGES... [--maps FOLDER]`, a JSON object per line.
 
 An image that can't be read gets a line with "error" instead of a score, and the exit status is 1. Needs numpy and
-onnxruntime; Pillow only reads the files. It stands beside model.onnx and card.json, which SHA256SUMS vouches for. The
+onnxruntime; Pillow only reads the files. It stands beside model.onnx, card.json and reading.zip, which SHA256SUMS
+vouches for; reading.zip holds the modules by which `pvqae score` finds and reads images, so both score the same. The
 graph judges square views of `size` pixels; what it does not do is here: decode, resize, lay out views, judge several
 views of one image together, stitch their maps.
 H0 W0 pixels of the file; H W of the canvas (the image in model pixels); S side of a view; V views of an image.
@@ -18,11 +19,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+
+sys.path.insert(0, str(Path(__file__).parent / "reading.zip"))
+from pvqae.errors import DataError, PvqaeError
+from pvqae.evaluation import batch_source  # in an export: of reading.zip
+from pvqae.evaluation.batch_source import Files, Item
+from pvqae.files import digest
 
 CHUNK = 8  # views through the graph at once: memory does not grow with the image
-DEEP = ("I;16", "I;16L", "I;16B", "I")  # Pillow's modes of 16 bit grey
-FILES = ("card.json", "model.onnx")
+FILES = ("card.json", "model.onnx", "reading.zip")
+READ = ("bits",)  # settings of how files are read
 PARTS = ("s_prior", "s_recon", "product")
 Array = np.ndarray[Any, Any]
 
@@ -34,20 +40,6 @@ class View(NamedTuple):
     valid: Array  # S x S, False on padding
     top: int
     left: int
-
-
-def read(path: Path | str) -> Array:
-    """H0 x W0 x 3 in [0, 1]: orientation applied, alpha on white, grey repeated, 16 bit kept."""
-    with Image.open(path) as image:
-        image.load()
-        if image.mode in DEEP:
-            deep = np.asarray(ImageOps.exif_transpose(image)).astype(np.float64) / 65535
-            return np.repeat(deep.astype(np.float32)[..., None], 3, axis=2)
-        turned = ImageOps.exif_transpose(image)
-        if "A" in turned.getbands() or "transparency" in turned.info:
-            layer = turned.convert("RGBA")
-            turned = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return np.asarray(turned.convert("RGB"), dtype=np.float32) / np.float32(255)
 
 
 def resize(image: Array, height: int, width: int) -> Array:
@@ -139,8 +131,8 @@ def stitch(shape: tuple[int, int], found: list[View], maps: Array) -> Array:
 
 def check(folder: Path) -> None:
     """Whether every file is the exported one. Raises `ValueError` or `OSError`, naming the file that is not."""
-    lines = (folder / "SHA256SUMS").read_text("utf-8", errors="replace").splitlines()
-    listed = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
+    lines = (folder / "SHA256SUMS").read_text("utf-8", errors="replace").split("\n")
+    listed = {name: expected for expected, _, name in (line.partition("  ") for line in lines if line)}
     for name in sorted({*FILES, *listed}):
         found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         if found != listed.get(name):
@@ -163,7 +155,7 @@ class Detector:
 
     def score(self, image: Path | str | Array) -> dict[str, Any]:
         """score, threshold, margin, decision, parts, and anomaly_map (H x W)."""
-        pixels = image if isinstance(image, np.ndarray) else read(image)
+        pixels = image if isinstance(image, np.ndarray) else self.read(Path(image))
         shape, found = views(pixels, self.card["preprocessing"])
         graph = self.graph(found)
         parts = {name: graph[name][0] for name in PARTS}
@@ -180,6 +172,14 @@ class Detector:
             "parts": {name: float(value) for name, value in parts.items()},
             "anomaly_map": stitch(shape, found, graph["anomaly_map"]),
         }
+
+    def read(self, file: Path) -> Array:
+        """H0 x W0 x 3 in [0, 1]. Raises `DataError` for what the bundle would not score either."""
+        settings = self.card["preprocessing"]
+        pixels, _ = batch_source.read(file, **{key: settings[key] for key in READ if key in settings})
+        if reason := batch_source.unfit(pixels):
+            raise DataError(reason)
+        return pixels
 
     def graph(self, found: list[View]) -> dict[str, Array]:
         """All outputs of the graph (card.json says what they are), a row per view."""
@@ -208,7 +208,9 @@ class Detector:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "images", nargs="*", help="image files; without any, their names are read from stdin, one a line"
+        "images",
+        nargs="*",
+        help="images, or folders of images; without any, their names are read from stdin, one a line",
     )
     parser.add_argument("--maps", type=Path, help="folder for anomaly maps, NAME.npy per image, NAME its number from 0")
     parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0: one per core")
@@ -220,30 +222,41 @@ def run(given: argparse.Namespace) -> int:
     """The exit status: 1 when an image got no score."""
     try:
         detector = Detector(Path(__file__).parent, given.threads)
-    except (OSError, ValueError) as error:
+        return judge(detector, given)
+    except (OSError, ValueError, PvqaeError) as error:
         sys.exit(f"error: {error}")
+
+
+def judge(detector: Detector, given: argparse.Namespace) -> int:
+    """Print a line per image; 1 when one got no score."""
     if given.maps:
         given.maps.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for number, image in enumerate(given.images or sys.stdin.read().splitlines()):
-        row = scored(detector, image, given.maps and given.maps / f"{number}.npy")
+    source = Files(tuple(map(Path, given.images or sys.stdin.read().splitlines())))
+    for number, item in enumerate(source.items()):
+        row = scored(detector, source, item, given.maps and given.maps / f"{number}.npy")
         failed += "error" in row
         print(json.dumps(row), flush=True)
     return int(failed > 0)
 
 
-def scored(detector: Detector, image: str, target: Path | None) -> dict[str, Any]:
+def scored(detector: Detector, source: Files, item: Item, target: Path | None) -> dict[str, Any]:
     """The line of an image; its map is written to `target`."""
     begun = time.perf_counter()
     try:
-        result = detector.score(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for broken files
-        return {"image": image, "error": f"{type(error).__name__}: {error}"}
+        file = source.file(item, Path())
+        digest(file)  # as `pvqae score` does first: the same files are refused, in the same words
+        result = detector.score(file)
+    except (PvqaeError, OSError) as error:
+        return {"image": item.path, "error": str(error)}
+    numbers = [result["score"], *result["parts"].values()]
+    if not all(map(math.isfinite, numbers)):
+        return {"image": item.path, "error": f"expected finite scores, found {numbers}; calibrate this class again"}
     milliseconds = round((time.perf_counter() - begun) * 1000, 2)
     anomaly_map = result.pop("anomaly_map")
     if target:
         np.save(target, anomaly_map)
-    return {"image": image, **result, "milliseconds": milliseconds}
+    return {"image": item.path, **result, "milliseconds": milliseconds}
 
 
 if __name__ == "__main__":

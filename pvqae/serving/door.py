@@ -35,6 +35,17 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+def as_get(scope: Scope, send: Send) -> tuple[Scope, Send]:
+    """A HEAD request, of a monitor or a load balancer, as GET whose body is not sent."""
+    if scope["method"] != "HEAD":
+        return scope, send
+
+    async def bodiless(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return {**scope, "method": "GET"}, bodiless
+
+
 class Door:
     """An ASGI app around another. Without a `token` it serves this machine only."""
 
@@ -47,6 +58,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         start, status = time.perf_counter(), 500
+        asked, send = as_get(scope, send)
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -57,7 +69,7 @@ class Door:
 
         try:
             self._admit(scope)
-            await self._app(scope, self._bounded(receive), sending)
+            await self._app(asked, self._bounded(receive), sending)
         except Refused as refused:
             self._metrics.errors.labels(refused.reason).inc()
             await refused.response()(scope, receive, sending)

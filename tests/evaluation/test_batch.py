@@ -145,6 +145,30 @@ def test_a_missing_place_is_an_error_that_names_it(tmp_path: Path) -> None:
         batch.run(Detector(), Files((tmp_path / "nowhere",)), tmp_path / "out")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("bad", ["missing", "broken link", "pipe", "a folder that can't be listed"])
+def test_one_bad_place_does_not_keep_the_others_from_their_scores(
+    folder: Path, tmp_path: Path, bad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "aaa.png"
+    if bad == "broken link":
+        place.symlink_to(tmp_path / "nothing")
+    elif bad == "pipe":
+        os.mkfifo(place)
+    elif bad.startswith("a folder"):
+        place.mkdir()
+        listing = os.scandir
+
+        def scandir(path: str | int) -> object:
+            if path == str(place):
+                raise PermissionError(13, "Permission denied", path)
+            return listing(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)  # root may list everything
+    found = list(batch.rows(Detector(), Files((place, folder))))  # type: ignore[arg-type]
+    assert [bool(row["error"]) for row in found] == [True, False, True, False]
+    assert found[0]["path"] == place.as_posix()
+
+
 def test_without_a_folder_rows_come_at_once(folder: Path) -> None:
     found = list(batch.rows(Detector(), Files((folder,))))  # type: ignore[arg-type]
     assert [bool(row["error"]) for row in found] == [False, True, False]

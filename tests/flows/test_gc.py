@@ -199,7 +199,7 @@ def test_the_command_removes_only_when_told(
     many: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], gone: bool
 ) -> None:
     monkeypatch.chdir(many)
-    monkeypatch.setattr("flows.cli_gc.registry", lambda root: Runs())
+    monkeypatch.setattr("flows.cli_gc.registry", lambda root, strict: Runs())
     monkeypatch.setattr("flows.cli_gc.project", lambda: many)
     result = CliRunner().invoke(cli.app, ["gc", *words])
     assert result.exit_code == 0, result.output

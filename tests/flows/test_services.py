@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 from configobj import ConfigObj
+from typer.testing import CliRunner
 
-from flows import environment
+from flows import cli_services, environment
 from flows.adapters import dvc_config
 from flows.services import catalogue, clients, control, look, postgres, processes, weed
 from flows.services.catalogue import Service
@@ -332,3 +333,20 @@ def test_where_nobody_may_run_postgres_the_error_names_what_is_needed(shut: Path
     done = postgres_in(SHUT, shut)
     assert "useradd --uid NUMBER pvqae" in done.stderr
     assert not (shut / ".pvqae/services/data/postgres").exists()
+
+
+@pytest.mark.parametrize("text", ["[unclosed", "seed: x", "services: {s3_port: none}", "nonsense: 1", None])
+@pytest.mark.parametrize("words", [("status",), ("status", "--json"), ("down",), ("logs", "mlflow")])
+def test_what_shows_or_stops_services_needs_no_valid_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {}")
+    (tmp_path / "params.yaml").write_text(text or "")
+    if text is None:  # written by half when the disk was full
+        (tmp_path / ".pvqae" / "services").mkdir(parents=True)
+        (tmp_path / ".pvqae" / "services" / "settings.json").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dvc_config, "former_remote", lambda root, file: None)
+    done = CliRunner().invoke(cli_services.app, list(words))
+    assert done.exit_code == (1 if words[0] == "status" else 0), done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)

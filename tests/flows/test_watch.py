@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from flows import known
 from flows.adapters.notify import Kept
 from flows.arrivals_ledger import Entry, Ledger
 from flows.arrivals_places import Places
 from flows.known import datasets
 from flows.watch import EVENT, Watcher
 from pvqae import config
+from pvqae.errors import ConfigError, PvqaeError
 
 
 @pytest.fixture
@@ -81,8 +83,6 @@ def test_what_was_decided_is_not_told_of_again_even_by_a_new_watcher(project: Pa
 
 
 def first_item(project: Path):  # type: ignore[no-untyped-def]
-    from flows import known
-
     params = config.parse({"data": {"name": "parts"}, "landing": {"url": "landing/{dataset}"}})
     area = known.shore(project, params)
     assert area is not None
@@ -109,12 +109,92 @@ def test_an_event_that_could_not_be_sent_is_sent_again(project: Path) -> None:
                 raise ConnectionError("the server is away")
             super().emit(event, resource, payload)  # type: ignore[arg-type]
 
-    kept = Away()
-    watching = Watcher(project, kept, print)
+    kept, said = Away(), list[str]()
+    watching = Watcher(project, kept, said.append)
     land(project, "gravel/a.png")
-    watching.look()
-    with pytest.raises(ConnectionError):
+    for _ in range(3):
         watching.look()
+    assert said.count("parts: the server is away; trying again") == 1
     kept.ill = False
     watching.look()
     assert len(kept.events) == 1
+
+
+INVALID = {
+    "no YAML": "landing: [unclosed",
+    "unknown key": "landing: {url: 'landing/{dataset}', pol: 3}",
+    "wrong value": "landing: {url: 'landing/{dataset}', poll: often}",
+    "a list": "- 1",
+    "not UTF-8": "seed: \udcff",
+    "no file": None,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(INVALID))
+def test_invalid_settings_are_said_once_and_the_last_valid_ones_are_kept(project: Path, kind: str) -> None:
+    watching, kept, said = watcher(project)
+    watching.look()
+    valid, text = (project / "params.yaml").read_text(), INVALID[kind]
+    (project / "params.yaml").unlink()
+    if text is not None:
+        (project / "params.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    land(project, "gravel/a.png")
+    before = len(said)
+    for _ in range(3):
+        watching.look()
+    assert len([line for line in said[before:] if "last valid settings" in line]) == 1
+    assert str(project / "params.yaml") in said[before]
+    assert len(kept.events) == 1
+    (project / "params.yaml").write_text(valid)
+    land(project, "gravel/b.png")
+    for _ in range(3):
+        watching.look()
+    assert "params.yaml is valid again" in said
+    assert kept.events[-1][2]["count"] == 2  # the first again: its retraining may have failed for the params
+
+
+def test_another_error_in_the_settings_is_said_and_a_repaired_setting_is_taken_up(project: Path) -> None:
+    watching, _, said = watcher(project)
+    watching.look()
+    for text in ("seed: x", "seed: y", "seed: y"):
+        (project / "params.yaml").write_text(text)
+        watching.look()
+    assert len([line for line in said if "last valid settings" in line]) == 2
+    write(project, {"landing": {"url": "landing/{dataset}", "poll": 7}})
+    watching.look()
+    assert watching.settings is not None
+    assert watching.settings.landing.poll == 7
+
+
+def test_settings_that_were_never_valid_are_an_error(project: Path) -> None:
+    (project / "params.yaml").write_text("seed: x")
+    with pytest.raises(ConfigError, match="seed"):
+        watcher(project)[0].look()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("S3"), PvqaeError("MLflow")])
+def test_no_fault_of_one_dataset_ends_the_watcher_or_hides_another(
+    project: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    (project / "data" / "raw" / "ill.dvc").write_text("outs: []")
+    (project / ".pvqae" / "runs" / "ill").mkdir()
+    write(project / ".pvqae" / "runs" / "ill", {"data": {"name": "ill", "source": "folder"}})
+    whole = known.shore
+
+    def shore(root: Path, params: config.Params) -> object:
+        if params.data.name == "ill":
+            raise error
+        return whole(root, params)
+
+    monkeypatch.setattr(known, "shore", shore)
+    watching, kept, said = watcher(project)
+    land(project, "gravel/a.png")
+    for _ in range(3):
+        watching.look()
+    assert len([line for line in said if line.startswith("ill: ")]) == 1
+    assert len(kept.events) == 1
+
+
+def test_a_dataset_whose_params_can_t_be_read_is_looked_at_all_the_same(project: Path) -> None:
+    (project / ".pvqae" / "runs" / "parts" / "params.yaml").write_text("seed: x")
+    assert datasets(project) == ["parts"]

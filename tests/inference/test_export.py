@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from PIL import Image
 
 from pvqae import config
 from pvqae.datasets import images, sums
 from pvqae.errors import ConfigError, DataError, ParityError
+from pvqae.evaluation import batch
+from pvqae.evaluation.batch_source import Files
 from pvqae.inference import bundle, export, export_check, run_exported
 from pvqae.inference.scoring import Scorer
 
@@ -86,7 +89,7 @@ def exported(
 
 def test_the_folder_is_whole_and_says_what_it_is(exported: tuple[Path, Scorer, list[str]]) -> None:
     folder, scorer, told = exported
-    assert {p.name for p in folder.iterdir()} == {"model.onnx", "card.json", "run.py", "SHA256SUMS"}
+    assert {p.name for p in folder.iterdir()} == {"model.onnx", "card.json", "run.py", "reading.zip", "SHA256SUMS"}
     sums.verify(folder, "an export", "")
     card = json.loads((folder / "card.json").read_text())
     assert card["threshold"] == 1.5
@@ -126,7 +129,7 @@ def test_the_script_gives_the_bundle_s_scores_where_torch_and_this_project_can_t
         np.testing.assert_allclose(np.load(tmp_path / f"{number}.npy"), scored.anomaly_map, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "card.json", "run.py", "SHA256SUMS"])
+@pytest.mark.parametrize("name", ["model.onnx", "card.json", "run.py", "reading.zip", "SHA256SUMS"])
 def test_a_changed_byte_is_refused_by_the_script_too(
     exported: tuple[Path, Scorer, list[str]], tmp_path: Path, name: str
 ) -> None:
@@ -152,6 +155,64 @@ def test_an_image_that_is_none_gets_a_line_and_the_others_their_scores(
     assert [sorted(row)[:2] for row in rows[:2]] == [["error", "image"]] * 2
     assert rows[2]["decision"] in ("normal", "defect")
     assert done.returncode == 1
+
+
+def odd(root: Path) -> None:
+    """Files of many kinds, some of which no detector should score."""
+    rng = np.random.default_rng(4)
+    colour = Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    deep = rng.integers(0, 65536, (90, 120), dtype=np.uint16)
+    with_alpha, turned = colour.copy(), Image.Exif()
+    with_alpha.putalpha(Image.fromarray(rng.integers(0, 256, (90, 120), dtype=np.uint8)))
+    turned[0x0112] = 6
+    (root / "nested" / "deeper").mkdir(parents=True)
+    colour.save(root / "colour.png")
+    colour.convert("P").save(root / "palette.png")
+    colour.convert("1").save(root / "bilevel.png")
+    colour.convert("L").save(root / "nested" / "GREY.PNG")
+    colour.convert("CMYK").save(root / "cmyk.tif")
+    colour.convert("F").save(root / "float.tif")
+    with_alpha.save(root / "alpha.png")
+    Image.fromarray(deep).save(root / "deep.png")
+    Image.fromarray(deep.astype(np.int32) * 70000).save(root / "int32.tif")
+    Image.fromarray(deep.astype(np.int32)).save(root / "int32-small.tif")
+    colour.save(root / "nested" / "deeper" / "turned.jpg", exif=turned)
+    for name in ("pages.tif", "moving.webp", "moving.png"):
+        colour.save(root / name, save_all=True, append_images=[colour.convert("L").convert("RGB")])
+    colour.save(root / "gif.png", "GIF")
+    colour.save(root / "shape.gif")
+    colour.crop((0, 0, 60, 5)).save(root / "flat.png")
+    whole = (root / "colour.png").read_bytes()
+    (root / "cut.png").write_bytes(whole[: len(whole) // 2])
+    flipped = bytearray(whole)
+    flipped[60] ^= 1
+    (root / "flipped.png").write_bytes(flipped)
+    (root / "huge.pgm").write_bytes(b"P5\n90000 90000\n255\n")
+    (root / "empty.png").write_bytes(b"")
+    (root / "text.png").write_text("no picture")
+    (root / ".hidden.png").write_bytes(whole)
+    (root / "notes.txt").write_text("no picture")
+    (root / "link.png").symlink_to("/etc/hostname")
+    (root / "inner.png").symlink_to("colour.png")
+    (root / "folder.png").mkdir()
+
+
+def test_the_script_scores_what_the_product_scores_and_refuses_the_rest_in_the_same_words(
+    exported: tuple[Path, Scorer, list[str]], tmp_path: Path
+) -> None:
+    odd(tmp_path)
+    folder, places = exported[0], [tmp_path / "none.png", tmp_path]
+    done = subprocess.run([sys.executable, "-I", folder / "run.py", *places], capture_output=True, text=True)
+    theirs = {row["image"]: row for row in map(json.loads, done.stdout.splitlines())}
+    ours = {row["path"]: row for row in batch.rows(bundle.load(folder.parent / "bundle"), Files(tuple(places)))}
+    assert list(theirs) == list(ours)
+    assert {name: row.get("error", "") for name, row in theirs.items()} == {k: row["error"] for k, row in ours.items()}
+    scored = [name for name, row in ours.items() if not row["error"]]
+    assert len(scored) >= 9
+    assert len(ours) - len(scored) >= 9
+    for name in scored:
+        assert theirs[name]["score"] == pytest.approx(ours[name]["score"], rel=1e-4, abs=1e-4)
+        assert theirs[name]["decision"] == ours[name]["decision"]
 
 
 @pytest.mark.parametrize("tiles", [1, 2])

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pvqae import config
-from pvqae.datasets import geometry, images
-from pvqae.inference import run_exported
+from pvqae.datasets import geometry
+from pvqae.inference import export, run_exported
 
 Picture = Callable[..., np.ndarray]
 
@@ -51,41 +50,22 @@ def test_views_and_stitched_maps_are_the_project_s(shape: tuple[int, int], setti
     np.testing.assert_array_equal(stitched, geometry.stitch(canvas, list(maps)))
 
 
-def kinds() -> dict[str, Image.Image]:
-    rng = np.random.default_rng(3)
-    colour = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    with_alpha = colour.copy()
-    with_alpha.putalpha(Image.fromarray(rng.integers(0, 256, (20, 30), dtype=np.uint8)))
-    found = {
-        "colour.png": colour,
-        "grey.png": colour.convert("L"),
-        "palette.png": colour.convert("P"),
-        "alpha.png": with_alpha,
-        "bilevel.png": colour.convert("1"),
-        "deep.png": Image.fromarray(rng.integers(0, 65536, (20, 30), dtype=np.uint16)),
-        "turned.jpg": colour,
-    }
-    found["turned.jpg"].info["exif"] = turned.tobytes()
-    return found
-
-
-@pytest.mark.parametrize("name", sorted(kinds()))
-def test_decoding_is_the_project_s(tmp_path: Path, name: str) -> None:
-    image = kinds()[name]
-    image.save(tmp_path / name, exif=image.info.get("exif", b""))
-    np.testing.assert_array_equal(run_exported.read(tmp_path / name), images.read(tmp_path / name))
-
-
-def test_it_imports_nothing_but_numpy_onnxruntime_and_pillow() -> None:
+def test_what_it_carries_needs_numpy_onnxruntime_and_pillow_alone(tmp_path: Path) -> None:
+    export.write_program(tmp_path)
     program = (
         "import runpy, sys, json; runpy.run_path(sys.argv[1], run_name='module');"
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", program, run_exported.__file__], capture_output=True, text=True, check=True
+        [sys.executable, "-I", "-c", program, tmp_path / "run.py"], capture_output=True, text=True, check=True
     )
     loaded = set(json.loads(done.stdout))
-    assert {"numpy", "onnxruntime", "PIL"} <= loaded
+    assert {"numpy", "onnxruntime", "PIL", export.PACKAGE} <= loaded
     assert not loaded & {"torch", "pvqae", "onnx", "pandas", "scipy", "pydantic"}
+
+
+def test_what_it_carries_is_the_same_for_the_same_code(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        export.write_program(tmp_path / name)
+    assert (tmp_path / "one" / "reading.zip").read_bytes() == (tmp_path / "two" / "reading.zip").read_bytes()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from PIL import Image
 
 from pvqae.evaluation import batch, batch_source
@@ -305,3 +306,19 @@ def test_a_fault_of_the_service_is_an_answer_without_a_traceback(
     assert reason(answer) == (500, "internal")
     assert "secret" not in answer.text
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/model", "/openapi.json", "/v1/score", "/other"])
+def test_head_is_get_without_a_body(serving: Serving, path: str) -> None:
+    with serving(token="a-token-of-16-signs-or-more") as served:
+        for headers in ({}, {"Authorization": "Bearer a-token-of-16-signs-or-more"}):
+            wanted = served.get(path, headers=headers)
+            found = requests.head(served.url + path, headers=headers, timeout=30)
+            assert (found.status_code, found.content) == (wanted.status_code, b"")
+            assert found.headers["content-type"] == wanted.headers["content-type"]
+
+
+def test_head_of_a_service_without_a_model_is_not_ready(serving: Serving) -> None:
+    with serving(model=None) as served:
+        codes = [requests.head(served.url + path, timeout=30).status_code for path in ("/health", "/ready")]
+    assert codes == [200, 503]
