@@ -175,7 +175,7 @@ class Slow:
 
     def __init__(self, real: Any) -> None:
         self.sha256, self.card, self.config, self.threshold = real.sha256, real.card, real.config, real.threshold
-        self._real, self.began, self.go = real, threading.Semaphore(0), threading.Event()
+        self.scorer, self._real, self.began, self.go = real.scorer, real, threading.Semaphore(0), threading.Event()
 
     def score(self, pixels: Any, sample_id: str = "") -> Any:
         self.began.release()
