@@ -8,9 +8,11 @@ from typing import Any
 
 from flows.adapters.notify import Notifier, Prefect
 from pvqae import config
+from pvqae.datasets.sums import Sealed
 from pvqae.evaluation import batch_cli
 from pvqae.evaluation.drift_report import Report
 from pvqae.files import write_text
+from pvqae.inference import bundle as bundles
 
 EVENT = "pvqae.drift.detected"
 HISTORY = "drift.jsonl"
@@ -29,11 +31,12 @@ class Judged:
 
 
 def judge(
-    bundle: Path, scores: Path, settings: config.Drift, model: str, version: str, notifier: Notifier | None = None
+    bundle: Sealed, scores: Path, settings: config.Drift, model: str, version: str, notifier: Notifier | None = None
 ) -> Judged:
-    """Judge the scores below the folder `scores`; append to its drift.jsonl; send an event if they drifted."""
+    """Judge the scores below the folder `scores` by the files of a bundle; append to its drift.jsonl; send an event if
+    they drifted."""
     report = batch_cli.judge(bundle, scores, settings, model)
-    facts = json.loads((bundle / "config.json").read_text("utf-8"))
+    facts = bundle.json("config.json", bundles.REPAIR)
     past = history(scores)
     since = began(past, report)
     entry = {

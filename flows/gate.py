@@ -25,6 +25,7 @@ from pvqae.evaluation.metrics import image_auroc
 from pvqae.layout import Layout
 
 if TYPE_CHECKING:
+    from pvqae.datasets.sums import Sealed
     from pvqae.inference.bundle import Detector
 
 BACKBONE = "backbone.safetensors"  # what `bundle.export` adds
@@ -92,21 +93,21 @@ def list_sha256(rows: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(f"{a} {b}" for a, b in zip(rows["sample_id"], rows["sha256"])).encode()).hexdigest()  # noqa: B905  # columns of one table
 
 
-def check_evaluated(bundle: Path, expected: str) -> None:
-    """That a downloaded bundle is unharmed and the evaluated one, but for the backbone that an export adds.
-
-    Raises `IntegrityError`.
+def check_evaluated(bundle: Path, expected: str) -> "Sealed":
+    """The files of a downloaded bundle, unharmed and those of the evaluated one, but for the backbone that an export
+    adds. Raises `IntegrityError`.
     """
     from pvqae.inference import bundle as bundles  # imports torch
 
-    bundles.verify(bundle)
-    lines = (bundle / bundles.SUMS).read_text("utf-8").splitlines(keepends=True)
+    files = bundles.read(bundle)
+    lines = files.files[bundles.SUMS].decode().splitlines(keepends=True)
     own = "".join(line for line in lines if not line.endswith(f"  {BACKBONE}\n"))
     found = hashlib.sha256(own.encode()).hexdigest()
     if found != expected:
         raise IntegrityError(
             f"{bundle}: expected the evaluated bundle {expected}, found {found}; train and register again"
         )
+    return files
 
 
 def measure(

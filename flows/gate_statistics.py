@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtri
 
-from pvqae.evaluation.metrics import image_auroc, wins
+from pvqae.evaluation.metrics import image_auroc
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+AT_ONCE = 4_000_000  # numbers of draws times images
 POWER = 0.95  # with which an equal challenger shall pass, when the number of groups that it needs is said
 
 
@@ -73,14 +74,26 @@ def compare(
     if first is None or second is None:
         return None
     names, numbers = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    difference = wins(challenger[defect], challenger[~defect]) - wins(champion[defect], champion[~defect])
-    member = (numbers == np.arange(len(names))[:, None]).astype(np.float64)
-    gained = member[:, defect] @ difference @ member[:, ~defect].T  # summed over pairs of groups
-    times = resamples(len(names), draws, seed)
-    pairs = (times @ member[:, defect].sum(1)) * (times @ member[:, ~defect].sum(1))
-    drawn = (((times @ gained) * times).sum(1) / np.maximum(pairs, 1))[pairs > 0]
+    found = []
+    for times in np.array_split(resamples(len(names), draws, seed), max(1, draws * len(numbers) // AT_ONCE)):
+        hits, normals = times[:, numbers[defect]], times[:, numbers[~defect]]
+        won = [_won(scores[defect], scores[~defect], hits, normals) for scores in (challenger, champion)]
+        pairs = hits.sum(1) * normals.sum(1)
+        found.append(((won[0] - won[1]) / np.maximum(pairs, 1))[pairs > 0])
+    drawn = np.concatenate(found)
     low, high = np.quantile(drawn, [1 - confidence, confidence])
     return Comparison(first, second, float(low), float(high), float(drawn.std()), len(names), int(defect.sum()))
+
+
+def _won(defects_d: Floats, normals_n: Floats, hits_Dd: Floats, counts_Dn: Floats) -> Floats:
+    """Pairs that the defect wins in each of D resamples, ties half: of ranks, since pairs grow with the images' square.
+    Exact: all are sums of whole numbers. `hits_Dd` and `counts_Dn` say how often each defect and each normal is drawn.
+    """
+    order = np.argsort(normals_n)
+    below = np.pad(np.cumsum(counts_Dn[:, order], axis=1), ((0, 0), (1, 0)))
+    first, last = (np.searchsorted(normals_n[order], defects_d, side) for side in ("left", "right"))
+    won: Floats = (hits_Dd * (below[:, first] + below[:, last])).sum(1) / 2
+    return won
 
 
 def compare_kinds(

@@ -71,7 +71,7 @@ def champions(project: Path, registry: Registry, dataset: str) -> "Callable[[str
 
     @functools.lru_cache(maxsize=4)
     def load(model: str, version: str) -> "Detector":
-        return bundle.load(bundle_of(project, registry, model, version))
+        return bundle.parse(bundle_of(project, registry, model, version))
 
     def champion(category: str) -> "tuple[str, Detector] | None":
         model = lineage.model_name(dataset, category)

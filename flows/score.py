@@ -5,6 +5,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from flows.adapters import landing
 from flows.adapters.landing import Landing, Object
 from flows.adapters.tracking import Registry
 from pvqae import config
+from pvqae.datasets.sums import Sealed
 from pvqae.errors import ConfigError, IntegrityError
 from pvqae.evaluation import batch, batch_cli, batch_source
 from pvqae.evaluation.batch_source import Item
@@ -95,19 +97,17 @@ def place(root: Path, model: str, where: str) -> Path:
     return root / "scores" / model / f"{slug}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
 
 
-def bundle_of(root: Path, registry: Registry, model: str, version: str) -> Path:
-    """The registered bundle, checked against its lineage; fetched once."""
+def bundle_of(root: Path, registry: Registry, model: str, version: str) -> Sealed:
+    """The files of the registered bundle, checked against its lineage; fetched once."""
     folder = root / ".pvqae" / "bundles" / f"{model}-{version}"
+    expected = registry.version_tags(model, version)["bundle_sha256"]
     if folder.is_dir():
-        try:
-            gate.check_evaluated(folder, registry.version_tags(model, version)["bundle_sha256"])
-            return folder
-        except IntegrityError:
-            pass  # changed since: fetched again
+        with suppress(IntegrityError):  # changed since: fetched again
+            return gate.check_evaluated(folder, expected)
     with tempfile.TemporaryDirectory() as place, whole_folder(folder) as part:
         fetched = promote.fetch(registry, model, version, Path(place) / "fetched")
         shutil.copytree(fetched, part, dirs_exist_ok=True)
-    return folder
+    return gate.check_evaluated(folder, expected)
 
 
 @flow(name="score", persist_result=False)
@@ -133,7 +133,7 @@ def score(
         # 2. The scores.
         batch_cli.prepare()
         bundle = bundle_of(project, registry, model, version)
-        found = batch.run(bundles.load(bundle), source_of(where), folder, version, heatmaps)
+        found = batch.run(bundles.parse(bundle), source_of(where), folder, version, heatmaps)
         log.info("%s", batch_cli.sentence(found, folder))
 
         # 3. Drift.

@@ -68,8 +68,8 @@ def fetched(root: Path, registry: Registry, model: str, version: str) -> Model:
     Raises `RegistryError` where it can't be fetched, `IntegrityError` where it is not what was evaluated.
     """
     tags = registry.version_tags(model, version)
-    folder = score.bundle_of(root, registry, model, version)
-    return load(folder, version, {key: tags[key] for key in lineage.REQUIRED if key in tags})
+    bundle = score.bundle_of(root, registry, model, version)
+    return load(bundle, version, {key: tags[key] for key in lineage.REQUIRED if key in tags})
 
 
 def serve(

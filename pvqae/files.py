@@ -71,11 +71,20 @@ def resolve(root: Path, relative: str) -> Path:
 
 
 def read_json(path: Path, repair: str) -> dict[str, Any]:
-    """The JSON object of a file; NaN and Infinity are no JSON. Raises `IntegrityError`, naming it, for anything else;
-    `repair` says what helps."""
+    """The JSON object of a file. Raises as `parse_json`, also where there is no file."""
     try:
-        found = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
-    except (OSError, ValueError, RecursionError) as error:
+        data = path.read_bytes()
+    except OSError as error:
+        raise IntegrityError(f"{path}: expected a JSON object, found {error}; {repair}") from None
+    return parse_json(data, path, repair)
+
+
+def parse_json(data: bytes, path: Path, repair: str) -> dict[str, Any]:
+    """The JSON object in the content of a file; NaN and Infinity are no JSON. Raises `IntegrityError`, naming it, for
+    anything else; `repair` says what helps."""
+    try:
+        found = json.loads(data.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: expected a JSON object, found {error}; {repair}") from None
     if not isinstance(found, dict):
         raise IntegrityError(f"{path}: expected a JSON object, found {type(found).__name__}; {repair}")
@@ -108,6 +117,25 @@ def checksum(tensors: "Mapping[str, Tensor]", *texts: str) -> str:
         total.update(f"{name}{x.dtype}{tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes())
     total.update("".join(texts).encode())
     return total.hexdigest()
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """Read the tensors of a safetensors file by value. Mapped into memory, as `load_file` gives them, they would change
+    with the file, and a file cut short would end the process."""
+    return parse_tensors(path.read_bytes())
+
+
+def parse_tensors(data: bytes) -> "dict[str, Tensor]":
+    """The tensors in the content of a safetensors file."""
+    from safetensors.torch import load  # torch: not for those who read text
+
+    return load(data)
+
+
+def parse_notes(data: bytes) -> dict[str, str]:
+    """The texts that were written with the tensors in the content of a safetensors file."""
+    notes: dict[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    return notes
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
@@ -143,20 +171,22 @@ def seal(path: Path) -> None:
     """Write the sha256 of a finished file beside it. Several processes may seal the same file."""
     sums = path.with_suffix(".sha256")
     with _placed(sums.with_name(f"{sums.name}.{os.getpid()}.part"), sums) as part:
-        part.write_text(_sha256(path), "utf-8")
+        part.write_text(hashlib.sha256(path.read_bytes()).hexdigest(), "utf-8")
+
+
+def sealed(path: Path) -> bytes | None:
+    """The content of a file; None where it is not there, or not what was sealed."""
+    sums = path.with_suffix(".sha256")
+    try:
+        expected, data = sums.read_text("utf-8", errors="replace"), path.read_bytes()
+    except OSError:  # not there, or in a folder that this user may not pass
+        return None
+    return data if expected == hashlib.sha256(data).hexdigest() else None
 
 
 def is_sealed(path: Path) -> bool:
     """Whether a file is there and is what was sealed."""
-    sums = path.with_suffix(".sha256")
-    try:
-        return sums.read_text("utf-8", errors="replace") == _sha256(path)
-    except OSError:  # not there, or in a folder that this user may not pass
-        return False
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sealed(path) is not None
 
 
 @contextmanager

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from flows.experiments.pieces import Row, Trained, judge
 from pvqae import config
 from pvqae.evaluation import mechanism, views
+from pvqae.files import read_tensors
 from pvqae.model import grouping
 from pvqae.training import folds, prior
 
@@ -42,7 +43,7 @@ def _group_prior(params: config.Params, members: list[Trained], work: Path) -> g
         save_file({k: v.contiguous() for k, v in learned.state_dict().items()}, part)
         part.replace(file)
     grid = (logits.shape[-2], logits.shape[-1])
-    return grouping.from_tensors(load_file(file), grid, params.model.levels, params.prior.width)
+    return grouping.from_tensors(read_tensors(file), grid, params.model.levels, params.prior.width)
 
 
 def _digest(x: Tensor) -> str:

@@ -1,10 +1,18 @@
 """SHA256SUMS: a folder's files by their hashes, so that a flipped byte, a missing file or a foreign one is noticed."""
 
+import hashlib
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pvqae.datasets.manifest import digest
 from pvqae.errors import IntegrityError
+from pvqae.files import open_regular, parse_json, parse_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "SHA256SUMS"
 
@@ -16,9 +24,32 @@ def write(folder: Path) -> str:
     return digest(folder / FILE)
 
 
+@dataclass(frozen=True, eq=False)
+class Sealed:
+    """A folder's files as they were read and checked. Who takes all from here computes with what was checked, whatever
+    happens to the files meanwhile."""
+
+    folder: Path
+    sha256: str  # of the list
+    files: Mapping[str, bytes]  # the list included
+
+    def json(self, name: str, repair: str) -> dict[str, Any]:
+        """The JSON object of a file that is there. Raises `IntegrityError` for anything else."""
+        return parse_json(self.files[name], self.folder / name, repair)
+
+    def tensors(self, name: str) -> "dict[str, Tensor]":
+        """The tensors of a safetensors file that is there."""
+        return parse_tensors(self.files[name])
+
+
 def verify(folder: Path, what: str, repair: str) -> str:
-    """Check every file against the list; returns the list's sha256. `what` the folder should be and how to `repair` it
-    are words of the error.
+    """Check every file against the list; returns the list's sha256. Raises as `read`."""
+    return read(folder, what, repair).sha256
+
+
+def read(folder: Path, what: str, repair: str) -> Sealed:
+    """Read every file, once, and check it against the list. `what` the folder should be and how to `repair` it are
+    words of the error.
 
     Raises `IntegrityError` for a missing, foreign or changed file.
     """
@@ -33,15 +64,19 @@ def verify(folder: Path, what: str, repair: str) -> str:
     present = {p.name for p in folder.iterdir()} - {FILE}
     if present != set(listed):
         raise IntegrityError(f"{folder}: expected the files {sorted(listed)}, found {sorted(present)}; {repair}")
+    files = {FILE: text}
     for name, expected in listed.items():
-        found = _digest(folder / name)
+        files[name], found = _content(folder / name)
         if found != expected:
             raise IntegrityError(f"{folder / name}: expected sha256 {expected}, found {found}; {repair}")
-    return digest(sums)
+    return Sealed(folder, hashlib.sha256(text).hexdigest(), files)
 
 
-def _digest(path: Path) -> str:
+def _content(path: Path) -> tuple[bytes, str]:
+    """What is in a file, and its sha256, or in words why there is none."""
     try:
-        return digest(path)
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as error:
-        return f"none ({error.strerror})"
+        return b"", f"none ({error.strerror})"
+    return data, hashlib.sha256(data).hexdigest()

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pvqae import config, runtime
+from pvqae.datasets.sums import Sealed
 from pvqae.errors import ConfigError, DataError
 from pvqae.evaluation import batch, batch_rows, batch_source, drift_report
 from pvqae.evaluation.drift_report import Report
-from pvqae.files import read_json
 from pvqae.inference import bundle as bundles
 from pvqae.inference import profile
 
@@ -82,11 +82,11 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return found if all(isinstance(found[key] or kind(), kind) for key, kind in kinds.items()) else None
 
 
-def judge(folder: Path, scores: Path, settings: config.Drift, name: str) -> Report:
-    """Judge the scores below `scores` against the bundle's profile; writes drift.json and drift.html there."""
-    sha256 = bundles.verify(folder)
-    threshold = bundles.threshold(folder)
-    normals, found = profile.read(folder), drift_report.table(rows(scores), sha256)
+def judge(bundle: Sealed, scores: Path, settings: config.Drift, name: str) -> Report:
+    """Judge the scores below `scores` against the profile of a `bundle` (its files); writes drift.json and drift.html
+    there."""
+    threshold = bundles.threshold(bundle)
+    normals, found = profile.read(bundle), drift_report.table(rows(scores), bundle.sha256)
     report = drift_report.assess(normals, found, threshold, settings)
     drift_report.write(report, normals, found, threshold, name, scores)
     return report
@@ -94,9 +94,9 @@ def judge(folder: Path, scores: Path, settings: config.Drift, name: str) -> Repo
 
 def drift(folder: Path, scores: Path, settings: config.Drift, as_json: bool = False) -> int:
     """Print the verdict, or drift.json; returns the exit code."""
-    bundles.verify(folder)
-    facts = read_json(folder / "config.json", bundles.REPAIR)
-    report = judge(folder, scores, settings, f"{facts.get('dataset')}/{facts.get('category')}")
+    bundle = bundles.read(folder)
+    facts = bundle.json("config.json", bundles.REPAIR)
+    report = judge(bundle, scores, settings, f"{facts.get('dataset')}/{facts.get('category')}")
     if as_json:
         print((scores / "drift.json").read_text("utf-8"), end="")
     else:

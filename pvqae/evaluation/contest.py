@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save_file
 
 from pvqae import config
 from pvqae.datasets import geometry, images
@@ -172,7 +172,7 @@ def _tensors(entry: Entry) -> dict[str, NDArray[Any]]:
 
 def _read(place: Path) -> Entry:
     facts = json.loads(place.with_suffix(".json").read_text("utf-8"))
-    tensors = load_file(place.with_suffix(".safetensors"))
+    tensors = load(place.with_suffix(".safetensors").read_bytes())
     counts = []
     if "length" in tensors:
         ends = np.cumsum(tensors["length"])[:-1]

@@ -16,7 +16,7 @@ from pvqae import config, runtime
 from pvqae.errors import DataError
 from pvqae.evaluation import costs, mechanism, views
 from pvqae.evaluation.judging import Judged, figures_of, judged, scored_rows
-from pvqae.files import write_tensors
+from pvqae.files import read_tensors, write_tensors
 from pvqae.inference import calibrate, choice, fitting
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scorer
@@ -140,7 +140,7 @@ def trained(params: config.Params, examples: Examples, work: Path, backbone: Bac
     key = views.key_of(facts, plan.device, plan.precision, views.digest_of(examples), views.source_of(*SOURCES))
     folder = work / "networks" / key
     weights = _weights(params, plan, examples, folder)
-    autoencoder = network.load(weights, params.model, backbone)
+    autoencoder = network.load(read_tensors(weights), params.model, backbone)
     learned = _prior(params, plan, examples, weights, folder)
     return Networks(backbone, autoencoder, learned, (), None, params.score.prior)
 
@@ -157,7 +157,7 @@ def _weights(params: config.Params, plan: runtime.Plan, examples: Examples, fold
 
 def _prior(params: config.Params, plan: runtime.Plan, examples: Examples, weights: Path, folder: Path) -> Prior:
     file = folder / f"prior-{views.key_of(params.prior.model_dump(mode='json'))}.safetensors"
-    logits = network.allocations(params, plan, weights, examples).float()
+    logits = network.allocations(params, plan, read_tensors(weights), examples).float()
     grid = (logits.shape[-2], logits.shape[-1])
     if not file.exists():
         learned = prior.fit(params, folds.FULL, logits, on_grid(examples.valid, grid), [])

@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pvqae import config
 from pvqae.datasets import geometry
-from pvqae.datasets.manifest import digest
-from pvqae.files import write_tensors
+from pvqae.files import read_tensors, write_tensors
 from pvqae.model.backbones import Backbone, Features
 from pvqae.training.examples import Examples, prepare
 
@@ -78,13 +76,12 @@ def examples_of(
 
     Features are in half precision, about 1 MB a view at 256 px; of a trained backbone the pixels are kept instead.
     """
-    weights = backbone.weights_file()
     facts = (params.image.model_dump(), params.model.backbone, params.model.levels, params.train.richness)
     names = rows[["path", "sha256"]].values.tolist()
-    key = key_of(names, facts, digest(weights) if weights else None, source_of(*SOURCES))
+    key = key_of(names, facts, backbone.weights_sha256, source_of(*SOURCES))
     file = folder / f"{key}.safetensors"
     try:
-        return _from_tensors(load_file(file))
+        return _from_tensors(read_tensors(file))
     except (FileNotFoundError, SafetensorError):
         pass
     found = prepare(rows, data_root, params.image, backbone, params.train.richness)

@@ -14,21 +14,20 @@ import contextlib
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pvqae import config, packing
 from pvqae.datasets import images, sums
-from pvqae.datasets.manifest import digest
+from pvqae.datasets.sums import Sealed
 from pvqae.errors import IntegrityError
-from pvqae.files import read_json, whole_folder
+from pvqae.files import whole_folder
 from pvqae.inference.measures import Networks
 from pvqae.inference.memory import Level, as_bytes
 from pvqae.inference.scoring import Scale, Scored, Scorer
@@ -42,6 +41,7 @@ SUMS = sums.FILE
 NEEDED = ("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json")
 REPAIR = "train it again"
 DECODER = "autoencoder.decoder."
+BACKBONE = "backbone.safetensors"
 NORMAL_FIELDS = ("mean", "deviation", "global_mean", "global_deviation")
 
 
@@ -90,7 +90,6 @@ def save(
 
 
 def _config(scorer: Scorer, params: config.Params, category: str, health: dict[str, Any]) -> dict[str, Any]:
-    file = scorer.networks.backbone.weights_file()
     return {
         "format": FORMAT,
         "dataset": params.data.name,
@@ -100,7 +99,7 @@ def _config(scorer: Scorer, params: config.Params, category: str, health: dict[s
         "score": scorer.score.model_dump(mode="json"),
         "prior_width": params.prior.width,
         "scales": {name: [scale.mean, scale.deviation] for name, scale in scorer.scales.items()},
-        "backbone_sha256": digest(file) if file else None,
+        "backbone_sha256": scorer.networks.backbone.weights_sha256,
         "health": health,
     }
 
@@ -150,40 +149,48 @@ def verify(folder: Path) -> str:
 
     Raises `IntegrityError` for a missing, foreign or changed file.
     """
-    return sums.verify(folder, "a bundle", "run `dvc repro` or fetch it again")
+    return read(folder).sha256
+
+
+def read(folder: Path) -> Sealed:
+    """The checked files of a bundle. Raises as `verify`."""
+    return sums.read(folder, "a bundle", "run `dvc repro` or fetch it again")
 
 
 def load(folder: Path | str) -> Detector:
     """Verify and load a bundle. Raises `IntegrityError` if anything is not what was sealed, or what was sealed is no
-    bundle."""
-    folder = Path(folder)
-    sha256 = verify(folder)
+    bundle. The detector has nothing to do with the folder any more: what becomes of it changes no score."""
+    return parse(read(Path(folder)))
+
+
+def parse(files: Sealed) -> Detector:
+    """The detector in the files of a bundle. Raises `IntegrityError` where they are none."""
     try:
-        return _load(folder, sha256)
+        return _load(files)
     except (IntegrityError, OSError):
         raise
     except Exception as error:  # hashes say that the files are as they were sealed, not by whom
         reason = f"{type(error).__name__}: {error}"
-        raise IntegrityError(f"{folder}: expected the contents of a bundle, found {reason}; {REPAIR}") from error
+        raise IntegrityError(f"{files.folder}: expected the contents of a bundle, found {reason}; {REPAIR}") from error
 
 
-def _load(folder: Path, sha256: str) -> Detector:
-    if missing := [name for name in NEEDED if not (folder / name).is_file()]:
-        raise IntegrityError(f"{folder}: expected the files {', '.join(NEEDED)}, found no {missing[0]}; {REPAIR}")
-    facts = read_json(folder / "config.json", REPAIR)
+def _load(files: Sealed) -> Detector:
+    if missing := [name for name in NEEDED if name not in files.files]:
+        raise IntegrityError(f"{files.folder}: expected the files {', '.join(NEEDED)}, found no {missing[0]}; {REPAIR}")
+    facts = files.json("config.json", REPAIR)
     if facts.get("format") not in READABLE:
-        raise IntegrityError(f"{folder}: expected bundle format {FORMAT}, found {facts.get('format')}; {REPAIR}")
-    card = read_json(folder / "calibration.json", REPAIR)
+        raise IntegrityError(f"{files.folder}: expected bundle format {FORMAT}, found {facts.get('format')}; {REPAIR}")
+    card = files.json("calibration.json", REPAIR)
     _check_finite(card["threshold"], card["map_threshold"], *card["map_scale"])
     model, image = config.Model(**facts["model"]), config.Image(**facts["image"])
     score = config.Score(**facts["score"])
-    backbone = _backbone(folder, model, facts["backbone_sha256"])
-    networks = _networks(folder, model, image, score, backbone, facts["prior_width"])
-    tensors = load_file(folder / "statistics.safetensors")
+    backbone = _backbone(files, model, facts["backbone_sha256"])
+    networks = _networks(files, model, image, score, backbone, facts["prior_width"])
+    tensors = files.tensors("statistics.safetensors")
     networks = replace(networks, memory=_memory(tensors), whitening=_float(tensors.get("whitening")))
     scales = {name: Scale(*values) for name, values in facts["scales"].items()}
     _check_finite(*(x for scale in scales.values() for x in (scale.mean, scale.deviation)))
-    return Detector(Scorer(networks, _normals(tensors), scales, image, score), facts, card, sha256)
+    return Detector(Scorer(networks, _normals(tensors), scales, image, score), facts, card, files.sha256)
 
 
 def _check_finite(*numbers: float) -> None:
@@ -192,38 +199,37 @@ def _check_finite(*numbers: float) -> None:
         raise ValueError(f"finite numbers expected, found {numbers}")
 
 
-def threshold(folder: Path) -> float:
-    """Of a verified bundle, without its networks. Raises `IntegrityError` where it is no finite number."""
-    file = folder / "calibration.json"
-    found = read_json(file, REPAIR).get("threshold")
+def threshold(files: Sealed) -> float:
+    """Of a bundle's files, without its networks. Raises `IntegrityError` where it is no finite number."""
+    file = files.folder / "calibration.json"
+    found = files.json(file.name, REPAIR).get("threshold") if file.name in files.files else None
     with contextlib.suppress(OverflowError):  # JSON's integers have no limit
         if isinstance(found, int | float) and math.isfinite(found):
             return float(found)
     raise IntegrityError(f"{file}: expected a finite threshold, found {found!r}; {REPAIR}")
 
 
-def _backbone(folder: Path, model: config.Model, expected: str | None) -> backbones.Backbone:
-    own = folder / "backbone.safetensors"
-    backbone = backbones.make(model, own if own.exists() else None).eval()
-    file = backbone.weights_file()
-    found = digest(file) if file else None
-    if found != expected:
+def _backbone(files: Sealed, model: config.Model, expected: str | None) -> backbones.Backbone:
+    own = files.files.get(BACKBONE)
+    backbone = backbones.make(model, own).eval()
+    if backbone.weights_sha256 != expected:
+        place = "in it" if own else "installed"
         raise IntegrityError(
-            f"{folder}: made with backbone weights {expected}, found {found} in {file}; install the version of pvqae "
-            "that made it, or use an exported bundle, which carries its own"
+            f"{files.folder}: made with backbone weights {expected}, found {backbone.weights_sha256} {place}; install "
+            "the version of pvqae that made it, or use an exported bundle, which carries its own"
         )
     return backbone
 
 
 def _networks(
-    folder: Path,
+    files: Sealed,
     model: config.Model,
     image: config.Image,
     score: config.Score,
     backbone: backbones.Backbone,
     width: int,
 ) -> Networks:
-    tensors = packing.unpacked(load_file(folder / "weights.safetensors"))
+    tensors = packing.unpacked(files.tensors("weights.safetensors"))
     autoencoder = Autoencoder(model, backbone.spec)
     side = image.size // 32
     prior = grouping.from_tensors(_below("prior.", tensors), (side, side), model.levels, width)
@@ -263,11 +269,14 @@ def _normals(tensors: dict[str, Tensor]) -> dict[str, Normal]:
 
 def export(folder: Path, out: Path) -> str:
     """Copy a bundle with its backbone's weights: what leaves the project needs nothing else. Returns its sha256."""
-    file = load(folder).scorer.networks.backbone.weights_file()
+    files = read(folder)
+    backbone = parse(files).scorer.networks.backbone
+    own = files.files.get(BACKBONE) or backbone.installed_weights()
     with whole_folder(out) as part:
-        shutil.copytree(folder, part, dirs_exist_ok=True)
-        if file:
-            shutil.copyfile(file, part / "backbone.safetensors")
+        for name, data in files.files.items():
+            (part / name).write_bytes(data)
+        if own:
+            (part / BACKBONE).write_bytes(own)
         return seal(part)
 
 

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from pvqae import collapse as limits
 from pvqae import config
+from pvqae.files import read_tensors
 from pvqae.inference import choice, measures, memory, statistics
 from pvqae.inference.scoring import Scale, Scorer
 from pvqae.layout import Layout
 from pvqae.model import backbones
 from pvqae.model.backbones import Features
-from pvqae.model.codebook import usage
 from pvqae.training import folds
 from pvqae.training import network as networks
 from pvqae.training import prior as priors
-from pvqae.training.examples import Batch, Examples, on_grid
+from pvqae.training.examples import Batch, Examples, cells_of, on_grid
 
 CHUNK = 16
 RESIDUALS = 20000  # cells that the covariance is taken from; more change nothing
@@ -32,7 +32,7 @@ def load_networks(layout: Layout, params: config.Params, network: str, prior: st
     backbone = backbones.make(params.model).eval()
     own = layout.network(network) / f"{fit}.safetensors"
     weights = own if own.exists() else own.with_name(f"{folds.FULL}.safetensors")  # see `folds.of_networks`
-    autoencoder = networks.load(weights, params.model, backbone)
+    autoencoder = networks.load(read_tensors(weights), params.model, backbone)
     side = params.image.size // 32
     weights = layout.prior(prior) / f"{fit}.safetensors"
     learned = priors.load(weights, (side, side), params.model.levels, params.prior.width)
@@ -79,23 +79,24 @@ def _memory(
     found: measures.Networks, examples: Examples, groups_n: Tensor, params: config.Params, name: str
 ) -> Iterator[memory.Level]:
     settings = params.memory
-    per_batch = [_features(found, batch).levels for _, batch in examples.batches(CHUNK)]
+    per_batch = [[x.half() for x in _features(found, batch).levels] for _, batch in examples.batches(CHUNK)]
     for r, parts in enumerate(zip(*per_batch, strict=True)):
-        x, label = torch.cat([part.half() for part in parts]), f"{name}/{r}"
-        yield memory.fit_level(x, examples.valid, groups_n, settings, params.seed, label)
+        label = f"{name}/{r}"
+        yield memory.fit_level(torch.cat(parts), examples.valid, groups_n, settings, params.seed, label)
 
 
 @torch.no_grad()
 def _whitening(found: measures.Networks, examples: Examples) -> Tensor:
-    cells = []
+    kept, passed, step = [], 0, 0
     for _, batch in examples.batches(CHUNK):
         features = _features(found, batch)
         levels = found.autoencoder.allocate(found.autoencoder.codes(features)).levels
         left = measures.residual(found, features, levels, batch.valid)
-        valid = on_grid(batch.valid, left.shape[-2:])
-        cells.append(left.movedim(1, -1)[valid])
-    every = torch.cat(cells)
-    return measures.whitening_of(every[:: max(1, len(every) // RESIDUALS)]).half().float()
+        cells = left.movedim(1, -1)[on_grid(batch.valid, left.shape[-2:])]
+        step = step or max(1, int(cells_of(examples.valid, left.shape[-2:]).sum()) // RESIDUALS)
+        kept.append(cells[-passed % step :: step])  # every step-th of all
+        passed += len(cells)
+    return measures.whitening_of(torch.cat(kept)).half().float()
 
 
 @torch.no_grad()
@@ -121,16 +122,16 @@ def _scale(scorer: Scorer, views: list[measures.Raw], examples: Examples, name: 
 @torch.no_grad()
 def health(found: measures.Networks, examples: Examples, facts: dict[str, float | None]) -> dict[str, object]:
     """Level shares, codebook usage and the prior's cross-entropies, with loud words for a collapse."""
-    levels, indices = [], []
+    counts = torch.zeros(len(found.autoencoder.spec.channels), dtype=torch.float64)
+    uses = torch.zeros(len(found.autoencoder.codebook.codes), dtype=torch.bool)
     for _, batch in examples.batches(CHUNK):
         features = _features(found, batch)
         output = found.autoencoder.reconstruct(features, on_grid(batch.valid, features.levels[-1].shape[-2:]))
         coarse = on_grid(batch.valid, output.allocation.onehot.shape[-2:])
-        levels.append(output.allocation.levels[coarse])
-        indices.append(output.indices)
-    counts = torch.bincount(torch.cat(levels), minlength=len(found.autoencoder.spec.channels)).double()
+        counts += torch.bincount(output.allocation.levels[coarse], minlength=len(counts))
+        uses[output.indices.flatten()] = True
     shares = [round(s, 6) for s in (counts / counts.sum()).tolist()]
-    used = round(usage(torch.cat(indices), len(found.autoencoder.codebook.codes))[0], 6)
+    used = round(float(uses.float().mean()), 6)
     warnings = collapse(shares, used)
     return {"level_shares": shares, "codebook_usage": used, **facts, "warnings": warnings}
 

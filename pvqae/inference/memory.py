@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pvqae import config, packing, seeding
 from pvqae.model.codebook import cover, nearest
-from pvqae.training.examples import on_grid, repeat_border
+from pvqae.training.examples import cells_of, repeat_border
 
 CHUNK = 32  # views pooled at once
 CELLS = 400  # vectors compared at once: their distances to all codes stay in the processor's cache
@@ -91,7 +91,7 @@ def fit_level(
 ) -> Level:
     """Cover the valid cells of one level of n views by codes, as `settings` say; at most `settings.patches` cells are
     drawn first. `group_n`: the group of each view."""
-    valid = on_grid(valid_nSS, x_nChw.shape[-2:])
+    valid = cells_of(valid_nSS, x_nChw.shape[-2:])
     cells, views = valid.flatten().nonzero()[:, 0], valid[0].numel()
     generator = seeding.generator(seed, "memory", name)
     drawn = cells[torch.randperm(len(cells), generator=generator)[: settings.patches].sort().values]

@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pvqae.datasets import drift, geometry, images
+from pvqae.datasets.sums import Sealed
 from pvqae.errors import IntegrityError
-from pvqae.files import read_json
 from pvqae.inference.measures import spent
 from pvqae.inference.scoring import Scorer, stitch_levels
 from pvqae.progress import track
@@ -61,17 +61,17 @@ def _whole_groups(rows: pd.DataFrame) -> list[int]:
     return [number for number in range(len(rows)) if keys[number] <= last]
 
 
-def read(bundle: Path) -> pd.DataFrame:
-    """The rows of a (verified) bundle's profile, finite numbers. Raises `IntegrityError` where it has none."""
-    file = bundle / FILE
-    if not file.is_file():
+def read(files: Sealed) -> pd.DataFrame:
+    """The rows of the profile in a bundle's files, finite numbers. Raises `IntegrityError` where it has none."""
+    file = files.folder / FILE
+    if FILE not in files.files:
         raise IntegrityError(
-            f"{bundle}: expected {FILE}, the profile of trusted normals, found none; it was made by an older version: "
-            "run `python -m flows train` and promote the new one"
+            f"{files.folder}: expected {FILE}, the profile of trusted normals, found none; it was made by an older "
+            "version: run `python -m flows train` and promote the new one"
         )
     needed = {*drift.STATISTICS, drift.SCORE, drift.GROUP}
     try:
-        frame = pd.DataFrame(read_json(file, "train it again")["columns"])
+        frame = pd.DataFrame(files.json(FILE, "train it again")["columns"])
         finite = bool(np.isfinite(frame.to_numpy(dtype=np.float64)).all())
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise IntegrityError(f"{file}: expected columns of numbers, found {error!r}; train it again") from None

@@ -129,28 +129,29 @@ def stitch(shape: tuple[int, int], found: list[View], maps: Array) -> Array:
     return (total / weight).astype(np.float32)
 
 
-def check(folder: Path) -> None:
-    """Whether every file is the exported one. Raises `ValueError` or `OSError`, naming the file that is not."""
+def check(folder: Path) -> dict[str, bytes]:
+    """The content of every file by its name, the exported ones. Raises `ValueError` or `OSError`, naming the file that
+    is another. What runs is what was checked: nothing is read again."""
     lines = (folder / "SHA256SUMS").read_text("utf-8", errors="replace").split("\n")
     listed = {name: expected for expected, _, name in (line.partition("  ") for line in lines if line)}
-    for name in sorted({*FILES, *listed}):
-        found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    contents = {name: (folder / name).read_bytes() for name in sorted({*FILES, *listed})}
+    for name, data in contents.items():
+        found = hashlib.sha256(data).hexdigest()
         if found != listed.get(name):
             expected = listed.get(name, "one in SHA256SUMS")
             raise ValueError(f"{folder / name}: expected sha256 {expected}, found {found}; export the detector again")
+    return contents
 
 
 class Detector:
     """`Detector(folder).score(image)`; image a file or H0 x W0 x 3 pixels in [0, 1]."""
 
     def __init__(self, folder: Path | str, threads: int = 0):
-        check(Path(folder))
-        self.card = json.loads((Path(folder) / "card.json").read_text("utf-8"))
+        files = check(Path(folder))
+        self.card = json.loads(files["card.json"].decode("utf-8"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads  # 0: one per core
-        self.session = onnxruntime.InferenceSession(
-            str(Path(folder) / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = onnxruntime.InferenceSession(files["model.onnx"], options, providers=["CPUExecutionProvider"])
         self.names = [output.name for output in self.session.get_outputs()]
 
     def score(self, image: Path | str | Array) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 B batch; R levels; C_r channels of level r; h_r w_r its grid; T channels of the target; H W the finest grid.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -38,9 +38,11 @@ class Backbone(nn.Module):
     """`forward(x_B3SS) -> Features`; pixels in [0, 1]."""
 
     spec: Spec
+    weights_sha256: str | None = None  # of the file of frozen weights; None where they are trained, and in the bundle
 
-    def weights_file(self) -> Path | None:
-        """The file of frozen weights, or None where the weights are trained and belong to the bundle."""
+    @staticmethod
+    def installed_weights() -> bytes | None:
+        """The content of the file of frozen weights; None where the weights are trained."""
         return None
 
 
@@ -50,18 +52,20 @@ class EfficientNetFeatures(Backbone):
     TAPS = ((15, 320), (10, 112), (4, 40), (2, 24))  # block, channels; coarse to fine
     TARGETS = ((2, 24), (4, 40), (10, 112), (14, 192))
 
-    def __init__(self, model: Model, weights: Path | None = None):
+    def __init__(self, model: Model, weights: bytes | None = None):
         super().__init__()
         taps = self.TAPS[: model.levels]
         self.taps = tuple(block for block, _ in taps)
         self.targets = tuple(block for block, _ in self.TARGETS)
         channels, groups = tuple(c for _, c in taps), tuple(c for _, c in self.TARGETS)
         self.spec = Spec(channels, groups, "features", frozen=True)
-        self.file = weights or efficientnet.cached_weights()
-        self.network = efficientnet.load(self.file)
+        data = weights or self.installed_weights()
+        self.weights_sha256 = hashlib.sha256(data).hexdigest()
+        self.network = efficientnet.load(data)
 
-    def weights_file(self) -> Path:
-        return self.file
+    @staticmethod
+    def installed_weights() -> bytes:
+        return efficientnet.weights()
 
     @torch.no_grad()
     def forward(self, x_B3SS: Tensor) -> Features:
@@ -82,7 +86,7 @@ def _to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
 class VqganPixels(Backbone):
     """The paper's backbone: a convolutional encoder trained from scratch; the target is the image itself."""
 
-    def __init__(self, model: Model, weights: Path | None = None):
+    def __init__(self, model: Model, weights: bytes | None = None):
         super().__init__()
         self.encoder = vqgan.Encoder(model.width, model.levels)
         self.spec = Spec(tuple(self.encoder.channels), (3,), "pixels", frozen=False)
@@ -91,14 +95,15 @@ class VqganPixels(Backbone):
         return Features(self.encoder(x_B3SS), x_B3SS)
 
 
-BACKBONES: dict[str, Callable[[Model, Path | None], Backbone]] = {
+BACKBONES: dict[str, Callable[[Model, bytes | None], Backbone]] = {
     "efficientnet_lite0": EfficientNetFeatures,
     "vqgan": VqganPixels,
 }
 
 
-def make(model: Model, weights: Path | None = None) -> Backbone:
-    """The backbone that `model.backbone` names. Raises `ConfigError` for an unknown name."""
+def make(model: Model, weights: bytes | None = None) -> Backbone:
+    """The backbone that `model.backbone` names, with frozen `weights` in place of the installed ones. Raises
+    `ConfigError` for an unknown name."""
     if model.backbone not in BACKBONES:
         raise ConfigError(f"model.backbone: expected one of {', '.join(BACKBONES)}, found {model.backbone}")
     return BACKBONES[model.backbone](model, weights)

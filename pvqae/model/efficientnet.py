@@ -8,16 +8,17 @@ compares the two.
 import hashlib
 import os
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pvqae import surroundings
 from pvqae.errors import IntegrityError
-from pvqae.files import is_sealed, seal
+from pvqae.files import is_sealed, parse_tensors, seal, sealed
 from pvqae.model.weights import SHA256 as CHECKPOINT_SHA256
 from pvqae.model.weights import packaged as _packaged_checkpoint
 
@@ -136,10 +137,11 @@ def cached_weights() -> Path:
         if surroundings.writable(target.parent):
             break
     source = _packaged_checkpoint()
-    found = hashlib.sha256(source.read_bytes()).hexdigest()
+    data = source.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
     if found != CHECKPOINT_SHA256:
         raise IntegrityError(f"{source}: expected sha256 {CHECKPOINT_SHA256}, found {found}: install the package again")
-    tensors = _folded(torch.load(source, map_location="cpu", weights_only=True))
+    tensors = _folded(torch.load(BytesIO(data), map_location="cpu", weights_only=True))
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as beside:
         pass
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside.name)
@@ -148,8 +150,17 @@ def cached_weights() -> Path:
     return target
 
 
-def load(path: Path | None = None) -> EfficientNetLite0:
-    """The frozen network in evaluation mode, from `path` (safetensors) or the installed package."""
+def weights() -> bytes:
+    """The content of `cached_weights`. Raises `IntegrityError` where it is no longer what was written."""
+    file = cached_weights()
+    data = sealed(file)
+    if data is None:
+        raise IntegrityError(f"{file}: expected the weights that were written, found others; run again")
+    return data
+
+
+def load(data: bytes) -> EfficientNetLite0:
+    """The frozen network in evaluation mode, from the content of a safetensors file."""
     network = EfficientNetLite0()
-    network.load_state_dict(load_file(path or cached_weights()))
+    network.load_state_dict(parse_tensors(data))
     return network.eval().requires_grad_(False)

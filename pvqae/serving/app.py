@@ -18,7 +18,7 @@ from pvqae.serving import uploads
 from pvqae.serving.door import Door
 from pvqae.serving.limits import Places
 from pvqae.serving.metrics import Metrics
-from pvqae.serving.model import Holder
+from pvqae.serving.model import Found, Holder
 from pvqae.serving.refusal import Refused, body
 from pvqae.serving.scoring import Scoring, Values
 
@@ -89,12 +89,15 @@ class Health(BaseModel):
 
 
 class Ready(BaseModel):
-    """`rejected`: a newer version that does not answer, and what kind of error it met."""
+    """`rejected`: a newer version that does not answer, and what kind of error it met. `on_disk`: what the folder that
+    the model was loaded from holds now. The model answers from memory, as it was verified, whatever that is: "replaced"
+    by another bundle, "damaged" or "gone". To load what is there, start the service again."""
 
     ready: bool
     model: str
     version: str
     bundle_sha256: str
+    on_disk: Found
     rejected: dict[str, str] | None
 
 
@@ -164,11 +167,16 @@ def _add_probes(app: FastAPI, holder: Holder, scoring: Scoring) -> None:
 
     @app.get("/ready", responses=_described({503: "no model yet"}))
     async def ready() -> Ready:
-        """Whether a model is loaded: 503 until then."""
+        """Whether a model is loaded: 503 until then. A folder that was changed since is said, and no reason not to be
+        ready: what answers is what was verified."""
         model, trouble = scoring.model(), holder.trouble
-        rejected = {"version": trouble.version, "error": trouble.kind} if trouble else None
         return Ready(
-            ready=True, model=model.name, version=model.version, bundle_sha256=model.detector.sha256, rejected=rejected
+            ready=True,
+            model=model.name,
+            version=model.version,
+            bundle_sha256=model.detector.sha256,
+            on_disk=await asyncio.to_thread(lambda: model.on_disk),
+            rejected={"version": trouble.version, "error": trouble.kind} if trouble else None,
         )
 
 

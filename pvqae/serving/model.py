@@ -8,16 +8,62 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from pvqae.errors import CalibrationError
+from pvqae.datasets.sums import Sealed
+from pvqae.errors import CalibrationError, IntegrityError
 from pvqae.inference import bundle as bundles
 from pvqae.inference.bundle import Detector
 from pvqae.serving.metrics import Metrics
 
 log = logging.getLogger("pvqae.serving")
+
+
+Found = Literal["same", "replaced", "damaged", "gone"]
+SAID: dict[Found, str] = {
+    "same": "holds the loaded bundle again",
+    "replaced": "holds another bundle now",
+    "damaged": "no longer holds what its SHA256SUMS says",
+    "gone": "is gone",
+}
+
+
+class Origin:
+    """The folder that a detector was loaded from, looked at again: the detector does not need it any more, but a person
+    who changed it may think that it answers."""
+
+    def __init__(self, bundle: Sealed) -> None:
+        self._folder, self._sha256 = bundle.folder, bundle.sha256
+        self._state: object = None  # the first look reads the files: they may have changed while they were loaded
+        self._found: Found = "same"
+
+    def look(self) -> Found:
+        """What is there now. Files are read only after their sizes or times have changed; a change is logged once."""
+        if (state := _state(self._folder)) != self._state:
+            found = self._compared()
+            if found != self._found:
+                log.warning("%s %s; bundle %s goes on", self._folder, SAID[found], self._sha256[:12])
+            self._state, self._found = state, found
+        return self._found
+
+    def _compared(self) -> Found:
+        if not self._folder.is_dir():
+            return "gone"
+        try:
+            return "same" if bundles.verify(self._folder) == self._sha256 else "replaced"
+        except (IntegrityError, OSError):
+            return "damaged"
+
+
+def _state(folder: Path) -> object:
+    """What a change of any file below `folder` changes, without reading one: of what is no longer there, the error."""
+    try:
+        stats = {path.name: path.stat() for path in folder.iterdir()}
+    except OSError as error:
+        return error.errno
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +73,12 @@ class Model:
     detector: Detector
     version: str = ""
     lineage: Mapping[str, str] = field(default_factory=dict)
+    origin: Origin | None = None  # None: it came from no folder
+
+    @property
+    def on_disk(self) -> Found:
+        """What the folder that it was loaded from holds now."""
+        return self.origin.look() if self.origin else "same"
 
     @property
     def name(self) -> str:
@@ -44,17 +96,19 @@ class Model:
         }
 
 
-def load(folder: Path, version: str = "", lineage: Mapping[str, str] | None = None) -> Model:
-    """Check and load a bundle, and score one image with it: the first one is slow, and a broken model shows here.
+def load(bundle: Sealed, version: str = "", lineage: Mapping[str, str] | None = None) -> Model:
+    """Load a bundle's files, and score one image with it: the first one is slow, and a broken model shows here.
 
     Raises `IntegrityError` or `CalibrationError`.
     """
-    detector = bundles.load(folder)
+    detector = bundles.parse(bundle)
     side = int(detector.config["image"]["size"])
     found = detector.score(np.full((side, side, 3), 0.5, dtype=np.float32)).image_score
     if not math.isfinite(found):
-        raise CalibrationError(f"{folder}: expected a finite score of a grey image, found {found}; train it again")
-    return Model(detector, version, lineage or {})
+        raise CalibrationError(
+            f"{bundle.folder}: expected a finite score of a grey image, found {found}; train it again"
+        )
+    return Model(detector, version, lineage or {}, Origin(bundle))
 
 
 @dataclass(frozen=True)

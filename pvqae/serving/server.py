@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pvqae import config, runtime
 from pvqae.config import Params, Service
 from pvqae.errors import ConfigError
+from pvqae.inference import bundle as bundles
 from pvqae.serving.door import is_loopback
 from pvqae.serving.metrics import Metrics
 from pvqae.serving.model import Holder, described, load
@@ -131,7 +132,7 @@ def serve(folder: Path, params: Params, settings: Service, token: str, tell: Cal
     metrics = Metrics()
     holder = Holder(metrics)
     prepared(params)()
-    holder.put(load(folder))
+    holder.put(load(bundles.read(folder)))
     assert holder.current is not None
     what = f"{holder.current.name}, {described(holder.current)}"
     run(holder, metrics, params, settings, token, lambda where: tell(f"serving {what} at {where}"))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvqae import config
+from pvqae import config, seeding
 from pvqae.datasets import geometry, images
 from pvqae.errors import DataError
 from pvqae.model.backbones import Backbone, Features
@@ -124,6 +124,11 @@ def on_grid(valid_BSS: Tensor, grid: tuple[int, ...]) -> Tensor:
     return share >= share.amax((1, 2), keepdim=True).clamp(max=0.5)
 
 
+def cells_of(valid_nSS: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """`on_grid` of many views, 256 at a time: all at once are floats of a quarter megabyte each."""
+    return torch.cat([on_grid(some, grid) for some in torch.split(valid_nSS, 256)])
+
+
 def repeat_border(map_BHW: Tensor, valid_BHW: Tensor) -> Tensor:
     """Padding takes the value of the nearest image cell, as its pixels do, so that no smoothing carries anything else
     into the image. The valid cells of a view are a rectangle."""
@@ -169,6 +174,19 @@ def prepare(
         for name, x in _columns(torch.full((len(one.valid),), position), one).items():
             columns.setdefault(name, Column(store.folder)).append(x)
     store.trim()
+    return _examples({name: column.tensor() for name, column in columns.items()})
+
+
+def retake(
+    rows: pd.DataFrame, positions: list[int], data_root: Path, image: config.Image, backbone: Backbone, seed: int
+) -> Examples:
+    """The views of the images at some `positions` of `rows`, taken again (see `Reader.retake`)."""
+    reader, columns = Reader(data_root, image, backbone, "none", "cpu", Store()), dict[str, Column]()
+    for position in positions:
+        path = str(rows["path"].iloc[position])
+        one = reader.retake(path, seeding.numpy_generator(seed, "retake", path))
+        for name, x in _columns(torch.full((len(one.valid),), position), one).items():
+            columns.setdefault(name, Column()).append(x)
     return _examples({name: column.tensor() for name, column in columns.items()})
 
 

@@ -2,24 +2,24 @@
 
 import hashlib
 import json
-import shutil
 import time
 from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pvqae import config, runtime
 from pvqae.datasets import classes, manifest
 from pvqae.datasets import rows as checked
-from pvqae.files import is_sealed, seal, whole_folder, write_tensors, write_text
+from pvqae.errors import IntegrityError
+from pvqae.files import parse_tensors, seal, sealed, whole_folder, write_tensors, write_text
 from pvqae.layout import Layout
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
 from pvqae.training import folds, loop, warm
-from pvqae.training.examples import Examples, Learned, on_grid, prepare
+from pvqae.training.examples import Examples, Learned, cells_of, prepare
 from pvqae.training.features import Store
 from pvqae.training.run import start
 
@@ -63,15 +63,16 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
     examples = prepare(rows, layout.data, params.image, backbone, params.train.richness, plan.device, store)
     print(f"network {name}: {store.counts}", flush=True)
     logits: dict[str, Tensor] = {}
+    finished: dict[str, bytes] = {}
     origins = {fit: warm.obstacle(parent, rows, fit) for fit in fits}
     for fit in fits:
         seen = examples.chosen(torch.from_numpy(folds.learns(rows, fit)))
         what = f"{name} {fit} ({fits.index(fit) + 1}/{len(fits)})"
         if parent and origins[fit]:
             print(f"{what}: from scratch: {origins[fit]}", flush=True)
-        weights = _fit(params, plan, fit, seen, work / fit, what, None if origins[fit] else parent)
-        logits[fit] = allocations(params, plan, weights, examples)
-    _hand_over(layout, name, work, fits, rows, examples, logits, _origin(parent, origins))
+        finished[fit] = _fit(params, plan, fit, seen, work / fit, what, None if origins[fit] else parent)
+        logits[fit] = allocations(params, plan, parse_tensors(finished[fit]), examples)
+    _hand_over(layout, name, work, finished, rows, examples, logits, _origin(parent, origins))
     facts = {"train_seconds": round(time.monotonic() - begun, 1), "reading": store.counts.facts()}
     write_text(layout.timing(name), json.dumps(facts))
 
@@ -90,12 +91,13 @@ def _fit(
     folder: Path,
     what: str,
     parent: warm.Parent | None,
-) -> Path:
-    """Train one fit, from scratch or from its parent, unless its finished weights are there already."""
+) -> bytes:
+    """Train one fit, from scratch or from its parent, unless its finished weights are there already; returns their
+    file's content."""
     finished = folder / "weights.safetensors"
-    if is_sealed(finished):
+    if (kept := sealed(finished)) is not None:
         print(f"{what}: finished before, kept", flush=True)
-        return finished
+        return kept
     run = start(warm.settings(params) if parent else params, plan, fit)
     if parent:
         warm.begin(run, parent.weights(fit))
@@ -103,7 +105,9 @@ def _fit(
     tensors = {k: v for k, v in run.modules.state_dict().items() if not k.startswith("discriminator.")}
     write_tensors(finished, {k: half(v) for k, v in tensors.items()})
     seal(finished)
-    return finished
+    if (kept := sealed(finished)) is None:
+        raise IntegrityError(f"{finished}: expected the weights that were just written, found others; run again")
+    return kept
 
 
 def half(x: Tensor) -> Tensor:
@@ -112,9 +116,9 @@ def half(x: Tensor) -> Tensor:
     return (x.half() if x.is_floating_point() else x).contiguous().clone()
 
 
-def load(weights: Path, model: config.Model, backbone: backbones.Backbone) -> Autoencoder:
-    """The autoencoder of a weights file, in evaluation mode; a trained backbone gets its weights, too."""
-    tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(weights).items()}
+def load(weights: dict[str, Tensor], model: config.Model, backbone: backbones.Backbone) -> Autoencoder:
+    """The autoencoder of a weights file's tensors, in evaluation mode; a trained backbone gets its weights, too."""
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
     autoencoder = Autoencoder(model, backbone.spec)
     for prefix, module in (("autoencoder.", autoencoder), ("backbone.", backbone)):
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -124,7 +128,7 @@ def load(weights: Path, model: config.Model, backbone: backbones.Backbone) -> Au
 
 
 @torch.no_grad()
-def allocations(params: config.Params, plan: runtime.Plan, weights: Path, examples: Examples) -> Tensor:
+def allocations(params: config.Params, plan: runtime.Plan, weights: dict[str, Tensor], examples: Examples) -> Tensor:
     """Router logits of every view, n x R x h x w in half precision: all that the prior needs."""
     backbone = backbones.make(params.model).to(plan.device).eval()
     autoencoder = load(weights, params.model, backbone).to(plan.device)
@@ -135,16 +139,11 @@ def allocations(params: config.Params, plan: runtime.Plan, weights: Path, exampl
     return torch.cat(found)
 
 
-def _cells(valid_nSS: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """`on_grid` of many views, 256 at a time: all at once are floats of a quarter megabyte each."""
-    return torch.cat([on_grid(valid_nSS[i : i + 256], grid) for i in range(0, len(valid_nSS), 256)])
-
-
 def _hand_over(
     layout: Layout,
     name: str,
     work: Path,
-    fits: list[str],
+    finished: dict[str, bytes],
     rows: pd.DataFrame,
     examples: Examples,
     logits: dict[str, Tensor],
@@ -152,13 +151,13 @@ def _hand_over(
 ) -> None:
     """Assemble the outputs beside their place and rename: the stage's last act."""
     with whole_folder(layout.network(name)) as part:
-        for fit in fits:
-            shutil.copyfile(work / fit / "weights.safetensors", part / f"{fit}.safetensors")
+        for fit, data in finished.items():
+            (part / f"{fit}.safetensors").write_bytes(data)
         with (part / "history.jsonl").open("w", encoding="utf-8") as history:
-            history.writelines((work / fit / "progress.jsonl").read_text("utf-8") for fit in fits)
+            history.writelines((work / fit / "progress.jsonl").read_text("utf-8") for fit in finished)
         write_text(part / "origin.json", json.dumps(origin, indent=1) + "\n")
         rows[KEPT_COLUMNS].to_csv(part / "rows.csv", index=False, lineterminator="\n")
         grid = next(iter(logits.values())).shape[-2:]
         tensors = {f"logits.{fit}": values for fit, values in logits.items()}
-        tensors |= {"rows": examples.rows, "valid": _cells(examples.valid, grid)}
+        tensors |= {"rows": examples.rows, "valid": cells_of(examples.valid, grid)}
         save_file(tensors, part / "allocations.safetensors")

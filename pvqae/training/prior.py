@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pvqae import config, runtime, seeding
 from pvqae.datasets import classes
 from pvqae.errors import DataError
-from pvqae.files import whole_folder
+from pvqae.files import read_tensors, whole_folder
 from pvqae.layout import Layout
 from pvqae.model import grouping
 from pvqae.model.prior import BudgetPrior, Expected, level_frequencies, random_masks
@@ -26,6 +26,7 @@ from pvqae.progress import track
 from pvqae.training import folds
 
 BATCH = 32
+CELLS = 51200  # expected at once: each is asked in a pass of its view's own
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ def read(folder: Path, classes: list[str]) -> Allocations:
 
 def _read_network(folder: Path, classes: list[str]) -> Allocations:
     rows = pd.read_csv(folder / "rows.csv", dtype=str, keep_default_na=False).astype({"fold": int})
-    tensors = load_file(folder / "allocations.safetensors")
+    tensors = read_tensors(folder / "allocations.safetensors")
     wanted = torch.tensor(rows["category"].isin(classes).tolist())  # pandas gives a read-only array, torch warns
     keep = wanted[tensors["rows"]]
     position = torch.cumsum(wanted, 0) - 1
@@ -143,7 +144,9 @@ def cross_entropies(
     ones' levels. Each pair is logits v x R x h x w and valid v x h x w."""
     logits, valid = unseen
     truth, counted = logits.argmax(1).flatten(1), valid.flatten(1)
-    expected = grouping.expect(prior, logits, valid).logits.log_softmax(-1)
+    most = max(1, CELLS // counted.shape[1])
+    runs = zip(torch.split(logits, most), torch.split(valid, most), strict=True)
+    expected = torch.cat([grouping.expect(prior, *run).logits for run in runs]).log_softmax(-1)
     table = level_frequencies(seen[0].flatten(2).transpose(1, 2), seen[1].flatten(1))
     own = -expected.gather(-1, truth[..., None])[..., 0][counted].mean()
     frequency = -table.expand_as(expected).gather(-1, truth[..., None])[..., 0][counted].mean()
@@ -194,4 +197,4 @@ def facts(folder: Path, category: str) -> dict[str, float | None]:
 
 def load(weights: Path, grid: tuple[int, int], levels: int, width: int) -> grouping.Prior:
     """The prior of a weights file, in evaluation mode."""
-    return grouping.from_tensors(load_file(weights), grid, levels, width)
+    return grouping.from_tensors(read_tensors(weights), grid, levels, width)

@@ -12,19 +12,19 @@ among what the fit learns from. By induction that holds for a whole chain of par
 
 import shutil
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pvqae import config, packing
 from pvqae.datasets import sums
-from pvqae.datasets.manifest import digest
+from pvqae.datasets.sums import Sealed
 from pvqae.errors import ConfigError, IntegrityError
-from pvqae.files import read_json, whole_folder
+from pvqae.files import whole_folder
 from pvqae.training import folds
 from pvqae.training.run import Run
 
@@ -39,25 +39,29 @@ BACK = "or start from scratch (without --warm)"
 class Parent:
     """A checked parent. `rows`: the normals of its training, with columns category, group_id, split, fold."""
 
-    folder: Path
-    bundle_sha256: str
+    bundle: Sealed
+    network: Sealed
     rows: pd.DataFrame
+
+    @property
+    def bundle_sha256(self) -> str:
+        return self.bundle.sha256
 
     @property
     def sha256(self) -> str:
         """Of all that a fit can start from."""
-        return f"{self.bundle_sha256}/{digest(self.folder / 'network' / SUMS)}"
+        return f"{self.bundle.sha256}/{self.network.sha256}"
 
     def weights(self, fit: str) -> dict[str, Tensor]:
         """The weights of one fit by their names in weights files, in single precision."""
         if fit == folds.FULL:
-            found = load_file(self.folder / "bundle" / "weights.safetensors")
+            found = self.bundle.tensors("weights.safetensors")
         else:
-            found = load_file(self.folder / "network" / f"{fit}.safetensors")
+            found = self.network.tensors(f"{fit}.safetensors")
         return packing.unpacked(found)
 
     def has(self, fit: str) -> bool:
-        return fit == folds.FULL or (self.folder / "network" / f"{fit}.safetensors").exists()
+        return fit == folds.FULL or f"{fit}.safetensors" in self.network.files
 
 
 def load(folder: Path, params: config.Params) -> Parent | None:
@@ -68,17 +72,15 @@ def load(folder: Path, params: config.Params) -> Parent | None:
     """
     if not folder.is_dir():
         return None
-    for part in ("bundle", "network"):
-        sums.verify(folder / part, "a parent's files", f"place it again, {BACK}")
     repair = f"place it again, {BACK}"
-    facts = read_json(folder / "bundle" / "config.json", repair)
+    bundle, network = (sums.read(folder / part, "a parent's files", repair) for part in ("bundle", "network"))
     try:
-        return _checked(folder, facts, params)
+        return _checked(bundle, network, bundle.json("config.json", repair), params)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise IntegrityError(f"{folder}: expected a parent's contents, found {error!r}; {repair}") from None
 
 
-def _checked(folder: Path, facts: dict[str, Any], params: config.Params) -> Parent:
+def _checked(bundle: Sealed, network: Sealed, facts: dict[str, Any], params: config.Params) -> Parent:
     wanted = {f"model.{key}": getattr(params.model, key) for key in FIXED}
     found = {f"model.{key}": facts["model"].get(key) for key in FIXED}
     image = params.image.model_dump(mode="json")
@@ -86,9 +88,11 @@ def _checked(folder: Path, facts: dict[str, Any], params: config.Params) -> Pare
     found |= {f"image.{key}": value for key, value in config.Image(**facts["image"]).model_dump(mode="json").items()}
     if other := [key for key in wanted if wanted[key] != found[key]]:
         differs = ", ".join(f"{key} {found[key]} there, {wanted[key]} in params" for key in other)
-        raise ConfigError(f"{folder}: expected a parent of the same model, found {differs}; set them back, {BACK}")
-    rows = pd.read_csv(folder / "network" / "rows.csv", dtype=str, keep_default_na=False).astype({"fold": int})
-    return Parent(folder, digest(folder / "bundle" / SUMS), rows)
+        raise ConfigError(
+            f"{bundle.folder.parent}: expected a parent of the same model, found {differs}; set them back, {BACK}"
+        )
+    rows = pd.read_csv(BytesIO(network.files["rows.csv"]), dtype=str, keep_default_na=False).astype({"fold": int})
+    return Parent(bundle, network, rows)
 
 
 def keep(network: Path, out: Path) -> None:

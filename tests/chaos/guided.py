@@ -99,12 +99,12 @@ def of_tiff(place: Path) -> Target:
 
 def of_calibration(place: Path) -> Target:
     own = make(place / "bundle", place / "normals")
-    return Target(own / "calibration.json", lambda: bundle.threshold(own), seal=own)
+    return Target(own / "calibration.json", lambda: bundle.threshold(bundle.read(own)), seal=own)
 
 
 def of_profile(place: Path) -> Target:
     own = make(place / "bundle", place / "normals")
-    return Target(own / profile.FILE, lambda: profile.read(own), seal=own)
+    return Target(own / profile.FILE, lambda: profile.read(bundle.read(own)), seal=own)
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {

@@ -271,9 +271,9 @@ def test_bundles_under_right_hashes(tiny_bundle: Path, tmp_path: Path) -> None:
 
         def parse(name: str = file.name) -> None:
             if name == profile.FILE:
-                profile.read(own)
+                profile.read(bundle.read(own))
             elif name == "calibration.json":
-                bundle.threshold(own)
+                bundle.threshold(bundle.read(own))
             bundle.load(own)
 
         fuzz(file, mutations[file.suffix], parse, count, tally, seal=own)

@@ -9,6 +9,7 @@ import pytest
 
 from pvqae import config
 from pvqae.datasets import drift
+from pvqae.datasets.sums import Sealed
 from pvqae.errors import DataError, IntegrityError
 from pvqae.evaluation import drift_report
 from pvqae.inference import profile
@@ -121,7 +122,7 @@ def test_the_page_of_too_few_images_has_the_reason(tmp_path: Path) -> None:
 
 def test_a_bundle_without_a_profile_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="python -m flows train"):
-        profile.read(tmp_path)
+        profile.read(Sealed(tmp_path, "", {}))
 
 
 def test_level_shares_leave_padding_out() -> None:

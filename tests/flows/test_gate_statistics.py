@@ -1,5 +1,7 @@
 """Figures with their uncertainty: against plain definitions, and what grouping has to change."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -7,7 +9,7 @@ from scipy.stats import binomtest
 from flows import gate_statistics as statistics
 from flows.gate_power import DEFAULT, Size, draw, power
 from pvqae.config import Gate
-from pvqae.evaluation.metrics import image_auroc
+from pvqae.evaluation.metrics import image_auroc, wins
 
 DEFECT = np.repeat([False, True], 40)
 OWN = [str(number) for number in range(80)]
@@ -102,3 +104,34 @@ def test_at_the_default_size_equals_pass_and_worse_ones_are_refused() -> None:
 def test_below_it_the_gate_says_that_it_cannot_tell_rather_than_pass() -> None:
     few = power(Size(10), 0.05, Gate(draws=200), draws=50)
     assert few.passed == 0
+
+
+@pytest.mark.parametrize(("images", "parts", "step"), [(60, 7, 0.5), (300, 300, 1e-6), (200, 3, 1.0)])
+def test_wins_are_counted_as_pair_by_pair(images: int, parts: int, step: float) -> None:
+    rng = np.random.default_rng(images)
+    defect, groups = rng.random(images) < 0.6, [str(part) for part in rng.integers(parts, size=images)]
+    first, second = (np.round((rng.normal(size=images) + defect) / step) * step for _ in range(2))
+    found = statistics.compare(first, second, defect, groups, 0.9, 200)
+    assert found is not None
+    names, numbers = np.unique(groups, return_inverse=True)
+    gain = wins(second[defect], second[~defect]) - wins(first[defect], first[~defect])
+    weights = statistics.resamples(len(names), 200, 0)[:, numbers]
+    pairs = weights[:, defect].sum(1) * weights[:, ~defect].sum(1)
+    won = np.einsum("rd,dn,rn->r", weights[:, defect], gain, weights[:, ~defect])
+    assert (found.low, found.high) == tuple(np.quantile((won / np.maximum(pairs, 1))[pairs > 0], [1 - 0.9, 0.9]))
+
+
+def test_many_gate_images_need_no_table_of_all_pairs() -> None:
+    """40,000 images: a number for each pair of a defect and a normal would be 3 GB."""
+    rng, count = np.random.default_rng(0), 40_000
+    defect = np.arange(count) % 2 == 0
+    champion = rng.normal(size=count) + defect
+    tracemalloc.start()
+    found = statistics.compare(
+        champion, champion + rng.normal(size=count), defect, [str(n // 8) for n in range(count)], 0.9, 100
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found is not None
+    assert found.low < found.difference < found.high
+    assert peak < 500e6

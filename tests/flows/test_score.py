@@ -8,6 +8,7 @@ from flows.adapters.memory import Runs, Shelf
 from flows.adapters.notify import Kept
 from pvqae import config
 from pvqae.datasets.drift import Comparison, Figure, Share
+from pvqae.datasets.sums import Sealed
 from pvqae.errors import ConfigError
 from pvqae.evaluation import batch_cli
 from pvqae.evaluation.batch_source import Files
@@ -65,18 +66,16 @@ def report(verdict: Verdict, since: str = "2026-01-02") -> Report:
 
 
 @pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "config.json").write_text(json.dumps({"dataset": "parts", "category": "a"}))
-    return tmp_path / "bundle"
+def bundle(tmp_path: Path) -> Sealed:
+    return Sealed(tmp_path / "bundle", "", {"config.json": json.dumps({"dataset": "parts", "category": "a"}).encode()})
 
 
-def judge(bundle: Path, kept: Kept, found: Report, monkeypatch: pytest.MonkeyPatch) -> drift.Judged:
+def judge(bundle: Sealed, kept: Kept, found: Report, monkeypatch: pytest.MonkeyPatch) -> drift.Judged:
     monkeypatch.setattr(batch_cli, "judge", lambda *_: found)
-    return drift.judge(bundle, bundle.parent, config.Drift(), "pvqae-parts-a", "3", kept)
+    return drift.judge(bundle, bundle.folder.parent, config.Drift(), "pvqae-parts-a", "3", kept)
 
 
-def test_drift_sends_one_event_with_figures(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drift_sends_one_event_with_figures(bundle: Sealed, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept()
     assert judge(bundle, kept, report("drift"), monkeypatch).exit_code == 3
     ((event, resource, payload),) = kept.events
@@ -89,13 +88,13 @@ def test_drift_sends_one_event_with_figures(bundle: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("none", 0), ("insufficient", 4)])
-def test_no_drift_sends_nothing(bundle: Path, verdict: Verdict, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_drift_sends_nothing(bundle: Sealed, verdict: Verdict, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept()
     assert judge(bundle, kept, report(verdict), monkeypatch).exit_code == code
     assert kept.events == []
 
 
-def test_since_is_that_of_the_unbroken_drift(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_since_is_that_of_the_unbroken_drift(bundle: Sealed, monkeypatch: pytest.MonkeyPatch) -> None:
     days = [
         ("drift", "2026-01-01"),
         ("none", ""),
@@ -105,4 +104,4 @@ def test_since_is_that_of_the_unbroken_drift(bundle: Path, monkeypatch: pytest.M
     ]
     since = [judge(bundle, Kept(), report(v, day), monkeypatch).since for v, day in days]  # type: ignore[arg-type]
     assert since == ["2026-01-01", "", "2026-01-03", "", "2026-01-03"]
-    assert len(drift.history(bundle.parent)) == 5
+    assert len(drift.history(bundle.folder.parent)) == 5

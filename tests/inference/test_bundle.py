@@ -4,6 +4,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from pvqae import config
-from pvqae.datasets import images, manifest
+from pvqae.datasets import images, manifest, sums
 from pvqae.datasets.manifest import digest
 from pvqae.errors import IntegrityError
 from pvqae.evaluation import batch, batch_source
-from pvqae.inference import bundle, parity
+from pvqae.inference import bundle, parity, profile
 from pvqae.inference.scoring import Scored
 from pvqae.layout import Layout
 from pvqae.model import efficientnet
@@ -206,10 +207,7 @@ def test_another_format_is_refused(copied: Path) -> None:
 
 
 def test_a_backbone_of_other_weights_is_refused(copied: Path, tmp_path: Path) -> None:
-    detector = bundle.load(copied)
-    file = detector.scorer.networks.backbone.weights_file()
-    assert file is not None
-    state = {name: value + 1 for name, value in efficientnet.load(file).state_dict().items()}
+    state = {name: value + 1 for name, value in efficientnet.load(efficientnet.weights()).state_dict().items()}
     efficientnet.save_file(state, str(copied / "backbone.safetensors"))
     bundle.seal(copied)
     with pytest.raises(IntegrityError, match="backbone weights"):
@@ -254,3 +252,65 @@ def test_scores_are_plain_numbers(copied: Path, files: list[Path]) -> None:
     scored = bundle.load(copied).score(files[0])
     json.dumps([scored.image_score, scored.parts], allow_nan=False)
     assert scored.anomaly_map.dtype == np.float32
+
+
+def emptied(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+
+
+def halved(folder: Path) -> None:
+    for path in folder.iterdir():
+        os.truncate(path, path.stat().st_size // 2)
+
+
+def overwritten(folder: Path) -> None:
+    """In place, as `cp` does: same inode, another content of the same length."""
+    for path in folder.iterdir():
+        with path.open("r+b") as file:
+            file.write(bytes(path.stat().st_size))
+
+
+def removed(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+CHANGES = [emptied, halved, overwritten, removed]
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_loaded_detector_has_nothing_to_do_with_its_folder(
+    copied: Path, tmp_path: Path, files: list[Path], change: Callable[[Path], None], exported: bool
+) -> None:
+    torch.set_num_threads(1)
+    if exported:
+        bundle.export(copied, tmp_path / "out")
+    folder = tmp_path / "out" if exported else copied
+    kept, scored = bundle.load(folder), bundle.load(folder)
+    before = [facts(kept.score(file)) for file in files]
+    change(folder)  # before the second one has scored anything
+    assert [facts(scored.score(file)) for file in files] == [facts(kept.score(file)) for file in files] == before
+    assert scored.sha256 == kept.sha256
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_read_is_what_is_parsed(copied: Path, files: list[Path], change: Callable[[Path], None]) -> None:
+    before = facts(bundle.load(copied).score(files[0]))
+    read = bundle.read(copied)
+    normals = profile.read(read)
+    change(copied)
+    assert facts(bundle.parse(read).score(files[0])) == before
+    assert bundle.threshold(read) == read.json("calibration.json", "")["threshold"]
+    pd.testing.assert_frame_equal(profile.read(read), normals)
+
+
+def test_an_export_seals_what_was_read(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, parse = bundle.export(copied, tmp_path / "out"), bundle.parse
+
+    def changed_meanwhile(read: sums.Sealed) -> bundle.Detector:
+        overwritten(copied)
+        return parse(read)
+
+    monkeypatch.setattr(bundle, "parse", changed_meanwhile)
+    assert bundle.export(copied, tmp_path / "again") == expected

@@ -22,7 +22,7 @@ def category(workspace: Layout) -> str:
 
 def test_the_profile_is_of_the_normals_that_calibration_judged(workspace: Layout, category: str) -> None:
     folder = workspace.bundle(category)
-    found, card = profile.read(folder), json.loads((folder / "calibration.json").read_text())
+    found, card = profile.read(bundle.read(folder)), json.loads((folder / "calibration.json").read_text())
     assert sorted(found[drift.SCORE]) == pytest.approx(card["scores"], rel=1e-5)
     assert found[drift.GROUP].nunique() == card["n_groups"]
     shares = found[[name for name in found.columns if name.startswith("level_")]]
@@ -37,8 +37,8 @@ def test_its_features_are_those_of_scoring(workspace: Layout, category: str) -> 
     rows = manifest.read(workspace.class_rows(category, "normals"))
     source = batch_source.Files(tuple(workspace.data / path for path in rows["path"]))
     again = [batch_rows.flatten(row) for row in batch.rows(bundle.load(folder), source)]
-    names = [name for name in drift.names(profile.read(folder)) if name != drift.SCORE]
-    ours = profile.read(folder)[names].sort_values(names).to_numpy()
+    names = [name for name in drift.names(profile.read(bundle.read(folder))) if name != drift.SCORE]
+    ours = profile.read(bundle.read(folder))[names].sort_values(names).to_numpy()
     theirs = pd.DataFrame(again)[names].sort_values(names).to_numpy()
     nearest = np.abs(ours[:, None] - theirs[None]).max(axis=2).min(axis=1)
     assert nearest.max() < 0.05  # a cell's level may tip: features of the profile are half precision

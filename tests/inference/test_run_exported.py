@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pvqae import config
-from pvqae.datasets import geometry
+from pvqae.datasets import geometry, sums
 from pvqae.inference import export, run_exported
 
 Picture = Callable[..., np.ndarray]
@@ -69,3 +69,35 @@ def test_what_it_carries_is_the_same_for_the_same_code(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         export.write_program(tmp_path / name)
     assert (tmp_path / "one" / "reading.zip").read_bytes() == (tmp_path / "two" / "reading.zip").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["other", "", None])
+def test_what_runs_is_what_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str | None) -> None:
+    """The graph and the card come from the bytes that were hashed, whatever is in the files a moment later."""
+    for name, text in {
+        "card.json": '{"threshold": 2.5}',
+        "model.onnx": "a graph",
+        "reading.zip": "a zip",
+        "run.py": "pass",
+    }.items():
+        (tmp_path / name).write_text(text)
+    sums.write(tmp_path)
+    seen, check = [], run_exported.check
+
+    class Session:
+        def __init__(self, model: object, *_: object, **__: object) -> None:
+            seen.append(model)
+
+        def get_outputs(self) -> list[object]:
+            return []
+
+    def changed_after(folder: Path) -> dict[str, bytes]:
+        found = check(folder)
+        for name in run_exported.FILES:
+            (folder / name).unlink() if change is None else (folder / name).write_text(change)
+        return found
+
+    monkeypatch.setattr(run_exported, "check", changed_after)
+    monkeypatch.setattr(run_exported.onnxruntime, "InferenceSession", Session)
+    assert run_exported.Detector(tmp_path).card == {"threshold": 2.5}
+    assert seen == [b"a graph"]

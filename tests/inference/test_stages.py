@@ -349,7 +349,7 @@ def test_the_papers_pixel_backbone_is_a_params_change_away(
     assert any(name.startswith("backbone.") for name in tensors)
     assert not any("discriminator" in name for name in tensors)
     assert read(layout.bundle("plate") / "config.json")["backbone_sha256"] is None
-    assert backbones.make(params.model).weights_file() is None
+    assert backbones.make(params.model).weights_sha256 is None
 
 
 def test_the_proof_draws_halves_of_the_unseen_normals(workspace: Layout, tiny: Any) -> None:

@@ -48,7 +48,7 @@ def test_backbones_give_the_maps_that_their_spec_promises(name: str, levels: int
     assert len(features.levels) == levels
     assert features.target.shape[1] == sum(spec.groups)
     assert spec.decoder in DECODERS
-    assert spec.frozen == (backbone.weights_file() is not None)
+    assert spec.frozen == (backbone.weights_sha256 is not None)
     assert spec.frozen == (not any(p.requires_grad for p in backbone.parameters()))
 
 

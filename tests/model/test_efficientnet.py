@@ -39,7 +39,7 @@ def test_all_sixteen_blocks_equal_those_of_the_package(weights: Path, side: int)
     pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         original.extract_features((pixels * 255 - 127) / 128)
-        ours = efficientnet.load(weights)(pixels, tuple(range(16)))
+        ours = efficientnet.load(weights.read_bytes())(pixels, tuple(range(16)))
     assert len(found) == len(ours) == 16
     for theirs, mine in zip(found, ours, strict=True):
         assert mine.shape == theirs.shape
@@ -47,7 +47,7 @@ def test_all_sixteen_blocks_equal_those_of_the_package(weights: Path, side: int)
 
 
 def test_taps_come_in_the_order_asked_for_and_nothing_trains(weights: Path) -> None:
-    network = efficientnet.load(weights)
+    network = efficientnet.load(weights.read_bytes())
     pixels = torch.rand(1, 3, 64, 64)
     late, early = network(pixels, (10, 2))
     again = network(pixels, (2, 10))
@@ -91,7 +91,7 @@ def test_a_conversion_that_fails_leaves_no_weights(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.rglob("*.safetensors"))
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    efficientnet.load(efficientnet.cached_weights())
+    efficientnet.load(efficientnet.weights())
 
 
 def test_a_changed_file_of_the_package_is_refused_before_it_is_read(

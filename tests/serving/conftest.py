@@ -51,7 +51,7 @@ def newer(scorer: Scorer, tmp_path_factory: pytest.TempPathFactory) -> Path:  # 
 
 @pytest.fixture(scope="session")
 def loaded(bundle: Path) -> Model:
-    return model.load(bundle, "7", {"git_sha": "ab" * 20})
+    return model.load(bundles.read(bundle), "7", {"git_sha": "ab" * 20})
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import io
+import os
+import shutil
 import struct
 import threading
 import zlib
@@ -19,7 +21,7 @@ from pvqae.evaluation import batch, batch_source
 from pvqae.inference import bundle as bundles
 from pvqae.inference.scoring import Scored
 from pvqae.serving.app import Answer
-from pvqae.serving.model import Model
+from pvqae.serving.model import Model, load
 from tests.serving.conftest import TOKEN
 
 Serving = Callable[..., Any]
@@ -213,6 +215,76 @@ def test_what_takes_too_long_is_given_up_and_the_service_goes_on(
     assert reason(late) == (503, "timeout")
     assert again.status_code == 200
     assert slow.began._value == 2  # the last two of the batch were never begun
+
+
+def replaced(folder: Path, newer: Path) -> None:
+    shutil.copytree(newer, folder, dirs_exist_ok=True)
+
+
+def cut_short(folder: Path, newer: Path) -> None:
+    for path in folder.iterdir():
+        os.truncate(path, path.stat().st_size // 3)
+
+
+def flipped_in_place(folder: Path, newer: Path) -> None:
+    """Same size, and the time set back."""
+    file = folder / "statistics.safetensors"
+    before, data = file.stat(), bytearray(file.read_bytes())
+    data[-1] ^= 1
+    with file.open("r+b") as opened:
+        opened.write(data)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def removed(folder: Path, newer: Path) -> None:
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [(replaced, "replaced"), (cut_short, "damaged"), (flipped_in_place, "damaged"), (removed, "gone")],
+)
+def test_a_folder_that_changes_below_the_service_is_said_and_changes_no_score(
+    serving: Serving, bundle: Path, newer: Path, photos: list[bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    change: Callable[[Path, Path], None], found: str,
+) -> None:  # fmt: skip
+    live = Path(shutil.copytree(bundle, tmp_path / "live"))
+    with serving(model=load(bundles.read(live), "7")) as served:
+
+        def state() -> tuple[Any, ...]:
+            ready, scored = served.get("/ready"), served.post("/v1/score", files={"file": photos[1]}).json()
+            assert ready.status_code == 200
+            same = ready.json()["bundle_sha256"] == scored["bundle_sha256"] == bundles.sha256_of(bundle)
+            return ready.json()["on_disk"], same, scored["score"], scored["threshold"]
+
+        before = state()
+        assert before[:2] == ("same", True)
+        change(live, newer)
+        assert state() == (found, *before[1:])
+        assert state() == (found, *before[1:])
+        shutil.rmtree(live, ignore_errors=True)
+        shutil.copytree(bundle, live)
+        assert state() == before
+    said = [record.message for record in caplog.records if str(live) in record.message]
+    assert len(said) == 2  # when it changed, and when it was as before again
+
+
+def test_files_are_read_only_after_something_changed(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = Path(shutil.copytree(bundle, tmp_path / "live"))
+    model, reads, verify = load(bundles.read(live)), [], bundles.verify
+
+    def counted(folder: Path) -> str:
+        reads.append(folder)
+        return verify(folder)
+
+    monkeypatch.setattr(bundles, "verify", counted)
+    assert {model.on_disk for _ in range(5)} == {"same"}
+    assert len(reads) == 1
+    (live / "config.json").touch()
+    assert {model.on_disk for _ in range(5)} == {"same"}
+    assert len(reads) == 2
 
 
 def test_not_ready_until_a_model_is_loaded(serving: Serving, loaded: Model, photos: list[bytes]) -> None:

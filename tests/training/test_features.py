@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pvqae import config
 from pvqae.datasets import images
 from pvqae.errors import DataError
 from pvqae.layout import Layout
 from pvqae.model import backbones
-from pvqae.training.examples import Examples, prepare
+from pvqae.training.examples import Examples, prepare, retake
 from pvqae.training.features import Store
 
 Textures = tuple[Path, pd.DataFrame]
@@ -166,3 +167,90 @@ def test_a_project_shares_its_cache_with_the_workspaces_below_it(tmp_path: Path)
     assert own == tmp_path / ".pvqae" / "cache" / "features"
     for below in ("runs/mvtec", "experiments/x/.pvqae/runs/y"):
         assert Layout(tmp_path / ".pvqae" / below, "mvtec").features == own
+
+
+def kept_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def swapped(files: list[Path]) -> None:
+    """Each is whole, and another image's."""
+    contents = [file.read_bytes() for file in files]
+    for file, data in zip(files, [*contents[1:], contents[0]], strict=True):
+        file.write_bytes(data)
+
+
+def cut_short(files: list[Path]) -> None:
+    for number, file in enumerate(files):
+        os.truncate(file, file.stat().st_size * number // len(files))
+
+
+def without_sums(files: list[Path]) -> None:
+    for file in files:
+        save_file(load_file(file), file)
+
+
+@pytest.mark.parametrize("change", [swapped, cut_short, without_sums])
+def test_a_kept_file_that_is_not_what_was_kept_under_its_name_counts_as_absent(
+    read: Callable[..., Examples], tmp_path: Path, change: Callable[[list[Path]], None]
+) -> None:
+    plain = read(Store(tmp_path, 1))
+    change(kept_files(tmp_path))
+    store = Store(tmp_path, 1)
+    assert same(read(store), plain)
+    assert store.counts.cache_hits == 0
+
+
+def test_what_was_read_from_the_store_stays_whatever_becomes_of_its_files(
+    read: Callable[..., Examples], tmp_path: Path
+) -> None:
+    read(Store(tmp_path, 1))
+    found = read(Store(tmp_path, 1))
+    before = [x.clone() for x in tensors(found)]
+    for file in kept_files(tmp_path):
+        os.truncate(file, 0)
+    assert all(torch.equal(x, y) for x, y in zip(tensors(found), before, strict=True))
+
+
+def test_an_image_that_is_replaced_while_it_is_read_is_not_kept_under_the_first_one_s_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params
+) -> None:
+    rng, file = np.random.default_rng(0), tmp_path / "a.png"
+    first, second = (rng.random((64, 64, 3), dtype=np.float32) for _ in range(2))
+    images.write(file, first)
+    network, frame = backbones.make(params(NAMES[1]).model).eval(), pd.DataFrame({"path": ["a.png"]})
+
+    def reading(store: Store | None) -> Examples:
+        return prepare(frame, tmp_path, config.Image(size=64), network, "variance", store=store)
+
+    plain, get = reading(None), Store.get
+
+    def replaced(self: Store, key: str) -> object:  # after the hash is known, before anything is decoded
+        images.write(file, second)
+        return get(self, key)
+
+    monkeypatch.setattr(Store, "get", replaced)
+    assert same(reading(Store(tmp_path / "kept", 1)), plain)
+    monkeypatch.undo()
+    images.write(file, first)
+    assert same(reading(Store(tmp_path / "kept", 1)), plain)
+
+
+def test_an_image_taken_again_differs_by_less_than_a_grey_level_and_not_where_it_is_saturated(
+    tmp_path: Path, params: Params
+) -> None:
+    pixels = np.full((64, 64, 3), 100 / 255, dtype=np.float32)
+    pixels[:32], pixels[40:50] = 1, 0
+    images.write(tmp_path / "a.png", pixels)
+    network, frame = backbones.make(params(NAMES[0]).model).eval(), pd.DataFrame({"path": ["a.png"]})
+    plain = prepare(frame, tmp_path, config.Image(size=64), network, "none")
+    again, other = (retake(frame, [0], tmp_path, config.Image(size=64), network, seed) for seed in (0, 1))
+    assert plain.images is not None
+    assert again.images is not None
+    assert other.images is not None
+    away = (again.images - plain.images).abs()[0, 0].float()
+    assert 0.2 / 255 < away[32:40].mean() < 0.3 / 255
+    assert away.max() < 0.7 / 255  # half a level, and half precision
+    assert away[:32].max() == away[40:50].max() == 0
+    assert not torch.equal(again.images, other.images)
+    assert same(again, retake(frame, [0], tmp_path, config.Image(size=64), network, 0))

@@ -147,3 +147,14 @@ def test_all_networks_below_a_folder_are_joined_and_one_without_folds_is_the_sam
 def test_no_allocations_is_an_error_that_names_the_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"allocations of a, b"):
         prior.read(tmp_path, ["a", "b"])
+
+
+@pytest.mark.parametrize("cells", [1, 36 * 3, 36 * 7])
+def test_many_views_are_expected_a_few_at_a_time(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, valid = checkerboards(20)
+    valid[3, :, 4:] = False
+    torch.manual_seed(0)
+    learned = BudgetPrior(GRID, 2, 16).eval()
+    every = prior.cross_entropies(learned, (logits, valid), (logits, valid))
+    monkeypatch.setattr(prior, "CELLS", cells)
+    assert prior.cross_entropies(learned, (logits, valid), (logits, valid)) == pytest.approx(every, abs=1e-5)

@@ -106,3 +106,22 @@ def test_the_learned_measure_finds_poor_what_a_quarter_of_the_resolution_tells()
     checks = slope.std() * (2.0 * (torch.arange(32)[:, None] + torch.arange(32)[None]).remainder(2) - 1)[None] + 0.5
     poor, rich = RICHNESS["learned"](torch.cat([slope, checks])).tolist()
     assert poor > 2 * rich
+
+
+@pytest.mark.parametrize("count", [1, 2, 19, 21, 4096, 100_003])
+@pytest.mark.parametrize("shares", [(0.05, 0.95), (0.0, 0.5, 1.0), (0.3,)])
+def test_quantiles_are_torch_s_to_the_last_bit(count: int, shares: tuple[float, ...]) -> None:
+    draw = torch.rand(count, generator=torch.Generator().manual_seed(count))
+    for values in (draw, draw.half().float(), (draw > 0.9).float()):
+        assert torch.equal(
+            richness.quantiles(values, torch.tensor(shares)), torch.quantile(values, torch.tensor(shares))
+        )
+
+
+@pytest.mark.parametrize("count", [2**24 + 1, 17_000_003, 20_000_000])
+def test_a_class_may_have_more_cells_than_torch_takes_quantiles_of(count: int) -> None:
+    cost = torch.linspace(0.5, 0.9, count).view(1, 1, count)
+    found = richness.rescale(cost, torch.ones_like(cost, dtype=torch.bool)).flatten()
+    assert (found[0], found[-1]) == (pytest.approx(0.05), 1.0)
+    assert found[count // 2] == pytest.approx(0.525, abs=1e-4)
+    assert float((found < 0.0501).float().mean()) == pytest.approx(0.05, abs=1e-3)

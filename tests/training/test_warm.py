@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from pvqae import config, runtime
+from pvqae.datasets.manifest import digest
 from pvqae.errors import ConfigError, IntegrityError
 from pvqae.training import folds, loop, phases, warm
 from pvqae.training.examples import Examples
@@ -45,7 +46,7 @@ def folder(params: Params, trained: Run, tmp_path: Path) -> Path:
     facts = {"model": some.model.model_dump(mode="json"), "image": some.image.model_dump(mode="json")}
     (bundle / "config.json").write_text(json.dumps(facts))
     (bundle / "SHA256SUMS").write_text(
-        "".join(f"{warm.digest(bundle / n)}  {n}\n" for n in ("config.json", "weights.safetensors"))
+        "".join(f"{digest(bundle / n)}  {n}\n" for n in ("config.json", "weights.safetensors"))
     )
     normals({"a": 0, "b": 1}).to_csv(network / "rows.csv", index=False)
     warm.keep(network, tmp_path / "kept")
@@ -62,7 +63,7 @@ def test_no_folder_is_no_parent(params: Params, tmp_path: Path) -> None:
 def test_a_parent_is_what_it_was_when_it_was_kept(params: Params, folder: Path) -> None:
     found = warm.load(folder, params("vqgan"))
     assert found is not None
-    assert found.bundle_sha256 == warm.digest(folder / "bundle" / "SHA256SUMS")
+    assert found.bundle_sha256 == digest(folder / "bundle" / "SHA256SUMS")
     assert list(found.rows["group_id"]) == ["a", "b"]
     assert (found.has("full"), found.has("fold-0"), found.has("fold-1")) == (True, True, False)
 
