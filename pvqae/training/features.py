@@ -156,7 +156,10 @@ class Reader:
             return _views(kept, cost)
         counts.decoded += 1
         # What is kept under a hash is of the bytes that have it; a file that can't be read says why when it is decoded.
-        pixels, valid = self._laid_out(images.decode(data, path)[0] if data else images.read(path, self.root))
+        bits = self.image.bits
+        pixels, valid = self._laid_out(
+            images.decode(data, path, bits)[0] if data else images.read(path, self.root, bits)
+        )
         if kept is None:
             kept = self._kept(pixels) | {"valid": valid}
             self.store.put(keys[0], kept)
