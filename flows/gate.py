@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from flows import gate_statistics, shipping
+from flows import gate_statistics, policy, shipping
 from flows.gate_rules import Measured
 from flows.registration import sha256
 from flows.supervise import Supervisor
@@ -187,6 +187,7 @@ def facts(
         kinds=gate_statistics.compare_kinds(scores["champion"], scores["challenger"], kinds, defect, groups, *how)
         if both
         else {},
+        tried=policy.tried_of(card),
         alarms=gate_statistics.alarms(own, list(normals["group_id"]), challenger.threshold, limits.alarm_confidence)
         if len(normals)
         else None,

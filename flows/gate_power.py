@@ -39,6 +39,7 @@ NOTHING_WRONG = Measured(
     auroc=None,
     own_auroc=None,
     kinds={},
+    tried=None,
     alarms=None,
     promised=0.0,
     target=TARGET,

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from flows.gate_statistics import Alarms, Comparison, groups_needed
-from flows.policy import PARITY_TOLERANCE
+from flows.policy import PARITY_TOLERANCE, blind
 from pvqae.config import Gate
 
 State = Literal["kept", "broken", "undecided"]
@@ -22,6 +22,7 @@ class Measured:
     auroc: Comparison | None  # None: without a champion, a normal or a defect
     own_auroc: float | None  # the challenger's
     kinds: Mapping[str, Comparison]
+    tried: tuple[int, int] | None  # the challenger's own synthetic defects, and those above its threshold
     alarms: Alarms | None  # of the challenger, at its own threshold, on the newest normals
     promised: float  # upper end of the 95 % interval that the challenger's card gives for its false-alarm rate
     target: float
@@ -108,6 +109,12 @@ def worst_kind(found: Measured, limits: Gate) -> Rule:
     return _rule(name, not lost, f"{text} (at most {seen.high:+.4f}), limit {-limits.kind_drop:+.4f}")
 
 
+def finds(found: Measured, limits: Gate) -> Rule:
+    """A threshold above all that the detector was tried on finds nothing, whatever its AUROC."""
+    text = f"{found.tried[1]} of {found.tried[0]} above its threshold" if found.tried else "an older bundle, not tried"
+    return _rule("its own synthetic defects", not blind(found.tried), text)
+
+
 def false_alarms(found: Measured, limits: Gate) -> Rule:
     name, seen = "false alarms on the newest normals", found.alarms
     if seen is None:
@@ -164,6 +171,7 @@ RULES: dict[str, Callable[[Measured, Gate], Rule]] = {
     "gate_images": enough,
     "image_auroc": non_inferior,
     "worst_kind": worst_kind,
+    "finds": finds,
     "false_alarms": false_alarms,
     "parity": parity,
     "level_shares": levels,

@@ -1,7 +1,8 @@
 """Decisions with their reasons. Pure: facts in, a decision out; imports no tool."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pvqae import collapse as limits
 
@@ -22,6 +23,7 @@ class Facts:
     level_shares: tuple[float, ...]
     codebook_usage: float | None
     image_auroc: float | None = None  # of the test split; None without defects in it
+    tried: tuple[int, int] | None = None  # its own synthetic defects, and those above its threshold; None: unknown
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,25 @@ def collapse(facts: Facts) -> tuple[str, ...]:
 
 
 def useless(facts: Facts, first_auroc: float) -> tuple[str, ...]:
-    """That it does not tell defects from normals, where there are defects to try it on."""
-    if facts.image_auroc is None or facts.image_auroc > first_auroc:
-        return ()
-    return (f"image AUROC {facts.image_auroc:.4f}, above {first_auroc:g} wanted of a first champion",)
+    """That it does not tell defects from normals, where there are defects to try it on, or finds none of those that it
+    was tried on itself: its threshold is out of reach, however well its scores are ordered."""
+    found = []
+    if facts.image_auroc is not None and not facts.image_auroc > first_auroc:
+        found.append(f"image AUROC {facts.image_auroc:.4f}, above {first_auroc:g} wanted of a first champion")
+    if facts.tried and blind(facts.tried):
+        found.append(f"none of its own {facts.tried[0]} synthetic defects scores above its threshold")
+    return tuple(found)
+
+
+def tried_of(card: Mapping[str, Any]) -> tuple[int, int] | None:
+    """`Facts.tried` by a bundle's calibration card; older ones do not say."""
+    synthetic = card.get("synthetic")
+    return (synthetic["n"], synthetic["found"]) if synthetic else None
+
+
+def blind(tried: tuple[int, int] | None) -> bool:
+    """Whether a detector that was tried on synthetic defects found none."""
+    return tried is not None and tried[0] > 0 and tried[1] == 0
 
 
 def first_version(facts: Facts, first_auroc: float = 0.5) -> Decision:

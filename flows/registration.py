@@ -134,6 +134,7 @@ class Registrar:
             level_shares=tuple(health.get("level_shares") or ()),
             codebook_usage=health.get("codebook_usage"),
             image_auroc=self._metrics(category).get("image_auroc"),
+            tried=policy.tried_of(read_json(exported / "calibration.json")),
         )
 
     def _metrics(self, category: str) -> dict[str, Any]:

@@ -129,6 +129,8 @@ def warnings(one: "ClassReport") -> list[str]:
     """
     rate, n, (low, high) = one.metrics["false_alarm_rate"], one.metrics["n_normal"], one.card["interval_95"]
     found = [*one.card["warnings"], *one.health["warnings"]]
+    if one.metrics["miss_rate"] == 1:
+        found.append(f"All {one.metrics['n_defect']} defects of the test are missed at the calibrated threshold.")
     if rate is not None and bdtrc(round(rate * n) - 1, n, high) < 0.05:
         found.append(
             f"{percent(rate)} of the good test images raise an alarm; the calibration expected {percent(low)} to "

@@ -1,5 +1,6 @@
 """The verb `pvqae calibrate C`: fit the class's scorer, set its threshold on unseen normals, write its bundle."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from pvqae.layout import Layout
 from pvqae.progress import track
 from pvqae.training import folds
 from pvqae.training import prior as priors
-from pvqae.training.examples import Examples, prepare
+from pvqae.training.examples import Examples, prepare, retake
 from pvqae.training.features import Store
+
+RETAKEN = 4  # images of a fit that are taken again
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +58,14 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     health["readouts"] = table.round(4).to_dict("records")
     card = calibration.card(chosen, judged.frame, judged.peaks, middle, method, manifest.digest(file))
     shipped = scorers[folds.FULL]
+    card["synthetic"] = choice.tried(
+        shipped, chosen.value, _pictures(rows, choice.TRIED, layout.data, params.image.bits, "trying defects")
+    )
+    card["warnings"] = [*chosen.warnings, *choice.blind(card["synthetic"], chosen.value)]
     small = resolution.smallest(rows, shipped.networks.backbone.spec, shipped.image, shipped.score)
     card["smallest_defect"] = small
     print(f"{category}: {resolution.sentence(small)}", flush=True)
-    for words in [*chosen.warnings, *health["warnings"]]:  # type: ignore[misc]
+    for words in [*card["warnings"], *health["warnings"]]:
         print(f"WARNING {category}: {words}", flush=True)
     trusted = profile.build(shipped, examples, rows, judged.frame, layout.data)
     return bundle.save(layout.bundle(category), shipped, params, category, health, card, trusted)
@@ -75,7 +82,9 @@ def fit_all(
     fitted = {}
     for fit, networks in track(found.items(), "memory", len(found)):
         seen = _seen(examples, rows, fit)
-        fitted[fit] = fitting.fit(networks, seen, fitting.group_numbers(rows, seen), params, fit)
+        some = np.unique(seen.rows[torch.linspace(0, len(seen) - 1, RETAKEN).long()]).tolist()
+        again = retake(rows, some, data_root, params.image, networks.backbone, params.seed)
+        fitted[fit] = fitting.fit(networks, seen, fitting.group_numbers(rows, seen), params, fit, again)
     score, table = _choose(fitted, rows, data_root, params.score)
     return {fit: item.reading(score) for fit, item in fitted.items()}, table
 
@@ -95,12 +104,20 @@ def _choose(
     looks = []
     for fit, mine in judges.items():
         if len(mine):
-            some = mine.iloc[np.linspace(0, len(mine) - 1, max(1, round(share * len(mine)))).round().astype(int)]
-            pairs = zip(some["sample_id"], some["path"], strict=True)
-            scorer = fitted[fit].scorer
-            pictures = ((name, images.read(path, data_root, scorer.image.bits)) for name, path in pairs)
-            looks.append(choice.look(scorer, track(pictures, f"choosing the read-out, {fit}", len(some))))
+            scorer, count = fitted[fit].scorer, round(share * len(mine))
+            pictures = _pictures(mine, count, data_root, scorer.image.bits, f"choosing the read-out, {fit}")
+            looks.append(choice.look(scorer, pictures))
     return choice.choose(score, looks)
+
+
+def _pictures(
+    rows: pd.DataFrame, most: int, data_root: Path, bits: images.Bits, what: str
+) -> Iterator[tuple[str, images.Floats]]:
+    """sample_id and pixels of at most `most` of the rows, and of one at least, spread evenly."""
+    count = max(1, min(most, len(rows)))
+    some = rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+    for sample_id, path in track(zip(some["sample_id"], some["path"], strict=True), what, count):
+        yield sample_id, images.read(path, data_root, bits)
 
 
 def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> Judged:

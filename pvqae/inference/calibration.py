@@ -6,6 +6,7 @@ the chance that the next normal exceeds it is at most the target rate, whatever 
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,7 @@ def card(
     middle: float,
     method: str,
     manifest_sha256: str,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """calibration.json: everything that someone who asks "why this threshold?" needs.
 
     `judged`: sample_id, group_id, score of the n normals; `peaks`: the highest value of each one's anomaly map;

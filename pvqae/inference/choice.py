@@ -5,8 +5,9 @@ not judge it. The finest resolution finds small sharp defects and masks best, al
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from pvqae.inference.readout import READOUTS, Readout
 from pvqae.inference.scoring import Scorer
 from pvqae.ranks import auroc
 
+TRIED = 16  # normals that the finished detector is tried on
 MOST = 60  # normals that are looked at, per class
 EXTENTS = (0.002, 0.06)  # share of the image that a defect covers
 EQUAL = 0.01  # image AUROC: candidates this close to the best are as good, and the preferred one is taken
@@ -72,6 +74,30 @@ def with_defects(sample_id: str, picture: images.Floats) -> Iterator[tuple[str, 
         image, mask = ANOMALIES[kind](picture, rng, float(np.exp(rng.uniform(*np.log(EXTENTS)))))
         if mask.any():
             yield kind, image, mask
+
+
+def tried(scorer: Scorer, threshold: float, pictures: Iterable[tuple[str, images.Floats]]) -> dict[str, Any]:
+    """Part of the card: of n synthetic defects on these normals, how many the finished detector scores above its
+    threshold, and the highest score (None where no defect could be made visible)."""
+    scores = [
+        scorer.one(image, sample_id).image_score
+        for sample_id, picture in pictures
+        for kind, image, _ in with_defects(sample_id, picture)
+        if kind
+    ]
+    found, highest = sum(score > threshold for score in scores), float(f"{max(scores):.6g}") if scores else None
+    return {"n": len(scores), "found": found, "highest": highest}
+
+
+def blind(tried: dict[str, Any], threshold: float) -> list[str]:
+    """Words for a detector that finds none of its own synthetic defects; empty when it does, or none could be made."""
+    if tried["found"] or not tried["n"]:
+        return []
+    return [
+        f"none of {tried['n']} synthetic defects scores above the threshold {threshold:.6g}, the highest "
+        f"{tried['highest']:.6g}: it would find nothing and can't be champion; add normals of more parts, or images "
+        "that show more of what varies"
+    ]
 
 
 def _add(seen: Seen, scorer: Scorer, kind: str, image: images.Floats, mask: images.Mask) -> None:

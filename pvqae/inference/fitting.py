@@ -5,6 +5,7 @@ n views of the normals of one class.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -45,33 +46,87 @@ def _features(found: measures.Networks, batch: Batch) -> Features:
 
 
 @dataclass(frozen=True, eq=False)
+class Measured:
+    """What a fit measured of some of its training images."""
+
+    rows: Tensor  # n, the row of the frame that each view comes from
+    raw: list[measures.Raw]  # of the views, in their order, several in each
+
+    def values(self, name: str) -> tuple[Tensor, Tensor]:
+        """A measure of all views, and which of its cells are image, n x h_r x w_r each."""
+        if name == "prior":
+            return torch.cat([r.budget.unlikely for r in self.raw]), torch.cat([r.budget.valid for r in self.raw])
+        return torch.cat([r.maps[name] for r in self.raw]), torch.cat([r.valid[name] for r in self.raw])
+
+    def scores(self, scorer: Scorer, name: str) -> "pd.Series[float]":
+        """Image scores of a part by row, each image from all its views."""
+        views = [batch.view(index) for batch in self.raw for index in range(len(batch.cells))]
+        cells: dict[int, list[Tensor]] = {}
+        for row, view in zip(self.rows.tolist(), views, strict=True):
+            cells.setdefault(row, []).append(scorer.part_map(view, scorer.for_image, name)[view.cells])
+        return pd.Series({row: scorer.image_part(name, torch.cat(parts), len(parts)) for row, parts in cells.items()})
+
+
+@dataclass(frozen=True, eq=False)
 class Fitted:
-    """A scorer with what it measured of its training normals, so that another read-out costs no new measurement."""
+    """A scorer with what it measured of its training normals, so that another read-out costs no new measurement.
+
+    Few or nearly equal normals have deviations near zero by chance or by geometry (fewer cells than channels are all
+    equally far from each other once they are white), and every score in them is huge. So no deviation is below what
+    the measure of an image changes by when it is `retaken`: what a camera can't tell apart, the detector need not.
+    """
 
     scorer: Scorer
-    raw: list[measures.Raw]  # of `examples`, in their order
-    examples: Examples
+    normals: Measured
+    retaken: Measured | None  # some of them, taken again (`examples.retake`)
 
     def reading(self, score: config.Score) -> Scorer:
         """The scorer with these settings in place of its own, and scales that fit them."""
         scorer = replace(self.scorer, score=score, scales={})
-        return replace(scorer, scales=_scales(scorer, self.raw, self.examples))
+        return replace(scorer, scales={name: self._scale(scorer, name) for name in ("s_prior", "s_recon")})
+
+    def _scale(self, scorer: Scorer, name: str) -> Scale:
+        scores, grain = self.normals.scores(scorer, name), 0.0
+        if self.retaken is not None:
+            again = self.retaken.scores(scorer, name)
+            grain = float(((again - scores[again.index]) ** 2).mean() ** 0.5)
+        mean = float(scores.mean())
+        return Scale(mean, max(statistics.floor(mean, grain), float(scores.std(ddof=0))))
 
 
-def fit(found: measures.Networks, examples: Examples, groups_n: Tensor, params: config.Params, name: str) -> Fitted:
-    """A scorer whose memory and statistics come from `examples` only; `groups_n` numbers each view's group."""
+def fit(
+    found: measures.Networks,
+    examples: Examples,
+    groups_n: Tensor,
+    params: config.Params,
+    name: str,
+    retaken: Examples | None = None,
+) -> Fitted:
+    """A scorer whose memory and statistics come from `examples` only; `groups_n` numbers each view's group. `retaken`:
+    some of their images again, all views of each."""
     if params.score.recon in ("memory", "both"):
         found = replace(found, memory=tuple(_memory(found, examples, groups_n, params, name)))
     if params.score.recon in ("decoder", "both"):
         found = replace(found, whitening=_whitening(found, examples))
-    raw = list(_measured(found, examples, groups_n))
+    seen = Measured(examples.rows, list(_measured(found, examples, groups_n)))
+    again = None
+    if retaken is not None:
+        owners = dict(zip(examples.rows.tolist(), groups_n.tolist(), strict=True))
+        own = torch.tensor([owners[row] for row in retaken.rows.tolist()])
+        again = Measured(retaken.rows, list(_measured(found, retaken, own)))
     normals = {
-        name: statistics.fit(torch.cat([r.maps[name] for r in raw]), torch.cat([r.valid[name] for r in raw]))
-        for name in raw[0].maps
+        name: statistics.fit(*seen.values(name), _grain(seen, again, name)) for name in (*seen.raw[0].maps, "prior")
     }
-    unlikely, valid = (torch.cat([getattr(r.budget, name) for r in raw]) for name in ("unlikely", "valid"))
-    normals["prior"] = statistics.fit(unlikely, valid)
-    return Fitted(Scorer(found, normals, {}, params.image, choice.settled(params.score)), raw, examples)
+    return Fitted(Scorer(found, normals, {}, params.image, choice.settled(params.score)), seen, again)
+
+
+def _grain(seen: Measured, again: Measured | None, name: str) -> float:
+    """Root mean square of what a measure changes by when images are taken again."""
+    if again is None:
+        return 0.0
+    (before, valid), (after, _) = seen.values(name), again.values(name)
+    twins = torch.isin(seen.rows, again.rows)
+    return float((after - before[twins])[valid[twins]].square().mean().sqrt())
 
 
 @torch.no_grad()
@@ -105,22 +160,8 @@ def _measured(found: measures.Networks, examples: Examples, groups_n: Tensor) ->
         yield measures.measure(found, _features(found, batch), batch.valid, groups_n[indices]).settled()
 
 
-def _scales(scorer: Scorer, raw: list[measures.Raw], examples: Examples) -> dict[str, Scale]:
-    """Image scores of the training normals, each image from all its views."""
-    every = [batch.view(index) for batch in raw for index in range(len(batch.cells))]
-    return {name: _scale(scorer, every, examples, name) for name in ("s_prior", "s_recon")}
-
-
-def _scale(scorer: Scorer, views: list[measures.Raw], examples: Examples, name: str) -> Scale:
-    cells: dict[int, list[Tensor]] = {}
-    for row, view in zip(examples.rows.tolist(), views, strict=True):
-        cells.setdefault(row, []).append(scorer.part_map(view, scorer.for_image, name)[view.cells])
-    scores = pd.Series([scorer.image_part(name, torch.cat(parts), len(parts)) for parts in cells.values()])
-    return Scale(float(scores.mean()), max(1e-6, float(scores.std(ddof=0))))
-
-
 @torch.no_grad()
-def health(found: measures.Networks, examples: Examples, facts: dict[str, float | None]) -> dict[str, object]:
+def health(found: measures.Networks, examples: Examples, facts: dict[str, float | None]) -> dict[str, Any]:
     """Level shares, codebook usage and the prior's cross-entropies, with loud words for a collapse."""
     counts = torch.zeros(len(found.autoencoder.spec.channels), dtype=torch.float64)
     uses = torch.zeros(len(found.autoencoder.codebook.codes), dtype=torch.bool)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROUNDING = 2**-11  # relative, of half precision, in which networks and features are kept
 PSEUDO = 8  # views of the global statistics that each location starts with: few own views say little
 
 
@@ -22,17 +23,24 @@ class Normal:
     global_deviation: Tensor  # scalar, > 0
 
 
-def fit(values_nhw: Tensor, valid_nhw: Tensor) -> Normal:
+def fit(values_nhw: Tensor, valid_nhw: Tensor, grain: float = 0.0) -> Normal:
     """Statistics over valid cells; those of a location are drawn towards the global ones, as if it had seen `PSEUDO`
-    views of them: few views make a local deviation small by chance, and the score huge."""
+    views of them: few views make a local deviation small by chance, and the score huge. `grain`: how far a value moves
+    when the same part is photographed again (see `fitting.Retaken`); no deviation is below it."""
     every = values_nhw[valid_nhw]
-    mean, deviation = every.mean(), every.std().clamp_min(1e-6)
+    mean, deviation = every.mean(), every.std(correction=min(1, len(every) - 1))
+    deviation = deviation.clamp_min(floor(float(mean), grain))
     weight = valid_nhw.to(values_nhw)
     count = weight.sum(0) + PSEUDO
     kept = torch.where(valid_nhw, values_nhw, mean)
     local = (kept * weight).sum(0).add(PSEUDO * mean) / count
     squares = ((kept - local).square() * weight).sum(0)
     return Normal(local, ((squares + PSEUDO * deviation.square()) / count).sqrt(), mean, deviation)
+
+
+def floor(mean: float, grain: float) -> float:
+    """The least deviation of values about `mean` that says something: what is below is rounding, or the camera's."""
+    return max(grain, ROUNDING * max(1.0, abs(mean)))
 
 
 def per_location(normal: Normal, values: Tensor) -> Tensor:

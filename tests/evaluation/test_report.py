@@ -136,7 +136,7 @@ def test_names_of_users_are_escaped_everywhere(evaluated: Any, layout: Layout, m
 def test_warnings_come_before_the_figures(evaluated: Any, layout: Layout) -> None:
     health = {"warnings": ["collapse: one level takes 99 % of the cells"]}
     evaluated("brick", health=health, card={"threshold": 0.0, "warnings": ["too few normals"]})
-    evaluated("grass", card={"threshold": 100.0})
+    evaluated("grass", card={"threshold": 1.7})
     report(layout)
     html = _page(layout)
     assert "3 warnings" in html.text
@@ -155,11 +155,16 @@ def test_chance_alone_does_not_warn_of_false_alarms(
     assert ("raise an alarm" in _page(layout).text) == warned
 
 
-def test_a_sound_report_has_no_warning_box(evaluated: Any, layout: Layout) -> None:
+@pytest.mark.parametrize(("threshold", "warned"), [(1.7, False), (100.0, True), (7199.0, True)])
+def test_a_sound_report_has_no_warning_box_and_one_that_finds_nothing_has(
+    evaluated: Any, layout: Layout, threshold: float, warned: bool
+) -> None:
     for name in ("brick", "grass"):
-        evaluated(name, card={"threshold": 100.0})
+        evaluated(name, card={"threshold": threshold})
     report(layout)
-    assert not [one for one in _page(layout).all("div") if "warning" in (one.get("class") or "")]
+    page = _page(layout)
+    assert bool([one for one in page.all("div") if "warning" in (one.get("class") or "")]) == warned
+    assert ("defects of the test are missed" in page.text) == warned
 
 
 STOPPED, MISSED = "2.5 % of the good images are stopped (1 of 40)", "20.0 % of the defects are missed (10 of 50)"

@@ -40,6 +40,21 @@ def test_a_collapsed_first_version_is_registered_but_no_champion(broken: dict[st
     assert decision.reasons
 
 
+@pytest.mark.parametrize(("tried", "alias"), [((24, 0), "challenger"), ((1, 0), "challenger"), ((24, 1), "champion")])
+@pytest.mark.parametrize("auroc", [1.0, 0.7, None])
+def test_a_threshold_above_all_its_own_defects_is_no_champion(
+    tried: tuple[int, int], alias: str, auroc: float | None
+) -> None:
+    decision = policy.first_version(replace(GOOD, tried=tried, image_auroc=auroc))
+    assert decision.alias == alias
+    assert (f"none of its own {tried[0]} synthetic defects" in " ".join(decision.reasons)) == (alias == "challenger")
+
+
+@pytest.mark.parametrize("card", [{}, {"synthetic": {"n": 0, "found": 0, "highest": None}}])
+def test_what_was_not_tried_is_no_reason_against_a_champion(card: dict[str, object]) -> None:
+    assert policy.first_version(replace(GOOD, tried=policy.tried_of(card))).alias == "champion"
+
+
 def test_a_single_level_cannot_collapse() -> None:
     assert policy.first_version(replace(GOOD, level_shares=(1.0,))).alias == "champion"
 

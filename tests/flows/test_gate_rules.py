@@ -31,6 +31,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("lineage", {"flaws": ("is marked never promotable",)}, "never promotable"),
     ("image_auroc", {"auroc": Comparison(0.9, 0.87, -0.05, -0.01, 0.01, 60, 180)}, "-0.0300"),
     ("worst_kind", {"kinds": {"a": SAME, "b": Comparison(0.9, 0.8, -0.15, -0.05, 0.04, 60, 60)}}, "b: image AUROC"),
+    ("finds", {"tried": (24, 0)}, "0 of 24 above its threshold"),
     ("false_alarms", {"alarms": Alarms(0.4, 60, 60, 0.3)}, "40.0% of 60"),
     ("parity", {"parity": 2e-4}, "0.0002"),
     ("parity", {"parity": None}, "no score could be compared"),

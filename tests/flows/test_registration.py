@@ -41,6 +41,7 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     bundle.mkdir(parents=True)
     (bundle / "SHA256SUMS").write_text("sums")
     (bundle / "config.json").write_text('{"health": {"level_shares": [0.5, 0.5], "codebook_usage": 0.5}}')
+    (bundle / "calibration.json").write_text('{"synthetic": {"n": 48, "found": 40, "highest": 9.5}}')
     found.layout.class_report("part").mkdir(parents=True)
     (found.layout.class_report("part") / "metrics.json").write_text('{"image_auroc": 0.9}')
     found.layout.manifest.parent.mkdir()
@@ -141,3 +142,22 @@ def test_parity_is_asked_of_the_exported_bundle_with_as_many_threads_as_the_eval
     assert fresh.command[:4] == [sys.executable, "-m", "pvqae.cli", "parity"]
     assert Path(fresh.command[4]) != space.layout.bundle("part")
     assert fresh.command[-2:] == ["--threads", "3"]
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "alias"),
+    [
+        ({"n": 48, "found": 0, "highest": 20024.4}, "challenger"),
+        ({"n": 3, "found": 0, "highest": -0.5}, "challenger"),
+        ({"n": 48, "found": 1, "highest": 20024.4}, "champion"),
+        ({"n": 0, "found": 0, "highest": None}, "champion"),
+    ],
+)
+def test_a_first_version_that_finds_none_of_its_own_defects_waits(
+    space: Workspace, synthetic: dict[str, object], alias: str
+) -> None:
+    (space.layout.bundle("part") / "calibration.json").write_text(json.dumps({"synthetic": synthetic}))
+    runs = Runs()
+    found = registrar(space, runs).register("part", started(runs))
+    assert (found.alias, runs.alias("pvqae-x-part", "champion") is not None) == (alias, alias == "champion")
+    assert ("synthetic defects" in "; ".join(found.reasons)) == (alias == "challenger")

@@ -149,9 +149,10 @@ def test_no_step_of_a_fit_sees_the_rows_that_it_judges(
         told[name].append({i for i, x in enumerate(shared) if (logits == x).flatten(1).all(1).any()})
         return fit_prior(params, name, logits, *rest)
 
-    def scorer(found: Any, examples: Any, groups: Any, params: Any, name: str) -> Any:
+    def scorer(found: Any, examples: Any, groups: Any, params: Any, name: str, retaken: Any) -> Any:
         told[name].append(set(examples.rows.tolist()))
-        return fit_scorer(found, examples, groups, params, name)
+        assert set(retaken.rows.tolist()) <= told[name][-1]
+        return fit_scorer(found, examples, groups, params, name, retaken)
 
     monkeypatch.setattr(network.loop, "fit", loop)
     monkeypatch.setattr(prior, "fit", expectation)
@@ -173,6 +174,16 @@ def test_what_is_calibrated_is_what_is_shipped(workspace: Layout) -> None:
     assert all(name in shipped and torch.equal(value, shipped[name]) for name, value in trained.items())
     folded = load_file(workspace.network("cloth") / "fold-0.safetensors")
     assert {value.dtype for value in folded.values() if value.is_floating_point()} == {torch.float16}
+
+
+@pytest.mark.parametrize("name", ["cloth", "plate"])
+def test_the_card_says_what_the_detector_finds_of_its_own_defects(workspace: Layout, name: str) -> None:
+    card = read(workspace.bundle(name) / "calibration.json")
+    tried = card["synthetic"]
+    assert 0 <= tried["found"] <= tried["n"]
+    assert tried["n"] > 12  # several on each of the 12 normals
+    assert (tried["highest"] > card["threshold"]) == (tried["found"] > 0)
+    assert any("would find nothing" in text for text in card["warnings"]) == (tried["found"] == 0)
 
 
 def test_health_is_part_of_the_bundle(workspace: Layout) -> None:
