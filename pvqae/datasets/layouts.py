@@ -66,11 +66,11 @@ def _files(place: str, above: Parts, real: str, followed: Parts) -> Iterator[Par
         raise DataError(f"{place}: expected a folder that can be listed, found {error.strerror}; repair it") from None
     for entry in entries:
         parts = (*above, entry.name)
-        if not entry.is_dir():
-            yield parts
-        elif not entry.is_symlink():
+        linked = entry.is_symlink() and Path(entry.path).is_dir()  # the entry's own is_dir raises for links in a circle
+        target = os.path.realpath(entry.path) if linked else ""
+        if entry.is_dir(follow_symlinks=False):
             yield from _files(entry.path, parts, f"{real}/{entry.name}", followed)
-        elif (target := os.path.realpath(entry.path)) in followed or f"{real}/".startswith(f"{target.rstrip('/')}/"):
+        elif not linked or target in followed or f"{real}/".startswith(f"{target.rstrip('/')}/"):
             yield parts
         else:
             yield from _files(entry.path, parts, target, (*followed, target))

@@ -97,8 +97,8 @@ def _check_masks(found: Sequence[Found], left: Sequence[str] = ()) -> None:
         unused = f"\n  masks that belong to no image:\n  {_first(left)}" if left else ""
         raise DataError(
             f"{len(missing)} defective images have no mask, though there are masks of their category:\n"
-            f"  {_first(missing)}{unused}\n  repair: add these masks (masks/KIND/NAME.png for KIND/NAME.png, "
-            "ground_truth/KIND/NAME_mask.png in MVTec AD's layout), or remove all masks of the category"
+            f"  {_first(missing)}{unused}\n  repair: add these masks, one for each image (masks/KIND/NAME.png for "
+            "KIND/NAME.png, ground_truth/KIND/NAME_mask.png in MVTec AD's layout), or remove all masks of the category"
         )
 
 
@@ -165,6 +165,6 @@ def _check_classes(source: str, root: Path, parts: Mapping[str, Path], left: Seq
         found = "\n  ".join(f"{name}/: {_below(root / name)}" for name in odd[:10])
         raise DataError(
             f"{root}: folders of images without good parts\n  expected: {SOURCES[source].tree}\n  found: {found}\n"
-            f"  repair: rename the folder of good parts in {odd[0]}/ to good, move {odd[0]}/ out of the dataset, or "
-            f"name the classes in params.yaml: data.categories: [{', '.join(parts)}]"
+            f"  repair: rename the folder of good parts in {odd[0]}/ to good, move {odd[0]}/ elsewhere (masks to their "
+            f"class), or name the classes in params.yaml: data.categories: [{', '.join(parts)}]"
         )
