@@ -5,23 +5,25 @@ any step the next run does what is missing, over whatever the crash left behind.
 """
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from flows.adapters.landing import Landing, LandingError, Object
+from flows.adapters.landing import Landing, LandingError, Object, listed
 from flows.arrivals_index import Index, Known, known
 from flows.arrivals_ledger import Entry, Ledger, State
 from flows.arrivals_places import Places, put, write_lists
-from pvqae import config
+from pvqae import config, disk
 from pvqae.datasets import arrivals, images, splits
 from pvqae.datasets.manifest import digest
+from pvqae.errors import PvqaeError
 
 # A file and its class → the champion's score of it, and the score above which a person should look at it.
 Screen = Callable[[str, Path], tuple[float, float]]
-PATIENCE = 3  # objects in a row that do not arrive: then the area itself is ill, and the rest waits
+PATIENCE = 3  # objects in a row that do not arrive: then the area itself is asked whether it is well
+LONGEST = 600.0  # seconds without any object that arrives, after which the rest waits for the next run
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,17 @@ class Taken:
         return (*lines, *(f"did not arrive: {reason}" for reason in self.failed))
 
 
+def no_champion(category: str) -> str:
+    """Why a class's images wait."""
+    return f"{category} has no champion yet: run `python -m flows train` first"
+
+
 def new_objects(
     landing: Landing, ledger: Ledger, classes: Sequence[str], ready: Sequence[str], most: int
 ) -> tuple[list[Object], Counter[str]]:
-    """Objects without a line in the ledger, by key, at most `most`; and why others wait (reason → images).
+    """Objects without a line in the ledger, at most `most`; and why others wait (reason → images).
 
+    By key, but first those that failed least often: what never arrives must not keep out what stands behind it.
     `ready`: the `classes` that have a champion to screen with.
     """
     waiting: Counter[str] = Counter()
@@ -58,18 +66,20 @@ def new_objects(
         category, slash, _ = item.key.partition("/")
         if not slash or category not in classes:
             return f"{category if slash else 'no class'} is no class of the dataset ({', '.join(classes)})"
-        return "" if category in ready else f"{category} has no champion yet: run `python -m flows train` first"
+        return "" if category in ready else no_champion(category)
 
     def usable(item: Object) -> bool:
         if reason := why(item):
             waiting[reason] += 1
         return not reason
 
-    fresh = iter(sorted(item for item in landing.objects() if item not in ledger and usable(item)))
-    chosen = list(islice(fresh, most))
-    if rest := sum(1 for _ in fresh):
-        waiting[f"more than landing.max_objects ({most}) for one run"] = rest
-    return chosen, waiting
+    found, unlisted = listed(landing)
+    waiting.update(unlisted)
+    fresh = [item for item in found if item not in ledger and usable(item)]
+    fresh.sort(key=lambda item: (ledger.tries(item), item))
+    if len(fresh) > most:
+        waiting[f"more than landing.max_objects ({most}) for one run"] = len(fresh) - most
+    return fresh[:most], waiting
 
 
 class Intake:
@@ -93,19 +103,32 @@ class Intake:
         """Look at each object and put it where it belongs; those that do not arrive are left to the next run."""
         self._recover()
         entries: list[Entry] = []
-        failed: list[str] = []
-        tired = 0
-        for item in items:
-            if tired == PATIENCE:
-                break
+        failed: dict[Object, str] = {}
+        left, tired, since = list(items), 0, time.monotonic()
+        while left:
+            item = left.pop(0)
             try:
                 entries.append(self._one(item))
-                tired = 0
-            except LandingError as error:
-                failed.append(str(error))
+                tired, since = 0, time.monotonic()
+            except PvqaeError as error:
+                if disk.is_full(error):  # ours, no fault of the object
+                    raise
+                failed[item] = str(error)
                 tired += 1
+            if tired and tired % PATIENCE == 0 and not self._goes_on(since):
+                break
+        self._ledger.tried(failed)
         write_lists(self._places, self._ledger)
-        return Taken(tuple(entries), tuple(failed), waiting)
+        rest = Counter({"the landing area does not answer": len(left)}) if left else Counter[str]()
+        return Taken(tuple(entries), tuple(failed.values()), Counter(waiting) + rest)
+
+    def _goes_on(self, since: float) -> bool:
+        """Whether the area is well although some objects do not arrive: it still lists, and not too slowly."""
+        try:
+            next(iter(self._landing.objects()), None)
+        except LandingError:
+            return False
+        return time.monotonic() - since < LONGEST
 
     def _recover(self) -> None:
         """Forget half downloads; know what was accepted or held before."""

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,14 +23,19 @@ def admit(
 ) -> tuple[Entry, ...]:
     """Bring all accepted images into the dataset at `raw` as one DVC version; returns their entries.
 
-    `record` commits the version with a message and returns the commit. Raises `DataError` for an accepted image that
-    is not there any more.
+    `record` commits the version with a message and returns the commit. An accepted image whose file is gone or changed
+    is told of and counts as new again: the next run fetches it.
     """
-    accepted = ledger.entries("accepted")
+    accepted = []
+    for entry in ledger.entries("accepted"):
+        try:
+            _copy_in(places, entry, raw)
+            accepted.append(entry)
+        except DataError as error:
+            print(error, file=sys.stderr, flush=True)
+            ledger.append([replace(entry, state="lost", reason=str(error))])
     if not accepted:
         return ()
-    for entry in accepted:
-        _copy_in(places, entry, raw)
     signed = review_labels.signatures(places, ledger)
     arrivals.sign(raw, signed)
     dvc.version_dataset(places.dataset)
@@ -48,7 +54,7 @@ def _copy_in(places: Places, entry: Entry, raw: Path) -> None:
     if not source or not source.exists() or digest(source) != entry.sha256:
         raise DataError(
             f"{source}: expected the accepted image {entry.key} with sha256 {entry.sha256}, found it gone or changed; "
-            f"remove its lines from {places.ledger}, then it is fetched again"
+            "if it is in the landing area still, the next run fetches it again, else put it there"
         )
     beside = places.home / "incoming" / "part"
     beside.parent.mkdir(parents=True, exist_ok=True)

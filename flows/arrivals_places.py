@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.arrivals_ledger import Entry, Ledger
+from pvqae.datasets import manifest
 from pvqae.files import write_text
 
 
@@ -75,6 +76,8 @@ def write_lists(places: Places, ledger: Ledger) -> None:
         for entry in entries:
             file = places.file(entry)
             kept = file.relative_to(folder).as_posix() if file and file.exists() else ""
-            rows.writerow((entry.category, entry.key, entry.size, entry.reason, entry.score or "", kept))
+            rows.writerow(
+                (entry.category, manifest.shown(entry.key), entry.size, entry.reason, entry.score or "", kept)
+            )
         if entries or folder.is_dir():
             write_text(folder / f"{folder.name if state == 'quarantined' else 'review'}.csv", out.getvalue())

@@ -134,7 +134,10 @@ def champions(uri: str, outside: Outside) -> Check:
         found = outside.champions(uri)
     except OSError as error:
         return Check("champions", "warn", f"can't be read: {error}", "python -m flows promote log")
-    said = ", ".join(f"{name} version {version}" for name, version in sorted(found.items()))
+    said = ", ".join(f"{name} {'version ' + one if (one := found[name]) else 'has none'}" for name in sorted(found))
+    if lacking := [name for name in sorted(found) if not found[name]]:
+        repair = f"python -m flows score {lacking[0]}@champion . says how it gets one"
+        return Check("champions", "warn", said, repair)
     return Check("champions", "ok", said) if found else Check("champions", "warn", "none yet", "make run")
 
 

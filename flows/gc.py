@@ -63,9 +63,10 @@ def collect(root: Path, registry: Registry, keep_days: float, confirm: Callable[
         plan = make(root, registry, time.time() - keep_days * DAY, [file.name for file in taken])
         if not plan.items or not confirm(plan):
             return plan, False
-        for item in plan.items:
-            _remove(root, item.path)
+        failed = [said for item in plan.items if (said := _removed(root, item.path))]
         git.git(root, "worktree", "prune")
+        if failed:
+            raise PvqaeError("\n".join(failed) + "\nAll else was removed. Repair this and run again.")
         return plan, True
 
 
@@ -90,8 +91,8 @@ def make(root: Path, registry: Registry, before: float, busy: Sequence[str]) -> 
 
 
 def _versions(registry: Registry) -> Iterator[dict[str, str]]:
-    """The tags of every version."""
-    for name in registry.models("pvqae-"):
+    """The tags of every version, also of models that a person has renamed."""
+    for name in registry.models(""):
         for number in range(1, int(registry.find(name, {}) or 0) + 1):
             try:
                 yield registry.version_tags(name, str(number))
@@ -157,6 +158,15 @@ def _outermost(items: Sequence[Item]) -> tuple[Item, ...]:
     """Without what lies in a folder that goes anyway."""
     going = {item.path for item in items}
     return tuple(item for item in items if going.isdisjoint(item.path.parents))
+
+
+def _removed(root: Path, path: Path) -> str:
+    """Remove `path`; why it could not be removed, "" when it is gone."""
+    try:
+        _remove(root, path)
+    except (PvqaeError, OSError) as error:
+        return f"{path}: {error}"
+    return f"{path}: could not be removed; see its owner and permissions" if os.path.lexists(path) else ""
 
 
 def _remove(root: Path, path: Path) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows import classes, lineage
-from flows.adapters.tracking import Registry
+from flows import classes, lineage, promotions
+from flows.adapters.tracking import Registry, RegistryError
 from flows.workspace import Workspace
 from pvqae.datasets.classes import FROM_SCRATCH
 from pvqae.errors import IntegrityError
@@ -69,13 +69,17 @@ def place(space: Workspace, registry: Registry, graph: Mapping[str, Any], warm: 
 
 def _champion(space: Workspace, registry: Registry, network: str, members: list[str]) -> bool:
     found = champion(registry, space.params.data.name, members)
-    return found is not None and bring(registry, *found, folder(space.path, network))
+    try:
+        return found is not None and bring(registry, *found, folder(space.path, network))
+    except RegistryError as error:
+        print(f"{error}; the network {network} starts from scratch", flush=True)
+        return False
 
 
 def champion(registry: Registry, dataset: str, members: list[str]) -> tuple[str, str] | None:
     """Model and version that a network of the classes `members` goes on from: the first champion among them."""
     models = [lineage.model_name(dataset, category) for category in sorted(members)]
-    champions = [(model, version) for model in models if (version := registry.alias(model, "champion"))]
+    champions = [(model, version) for model in models if (version := promotions.champion(registry, model))]
     return champions[0] if champions else None
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from flows import gate, lineage, locks, promotions, versions, workspace
-from flows.adapters.tracking import Registry
+from flows.adapters.tracking import Registry, RegistryError
 from flows.gate import Findings, Pair
 from flows.gate_rules import Verdict, judge, promotable
 from flows.promotions import PromotionError
@@ -90,12 +90,10 @@ def decide(
     name, lock = lineage.model_name(dataset, category), promotions.lock_file(root, dataset)
     with locks.held(lock):
         promotions.complete(registry, name)
-        champion, challenger = registry.alias(name, "champion"), registry.alias(name, "challenger")
+        held = promotions.champion if asked.override else promotions.held_champion
+        champion, challenger = held(registry, name), promotions.held(registry, name, "challenger")
     if not champion and not challenger:
-        known = ", ".join(registry.models("pvqae-")) or "none"
-        raise PromotionError(
-            f"{name}: no version is registered; run `python -m flows train` first; registered models: {known}"
-        )
+        raise PromotionError(f"{name}: no version is champion or challenger; {promotions.way_back(registry, name)}")
     if not challenger or challenger == champion:
         text = f"nothing to judge: version {champion} is champion, and no other version is challenger"
         return Verdict("refused", False, (text,), {}, champion or "", champion or "")
@@ -110,12 +108,8 @@ def decide(
 
     # 3. Both bundles as they were evaluated, the measuring, the rules.
     with tempfile.TemporaryDirectory() as place:
-        bundles = {
-            version: fetch(registry, name, version, Path(place) / version)
-            for version in (challenger, champion)
-            if version
-        }
-        pair = Pair(bundles[challenger], bundles[champion] if champion else None, tags, flaws)
+        own = fetch(registry, name, challenger, Path(place) / challenger)
+        pair = Pair(own, _opponent(registry, name, champion, Path(place), asked), tags, flaws)
         found, verdict = _judged(measure, pair, limits, bool(asked.override))
         verdict = replace(verdict, version=challenger, champion=champion or lineage.NONE)
 
@@ -139,6 +133,19 @@ def decide(
             expected=verdict.champion,
         )
     return replace(verdict, promoted=True)
+
+
+def _opponent(registry: Registry, name: str, champion: str | None, place: Path, asked: Asked) -> Path | None:
+    """The champion's bundle. One whose files are gone or damaged stops all but an override."""
+    if not champion:
+        return None
+    try:
+        return fetch(registry, name, champion, place / champion)
+    except (RegistryError, IntegrityError) as error:
+        if asked.override:
+            return None
+        text = "the champion can't be judged against: put its files back, see `promote rollback`, or use --override"
+        raise type(error)(f"{error}; {text}") from None
 
 
 def _judged(measure: Measure, pair: Pair, limits: Gate, overridden: bool) -> tuple[Findings | None, Verdict]:
@@ -177,17 +184,17 @@ def record(registry: Registry, name: str, verdict: Verdict, found: Findings | No
     stem = f"gate-version-{verdict.version}-against-{verdict.champion}"
     values = asdict(verdict) | asdict(asked) | {"gate_list_sha256": found.list_sha256 if found else ""}
     write_text(place / f"{stem}.json", json.dumps(values, indent=1, default=str) + "\n")
-    registry.artifact(run, place / f"{stem}.json", "gate")
     if found:
         manifest.write_csv(found.scores, place / f"{stem}.csv")
-        registry.artifact(run, place / f"{stem}.csv", "gate")
     tags = {
         "gate_outcome": verdict.outcome,
         "gate_champion": verdict.champion,
         "gate_verdict": "\n".join(verdict.lines),
         "gate_list_sha256": found.list_sha256 if found else lineage.NONE,
     }
-    registry.tag(run, tags)
+    registry.tag(run, tags)  # first: it refuses where a person has deleted the run
+    for file in sorted(place.glob(f"{stem}.*")):
+        registry.artifact(run, file, "gate")
     registry.tag_version(name, verdict.version, tags)
 
 

@@ -3,6 +3,7 @@
 import datetime
 import getpass
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -50,11 +51,67 @@ def rolled_back(log: Sequence[Promotion]) -> dict[str, str]:
 
 
 def complete(registry: Registry, name: str) -> None:
-    """Make every alias what the log's last entry of it says: a kill between log and alias, or a hand, is made good."""
+    """Make every alias what the log's last entry of it says: a kill between log and alias, or a hand, is made good.
+    An alias whose version was deleted stays as it is; `held` tells of it."""
     last = {entry.alias: entry.to_version for entry in registry.promotions(name)}
     for alias, version in last.items():
-        if registry.alias(name, alias) != version:
+        if registry.alias(name, alias) != version and registry.exists(name, version):
             registry.set_alias(name, alias, version)
+
+
+def held(registry: Registry, name: str, alias: str) -> str | None:
+    """The version that has an alias by the log, which no hand in MLflow's page has moved; by the registry where the log
+    is silent. None where no version has it, or had.
+
+    Raises `PromotionError` for a champion that was deleted while an earlier one is left, with the way back.
+    """
+    log = registry.promotions(name)
+    said = next((entry.to_version for entry in reversed(log) if entry.alias == alias), None)
+    if said is None:
+        return registry.alias(name, alias)
+    if registry.exists(name, said):
+        return said
+    if alias == "champion" and _left(registry, name, log):
+        raise PromotionError(f"{name}: version {said}, the champion, was deleted; {way_back(registry, name)}")
+    return None
+
+
+def held_champion(registry: Registry, name: str) -> str | None:
+    """`held` of the champion."""
+    return held(registry, name, "champion")
+
+
+def champion(registry: Registry, name: str) -> str | None:
+    """The champion; None also where it was deleted: for those who can do without."""
+    try:
+        return held_champion(registry, name)
+    except PromotionError:
+        return None
+
+
+def way_back(registry: Registry, name: str) -> str:
+    """What gives a model a champion that has none: the commands are tried by a test."""
+    place = " ".join(shlex.quote(part) for part in _parts(registry, name))
+    if left := _left(registry, name, registry.promotions(name)):
+        command = f"python -m flows promote rollback {place} --reason 'the champion was deleted'"
+        return f"back to version {left[-1]}, the newest champion that is left: {command}"
+    if challenger := held(registry, name, "challenger"):
+        return f"ask the gate about version {challenger}: python -m flows promote run {place}"
+    known = ", ".join(registry.models("pvqae-")) or "none"
+    return registry.astray(name) or f"run `python -m flows train` first; registered models: {known}"
+
+
+def _parts(registry: Registry, name: str) -> tuple[str, str]:
+    """Dataset and class of a model, whose name alone does not say where one ends."""
+    origin = registry.origin(name)
+    if origin and lineage.model_name(*origin) == name:
+        return origin
+    dataset, _, category = name.removeprefix("pvqae-").rpartition("-")
+    return dataset, category
+
+
+def _left(registry: Registry, name: str, log: Sequence[Promotion]) -> list[str]:
+    return [version for version in champions(log) if registry.exists(name, version)]
 
 
 def move(
@@ -67,12 +124,14 @@ def move(
     reasons: tuple[str, ...],
     verdict: str = "",
     expected: str | None = None,
+    present: str | None = None,
 ) -> Promotion:
-    """Append an entry, then move the alias. `expected`: the version that the decision took for the alias' present one.
+    """Append an entry, then move the alias. `expected`: the version that the decision took for the alias' present one;
+    `present`: what the log calls so, where that was deleted.
 
     Raises `PromotionError` when the alias was moved meanwhile.
     """
-    present = registry.alias(name, alias) or lineage.NONE
+    present = present or registry.alias(name, alias) or lineage.NONE
     if expected is not None and present != expected:
         raise PromotionError(
             f"{name}: {alias} was version {expected} when this was decided, now it is {present}; run the command again"
@@ -113,12 +172,25 @@ def rollback(registry: Registry, root: Path, dataset: str, name: str, reason: st
     with locks.held(lock_file(root, dataset)):
         complete(registry, name)
         log = registry.promotions(name)
-        known = champions(log)
+        known = _left(registry, name, log)
+        present = next((entry.to_version for entry in reversed(log) if entry.alias == "champion"), "")
+        if present and present not in known:  # deleted: to the newest that is left
+            return _restored(registry, name, known, present, reason, version)
         if version and known[-1:] != [version]:
             return _taken_back(name, version, [entry for entry in log if entry.alias == "champion"])
         if len(known) < 2:
             raise PromotionError(f"{name}: no earlier champion in the log; promote one with `promote run --override`")
         return move(registry, name, "champion", known[-2], kind="rollback", reasons=(reason,), expected=known[-1])
+
+
+def _restored(
+    registry: Registry, name: str, known: Sequence[str], deleted: str, reason: str, version: str
+) -> Promotion:
+    if version not in ("", deleted):
+        raise PromotionError(f"{name}: expected version {version} as champion, found {deleted}, which was deleted")
+    if not known:
+        raise PromotionError(f"{name}: version {deleted} was deleted; {way_back(registry, name)}")
+    return move(registry, name, "champion", known[-1], kind="rollback", reasons=(reason,), present=deleted)
 
 
 def _taken_back(name: str, version: str, moves: Sequence[Promotion]) -> Promotion:

@@ -69,7 +69,7 @@ class Registrar:
         if self._uncommitted:  # known without the parity check, which takes seconds
             reasons = (f"code differs from the commit: {', '.join(self._uncommitted)}",)
             return self._refused(category, run, reasons)
-        champion = self._registry.alias(name, "champion")
+        champion, deleted = self._champion(name)
         tags = self._made_from | {
             "bundle_sha256": bundle_sha256(bundle),
             "mlflow_run": run,
@@ -81,7 +81,9 @@ class Registrar:
             shipping.export(self._supervisor, self._space, bundle, exported)
             facts = self._facts(category, exported, tags)
             first_auroc = self._space.params.gate.first_auroc
-            decision = policy.later_version(facts) if champion else policy.first_version(facts, first_auroc)
+            later = champion or deleted
+            decision = policy.later_version(facts) if later else policy.first_version(facts, first_auroc)
+            decision = replace(decision, reasons=(*decision.reasons, *filter(None, (deleted,))))
             if decision.alias is None:
                 return self._refused(category, run, decision.reasons)
             model = self._registry.log_model(run, exported)
@@ -91,6 +93,13 @@ class Registrar:
         version = self._registry.register(name, run, model, tags | decided(decision) | figures)
         self._move(name, version, decision)
         return Registered(category, version, True, decision.alias, decision.reasons)
+
+    def _champion(self, name: str) -> tuple[str | None, str]:
+        """The champion; or what is to be done where it was deleted and an earlier one is left to go back to."""
+        try:
+            return promotions.held_champion(self._registry, name), ""
+        except promotions.PromotionError as error:
+            return None, str(error)
 
     def _move(self, name: str, version: str, decision: policy.Decision) -> None:
         assert decision.alias is not None
@@ -108,7 +117,7 @@ class Registrar:
         if any(entry.to_version == version for entry in self._registry.promotions(name)):
             return
         decision = decision_of(self._registry.version_tags(name, version))
-        if self._registry.alias(name, "champion"):  # another became it meanwhile: this one waits for the gate
+        if any(self._champion(name)):  # another became it meanwhile: this one waits for the gate
             decision = replace(decision, alias="challenger")
         self._move(name, version, decision)
 

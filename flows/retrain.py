@@ -14,6 +14,7 @@ from flows.retrain_record import Outcome, recorded
 from flows.summary import Summary
 from flows.train import train
 from flows.workspace import Workspace
+from pvqae.errors import PvqaeError
 
 
 @flow(name="retrain", persist_result=False)
@@ -64,11 +65,14 @@ def retrain(
             return outcome
         if decision.act == "train":
             outcome = replace(outcome, trained=train_again(str(project), params_file, overrides, decision))
-        outcome = replace(outcome, verdicts=judge(project, outcome))
+        verdicts, failed = judge(project, outcome)
+        outcome = replace(outcome, verdicts=verdicts)
         promote.show(project, name)  # once: a page of a thousand classes is not written anew for each
         tracking.tag(
             run, {f"gate_{category}": promote.summary(category, found) for category, found in outcome.verdicts}
         )
+        if failed:
+            raise PvqaeError("\n".join(failed) + "\nThe gate judged the other classes. Repair this and run again.")
         return outcome
 
 
@@ -78,17 +82,18 @@ def train_again(root: str, params_file: str, overrides: tuple[str, ...], decisio
     return summary
 
 
-def judge(project: Path, outcome: Outcome) -> tuple[tuple[str, Verdict], ...]:
-    """The gate's verdict on every version that waits for one, by the name of its model."""
+def judge(project: Path, outcome: Outcome) -> tuple[tuple[tuple[str, Verdict], ...], tuple[str, ...]]:
+    """The gate's verdict on every version that waits for one, by the name of its model; and why some have none."""
     if outcome.trained:
         waiting = [item.category for item in outcome.trained.versions if item.version and item.alias == "challenger"]
     else:
         waiting = [item.category for item in outcome.facts.classes if not item.judged]
     asked, name = outcome.decision, outcome.dataset
-    return tuple(
-        (
-            lineage.model_name(name, category),
-            promote.verdict_on(project, name, category, trigger=asked.trigger, reason=asked.reason),
-        )
-        for category in waiting
-    )
+    verdicts, failed = [], []
+    for category in waiting:
+        try:
+            found = promote.verdict_on(project, name, category, trigger=asked.trigger, reason=asked.reason)
+            verdicts.append((lineage.model_name(name, category), found))
+        except PvqaeError as error:
+            failed.append(str(error))
+    return tuple(verdicts), tuple(failed)

@@ -22,7 +22,7 @@ def retrain_all(root: str = "", trigger: Trigger = "schedule") -> None:
     for name in datasets:
         try:
             retrain(str(project), trigger=trigger, dataset=name)
-        except PvqaeError as error:
+        except Exception as error:  # also of Prefect, of MLflow's clients, of the disk
             failed.append(f"{name}: {error}")
     if failed:
         raise PvqaeError("\n".join(failed))

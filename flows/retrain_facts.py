@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flows import lineage
+from flows import lineage, promotions
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Versioning
 from flows.arrivals import Taken
@@ -36,7 +36,7 @@ def facts_of(
 
     def facts(category: str) -> ClassFacts:
         model = lineage.model_name(name, category)
-        champion = registry.alias(model, "champion") or ""
+        champion = promotions.champion(registry, model) or ""
         normals = [f for f in found if f.category == category and f.label == "normal" and f.official not in HELD_OUT]
         seen = dvc.listing(registry.version_tags(model, champion)["data_hash"]) if champion else None
         fresh = taken.waiting.get(f"{category}, a dry run", 0)
@@ -62,9 +62,9 @@ def of_this_data(registry: Registry, model: str, data_hash: str) -> tuple[str, b
     version = registry.find(model, {"data_hash": data_hash}) or ""
     if not version:
         return "", False
-    if registry.alias(model, "champion") == version or registry.version_tags(model, version).get("gate_outcome"):
+    if promotions.champion(registry, model) == version or registry.version_tags(model, version).get("gate_outcome"):
         return version, True
-    return (version, False) if registry.alias(model, "challenger") == version else ("", False)
+    return (version, False) if promotions.held(registry, model, "challenger") == version else ("", False)
 
 
 def _below(found: Found, raw: Path) -> str:

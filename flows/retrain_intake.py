@@ -9,6 +9,7 @@ from typing import Any
 
 from flows import arrivals, arrivals_admit, arrivals_index, choices, classes, known, locks, workspace
 from flows.adapters import git
+from flows.adapters.landing import Landing, Object
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc
 from flows.arrivals import Taken
@@ -90,10 +91,21 @@ def would_take(project: Path, params: Params, ledger: Ledger, categories: Sequen
     """What would be looked at; nothing is downloaded or changed."""
     if (area := known.shore(project, params)) is None:
         return Taken()
-    ready = [category for category in categories if champions.version(category)]
-    items, waiting = arrivals.new_objects(area, ledger, categories, ready, params.landing.max_objects)
+    items, waiting = new_objects(area, params, ledger, categories, champions)
     counts = Counter(item.key.partition("/")[0] for item in items)
     return Taken((), (), waiting + Counter({f"{category}, a dry run": n for category, n in counts.items()}))
+
+
+def new_objects(
+    area: Landing, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions
+) -> tuple[list[Object], Counter[str]]:
+    """`arrivals.new_objects` of the classes that have a champion; others wait, with the way to get theirs back."""
+    ready, lost = champions.ready(categories)
+    items, waiting = arrivals.new_objects(area, ledger, categories, ready, params.landing.max_objects)
+    for category, why in lost.items():
+        if count := waiting.pop(arrivals.no_champion(category), 0):
+            waiting[why] = count
+    return items, waiting
 
 
 def take_in(project: Path, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions) -> Taken:
@@ -102,8 +114,7 @@ def take_in(project: Path, params: Params, ledger: Ledger, categories: Sequence[
     release(places, ledger)
     if (area := known.shore(project, params)) is None:
         return Taken()
-    ready = [category for category in categories if champions.version(category)]
-    items, waiting = arrivals.new_objects(area, ledger, categories, ready, params.landing.max_objects)
+    items, waiting = new_objects(area, params, ledger, categories, champions)
     if not items:
         write_lists(places, ledger)
         return Taken((), (), waiting)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import choices, classes, lineage, locks, review_queues, workspace
+from flows import choices, classes, lineage, locks, promotions, review_queues, workspace
 from flows.adapters import git
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc
@@ -75,7 +75,7 @@ def champions(project: Path, registry: Registry, dataset: str) -> "Callable[[str
 
     def champion(category: str) -> "tuple[str, Detector] | None":
         model = lineage.model_name(dataset, category)
-        version = registry.alias(model, "champion")
+        version = promotions.held_champion(registry, model)
         return (version, load(model, version)) if version else None
 
     return champion

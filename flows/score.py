@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 
-from flows import drift, gate, locks, promote, steps
+from flows import drift, gate, locks, promote, promotions, steps
 from flows.adapters import landing
 from flows.adapters.landing import Landing, Object
 from flows.adapters.tracking import Registry
@@ -75,16 +75,17 @@ def source_of(where: str) -> batch_source.Source:
 def parse(name: str, registry: Registry) -> tuple[str, str]:
     """Model and version that `name` means: MODEL, MODEL@ALIAS or MODEL@NUMBER.
 
-    Raises `ConfigError` for another form, or an alias that no version has.
+    An alias is what the promotion log says, whatever a hand has moved in MLflow's pages. Raises `ConfigError` for
+    another form, or an alias that no version has, `PromotionError` for a champion that was deleted.
     """
     matched = MODEL.fullmatch(name)
     if not matched:
         raise ConfigError(f"{name}: expected pvqae-DATASET-CLASS@champion, another alias or a version's number")
     model, label = matched[1], matched[2] or "champion"
-    version = label if label.isdigit() else registry.alias(model, label)
+    version = label if label.isdigit() else promotions.held(registry, model, label)
     if not version:
-        known = ", ".join(registry.models("pvqae-")) or "none"
-        raise ConfigError(f"{name}: no version of {model} has the alias {label}; registered models: {known}")
+        way = promotions.way_back(registry, model)
+        raise ConfigError(f"{name}: no version of {model} has the alias {label}; {way}")
     return model, version
 
 

@@ -1,12 +1,13 @@
 """The champion's opinion of images that claim to be normal, before they may teach the next one."""
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows import lineage, promote
+from flows import lineage, promote, promotions
 from flows.adapters.tracking import Registry
-from pvqae.errors import DataError
+from pvqae.errors import DataError, PvqaeError
 
 
 def limit(card: dict[str, Any], margin: float) -> float:
@@ -23,14 +24,32 @@ class Champions:
     def __init__(self, registry: Registry, dataset: str, place: Path, margin: float) -> None:
         self._registry, self._dataset, self._place, self._margin = registry, dataset, place, margin
         self._loaded: dict[str, Any] = {}
+        self._broken: dict[str, PvqaeError] = {}  # not fetched again for each image
 
     def version(self, category: str) -> str:
-        """The class's champion, "" when it has none."""
-        return self._registry.alias(lineage.model_name(self._dataset, category), "champion") or ""
+        """The class's champion, "" when it has none. Raises `PromotionError` for one that was deleted."""
+        return promotions.held_champion(self._registry, lineage.model_name(self._dataset, category)) or ""
+
+    def ready(self, categories: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """The classes that have a champion, and why others have none where that can be told."""
+        found: list[str] = []
+        lost: dict[str, str] = {}
+        for category in categories:
+            try:
+                found += [category] if self.version(category) else []
+            except PvqaeError as error:
+                lost[category] = str(error)
+        return found, lost
 
     def screen(self, category: str, path: Path) -> tuple[float, float]:
         """The champion's score of a file, and the limit. Raises `IntegrityError` for another bundle than registered."""
-        detector = self._loaded.get(category) or self._load(category)
+        if category in self._broken:
+            raise self._broken[category]
+        try:
+            detector = self._loaded.get(category) or self._load(category)
+        except PvqaeError as error:
+            self._broken[category] = error
+            raise
         return float(detector.score(path).image_score), limit(detector.card, self._margin)
 
     def _load(self, category: str) -> Any:

@@ -1,7 +1,7 @@
 """The single steps of the train flow's story, in its order."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from flows.recording import Recorder, ending, experiment
 from flows.registration import Registered, Registrar, sha256
 from flows.workspace import Workspace
 from pvqae import runtime
+from pvqae.errors import PvqaeError
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,20 @@ def version(registrar: Registrar, recorder: Recorder, category: str) -> Register
         return found
     recorder.complete(category)
     return registrar.register(category, recorder.run(category))
+
+
+def versions(
+    registrar: Registrar, recorder: Recorder, categories: Iterable[str]
+) -> tuple[tuple[Registered, ...], tuple[str, ...]]:
+    """The version of every class, and what failed: one class's failure does not stop the others."""
+    found, failed = [], []
+    for category in categories:
+        try:
+            found.append(version(registrar, recorder, category))
+        except PvqaeError as error:
+            found.append(Registered(category, "", False, "", (str(error),)))
+            failed.append(f"{category}: {error}")
+    return tuple(found), tuple(failed)
 
 
 def finish(tracking: Registry, run: str, space: Workspace, result: summary.Summary) -> None:

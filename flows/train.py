@@ -27,6 +27,7 @@ from flows.registration import Registrar
 from flows.stages import Done
 from flows.summary import Summary
 from flows.supervise import Supervisor
+from pvqae.errors import PvqaeError
 
 
 @flow(name="train", persist_result=False)
@@ -105,7 +106,7 @@ def train(
             uncommitted,
             lambda: steps.plan(space, len(graph["networks"])).threads,
         )
-        versions = tuple(steps.version(registrar, recorder, item) for item in graph["classes"])
+        versions, failed = steps.versions(registrar, recorder, graph["classes"])
 
         # 8. What came of it: first the report's page, which names the versions.
         pages.publish(tracking, report, name, versions, space.params.data.source == "demo")
@@ -121,4 +122,8 @@ def train(
             mlflow_run=parent,
         )
         steps.finish(tracking, parent, space, summary)
+        if failed:
+            raise PvqaeError(
+                "\n".join(failed) + "\nOther classes went on. Repair this and run again: what is done stays."
+            )
         return summary

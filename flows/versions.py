@@ -97,7 +97,9 @@ def _version(
     registry: Registry, name: str, number: str, reasons: tuple[str, ...], metrics: Mapping[str, Any]
 ) -> Version:
     log = registry.promotions(name)
-    champion = registry.alias(name, "champion")
+    if number and not registry.exists(name, number):
+        number, reasons = "", (f"version {number} was deleted in MLflow",)
+    champion = promotions.champion(registry, name)
     tags = registry.version_tags(name, number) if number else {}
     alias = next((one for one in promotions.ALIASES if number and registry.alias(name, one) == number), "")
     return Version(
@@ -116,7 +118,7 @@ def _comparison(
     registry: Registry, name: str, tags: Mapping[str, str], beside: tuple[str, str], metrics: Mapping[str, Any]
 ) -> Comparison | None:
     other, role = beside
-    if not other:
+    if not other or not registry.exists(name, other):
         return None
     theirs = registry.version_tags(name, other)
     own = _figures(tags) or {key: metrics.get(key) for key in lineage.FIGURES}

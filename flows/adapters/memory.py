@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flows.adapters.intake import Link
 from flows.adapters.landing import LandingError, Object
-from flows.adapters.tracking import Promotion
+from flows.adapters.tracking import Promotion, RegistryError
 from flows.adapters.versioning import OnLine, Outcome, StageFailed, ignore
 from flows.metrics import Metric
 
@@ -87,6 +87,7 @@ class Runs:
     bundles: dict[str, dict[str, bytes]] = field(default_factory=dict)  # model → file → content
     sources: dict[tuple[str, str], str] = field(default_factory=dict)  # (name, version) → model
     folders: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)  # (run, folder) → file → content
+    deleted: set[tuple[str, str]] = field(default_factory=set)  # (name, version)
 
     def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
         run = f"run-{len(self.runs)}"
@@ -141,11 +142,21 @@ class Runs:
 
     def find(self, name: str, tags: Mapping[str, str]) -> str | None:
         versions = list(enumerate(self.versions.get(name, []), start=1))
-        found = [number for number, have in versions if all(have.get(key) == tags[key] for key in tags)]
-        return str(found[-1]) if found else None
+        found = [str(number) for number, have in versions if all(have.get(key) == tags[key] for key in tags)]
+        return next((number for number in reversed(found) if self.exists(name, number)), None)
 
     def version_tags(self, name: str, version: str) -> dict[str, str]:
+        if not self.exists(name, version):
+            raise RegistryError(f"{name} version {version}: not in the registry")
         return self.versions[name][int(version) - 1]
+
+    def exists(self, name: str, version: str) -> bool:
+        return 0 < int(version) <= len(self.versions.get(name, ())) and (name, version) not in self.deleted
+
+    def delete_version(self, name: str, version: str) -> None:
+        """What a person may do on MLflow's page; its aliases go with it."""
+        self.deleted.add((name, version))
+        self.aliases = {key: to for key, to in self.aliases.items() if (key[0], to) != (name, version)}
 
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         self.versions[name][int(version) - 1].update(tags)
@@ -173,6 +184,7 @@ class Runs:
         return self.aliases.get((name, alias))
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
+        self.version_tags(name, version)
         self.aliases[name, alias] = version
 
     def promote(self, name: str, alias: str, entry: Promotion) -> None:
@@ -182,21 +194,30 @@ class Runs:
     def promotions(self, name: str) -> tuple[Promotion, ...]:
         return tuple(self.log.get(name, []))
 
+    def astray(self, name: str) -> str:
+        return ""
+
+    def origin(self, name: str) -> tuple[str, str] | None:
+        return None
+
 
 @dataclass
 class Shelf:
-    """Twin of `landing.Bucket`: key → bytes; objects in `failing` do not arrive."""
+    """Twin of `landing.Bucket`: key → bytes; objects in `failing` do not arrive, of a `dead` one nothing does."""
 
     content: dict[str, bytes] = field(default_factory=dict)
     failing: set[str] = field(default_factory=set)
+    dead: bool = False
     fetched: list[str] = field(default_factory=list)
 
     def objects(self) -> Iterator[Object]:
+        if self.dead:
+            raise LandingError("dead on purpose")
         for key, data in sorted(self.content.items()):
             yield Object(key, hashlib.md5(data, usedforsecurity=False).hexdigest(), len(data))
 
     def fetch(self, item: Object, target: Path) -> None:
         self.fetched.append(item.key)
-        if item.key in self.failing:
+        if self.dead or item.key in self.failing:
             raise LandingError(f"{item.key}: failed on purpose")
         target.write_bytes(self.content[item.key])

@@ -13,7 +13,8 @@ import requests
 from flows.adapters import prefect_server
 
 QUICK = 3.0  # seconds for one answer
-CHAMPIONS = "select name, version from registered_model_aliases where alias = 'champion' and name like 'pvqae-%'"
+CHAMPIONS = """select m.name, a.version from registered_models m
+left join registered_model_aliases a on a.name = m.name and a.alias = 'champion' where m.name like 'pvqae-%'"""
 
 
 class Outside(Protocol):
@@ -37,7 +38,7 @@ class Real:
         return {name: sum(worker["status"] == "ONLINE" for worker in found) for name, found in asked.items()}
 
     def champions(self, uri: str) -> dict[str, str]:
-        """Model → its champion's version, asked without MLflow's client, whose import takes seconds.
+        """Model → its champion's version or "", asked without MLflow's client, whose import takes seconds.
 
         Raises `OSError` for a registry that can't be read, or of another kind than sqlite and http.
         """
@@ -51,7 +52,9 @@ class Real:
         answer.raise_for_status()
         models: list[dict[str, Any]] = answer.json().get("registered_models", [])
         aliases = [(model["name"], alias) for model in models for alias in model.get("aliases", ())]
-        return {name: str(alias["version"]) for name, alias in aliases if alias["alias"] == "champion"}
+        found = {name: str(alias["version"]) for name, alias in aliases if alias["alias"] == "champion"}
+        names = [model["name"] for model in models if model["name"].startswith("pvqae-")]
+        return {name: found.get(name, "") for name in names}
 
     def trouble(self, remote: Mapping[str, str]) -> str:
         """Why DVC's remote can't be reached, "" if it can; `remote` is its section of DVC's config."""
@@ -76,7 +79,7 @@ def _champions_of(file: Path) -> dict[str, str]:
         return {}
     try:
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=QUICK)) as database:
-            return {name: str(version) for name, version in database.execute(CHAMPIONS)}
+            return {name: str(version or "") for name, version in database.execute(CHAMPIONS)}
     except sqlite3.Error as error:
         raise OSError(f"{file}: {error}") from None
 

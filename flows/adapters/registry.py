@@ -1,9 +1,12 @@
 """MLflow: runs, models, versions, aliases and the promotion log."""
 
 import json
+import re
+import shlex
+import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,18 +16,47 @@ import mlflow
 from mlflow import MlflowClient, entities
 from mlflow.exceptions import MlflowException
 
+from flows import lineage
 from flows.adapters import packaging
 from flows.adapters.tracking import Promotion
+from flows.adapters.tracking import RegistryError as RegistryError
 from flows.metrics import Metric
-from pvqae.errors import PvqaeError
-
-
-class RegistryError(PvqaeError):
-    """The registry does not have what was asked for."""
-
 
 BATCH = 1000  # metrics per request, MLflow's limit
 PROMOTION = "promotion."
+MISSING = "RESOURCE_DOES_NOT_EXIST"
+
+
+class _Client:
+    """`MlflowClient` whose errors are `RegistryError`s that say how to bring back what a person has deleted."""
+
+    def __init__(self, uri: str) -> None:
+        self._client, self._uri = MlflowClient(uri, uri), uri
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        work = getattr(self._client, name)
+
+        def explained(*given: Any, **named: Any) -> Any:
+            try:
+                return work(*given, **named)
+            except MlflowException as error:
+                raise RegistryError(self._words(str(error)), str(error.error_code)) from error
+
+        return explained
+
+    def _words(self, text: str) -> str:
+        """With the command that restores a deleted run or experiment, which MLflow keeps for a while."""
+        found = re.search(r"The (run|experiment) (\w+) must be in the 'active' state", text)
+        if not found:
+            return f"MLflow: {text}"
+        kind, name = found.groups()
+        experiment = self._client.get_run(name).info.experiment_id if kind == "run" else name
+        if self._client.get_experiment(experiment).lifecycle_stage == "deleted":
+            words = f"experiments restore --experiment-id {experiment}"
+        else:
+            words = f"runs restore --run-id {name}"
+        address = shlex.quote(self._uri)
+        return f"the {kind} {name} was deleted in MLflow; run: MLFLOW_TRACKING_URI={address} mlflow {words}"
 
 
 class Mlflow:
@@ -33,7 +65,7 @@ class Mlflow:
 
     def __init__(self, uri: str, artifacts: Path | None = None) -> None:
         mlflow.set_tracking_uri(uri)
-        self._client = MlflowClient(uri, uri)
+        self._client, self._uri = _Client(uri), uri
         self._artifacts = artifacts
 
     def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
@@ -45,11 +77,14 @@ class Mlflow:
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found:
+            if found.lifecycle_stage == "deleted":  # no other can have its name until it is deleted for good
+                print(f"MLflow's experiment {name} was deleted: it is restored, with its runs", flush=True)
+                self._client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         location = (self._artifacts / name).as_uri() if self._artifacts else None
         try:
             return str(self._client.create_experiment(name, artifact_location=location))
-        except MlflowException:  # another flow made it meanwhile
+        except RegistryError:  # another flow made it meanwhile
             found = self._client.get_experiment_by_name(name)
             if not found:
                 raise
@@ -117,8 +152,8 @@ class Mlflow:
         """A new version of `name`, with its tags from the start: a kill leaves no version without lineage."""
         try:
             self._client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        except RegistryError as error:
+            if error.code != "RESOURCE_ALREADY_EXISTS":
                 raise
         logged = model.rpartition("/")[2] if model.startswith("models:/") else None
         created = self._client.create_model_version(name, source=model, run_id=run, tags=dict(tags), model_id=logged)
@@ -134,8 +169,36 @@ class Mlflow:
         """Raises `RegistryError` when there is no such version."""
         try:
             return dict(self._client.get_model_version(name, version).tags)
-        except MlflowException as error:
-            raise RegistryError(f"{name} version {version}: not in the registry: {error}") from None
+        except RegistryError as error:
+            raise RegistryError(f"{name} version {version}: not in the registry: {error}", error.code) from None
+
+    def exists(self, name: str, version: str) -> bool:
+        try:
+            self._client.get_model_version(name, version)
+        except RegistryError as error:
+            if error.code != MISSING:
+                raise
+            return False
+        return True
+
+    def astray(self, name: str) -> str:
+        """What renames a registered model back to `name`; "" where none was renamed."""
+        for other in self.models(""):
+            origin = self.promotions(other) and self.origin(other)
+            if origin and other != name and lineage.model_name(*origin) == name:
+                call = f"from mlflow import MlflowClient as C; C({self._uri!r}).rename_registered_model"
+                python = f"{call}({other!r}, {name!r})"
+                return f"it was renamed to {other}; back: {shlex.quote(sys.executable)} -c {shlex.quote(python)}"
+        return ""
+
+    def origin(self, name: str) -> tuple[str, str] | None:
+        """Dataset and class, by the run of the newest version: the experiment is the dataset's, the stage the class."""
+        try:
+            run = self._client.get_run(self.version_tags(name, self.find(name, {}) or "0")["mlflow_run"])
+            experiment = self._client.get_experiment(run.info.experiment_id).name
+            return experiment.removeprefix("pvqae-"), run.data.tags["stage"]
+        except (RegistryError, KeyError):
+            return None
 
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
@@ -154,13 +217,22 @@ class Mlflow:
         """The version's bundle, in a folder below `out`; its hashes are not checked here. Raises `RegistryError`."""
         try:
             found = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(out))
-        except (MlflowException, OSError) as error:
+            bundle = Path(found) / "artifacts" / "bundle"
+            if not bundle.is_dir():
+                raise FileNotFoundError(f"no bundle in {self._client.get_model_version_download_uri(name, version)}")
+        except (MlflowException, RegistryError, OSError) as error:
             raise RegistryError(f"{name} version {version}: its files can't be fetched: {error}") from None
-        return Path(found) / "artifacts" / "bundle"
+        return bundle
 
     def fetch(self, run: str, folder: str, out: Path) -> Path | None:
         """A folder of a run's artifacts, below `out`; None where the run has none of that name."""
-        if not self._client.list_artifacts(run, folder):
+        try:
+            listed = self._client.list_artifacts(run, folder)
+        except RegistryError as error:  # the run was deleted for good
+            if error.code != MISSING:
+                raise
+            return None
+        if not listed:
             return None
         out.mkdir(parents=True, exist_ok=True)
         return Path(self._client.download_artifacts(run, folder, str(out)))
@@ -169,9 +241,9 @@ class Mlflow:
         """The version that `alias` names, None when the alias or the model does not exist."""
         try:
             return str(self._client.get_model_version_by_alias(name, alias).version)
-        except MlflowException as error:
+        except RegistryError as error:
             # A missing alias is INVALID_PARAMETER_VALUE, a missing model RESOURCE_DOES_NOT_EXIST.
-            if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            if error.code not in ("INVALID_PARAMETER_VALUE", MISSING):
                 raise
             return None
 
@@ -194,8 +266,8 @@ class Mlflow:
         """The log of `name`, oldest first."""
         try:
             tags: dict[str, str] = self._client.get_registered_model(name).tags
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        except RegistryError as error:
+            if error.code != MISSING:
                 raise
             return ()
         return tuple(_promotion(json.loads(tags[key])) for key in sorted(tags) if key.startswith(PROMOTION))

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,7 @@ from PIL import Image
 
 from flows import arrivals, arrivals_admit, arrivals_index, arrivals_ledger, arrivals_places
 from flows.adapters import git
+from flows.adapters.landing import Folder, LandingError, Object
 from flows.adapters.memory import Files, Shelf
 from flows.adapters.versioning import Dvc
 from flows.arrivals import Intake, Taken
@@ -29,7 +30,7 @@ from pvqae import config
 from pvqae.datasets import images, sources, splits
 from pvqae.datasets.arrivals import file_name, group_id
 from pvqae.datasets.images import Floats
-from pvqae.errors import DataError
+from pvqae.errors import IntegrityError
 from pvqae.layout import ARRIVED
 
 SIZE = 48
@@ -254,17 +255,93 @@ def test_what_does_not_arrive_comes_with_the_next_run(world: World) -> None:
 
 
 def test_a_dead_area_is_not_asked_for_every_object(world: World) -> None:
-    world.shelf.failing = set(world.shelf.content)
-    taken = world.run()
+    ledger = Ledger(world.places.ledger)
+    items, waiting = arrivals.new_objects(world.shelf, ledger, ["nut"], ["nut"], 1000)
+    world.shelf.dead = True
+    taken = Intake(world.shelf, world.places, ledger, world.index(), screen, PARAMS).take(items, waiting)
     assert len(taken.failed) == arrivals.PATIENCE
+    decided = len(taken.entries) + arrivals.PATIENCE  # some need no fetch
+    assert taken.waiting["the landing area does not answer"] == len(items) - decided
 
 
-def test_an_accepted_image_that_is_gone_is_an_error_that_names_it(world: World) -> None:
+@pytest.mark.parametrize("bad", [3, 7, 30])
+@pytest.mark.parametrize("most", [5, 1000])
+def test_objects_that_never_arrive_do_not_keep_out_those_behind_them(world: World, bad: int, most: int) -> None:
+    ill = {f"nut/0000/{n:03}.png": f"archived {n}".encode() for n in range(bad)}
+    world.shelf.content |= ill
+    world.shelf.failing = set(ill)
+    params = PARAMS.model_copy(update={"landing": PARAMS.landing.model_copy(update={"max_objects": most})})
+    came: list[str] = []
+    for _ in range(2 + (bad + len(world.shelf.content)) // most):
+        ledger = Ledger(world.places.ledger)
+        items, waiting = arrivals.new_objects(world.shelf, ledger, ["nut"], ["nut"], params.landing.max_objects)
+        taken = Intake(world.shelf, world.places, ledger, world.index(), screen, params).take(items, waiting)
+        came += [entry.key for entry in taken.entries]
+    assert sorted(came) == sorted(key for key in world.shelf.content if key.startswith("nut/") and key not in ill)
+    world.shelf.failing = set()
+    for _ in range(1 + bad // most):
+        world.run()
+    assert not [key for key in ill if key not in by_key(world)]
+
+
+def test_a_damaged_count_of_tries_is_forgotten(world: World) -> None:
+    for text in ("", "[1]", '{"a": "x"}'):
+        (world.places.home).mkdir(parents=True, exist_ok=True)
+        (world.places.home / "failed.json").write_text(text)
+        assert Ledger(world.places.ledger).tries(next(world.shelf.objects())) == 0
+
+
+def test_one_class_s_broken_champion_does_not_keep_out_the_others(world: World) -> None:
+    for seed in range(10):
+        images.write(world.raw / "bolt" / "good" / f"{seed}.png", photograph(seed + 50))
+    world.shelf.content = {f"{name}/p{n}.png": encoded(photograph(n)) for name, n in (("bolt", 300), ("nut", 301))}
+
+    def broken(category: str, path: Path) -> tuple[float, float]:
+        if category == "bolt":
+            raise IntegrityError("the champion of bolt is damaged")
+        return screen(category, path)
+
+    ledger, params = Ledger(world.places.ledger), config.parse({"retrain": {"gate_share": 0.0}})
+    both = ["bolt", "nut"]
+    items, _ = arrivals.new_objects(world.shelf, ledger, both, both, 10)
+    taken = Intake(world.shelf, world.places, ledger, world.index(), broken, params).take(items)
+    assert [entry.key for entry in taken.entries] == ["nut/p301.png"]
+    assert taken.failed == ("the champion of bolt is damaged",)
+
+
+def test_a_name_that_is_no_text_and_a_listing_that_breaks_off_stop_nothing(tmp_path: Path) -> None:
+    place = tmp_path / "landing" / "nut"
+    place.mkdir(parents=True)
+    (place / os.fsdecode(b"\xff.png")).write_bytes(b"no picture")
+    (place / "a.png").write_bytes(encoded(photograph(1)))
+
+    class BreaksOff(Folder):
+        def objects(self) -> Iterator[Object]:
+            yield from super().objects()
+            raise LandingError("page 2 did not come")
+
+    world, area = World(tmp_path), BreaksOff(tmp_path / "landing")
+    images.write(world.raw / "nut" / "good" / "0.png", photograph(0))
+    ledger = Ledger(world.places.ledger)
+    items, waiting = arrivals.new_objects(area, ledger, ["nut"], ["nut"], 10)
+    assert waiting == {"page 2 did not come": 1}
+    taken = Intake(area, world.places, ledger, world.index(), screen, PARAMS).take(items, waiting)
+    assert sorted(entry.state for entry in taken.entries) == ["accepted", "quarantined"]
+    assert "udcff.png" in (world.places.home / "quarantine" / "quarantine.csv").read_text("utf-8")
+    assert len(Ledger(world.places.ledger).entries()) == 2
+
+
+def test_an_accepted_image_that_is_gone_is_told_of_fetched_again_and_stops_no_other(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     entry = Entry("nut/x.png", "e", 1, "accepted", "", "nut", "0" * 64, "x-0.png", "good")
     ledger = Ledger(world.places.ledger)
     ledger.append([entry])
-    with pytest.raises(DataError, match=r"nut/x\.png"):
-        arrivals_admit.admit(world.places, world.raw, ledger, world.dvc, world.record)
+    world.run()
+    assert "nut/x.png" in capsys.readouterr().err
+    assert len(world.arrived()) == 12
+    assert by_key(world)["nut/x.png"].state == "lost"
+    assert Object("nut/x.png", "e", 1) not in Ledger(world.places.ledger)
 
 
 class Killed(BaseException):

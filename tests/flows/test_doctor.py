@@ -99,10 +99,14 @@ def test_champions_of_a_database(tmp_path: Path) -> None:
     assert Real().champions(f"sqlite:///{file}") == {}
     with sqlite3.connect(file) as database:
         database.execute("create table registered_model_aliases (name text, alias text, version integer)")
+        database.execute("create table registered_models (name text)")
+        database.executemany("insert into registered_models values (?)", [("pvqae-a-b",), ("pvqae-a-c",), ("other",)])
         rows = [("pvqae-a-b", "champion", 2), ("pvqae-a-b", "challenger", 3), ("other", "champion", 1)]
         database.executemany("insert into registered_model_aliases values (?, ?, ?)", rows)
     database.close()
-    assert Real().champions(f"sqlite:///{file}") == {"pvqae-a-b": "2"}
+    assert Real().champions(f"sqlite:///{file}") == {"pvqae-a-b": "2", "pvqae-a-c": ""}
+    found = doctor.champions(f"sqlite:///{file}", Real())
+    assert (found.state, found.found) == ("warn", "pvqae-a-b version 2, pvqae-a-c has none")
     file.write_bytes(b"no database")
     assert doctor.champions(f"sqlite:///{file}", Real()).state == "warn"
 

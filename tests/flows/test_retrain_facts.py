@@ -95,6 +95,7 @@ def test_held_images_are_counted_while_they_are_there(world: tuple[Path, Runs, F
 
 def test_age_counts_from_the_first_alias() -> None:
     registry, now = Runs(), datetime.datetime(2026, 1, 11, tzinfo=datetime.UTC)
+    registry.register(MODEL, "run", "model", {})
     registry.promote(MODEL, "challenger", move("1", "challenger"))
     registry.promote(MODEL, "champion", move("1", "champion", "2026-01-09T00:00:00.000000Z"))
     assert age_days(registry, MODEL, "1", now) == pytest.approx(10)
