@@ -45,7 +45,7 @@ class Place:
 
     def add(self, alias: str) -> str:
         run = self.registry.start(f"pvqae-{DATASET}", CLASS, tags={"stage": CLASS})
-        number = len(list((self.root).glob("bundle-*"))) + 1
+        number = 1 + max((int(p.name[7:]) for p in self.root.glob("bundle-*")), default=0)
         sha256 = bundle(self.root / f"bundle-{number}", f"weights {number}")
         tags = {**TAGS, "bundle_sha256": sha256, "mlflow_run": run, "data_hash": f"d{number}"}
         version = self.registry.register(MODEL, run, str(self.root / f"bundle-{number}"), tags)
