@@ -88,5 +88,6 @@ def write(path: Path, content: dict[str, Any]) -> bool:
     text = HEADER + dump_yaml(content)
     if path.is_file() and path.read_bytes() == text.encode():
         return False
+    read(path)  # stops at what is neither ours nor the beginning of it
     write_text(path, text)
     return True

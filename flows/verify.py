@@ -86,7 +86,7 @@ def run(root: Path, name: str, version: str, say: Say = lambda line: None) -> Ve
         return compare(registry, name, version, clone, dataset, category, original, outputs, params.gate)
 
 
-def _clone(root: Path, clone: Path, name: str, tags: Mapping[str, str], owner: lineage.Owner | None) -> str:
+def _clone(root: Path, clone: Path, name: str, tags: Mapping[str, str], owner: lineage.Owner | None = None) -> str:
     """A clone at the version's code with its params, classes, data versions and dvc.lock; returns the dataset."""
     for key in ("git_sha", "data_sha"):
         git.needed(root, tags[key], f"{key} of {name}")

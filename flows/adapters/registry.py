@@ -210,9 +210,10 @@ class Mlflow:
 
     def find(self, name: str, tags: Mapping[str, str]) -> str | None:
         """The newest version of `name` with all of `tags`, None when there is none."""
-        conditions = [f"name = '{name}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())]
-        if not MODEL.fullmatch(name):  # none of ours; a quote in it would end the condition
+        quote = '"' if "'" in name else "'"  # a person may have renamed ours to anything
+        if quote in name:
             return None
+        conditions = [f"name = {quote}{name}{quote}", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())]
         found = self._client.search_model_versions(" and ".join(conditions))
         return max((str(version.version) for version in found), key=int, default=None)
 
@@ -261,7 +262,7 @@ class Mlflow:
         return str(self._client.get_model_version(name, version).run_id)
 
     def models(self, prefix: str) -> tuple[str, ...]:
-        """Names of our registered models that begin with `prefix`, sorted."""
+        """Names of the registered models that begin with `prefix`, sorted; without one also what was renamed."""
         return tuple(sorted(str(model.name) for model in self._registered(prefix)))
 
     def owners(self, prefix: str) -> dict[str, Owner | None]:
@@ -272,8 +273,10 @@ class Mlflow:
         """Compares names itself: in the registry's search `_` and `%` stand for others, and on some case is one."""
         page: Any = None
         while page is None or page.token:
-            page = self._client.search_registered_models(f"name LIKE '{OURS}%'", page_token=page and page.token)
-            yield from (model for model in page if MODEL.fullmatch(model.name) and model.name.startswith(prefix))
+            wanted = f"name LIKE '{OURS}%'" if prefix else None
+            page = self._client.search_registered_models(wanted, page_token=page and page.token)
+            ours = (model for model in page if not prefix or MODEL.fullmatch(model.name))
+            yield from (model for model in ours if model.name.startswith(prefix))
 
     def _owner(self, model: Any) -> Owner | None:
         """By its tags; a model without them is of the only dataset that it can be of, or of that of its runs."""

@@ -62,9 +62,10 @@ def _parts(name: str, root: Path) -> dict[str, Path]:
         raise DataError(f"data.source: expected one of {', '.join(SOURCES)}; found {name}; correct params.yaml")
     parts = SOURCES[name].parts(root)
     if not parts:
+        own = f" ({ARRIVED}/ is a folder of ours: rename the folder if it is a class)" * (root / ARRIVED).is_dir()
         raise DataError(
             f"{root}: not the layout of data.source={name}\n  expected: {SOURCES[name].tree}\n  found: {_below(root)}\n"
-            f"  repair: rearrange the files, or choose another data.source: {', '.join(SOURCES)}"
+            f"  repair: rearrange the files{own}, or choose another data.source: {', '.join(SOURCES)}"
         )
     for category, folder in parts.items():
         if wrong := unusable(category):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pvqae.datasets import images
 from pvqae.errors import DataError
@@ -99,13 +99,13 @@ def _item(path: Path) -> Item:
     return Item(name, modified=when)
 
 
-def read(file: Path, **how: Any) -> tuple[images.Floats, str]:
-    """Pixels, and the camera's own note of when they were taken; `how` is passed to `images.read`.
+def read(file: Path, bits: images.Bits = "auto") -> tuple[images.Floats, str]:
+    """Pixels, and the camera's own note of when they were taken; `bits` as in `images.read`.
 
     Raises `DataError` in words that hold wherever the file lies.
     """
     try:
-        return images.read(file, **how), images.header(file).captured_at
+        return images.read(file, bits=bits), images.header(file, bits=bits).captured_at
     except DataError as error:
         raise DataError(str(error).replace(str(file), "the file")) from None
 

@@ -122,6 +122,16 @@ def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+def _checkpoint() -> bytes:
+    """Return the content of the installed package's file. Raises `IntegrityError` when it is another."""
+    source = _packaged_checkpoint()
+    data = source.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != CHECKPOINT_SHA256:
+        raise IntegrityError(f"{source}: expected sha256 {CHECKPOINT_SHA256}, found {found}: install the package again")
+    return data
+
+
 def cached_weights() -> Path:
     """The folded weights as safetensors in the user's cache, or a private folder where that can't be written, converted
     once from the installed package; again where the file is no longer what was written.
@@ -130,17 +140,14 @@ def cached_weights() -> Path:
     `weights_only`. Raises `IntegrityError` when the installed file is another.
     """
     name = f"efficientnet_lite0-{CHECKPOINT_SHA256[:16]}.safetensors"
+    data = b""
     for folder in surroundings.caches():
         target = folder / "pvqae" / name
         if is_sealed(target):
             return target
+        data = data or _checkpoint()  # before a folder is made
         if surroundings.writable(target.parent):
             break
-    source = _packaged_checkpoint()
-    data = source.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != CHECKPOINT_SHA256:
-        raise IntegrityError(f"{source}: expected sha256 {CHECKPOINT_SHA256}, found {found}: install the package again")
     tensors = _folded(torch.load(BytesIO(data), map_location="cpu", weights_only=True))
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as beside:
         pass

@@ -96,7 +96,7 @@ def delete_alias(place: Place) -> None:
 
 
 def rename_model(place: Place) -> None:
-    place.client.rename_registered_model(MODEL, "our detector")
+    place.client.rename_registered_model(MODEL, "our plant's detector")
 
 
 def delete_model(place: Place) -> None:
