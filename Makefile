@@ -13,7 +13,7 @@ else
 TORCH := --torch-backend=auto
 endif
 
-.PHONY: help run test integration chaos bench flames audit lint format clean services experiment gpu-bundle accuracy
+.PHONY: help run test integration chaos bench flames audit lint format clean services experiment gpu-bundle accuracy rooms
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,7 +45,7 @@ gpu-bundle: $(STAMP) ## pack source and one class, CLASS=bottle, for a machine w
 	@$(BIN)/python -m flows.experiments.gpu_bundle $(CLASS) $(ARGS)
 
 accuracy: $(STAMP) ## ours beside PatchCore and a no-model control, with intervals; ARGS="--data FOLDER --classes a,b"
-	@$(BIN)/pvqae bench accuracy $(ARGS)
+	@$(BIN)/python -m flows bench accuracy $(ARGS)
 
 chaos: $(STAMP) ## an hour: bad input, kills and faults of services at full size; writes the table of docs/reliability.md
 	@PVQAE_CHAOS=full $(BIN)/python -m pytest tests/chaos -m "integration or not integration" -x $(ARGS)
@@ -56,6 +56,9 @@ bench: $(STAMP) ## what is fast, as ratios measured side by side; ARGS="NAME ...
 
 flames: $(STAMP) ## flame graphs of training, inference and a flow; writes docs/pictures/flame_*.svg
 	@$(BIN)/python -m tests.bench.flames $(ARGS)
+
+rooms: $(STAMP) ## draw the rooms of both packages from the import graph; writes docs/pictures/rooms.svg
+	@$(BIN)/python -m tests.architecture
 
 audit: $(STAMP) ## known holes in what is installed (asks an advisory service)
 	@$(BIN)/python -m tests.audit

@@ -1,5 +1,5 @@
 """When, where and whether: Prefect flows around the stages of dvc.yaml, and the adapters to outside tools."""
 
-from pvqae import surroundings
+from pvqae.core import surroundings
 
 surroundings.complete()  # before any library reads its settings; all that a flow starts has them, too

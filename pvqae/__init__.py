@@ -1,3 +1,3 @@
 """PVQAE: unsupervised visual defect detection with patch-aware vector quantisation (arXiv 2501.09187)."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

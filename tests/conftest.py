@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from pvqae import surroundings
-from pvqae.datasets import images
+from pvqae.core import surroundings
+from pvqae.samples import images
 
 surroundings.complete()  # tests ask servers of this machine, also where a company's proxy is set
 

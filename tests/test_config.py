@@ -6,9 +6,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvqae import config
-from pvqae.config import Params
-from pvqae.errors import ConfigError
+from pvqae.core import config
+from pvqae.core.config import Params
+from pvqae.core.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 

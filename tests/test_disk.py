@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import typer
 
-from pvqae import disk, door
-from pvqae.errors import DataError, PvqaeError
+from pvqae.cli import console
+from pvqae.core import errors
+from pvqae.core.errors import DataError, PvqaeError
 
 Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: Usage(2**40, 0, 2**40))
+    monkeypatch.setattr(errors.shutil, "disk_usage", lambda place: Usage(2**40, 0, 2**40))
 
 
 def wrapped() -> Exception:
@@ -42,7 +43,7 @@ def wrapped() -> Exception:
 def test_errors_of_a_full_disk_end_with_what_to_do(
     error: Exception, room: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(typer.Exit) as exit, door.explained():
+    with pytest.raises(typer.Exit) as exit, console.explained():
         raise error
     assert exit.value.exit_code == 1
     assert "free some space, then run the same command again" in capsys.readouterr().err
@@ -50,7 +51,7 @@ def test_errors_of_a_full_disk_end_with_what_to_do(
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), ValueError("no"), KeyError("x")])
 def test_other_errors_stay_as_they_are(error: Exception, room: None) -> None:
-    with pytest.raises(type(error)), door.explained():
+    with pytest.raises(type(error)), console.explained():
         raise error
 
 
@@ -58,17 +59,17 @@ def test_a_disk_without_room_is_named_with_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: Usage(2**30, 2**30, 2**20))
-    with pytest.raises(typer.Exit), door.explained():
+    monkeypatch.setattr(errors.shutil, "disk_usage", lambda place: Usage(2**30, 2**30, 2**20))
+    with pytest.raises(typer.Exit), console.explained():
         raise ConnectionError("the server does not answer")  # it could not write either
     assert f"{tmp_path} (1.0 MB free)" in capsys.readouterr().err
 
 
 def test_exit_codes_pass_through_whatever_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: Usage(2**30, 2**30, 0))
-    with pytest.raises(typer.Exit) as exit, door.explained():
+    monkeypatch.setattr(errors.shutil, "disk_usage", lambda place: Usage(2**30, 2**30, 0))
+    with pytest.raises(typer.Exit) as exit, console.explained():
         raise typer.Exit(3)
     assert exit.value.exit_code == 3
-    with pytest.raises(typer.Exit) as exit, door.explained():
+    with pytest.raises(typer.Exit) as exit, console.explained():
         raise DataError("no images")
     assert exit.value.exit_code == 2

@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flows import promotions
 from flows.adapters.tracking import Promotion
-from pvqae import door
-from pvqae.errors import ConfigError, DataError, IntegrityError, ParityError, PvqaeError, ValidationFailed
+from flows.versions import promotions
+from pvqae.cli import console
+from pvqae.core.errors import ConfigError, DataError, IntegrityError, ParityError, PvqaeError, ValidationFailed
 
 ENTRY = Promotion("2026-11-24T22:58:17.000000Z", "root", "champion", "1", "2", "gate", ("samples: 7 new " * 5,), "r")
 
@@ -31,7 +31,7 @@ ENTRY = Promotion("2026-11-24T22:58:17.000000Z", "root", "champion", "1", "2", "
     ],
 )
 def test_exit_codes(error: BaseException, code: int) -> None:
-    app = typer.Typer(cls=door.Door)
+    app = typer.Typer(cls=console.Door)
 
     @app.command()
     def one() -> None:
@@ -48,9 +48,9 @@ def test_exit_codes(error: BaseException, code: int) -> None:
 
 
 def test_json_stands_alone_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    with door.quiet(True):
+    with console.quiet(True):
         print("words")
-    with door.quiet(False):
+    with console.quiet(False):
         print("{}")
     out, err = capsys.readouterr()
     assert (out, err) == ("{}\n", "words\n")
@@ -63,7 +63,7 @@ def test_json_of_whatever_a_flow_returns() -> None:
         figures: dict[str, object]
 
     values = {"auroc": float("nan"), "n": np.int64(3), "shares": np.array([0.5, np.inf]), "pairs": (1, None, True)}
-    found = json.loads(door.to_json(Found(Path("a/b"), values)))
+    found = json.loads(console.to_json(Found(Path("a/b"), values)))
     assert found == {
         "report": "a/b",
         "figures": {"auroc": None, "n": 3, "shares": [0.5, None], "pairs": [1, None, True]},
@@ -72,7 +72,7 @@ def test_json_of_whatever_a_flow_returns() -> None:
 
 def test_a_piped_table_is_not_squeezed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    door.console().print(promotions.table({"pvqae-gravel-gravel": [ENTRY]}))
+    console.console().print(promotions.table({"pvqae-gravel-gravel": [ENTRY]}))
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "gravel" in line]
     assert all(value in row for value in ("2026-11-24T22:58:17Z", "pvqae-gravel-gravel", ENTRY.reasons[0].strip()))
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pvqae import forkserver
+from pvqae.cli import forkserver
 from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="flows start it on Linux only")
 # Imports nothing; its command line does what the first argument says.
 SERVER = """
 import os, sys, time, types
-from pvqae import forkserver
+from pvqae.cli import forkserver
 forkserver.NEEDED = ()
 def main():
     what = sys.argv[1]
@@ -32,12 +32,12 @@ def main():
         os.kill(os.getpid(), 9)
     print(os.getpid(), flush=True)
     time.sleep(60)
-sys.modules["pvqae.cli"] = types.SimpleNamespace(main=main)
+sys.modules["pvqae.cli.main"] = types.SimpleNamespace(main=main)
 import pvqae
-pvqae.cli = sys.modules["pvqae.cli"]
+pvqae.cli.main = sys.modules["pvqae.cli.main"]
 forkserver.serve("socket", False)
 """
-CLIENT = "import sys; from pvqae import forkserver; sys.exit(forkserver.ask(sys.argv[1:]))"
+CLIENT = "import sys; from pvqae.cli import forkserver; sys.exit(forkserver.ask(sys.argv[1:]))"
 
 
 @pytest.fixture

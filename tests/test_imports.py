@@ -15,13 +15,13 @@ SEEN = "import sys; print([name for name in {names} if name in sys.modules])"
 @pytest.mark.parametrize(
     ("modules", "names"),
     [
-        ("pvqae.cli", ("pydantic", "yaml", "numpy", "torch", "rich.console")),
+        ("pvqae.cli.main", ("pydantic", "yaml", "numpy", "torch", "rich.console")),
         (
-            "flows.cli",
+            "flows.cli.main",
             ("pydantic", "yaml", "numpy", "torch", "rich.console", "prefect", "mlflow"),
         ),
-        ("flows.train, pvqae.datasets.sources, pvqae.datasets.demo", ("torch", "great_expectations")),
-        ("pvqae.evaluation.report, pvqae.evaluation.page", ("torch", "safetensors", "sklearn")),
+        ("flows.train.train, pvqae.datasets.sources, pvqae.datasets.demo", ("torch", "great_expectations")),
+        ("pvqae.report.report, pvqae.report.page", ("torch", "safetensors", "sklearn")),
     ],
 )
 def test_a_door_imports_only_what_it_needs(modules: str, names: tuple[str, ...]) -> None:
@@ -32,7 +32,7 @@ def test_a_door_imports_only_what_it_needs(modules: str, names: tuple[str, ...])
 
 MAPPING = ("load_file", "safe_open", "memmap", "open_memmap", "mmap", "mmap_mode")
 # A nameless file that only its process can reach; DVC's own reader of its settings.
-MAPPED = {"pvqae/training/spill.py": ["memmap"], "flows/adapters/dvc_config.py": ["load_file"]}
+MAPPED = {"pvqae/features/spill.py": ["memmap"], "flows/adapters/dvc_files.py": ["load_file"]}
 
 
 def test_nothing_that_runs_is_mapped_from_a_file_that_others_can_change() -> None:

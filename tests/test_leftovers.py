@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pvqae.files import write_tensors, write_text
+from pvqae.core.files import write_tensors, write_text
 
 
 def ended() -> int:

@@ -1,6 +1,6 @@
 import pytest
 
-from pvqae import progress
+from pvqae.core import progress
 
 
 def test_every_item_comes_through_in_order_and_the_end_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pvqae import runtime
-from pvqae.config import Compute
+from pvqae.core import runtime
+from pvqae.core.config import Compute
 
 
 @pytest.fixture

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from flows import choices, classes, environment
-from flows.adapters.memory import Runs
-from flows.recording import Recorder
-from flows.stages import Done
-from flows.summary import Summary
-from flows.workspace import Workspace
-from pvqae import config
-from pvqae.files import write_text
+from flows.adapters.fakes import Runs
+from flows.core import classes, environment
+from flows.train.recording import Recorder
+from flows.train.stages import Done
+from flows.train.summary import Summary
+from flows.workspace import choices
+from flows.workspace.workspace import Workspace
+from pvqae.core import config
+from pvqae.core.files import write_text
 
 PROJECT = Path(__file__).parents[1]
 # What looks like a secret and is none, by file and kind.

@@ -17,8 +17,8 @@ import pytest
 import requests
 from aiobotocore.session import get_session  # type: ignore[import-untyped]
 
-from pvqae import runtime, surroundings
-from pvqae.errors import PvqaeError
+from pvqae.core import runtime, surroundings
+from pvqae.core.errors import PvqaeError
 from pvqae.model import efficientnet
 from tests.containers import UNNAMED, contained
 

@@ -2,9 +2,9 @@ import os
 import subprocess
 import sys
 
-from pvqae.watchdog import SUPERVISOR
+from pvqae.cli.watchdog import SUPERVISOR
 
-CHILD = "import time; from pvqae import watchdog; watchdog.start(0.02); print('up', flush=True); time.sleep(30)"
+CHILD = "import time; from pvqae.cli import watchdog; watchdog.start(0.02); print('up', flush=True); time.sleep(30)"
 
 
 def start(environment: dict[str, str]) -> "subprocess.Popen[str]":
@@ -25,7 +25,7 @@ def test_a_stage_ends_with_a_killed_supervisor_and_not_before() -> None:
 
 def test_without_a_supervisor_nothing_is_watched() -> None:
     for value in ("", "no number"):
-        code = "import threading; from pvqae import watchdog; watchdog.start(); print(threading.active_count())"
+        code = "import threading; from pvqae.cli import watchdog; watchdog.start(); print(threading.active_count())"
         command, environment = [sys.executable, "-c", code], os.environ | {SUPERVISOR: value}
         found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert found.stdout == "1\n"

@@ -1,1 +1,1 @@
-"""The only importers of outside clients. Each has a twin in memory for tests."""
+"""The only importers of MLflow, DVC, boto3 and Prefect's client, and their twins for tests."""

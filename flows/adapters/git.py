@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from pvqae.errors import PvqaeError
-from pvqae.layout import outside_hooks
+from pvqae.core.errors import PvqaeError
+from pvqae.core.layout import outside_hooks
 
 CODE = ("pvqae", "flows", "dvc.yaml", "pyproject.toml", "constraints.txt")
 BRANCH = "refs/heads/pvqae/data"

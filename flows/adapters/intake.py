@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from pvqae.errors import DataError
-from pvqae.files import write_text
-from pvqae.layout import ARRIVED
+from pvqae.core.errors import DataError
+from pvqae.core.files import write_text
+from pvqae.core.layout import ARRIVED
 
 # Copy by default (reflink where the file system can: no space, no time, and independent files). A hard link shares
 # the inode: DVC makes it read-only, so the *original* becomes read-only too, and an in-place edit of the original

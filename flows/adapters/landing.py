@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from pvqae.errors import ConfigError, PvqaeError
+from pvqae.core.errors import ConfigError, PvqaeError
 
 PAUSE, LONGEST = 0.5, 20.0  # seconds before another try: of the first, at most
 PATIENCE = 60.0  # seconds that a server may be silent

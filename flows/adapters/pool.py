@@ -7,7 +7,7 @@ from uuid import UUID
 
 import httpx
 
-from pvqae.errors import PvqaeError
+from pvqae.core.errors import PvqaeError
 
 Kind = Literal["waiting", "running", "done", "failed", "crashed", "cancelled"]
 KINDS: dict[str, Kind] = {

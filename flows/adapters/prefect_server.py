@@ -1,8 +1,28 @@
-"""Servers asked over HTTP alone: whether one answers, and of Prefect the work pools, workers and automations."""
+"""Servers asked over HTTP alone: whether one answers, and of Prefect the work pools, workers and automations.
 
+A Prefect server for one command where no other is known, started while the command still imports.
+
+Prefect would start the same one itself, but only after all imports, and with another second of them for the server's
+code in this process, which does not need it.
+"""
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, MutableMapping
+from contextlib import ExitStack
 from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
 
 import requests
+
+from flows.core import locks
+from flows.core.processes import end
+from pvqae.core.errors import PvqaeError
 
 QUICK = 2.0  # seconds for one answer of a server on this machine
 
@@ -58,3 +78,78 @@ def worker_online(api: str, pool: str, worker: str, since: float) -> bool:
         return any(datetime.fromisoformat(row["last_heartbeat_time"]).timestamp() >= since - 1 for row in rows)
     except (requests.RequestException, ValueError):
         return False
+
+
+API = "PREFECT_API_URL"
+OWN = "PVQAE_TEMPORARY_PREFECT"  # the same address, where it ends with the command
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+
+
+def begin(environ: MutableMapping[str, str] = os.environ) -> Callable[[], None]:
+    """Start one, if needed, and point `environ` at it. What is returned waits until it answers.
+
+    Call this before Prefect is imported, which reads `environ` then, and after `Guard`, which ends the server of a
+    killed flow. It ends with this process.
+    """
+    if not _needed(environ):
+        return lambda: None
+    # Two servers that make a fresh database at once break it: the first that answers has made it.
+    home, alone = Path(environ["PREFECT_HOME"]), ExitStack()
+    made = home / f"migrated-{version('prefect')}"
+    if not made.exists():
+        alone.enter_context(locks.held(home / "migration.lock"))
+    with socket.socket() as found:  # given to the server as it is: no other can take its port meanwhile
+        found.bind(("127.0.0.1", 0))
+        found.listen(128)
+        address = f"http://127.0.0.1:{found.getsockname()[1]}"
+        process = _started(found.fileno(), environ)
+    atexit.register(end, [process], GRACE)
+    environ[API] = environ[OWN] = f"{address}/api"
+    environ.setdefault("PREFECT_UI_URL", "")  # no pages: its log would name an address that ends with the command
+    print(f"starting a temporary Prefect server on {address}", file=sys.stderr, flush=True)
+    patience = float(environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
+
+    def wait() -> None:
+        with alone:
+            _await(process, f"{address}/api/health", patience)
+            made.touch()
+
+    return wait
+
+
+def lasting(environ: MutableMapping[str, str]) -> dict[str, str]:
+    """`environ` without an address that ends with this command."""
+    own = environ.get(OWN)
+    return {key: value for key, value in environ.items() if not (key == API and value == own)}
+
+
+def _needed(environ: MutableMapping[str, str]) -> bool:
+    """Not where an address is set, or a profile may set one; nor where the user has forbidden such servers."""
+    if "prefect" in sys.modules:  # it has read its settings, and will start its own
+        return False
+    allowed = environ.get("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true").lower() in ("true", "1")
+    return allowed and not environ.get(API) and not (Path(environ["PREFECT_HOME"]) / "profiles.toml").exists()
+
+
+def _started(listening: int, environ: MutableMapping[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    command += ["--fd", str(listening), "--lifespan", "on", "--log-level", "error"]
+    own = {"PREFECT_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    return subprocess.Popen(
+        command,
+        env={**environ, **own},
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # stdout is the command's own
+        pass_fds=(listening,),
+        start_new_session=True,  # Ctrl-C is the flow's, which still has to tell the server how it ended
+    )
+
+
+def _await(process: subprocess.Popen[bytes], health: str, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while not answers(health):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise PvqaeError(
+                f"the temporary Prefect server did not start (exit {process.returncode}), see above; its database is "
+                f"in PREFECT_HOME, {os.environ.get('PREFECT_HOME')}. A lasting one: python -m flows services up"
+            )

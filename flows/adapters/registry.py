@@ -1,6 +1,11 @@
-"""MLflow: runs, models, versions, aliases and the promotion log."""
+"""A bundle as an MLflow model: pyfunc from code, no pickle.
 
+MLflow: runs, models, versions, aliases and the promotion log.
+"""
+
+import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -15,16 +20,59 @@ from pathlib import Path
 from typing import Any, cast
 
 import mlflow
+import pandas
 from botocore.exceptions import BotoCoreError
 from mlflow import MlflowClient, entities
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types.schema import Array, ColSpec, DataType, Schema
+from PIL import Image
 
-from flows import lineage
-from flows.adapters import packaging
-from flows.adapters.tracking import Promotion
+from flows.adapters import registry, servers
+from flows.adapters.tracking import Promotion, Registry
 from flows.adapters.tracking import RegistryError as RegistryError
-from flows.lineage import MODEL, OURS, Owner, owners
-from flows.metrics import Metric
+from flows.core import lineage
+from flows.core.lineage import MODEL, OURS, Owner, owners
+from flows.core.metrics import Metric
+
+# By its path: importing it would import torch.
+CODE = Path(__file__).with_name("model_code.py")
+
+REQUIREMENTS = ["pvqae"]
+
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.string, "image")]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.double, "image_score"),
+            ColSpec(DataType.string, "decision"),
+            ColSpec(Array(Array(DataType.double)), "anomaly_map"),
+        ]
+    ),
+)
+
+
+def example() -> pandas.DataFrame:
+    """One small grey image as a caller would send it."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(file, "PNG")
+    return pandas.DataFrame({"image": [base64.b64encode(file.getvalue()).decode()]})
+
+
+def log(run: str, bundle: Path) -> str:
+    """Log `bundle` (self-contained) under `run`; returns the model's address, models:/m-..."""
+    with mlflow.start_run(run_id=run):
+        info = mlflow.pyfunc.log_model(
+            name="detector",
+            python_model=str(CODE),
+            artifacts={"bundle": str(bundle)},
+            signature=SIGNATURE,
+            input_example=example(),
+            # Named, so that MLflow does not load the model in another process only to guess them.
+            pip_requirements=REQUIREMENTS,
+        )
+    return str(info.model_uri)
+
 
 BATCH = 1000  # metrics per request, MLflow's limit
 # Characters of a value that MLflow keeps; the rest of a longer one it cuts off, or refuses the whole. A model's tag is
@@ -185,7 +233,7 @@ class Mlflow:
 
     def log_model(self, run: str, bundle: Path) -> str:
         """Log a self-contained bundle as a model of `run`; returns the model's address."""
-        return packaging.log(run, bundle)
+        return log(run, bundle)
 
     def register(self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None) -> str:
         """A new version of `name`, with its tags from the start: a kill leaves no version without lineage.
@@ -362,3 +410,12 @@ class Mlflow:
 
 def _promotion(values: dict[str, Any]) -> Promotion:
     return Promotion(**{**values, "reasons": tuple(values["reasons"])})
+
+
+def open_registry(project: Path, setting: str) -> tuple[Registry, str]:
+    """MLflow where the environment or the params say, else the project's own database; and its address."""
+    named = os.environ.get("MLFLOW_TRACKING_URI", "") or ("" if setting == "auto" else setting)
+    if named:
+        return registry.Mlflow(named), named
+    uri = servers.prepare(project)
+    return registry.Mlflow(uri, project / ".pvqae" / "mlflow" / "artifacts"), uri

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from flows.lineage import Owner
-from flows.metrics import Metric
-from pvqae.errors import PvqaeError
+from flows.core.lineage import Owner
+from flows.core.metrics import Metric
+from pvqae.core.errors import PvqaeError
 
 
 class RegistryError(PvqaeError):

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-from flows import environment
-from flows.adapters import dvc_mend, intake
-from flows.supervise import Supervisor
-from pvqae.errors import DataError, PvqaeError
+from flows.adapters import dvc_files, intake
+from flows.core import environment
+from flows.core.processes import Supervisor
+from pvqae.core.errors import DataError, PvqaeError
 
 Outcome = Literal["ran", "restored", "unchanged"]
 OnLine = Callable[[str], None]
@@ -46,7 +46,7 @@ class StageFailed(VersioningError):  # noqa: N818 - what happened, not a fault o
 
 
 class Versioning(Protocol):
-    """What the flows need of DVC; `Dvc` is the real one, `flows.adapters.memory.Files` the twin."""
+    """What the flows need of DVC; `Dvc` is the real one, `flows.adapters.fakes.Files` the twin."""
 
     def status(self) -> frozenset[str]: ...
     def repro(self, stage: str, on_line: OnLine = ignore) -> Outcome: ...
@@ -167,8 +167,8 @@ class Dvc:
         """DVC's hash of data/raw/<name>, "" when it has no version yet. Raises `DataError` for a damaged file."""
         file = self._workspace / "data" / "raw" / f"{name}.dvc"
         if file.exists():
-            return dvc_mend.version_in(file) or self._named_again(name, file)
-        stages = dvc_mend.stages_in(self._workspace / dvc_mend.LOCK)
+            return dvc_files.version_in(file) or self._named_again(name, file)
+        stages = dvc_files.stages_in(self._workspace / dvc_files.LOCK)
         outs = [out for stage in stages.values() for out in stage.get("outs", [])]  # a made dataset is a stage's output
         return next((str(out["md5"]) for out in outs if out["path"] == f"data/raw/{name}"), "")
 
@@ -183,12 +183,12 @@ class Dvc:
             self._checked("add", f"data/raw/{name}")
             if not file.read_bytes().startswith(left):
                 raise VersioningError(f"the images in {file.with_suffix('')} are not the version that is named there")
-            return dvc_mend.version_in(file)
+            return dvc_files.version_in(file)
         except BaseException as error:
             file.write_bytes(left)
             if not isinstance(error, VersioningError):
                 raise
-            raise DataError(f"{file} was cut off, and {error}; {dvc_mend.repair(file)}") from None
+            raise DataError(f"{file} was cut off, and {error}; {dvc_files.repair(file)}") from None
 
     def _checked(self, *arguments: str) -> str:
         code, output = self._dvc(*arguments)
@@ -219,7 +219,7 @@ class Dvc:
         return code, output
 
     def _mended(self, on_line: OnLine) -> bool:
-        found = dvc_mend.mend(self._workspace)
+        found = dvc_files.mend(self._workspace)
         for name in found:
             on_line(f"{name}: cut off when a process that wrote it was killed; removed, DVC makes it again")
         return bool(found)

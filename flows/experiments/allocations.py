@@ -1,5 +1,5 @@
 """Does the allocation know which resolution's distance counts where? The rows of one run; what is compared is in
-`pvqae.evaluation.allocation`."""
+`flows.experiments.allocation`."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,17 +8,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from flows.experiments import allocation, bench_views, trial
+from flows.experiments.allocation import Seen, Table
 from flows.experiments.subjects import Subject
-from pvqae import config
-from pvqae.datasets import geometry, images
-from pvqae.evaluation import allocation, trial, views
-from pvqae.evaluation.allocation import Seen, Table
-from pvqae.inference import choice, fitting
+from pvqae.calibration import choice, fitting
+from pvqae.core import config
+from pvqae.datasets import folds
+from pvqae.features.examples import Examples
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scorer
 from pvqae.model import backbones
-from pvqae.training import folds
-from pvqae.training.examples import Examples
+from pvqae.samples import geometry, images
 
 NORMALS = 40  # unseen ones, that choose
 Rows = dict[str, dict[str, float | None]]
@@ -29,7 +29,7 @@ def rows(params: config.Params, subject: Subject, work: Path) -> Rows:
     """Image and cell AUROC on the test, by what decides."""
     backbone = backbones.make(params.model).eval()
     normals, test = trial.normal_rows(subject.rows, params.calibration), trial.test_rows(subject.rows)
-    every = views.examples_of(normals, subject.root, params, backbone, work / "views")
+    every = bench_views.examples_of(normals, subject.root, params, backbone, work / "views")
     learnt = every.subset(torch.from_numpy(folds.learns(normals, folds.FULL)))
     networks = replace(trial.trained(params, learnt, work, backbone), prior_measure=params.score.prior)
     fit = folds.names(normals)[-1]  # a fit that has unseen normals

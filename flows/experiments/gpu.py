@@ -12,9 +12,9 @@ from pathlib import Path
 
 from flows.experiments import pieces
 from flows.experiments.subjects import Subject
-from pvqae import config, runtime
-from pvqae.datasets import manifest
-from pvqae.files import write_text
+from pvqae.core import config, runtime
+from pvqae.core.files import write_text
+from pvqae.samples import manifest
 
 
 def judge(folder: Path, work: Path, overrides: tuple[str, ...]) -> dict[str, float | None]:

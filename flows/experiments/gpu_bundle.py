@@ -16,10 +16,10 @@ from PIL import Image
 
 from flows.experiments import subjects
 from flows.experiments.run import datasets_root
-from pvqae import config
-from pvqae.datasets import geometry, images, manifest
-from pvqae.errors import ConfigError, DataError, PvqaeError
-from pvqae.files import whole_folder, write_text
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, DataError, PvqaeError
+from pvqae.core.files import whole_folder, write_text
+from pvqae.samples import geometry, images, manifest
 
 LONGEST = 320  # pixels: a model of 256 px squashes within 0.8 to 1.25, so it loses nothing
 LIMIT = 64  # millions of bytes, what such a machine takes

@@ -16,17 +16,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flows.experiments import allocations, group_priors, pieces, strips
+from flows.experiments import allocations, contest, mechanism, pieces, strips, trial
 from flows.experiments.pieces import Trained
 from flows.experiments.subjects import Subject, redrawn
-from pvqae import config
-from pvqae.datasets import anomalies, geometry, images
-from pvqae.evaluation import contest, mechanism, metrics, trial
+from pvqae.core import config
+from pvqae.core.seeding import numpy_generator
+from pvqae.datasets import anomalies
+from pvqae.evaluation import metrics
+from pvqae.features import richness
 from pvqae.inference.readout import FUSIONS
 from pvqae.inference.scoring import Scored
-from pvqae.seeding import numpy_generator
-from pvqae.training import richness
-from pvqae.training.budget import costs
+from pvqae.samples import geometry, images
+from pvqae.training.losses import costs
 
 Figures = dict[str, dict[str, float | None]]
 CONTEST = (contest.OURS, "covering", "patchcore_1", "control")
@@ -59,7 +60,7 @@ def shipped(task: Task) -> Figures:
 
 
 def mechanism_tests(task: Task) -> Figures:
-    """The three tests of `pvqae.evaluation.mechanism`; test 3 gives a row per budget."""
+    """The three tests of `flows.experiments.mechanism`; test 3 gives a row per budget."""
     found = pieces.train(task.params, task.subject, task.work)
     rows: Figures = {"": _use(found) | {"shuffled_raise": _shuffled(found)}}
     for name, put in mechanism.BUDGETS.items():
@@ -194,7 +195,7 @@ def priors(task: Task) -> Figures:
     """Detection with a prior that was fitted on the classes of its group; every class has its own network."""
     alone = pieces.with_params(task.params, {"prior.grouping": "per_class"})
     members = [pieces.train(alone, subject, task.work) for subject in (task.subject, *task.others)]
-    return {"": group_priors.judge_grouped(task.params, members, task.work)}
+    return {"": pieces.judge_grouped(task.params, members, task.work)}
 
 
 def allocation_tests(task: Task) -> Figures:

@@ -8,10 +8,9 @@ from pathlib import Path
 from flows.experiments.catalogue import Experiment
 from flows.experiments.plot import plot
 from flows.experiments.runs import Done
-from flows.experiments.table import MEAN, Row, rows
-from flows.experiments.verdicts import VERDICTS
-from pvqae import runtime
-from pvqae.files import write_text
+from flows.experiments.tables import MEAN, VERDICTS, Row, rows
+from pvqae.core import runtime
+from pvqae.core.files import write_text
 
 WORDS = {
     "image_auroc": "image AUROC",

@@ -1,8 +1,11 @@
 """The pieces of a run that measures share; everything is judged through the scorer.
 
 n views; P side of a patch.
+
+One prior for several classes, each with its own network: what the groupings are compared by.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -13,20 +16,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from flows.experiments import bench_views, judging, mechanism, trial
 from flows.experiments.subjects import Subject
-from pvqae import config
-from pvqae.evaluation import judging, mechanism, trial, views
-from pvqae.files import write_text
-from pvqae.inference import fitting
+from pvqae.calibration import fitting
+from pvqae.core import config
+from pvqae.core.files import read_tensors, write_text
+from pvqae.datasets import folds
+from pvqae.features import richness
+from pvqae.features.examples import Examples
+from pvqae.features.examples import views as read_views
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scored, Scorer
 from pvqae.model import backbones
-from pvqae.training import prior, richness
-from pvqae.training.budget import costs
-from pvqae.training.examples import Examples, on_grid
-from pvqae.training.examples import views as read_views
+from pvqae.model.cells import on_grid
+from pvqae.prior import grouping, learn
+from pvqae.training.losses import costs
 
 Row = dict[str, float | None]
 
@@ -62,8 +69,12 @@ def train(params: config.Params, subject: Subject, work: Path) -> Trained:
     unseen = _examples(with_params(params, {"train.richness": "none"}), test, subject, backbone, work)
     begun = time.process_time()
     found = trial.trained(params, learnt, work, backbone)
-    facts = params.model_dump(mode="json", include={*trial.SAVED, "prior"}), subject.name, views.source_of("training")
-    seconds = _first(work / "seconds" / f"{views.key_of(*facts)}.json", time.process_time() - begun)
+    facts = (
+        params.model_dump(mode="json", include={*trial.SAVED, "prior"}),
+        subject.name,
+        bench_views.source_of("pvqae/training", "pvqae/prior"),
+    )
+    seconds = _first(work / "seconds" / f"{bench_views.key_of(*facts)}.json", time.process_time() - begun)
     return Trained(params, subject, found, rows, learnt, test, unseen, seconds)
 
 
@@ -79,7 +90,7 @@ def _examples(
 ) -> Examples:
     """Kept once for all measures of richness: only the costs are computed anew."""
     blind = with_params(params, {"train.richness": "none"})
-    found = views.examples_of(rows, subject.root, blind, backbone, work / "views")
+    found = bench_views.examples_of(rows, subject.root, blind, backbone, work / "views")
     if params.train.richness == "none":
         return found
     cost = torch.cat(list(_costs(params, rows, subject.root)))
@@ -146,5 +157,53 @@ def _normals(found: Trained) -> Examples:
 def _entropies(found: Trained) -> Row:
     """Nats per cell of their levels, under the prior and under the frequency table."""
     seen, unseen = (mechanism.logits_of(found.networks, x) for x in (found.learnt, _normals(found)))
-    own, table = prior.cross_entropies(found.networks.prior, seen, unseen)
+    own, table = learn.cross_entropies(found.networks.prior, seen, unseen)
     return {"prior_cross_entropy": own, "frequency_cross_entropy": table}
+
+
+def judge_grouped(params: config.Params, members: list[Trained], work: Path) -> Row:
+    """`judge` the first of `members` with the prior of the group that `prior.grouping` puts it in; size and time of
+    that prior."""
+    found = members[0]
+    groups = grouping.GROUPINGS[params.prior.grouping]([member.subject.name for member in members])
+    mates = next(names for names in groups.values() if found.subject.name in names)
+    chosen = sorted((m for m in members if m.subject.name in mates), key=lambda m: m.subject.name)
+    learned = _group_prior(params, chosen, work)
+    grouped = replace(found, networks=replace(found.networks, prior=learned))
+    size = sum(x.numel() * x.element_size() for x in learned.state_dict().values()) / 1e6
+    return judge(grouped) | {"megabytes": size, "milliseconds": _milliseconds(grouped)}
+
+
+def _group_prior(params: config.Params, members: list[Trained], work: Path) -> grouping.Prior:
+    pairs = [mechanism.logits_of(member.networks, member.learnt) for member in members]
+    logits, valid = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    key = bench_views.key_of(
+        params.seed,
+        params.prior.model_dump(mode="json"),
+        _digest(logits),
+        bench_views.source_of("pvqae/training", "pvqae/prior"),
+    )
+    file = work / "priors" / f"{key}.safetensors"
+    if not file.exists():
+        learned = learn.fit_group(params, folds.FULL, logits, valid, [])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        save_file({k: v.contiguous() for k, v in learned.state_dict().items()}, part)
+        part.replace(file)
+    grid = (logits.shape[-2], logits.shape[-1])
+    return grouping.from_tensors(read_tensors(file), grid, params.model.levels, params.prior.width)
+
+
+def _digest(x: Tensor) -> str:
+    return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _milliseconds(found: Trained, repeats: int = 10) -> float:
+    """Of the prior's expectation for one view, median."""
+    logits, valid = mechanism.logits_of(found.networks, found.unseen.subset(torch.arange(len(found.test)) == 0))
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        grouping.expect(found.networks.prior, logits, valid)
+        times.append((time.perf_counter() - begun) * 1000)
+    return float(np.median(times))

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 
-from flows.experiments.table import MEAN, Row
-from pvqae.files import write_text
+from flows.experiments.tables import MEAN, Row
+from pvqae.core.files import write_text
 
 
 def plot(table: Sequence[Row], figure: str, words: str, file: Path) -> None:

@@ -7,7 +7,7 @@ from flows.adapters.tracking import Registry
 from flows.experiments import page, runs
 from flows.experiments.catalogue import EXPERIMENTS
 from flows.experiments.runs import Place
-from pvqae import config
+from pvqae.core import config
 
 
 def listing() -> list[str]:
@@ -34,7 +34,7 @@ def _one(root: Path, name: str, registry: Registry, quick: bool, datasets: Path)
     experiment = runs.find(name)
     home = root / ".pvqae" / "experiments"
     place = Place(home, f"{name}-quick" if quick else name, datasets)
-    experiment = runs.quick(experiment) if quick else experiment
+    experiment = runs.quickened(experiment) if quick else experiment
     params = config.load(root / "params.yaml")
     done = list(runs.conduct(name, experiment, params, place, registry))
     folder = place.folder / "page" if quick else root / "docs" / "experiments"

@@ -10,29 +10,28 @@ from pathlib import Path
 
 import torch
 
-from flows import choices
 from flows.adapters.tracking import Registry
+from flows.core.metrics import as_metrics
 from flows.experiments import subjects
+from flows.experiments.bench_views import key_of, source_of
 from flows.experiments.catalogue import EXPERIMENTS, QUICK, QUICK_CLASSES, Experiment
 from flows.experiments.measures import MEASURES, Figures, Task
 from flows.experiments.pieces import with_params
 from flows.experiments.subjects import KNOWN, Subject
-from flows.metrics import as_metrics
-from flows.recording import ending
-from pvqae import config, runtime
-from pvqae.errors import ConfigError
-from pvqae.evaluation.views import key_of, source_of
-from pvqae.files import write_text
+from flows.train.recording import ending
+from flows.workspace import choices
+from pvqae.core import config, runtime
+from pvqae.core.errors import ConfigError
+from pvqae.core.files import write_text
 
 # The code that decides what a run measures.
-JUDGING = ("trial", "judging", "views", "mechanism", "allocation", "metrics", "figures")
-CONTEST = ("contest", "baselines", "patchcore", "verdict")
 SOURCES = (
-    *(f"datasets/{name}.py" for name in ("geometry", "images", "anomalies")),
-    *("model", "training", "inference", "seeding.py", "runtime.py"),
-    *("ranks.py", *(f"evaluation/{name}.py" for name in (*JUDGING, *CONTEST))),
+    *(
+        f"pvqae/{room}"
+        for room in ("samples", "features", "model", "prior", "training", "inference", "calibration", "evaluation")
+    ),
+    *("pvqae/datasets/anomalies.py", "pvqae/core/seeding.py", "pvqae/core/runtime.py", "flows/experiments"),
 )
-OWN = ("measures", "pieces", "group_priors", "allocations", "subjects")
 NEVER = {"never_promotable": "true"}
 
 
@@ -80,7 +79,7 @@ def find(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
-def quick(experiment: Experiment) -> Experiment:
+def quickened(experiment: Experiment) -> Experiment:
     """The same on the demo, tiny: for tests."""
     variants = {name: {**overrides, **QUICK} for name, overrides in experiment.variants.items()}
     classes = QUICK_CLASSES[: 2 if experiment.measure == "priors" else 1]
@@ -100,8 +99,7 @@ def plan(experiment: Experiment, params: config.Params) -> list[Planned]:
 @cache
 def source() -> str:
     """Hash of the code that measures, as it was when this process first asked: it runs that code to its end."""
-    own = sorted(Path(__file__).parent.glob("*.py"))
-    return key_of(source_of(*SOURCES), [path.read_text("utf-8") for path in own if path.stem in OWN])
+    return source_of(*SOURCES)
 
 
 def key(experiment: Experiment, planned: Planned) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from flows.experiments.pieces import Trained
-from pvqae.datasets import geometry, images
-from pvqae.evaluation import pictures
 from pvqae.inference.scoring import Scored
+from pvqae.report import pictures
+from pvqae.samples import geometry, images
 
 WIDEST = 512  # pixels of a strip
 BRIGHT = 6.0  # deviations of S_prior that are drawn brightest

@@ -5,14 +5,15 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pvqae import config
-from pvqae.datasets import build, demo, manifest
+from flows.experiments.bench_subjects import Subject as Subject
+from flows.experiments.bench_views import key_of, source_of
+from pvqae.core import config
+from pvqae.core.errors import DataError
+from pvqae.core.files import whole_folder
+from pvqae.core.layout import Layout
+from pvqae.datasets import build, demo
 from pvqae.datasets.splits import fraction
-from pvqae.errors import DataError
-from pvqae.evaluation.subjects import Subject as Subject
-from pvqae.evaluation.views import key_of, source_of
-from pvqae.files import whole_folder
-from pvqae.layout import Layout
+from pvqae.samples import manifest
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def load(name: str, datasets: Path, folder: Path, params: config.Params) -> Subj
 def _built(dataset: str, datasets: Path, folder: Path, params: config.Params) -> Layout:
     """A workspace with the manifest of `dataset`, official or grouped split."""
     data = config.Data(name=dataset, source=dataset, shares=params.data.shares, max_quarantine=0.05)
-    key = key_of(data.model_dump(mode="json"), source_of("datasets"), str(datasets.resolve()))
+    key = key_of(data.model_dump(mode="json"), source_of("pvqae/datasets", "pvqae/samples"), str(datasets.resolve()))
     place = folder / f"{dataset}-{key}"
     layout = Layout(place, dataset)
     if layout.manifest.exists():

@@ -17,6 +17,6 @@ dvc remote add --local --default --force shared "$PVQAE_DVC_REMOTE"
 if [ -n "${AWS_ENDPOINT_URL_S3:-}" ]; then
   dvc remote modify --local shared endpointurl "$AWS_ENDPOINT_URL_S3"
 fi
-# Flow runs inherit where the project is, and say every 30 s that they live (`flows/worker.py`).
+# Flow runs inherit where the project is, and say every 30 s that they live (`flows/machines/worker.py`).
 export PYTHONPATH=/srv/pvqae/project PVQAE_ROOT=/srv/pvqae/project PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30
 exec prefect worker start --pool "$PVQAE_POOL" --type process --limit 1 --with-healthcheck --no-create-pool-if-not-found

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from pvqae.datasets.images import Floats, Mask
+from pvqae.samples.images import Floats, Mask
 
 VISIBLE = 0.02  # of the range: five grey levels of 8 bit
 Rng = np.random.Generator

@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
+from pvqae.core.errors import DataError
+from pvqae.core.files import write_text
+from pvqae.core.layout import ARRIVED
 from pvqae.datasets import layouts
 from pvqae.datasets.layouts import SEPARATOR, Found
-from pvqae.errors import DataError
-from pvqae.files import write_text
-from pvqae.layout import ARRIVED
 
 OFFICIAL = "arrived"  # its normals were judged before they came in, so none of them may reach the frozen gate
 PARTS = {"good": OFFICIAL, "gate": "gate"}  # folder → the split that is set

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from pvqae.config import Params, Shares
-from pvqae.datasets import arrivals, gate, kept, leftover, manifest, sources, splits
+from pvqae.core.config import Params, Shares
+from pvqae.core.errors import DataError
+from pvqae.core.layout import Layout
+from pvqae.core.progress import track
+from pvqae.datasets import arrivals, gate, inspection, leftover, sources, splits
 from pvqae.datasets.anomalies import GATE_KINDS
-from pvqae.datasets.images import Bits
 from pvqae.datasets.inspection import Facts, inspect_all
 from pvqae.datasets.layouts import Found
 from pvqae.datasets.leftover import Left
-from pvqae.errors import DataError
-from pvqae.layout import Layout
-from pvqae.progress import track
+from pvqae.samples import manifest
+from pvqae.samples.images import Bits
 
 Read = list[tuple[Found, Facts]]
 Out = list[tuple[Path, str]]  # left out, with the reason
@@ -44,7 +45,7 @@ class Summary:
 
 
 def _decode(found: Sequence[Found], root: Path, cache: Path, bits: Bits) -> tuple[Read, Out]:
-    results = inspect_all([f.path.relative_to(root) for f in found], root, kept.file(cache), bits)
+    results = inspect_all([f.path.relative_to(root) for f in found], root, inspection.file(cache), bits)
     both = list(zip(found, track(results, "reading images", len(found)), strict=True))
     read = [(f, facts) for f, facts in both if isinstance(facts, Facts)]
     return read, [(f.path, reason) for f, reason in both if isinstance(reason, str)]

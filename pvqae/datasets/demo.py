@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pvqae.datasets import anomalies, images
-from pvqae.datasets.images import Floats
-from pvqae.files import whole_folder
+from pvqae.core.files import whole_folder
+from pvqae.datasets import anomalies
+from pvqae.samples import images
+from pvqae.samples.images import Floats
 
 CELL = 128
 COLUMNS = 4

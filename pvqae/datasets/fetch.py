@@ -6,10 +6,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvqae.datasets import manifest, sources
-from pvqae.datasets.download import download
-from pvqae.datasets.extract import extract
-from pvqae.errors import ConfigError, DataError, IntegrityError
+from pvqae.core.errors import ConfigError, DataError, IntegrityError
+from pvqae.datasets import sources
+from pvqae.datasets.archives import download, extract
+from pvqae.samples import manifest
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pvqae.datasets import images
+from pvqae.core.errors import DataError
 from pvqae.datasets.anomalies import ANOMALIES, GATE_KINDS
 from pvqae.datasets.inspection import Facts, inspect
-from pvqae.errors import DataError
+from pvqae.samples import images
 
 EXTENTS = (0.003, 0.05)  # share of the image
 LONGEST = 200  # bytes of a name

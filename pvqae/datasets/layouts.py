@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pvqae.datasets import images, masks
+from pvqae.core.errors import DataError
+from pvqae.core.layout import ARRIVED
+from pvqae.datasets import masks
 from pvqae.datasets.masks import Parts
-from pvqae.errors import DataError
-from pvqae.layout import ARRIVED
+from pvqae.samples import images
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pvqae.datasets import images, layouts, masks
+from pvqae.core.layout import ARRIVED
+from pvqae.datasets import layouts, masks
 from pvqae.datasets.layouts import Found
-from pvqae.datasets.manifest import shown
 from pvqae.datasets.masks import Parts
-from pvqae.layout import ARRIVED
+from pvqae.samples import images
+from pvqae.samples.manifest import shown
 
 NAMED, FOLDERS = 5, 12  # files and folders that a message names
 # Pictures, videos and arrays that `images.SUFFIXES` has not.

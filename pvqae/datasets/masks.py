@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
-from pvqae.datasets import images
+from pvqae.samples import images
 
 Parts = tuple[str, ...]  # of a path below some folder, the file's name last
 FOLDER = "masks"

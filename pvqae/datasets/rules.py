@@ -1,11 +1,17 @@
-"""What is expected of a dataset, as data: one `Rule` per expectation, in words and with the repair."""
+"""What is expected of a dataset, as data: one `Rule` per expectation, in words and with the repair.
 
+What a check found: told to a person as a message, kept for programs as validation.json.
+"""
+
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from pvqae.datasets import bounds, classes
-from pvqae.datasets.images import SIDES
-from pvqae.datasets.manifest import COLUMNS, LABELS, NUMBERS, SPLITS
+from pvqae.samples import classes, manifest
+from pvqae.samples.images import SIDES
+from pvqae.samples.manifest import COLUMNS, LABELS, NUMBERS, SPLITS
 
 # Relative, POSIX, no part starts with a dot: a manifest from elsewhere must not name other files of this machine.
 # (No lookahead and no groups: pandas hands expressions to RE2, which has none, and warns of the others.)
@@ -86,7 +92,7 @@ def of_manifest() -> list[Rule]:
 
 
 def of_images() -> list[Rule]:
-    """Of the rows with the facts of `pvqae.datasets.checks`."""
+    """Of the rows with the facts of `pvqae.samples.rows`."""
     again = "then run `python -m flows data add NAME ROOT`"
     rebuild = "delete data/manifest.csv and data/statistics.csv and build them again with `dvc repro manifest`"
     export = f"export these images again as 8 or 16 bit grey or RGB, {again}"
@@ -94,7 +100,7 @@ def of_images() -> list[Rule]:
     remove = f"remove the copies from the dataset's folder, {again}"
     masks = f"correct the files in the dataset's folder, {again}"
     look = f"look at these images; restore or remove the broken ones, {again}"
-    limit = bounds.LIMIT
+    limit = manifest.LIMIT
     deviates = "within {} robust sigmas of its class's training normals".format(f"{limit:g}")
     return [
         _between("width", *SIDES, "{} to {} pixels wide".format(*SIDES), sides),
@@ -113,17 +119,17 @@ def of_images() -> list[Rule]:
         _holds("not_inverted", "no image looks like a negative of its class", look, warning=True),
         _holds("has_statistics", "every image was measured", rebuild),
         _holds("shows_something", "no normal is blank", look),
-        *(_between(f"{name}_deviation", -limit, limit, f"{name} is {deviates}", look) for name in bounds.STATISTICS),
+        *(_between(f"{name}_deviation", -limit, limit, f"{name} is {deviates}", look) for name in manifest.STATISTICS),
         # Not an error: the held-out normals teach nothing, and an odd one among them may be there to be judged.
         *(
             _between(f"{name}_deviation_held_out", -limit, limit, f"{name} is {deviates}", look, warning=True)
-            for name in bounds.STATISTICS
+            for name in manifest.STATISTICS
         ),
     ]
 
 
 def of_classes(min_normals: int) -> list[Rule]:
-    """Of the table of classes of `pvqae.datasets.checks`."""
+    """Of the table of classes of `pvqae.samples.rows`."""
     add = "bring the dataset in with `python -m flows data add NAME ROOT`, which writes data/classes.yaml"
     more = "add images of good parts, or lower data.min_normals or data.shares"
     camera = "look whether one camera and one export made these images; replace the others"
@@ -142,3 +148,74 @@ def of_classes(min_normals: int) -> list[Rule]:
         _between("test_normals", 1, None, "normals to test with", judged, warning=True),
         _between("test_defects", 1, None, "defects to test with", judged, warning=True),
     ]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a rule: how many rows are against it, and in `rows` the first of them."""
+
+    rule: Rule
+    success: bool
+    unexpected: int
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A checked dataset: its size, images per class and split, what is worth knowing, and the page to open. `files`:
+    how many of its files are used, in quarantine and ignored; together they are all."""
+
+    rows: int
+    classes: dict[str, dict[str, int]]
+    quarantined: int
+    files: dict[str, int]
+    warnings: tuple[str, ...]
+    docs: Path
+
+    def __str__(self) -> str:
+        counts = "; ".join(f"{name} {_listed(parts)}" for name, parts in self.classes.items())
+        said = f"{self.rows} images hold every expectation: {counts}. Files: {_listed(self.files)}. {self.docs}"
+        return "\n".join([said, *(f"warning: {text}" for text in self.warnings)])
+
+
+def _listed(parts: dict[str, int]) -> str:
+    return ", ".join(f"{part} {count}" for part, count in parts.items())
+
+
+def failed(outcomes: Sequence[Outcome], *, warning: bool = False) -> list[Outcome]:
+    """The outcomes that stop everything, or those that only warn."""
+    return [outcome for outcome in outcomes if not outcome.success and outcome.rule.warning == warning]
+
+
+def line(outcome: Outcome) -> str:
+    """An expectation in words with the rows against it."""
+    more = outcome.unexpected - len(outcome.rows)
+    listed = ", ".join(outcome.rows) + (f" and {more} more" if more > 0 else "")
+    return f"{outcome.rule.name}: expected {outcome.rule.words}; {outcome.unexpected} not: {listed}"
+
+
+def message(outcomes: Sequence[Outcome], summary: Summary) -> str:
+    """The verdict in words, with the rows and the repair of each failed expectation."""
+    stops = failed(outcomes)
+    held = f"{len(outcomes) - len(stops)} of {len(outcomes)} expectations hold for {summary.rows} images"
+    lines = [f"  {line(outcome)}\n    repair: {outcome.rule.repair}" for outcome in stops]
+    notes = [f"  warning: {text}" for text in summary.warnings]
+    return "\n".join([f"{held}; nothing is trained:" if stops else held, *lines, *notes])
+
+
+def report(summary: Summary, outcomes: Sequence[Outcome]) -> str:
+    """The text of validation.json."""
+    expectations = [
+        {"name": o.rule.name, "success": o.success, "unexpected": o.unexpected, "warning": o.rule.warning}
+        for o in outcomes
+    ]
+    values = {
+        "success": not failed(outcomes),
+        "expectations": expectations,
+        "rows": summary.rows,
+        "classes": summary.classes,
+        "quarantined": summary.quarantined,
+        "files": summary.files,
+        "warnings": summary.warnings,
+    }
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pvqae.datasets import arrivals, layouts, leftover, manifest, mtsd
-from pvqae.datasets.classes import unusable
+from pvqae.core.errors import DataError
+from pvqae.core.layout import ARRIVED
+from pvqae.datasets import arrivals, layouts, leftover, mtsd
 from pvqae.datasets.layouts import Found
 from pvqae.datasets.leftover import Left
-from pvqae.errors import DataError
-from pvqae.layout import ARRIVED
+from pvqae.samples import manifest
+from pvqae.samples.classes import unusable
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pvqae.config import Shares
-from pvqae.errors import DataError
+from pvqae.core.config import Shares
+from pvqae.core.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pvqae.datasets import images
-from pvqae.files import whole_folder
+from pvqae.core.files import whole_folder
+from pvqae.samples import images
 
 SIDE = 64  # pixels
 

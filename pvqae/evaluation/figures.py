@@ -1,12 +1,18 @@
-"""The figures of one class, as metrics.json names them, from its scored images and its pixel histograms."""
+"""The figures of one class, as metrics.json names them, from its scored images and its pixel histograms.
 
+The points of the report's charts, thinned so that a page stays small whatever the number of images or steps.
+"""
+
+import math
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pvqae.evaluation import curves, metrics
+from pvqae.evaluation import metrics
+from pvqae.evaluation.metrics import roc
 
 Values = dict[str, Any]
 PARTS = ("s_prior", "s_recon", "product")
@@ -55,12 +61,72 @@ def charts(images: pd.DataFrame, threshold: float, history: list[Values]) -> Val
     """curves.json."""
     defect, scores = labels(images), images["image_score"].to_numpy()
     return {
-        "roc": curves.roc_points(defect, scores),
-        "histogram": curves.histogram(defect, scores, threshold),
-        "training": curves.training(history),
+        "roc": roc_points(defect, scores),
+        "histogram": histogram(defect, scores, threshold),
+        "training": training(history),
     }
 
 
 def labels(images: pd.DataFrame) -> NDArray[np.bool_]:
     """True for defects."""
     return np.asarray(images["label"] == "defect", dtype=np.bool_)
+
+
+Floats = NDArray[np.float64]
+
+POINTS = 200
+SCORES = 1000
+BINS = 48
+
+
+def roc_points(defect: NDArray[np.bool_], scores: Floats) -> dict[str, list[float]]:
+    """At most POINTS points of the ROC of N images; none where normals or defects are missing."""
+    if defect.all() or not defect.any():
+        return {"false_positive_rate": [], "true_positive_rate": []}
+    false, true = roc(defect, scores)
+    return {"false_positive_rate": _thin(false, POINTS), "true_positive_rate": _thin(true, POINTS)}
+
+
+def histogram(defect: NDArray[np.bool_], scores: Floats, threshold: float) -> dict[str, Any]:
+    """Counts per bin of the scores of normals and defects, and the sorted scores (at most SCORES of each).
+
+    The axis ends six times as far above the lowest score as the threshold: one extreme defect must not squeeze all
+    normals into one bar. The last bin holds all that lies beyond.
+    """
+    low, high = min(float(scores.min()), threshold), float(scores.max())
+    if threshold > low:
+        high = max(min(high, low + 6 * (threshold - low)), low + 1.1 * (threshold - low))
+    if high <= low:
+        low, high = low - 0.5, low + 0.5
+    edges = np.linspace(low, high, BINS + 1)
+    parts = {"normal": scores[~defect], "defect": scores[defect]}
+    return {
+        "edges": edges.tolist(),
+        "clipped": bool(scores.max() > high),
+        "counts": {name: np.histogram(np.minimum(part, high), edges)[0].tolist() for name, part in parts.items()},
+        "scores": {name: _thin(np.sort(part), SCORES) for name, part in parts.items()},
+    }
+
+
+def training(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One series per phase, fold and number that the history's rows carry: {phase, fold, name, step, value}."""
+    series: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
+    for row in history:
+        for name, value in row.items():
+            if name not in ("step", "fold") and _is_number(value):
+                series[str(row.get("phase", "training")), str(row.get("fold")), name].append((row["step"], value))
+    result = []
+    for (phase, fold, name), pairs in series.items():
+        step, value = (_thin(column, POINTS) for column in np.array(pairs, dtype=np.float64).T)
+        result.append({"phase": phase, "fold": fold, "name": name, "step": step, "value": value})
+    return result
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _thin(values: Floats, limit: int) -> list[float]:
+    """At most `limit` values at even places, the first and the last among them."""
+    places = np.linspace(0, len(values) - 1, min(limit, len(values))).round().astype(int)
+    return [float(value) for value in values[places]]

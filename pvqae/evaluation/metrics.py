@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label as connected_regions
 
-from pvqae.ranks import auroc
+from pvqae.inference.ranks import auroc
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

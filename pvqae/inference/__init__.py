@@ -1,0 +1,1 @@
+"""The only path from an image to a score."""

@@ -23,17 +23,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pvqae import config, packing
-from pvqae.datasets import images, sums
-from pvqae.datasets.sums import Sealed
-from pvqae.errors import IntegrityError
-from pvqae.files import whole_folder
+from pvqae.core import config
+from pvqae.core.errors import IntegrityError
+from pvqae.core.files import whole_folder
 from pvqae.inference.measures import Networks
 from pvqae.inference.memory import Level, as_bytes
+from pvqae.inference.readout import Normal
 from pvqae.inference.scoring import Scale, Scored, Scorer
-from pvqae.inference.statistics import Normal
-from pvqae.model import backbones, grouping
+from pvqae.model import backbones, weights
 from pvqae.model.autoencoder import Autoencoder
+from pvqae.prior import grouping
+from pvqae.samples import images, sums
+from pvqae.samples.sums import Sealed
 
 FORMAT = 4
 READABLE = (3, FORMAT)  # 3: the decoder in half precision
@@ -117,7 +118,7 @@ def _weights(found: Networks, recon: str) -> dict[str, Tensor]:
     # All was rounded to half precision when its training ended, so that loses nothing.
     kept = _half({k: v for k, v in tensors.items() if k not in unused})
     for name in sorted(unused):
-        kept |= packing.packed(name, tensors[name])
+        kept |= weights.packed(name, tensors[name])
     return kept
 
 
@@ -229,7 +230,7 @@ def _networks(
     backbone: backbones.Backbone,
     width: int,
 ) -> Networks:
-    tensors = packing.unpacked(files.tensors("weights.safetensors"))
+    tensors = weights.unpacked(files.tensors("weights.safetensors"))
     autoencoder = Autoencoder(model, backbone.spec)
     side = image.size // 32
     prior = grouping.from_tensors(_below("prior.", tensors), (side, side), model.levels, width)

@@ -13,10 +13,10 @@ from torch import Tensor
 from pvqae.inference.memory import Level
 from pvqae.model.autoencoder import Autoencoder
 from pvqae.model.backbones import Backbone, Features
-from pvqae.model.grouping import Prior, expect
-from pvqae.model.prior import Expected
+from pvqae.model.cells import on_grid
 from pvqae.model.router import as_onehot
-from pvqae.training.examples import on_grid
+from pvqae.prior.grouping import Prior, expect
+from pvqae.prior.prior import Expected
 
 PROBABILITY_FLOOR = 1e-3
 

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvqae import config, packing, seeding
+from pvqae.core import config, seeding
+from pvqae.model import weights
+from pvqae.model.cells import cells_of, repeat_border
 from pvqae.model.codebook import cover, nearest
-from pvqae.training.examples import cells_of, repeat_border
 
 CHUNK = 32  # views pooled at once
 CELLS = 400  # vectors compared at once: their distances to all codes stay in the processor's cache
@@ -106,7 +107,7 @@ def fit_level(
 
 def rounded(codes_KC: Tensor) -> tuple[Tensor, Tensor]:
     """The codes as multiples of a step per channel that a signed byte can hold, and the steps."""
-    step = packing.steps(codes_KC, dim=0)
+    step = weights.steps(codes_KC, dim=0)
     return (codes_KC / step).round() * step, step
 
 

@@ -14,14 +14,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvqae import config
-from pvqae.datasets import geometry, images
+from pvqae.core import config
 from pvqae.inference import readout
 from pvqae.inference.measures import Budget, Networks, Raw, join, measure
-from pvqae.inference.readout import Readout
-from pvqae.inference.statistics import SCALES, Normal
+from pvqae.inference.readout import SCALES, Normal, Readout
 from pvqae.model.backbones import Backbone, Features
-from pvqae.training.examples import repeat_border
+from pvqae.model.cells import repeat_border
+from pvqae.samples import geometry, images
 
 Map = NDArray[np.float32]
 PARTS = ("s_prior", "s_recon", "product")

@@ -1,0 +1,1 @@
+"""The networks, each loading its own weights."""

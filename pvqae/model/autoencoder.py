@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvqae.config import Model
+from pvqae.core import config
+from pvqae.core.config import Model
+from pvqae.model import backbones
 from pvqae.model.backbones import Features, Spec
 from pvqae.model.codebook import Codebook
-from pvqae.model.decoder import DECODERS
-from pvqae.model.norm import norm
+from pvqae.model.layers import DECODERS, norm
 from pvqae.model.router import Allocation, Router, merge
 
 
@@ -115,3 +116,14 @@ class Autoencoder(nn.Module):
         """What the reconstruction is compared with: pixels as they are, features per channel standardised."""
         target: Tensor = features.target if self.spec.decoder == "pixels" else self.scale_target(features.target)
         return target
+
+
+def load_autoencoder(weights: dict[str, Tensor], model: config.Model, backbone: backbones.Backbone) -> Autoencoder:
+    """The autoencoder of a weights file's tensors, in evaluation mode; a trained backbone gets its weights, too."""
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    autoencoder = Autoencoder(model, backbone.spec)
+    for prefix, module in (("autoencoder.", autoencoder), ("backbone.", backbone)):
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if own:
+            module.load_state_dict(own)
+    return autoencoder.eval().requires_grad_(False)

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvqae.config import Model
-from pvqae.errors import ConfigError
-from pvqae.model import efficientnet, vqgan
+from pvqae.core.config import Model
+from pvqae.core.errors import ConfigError
+from pvqae.model import efficientnet, layers
 
 
 class Features(NamedTuple):
@@ -30,7 +30,7 @@ class Spec:
 
     channels: tuple[int, ...]  # C_r, coarse to fine
     groups: tuple[int, ...]  # channels of the target that belong together, e.g. to one tap; their sum is T
-    decoder: str  # key of `pvqae.model.decoder.DECODERS`
+    decoder: str  # key of `pvqae.model.layers.DECODERS`
     frozen: bool
 
 
@@ -88,7 +88,7 @@ class VqganPixels(Backbone):
 
     def __init__(self, model: Model, weights: bytes | None = None):
         super().__init__()
-        self.encoder = vqgan.Encoder(model.width, model.levels)
+        self.encoder = layers.Encoder(model.width, model.levels)
         self.spec = Spec(tuple(self.encoder.channels), (3,), "pixels", frozen=False)
 
     def forward(self, x_B3SS: Tensor) -> Features:

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pvqae import surroundings
-from pvqae.errors import IntegrityError
-from pvqae.files import is_sealed, parse_tensors, seal, sealed
+from pvqae.core import surroundings
+from pvqae.core.errors import IntegrityError
+from pvqae.core.files import is_sealed, parse_tensors, seal, sealed
 from pvqae.model.weights import SHA256 as CHECKPOINT_SHA256
 from pvqae.model.weights import packaged as _packaged_checkpoint
 

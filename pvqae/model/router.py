@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvqae.model.norm import norm
+from pvqae.model.layers import norm
 
 LOGIT_SCALE = 1.5  # against Gumbel noise of deviation 1.3: a typical cell still tries other levels
 LOGIT_LIMIT = 5.0  # beyond it the Gumbel noise no longer changes a choice, and a level that lost can't come back

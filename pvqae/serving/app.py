@@ -12,15 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from pvqae.config import Service
-from pvqae.errors import PvqaeError
+from pvqae.core.config import Service
+from pvqae.core.errors import PvqaeError
 from pvqae.serving import uploads
-from pvqae.serving.door import Door
-from pvqae.serving.limits import Places
-from pvqae.serving.metrics import Metrics
-from pvqae.serving.model import Found, Holder
-from pvqae.serving.refusal import Refused, body
-from pvqae.serving.scoring import Scoring, Values
+from pvqae.serving.middleware import Door, Metrics, Places, Refused, body
+from pvqae.serving.scorer import Scoring, Values
+from pvqae.serving.slot import Found, Holder
 
 Responses = dict[int | str, dict[str, Any]]
 

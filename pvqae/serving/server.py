@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvqae import config, runtime
-from pvqae.config import Params, Service
-from pvqae.errors import ConfigError
+from pvqae.core import config, runtime
+from pvqae.core.config import Params, Service
+from pvqae.core.errors import ConfigError
 from pvqae.inference import bundle as bundles
-from pvqae.serving.door import is_loopback
-from pvqae.serving.metrics import Metrics
-from pvqae.serving.model import Holder, described, load
+from pvqae.serving.middleware import Metrics, is_loopback
+from pvqae.serving.slot import Holder, described, load
 
 if TYPE_CHECKING:
     import uvicorn

@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from pvqae.serving.refusal import Refused
+from pvqae.serving.middleware import Refused
 
 NAME = 255  # characters of a name that are kept
 PARTS = 1000  # of a form that are looked at: each costs a buffer

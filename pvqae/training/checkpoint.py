@@ -1,6 +1,7 @@
 """Unfinished training on disk: one safetensors file, written beside and renamed; no pickle, no random state.
 
-Randomness comes from the seed and the step (`pvqae.seeding`), so a resumed run draws what an uninterrupted one draws.
+Randomness comes from the seed and the step (`pvqae.core.seeding`), so a resumed run draws what an
+uninterrupted one draws.
 """
 
 import json
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pvqae.files import checksum, parse_notes, parse_tensors
+from pvqae.core.files import checksum, parse_notes, parse_tensors
 
 MAX_SECONDS = 10.0  # of work that a kill may cost
 

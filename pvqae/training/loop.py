@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pvqae import runtime
-from pvqae.model import discriminator as gan
+from pvqae.core import runtime
+from pvqae.core.progress import track
+from pvqae.features.examples import Batch, Learned
 from pvqae.model.autoencoder import Output
+from pvqae.model.cells import on_grid
 from pvqae.model.codebook import usage
-from pvqae.progress import track
-from pvqae.training import budget, checkpoint, phases
-from pvqae.training.examples import Batch, Learned, on_grid
+from pvqae.training import checkpoint, losses, phases
+from pvqae.training import discriminator as gan
 from pvqae.training.run import Run, fit_scales
 
 
@@ -55,7 +56,7 @@ def _step(run: Run, examples: Learned, step: int) -> dict[str, Any]:
         allocation = phases.allocate(run, codes, coarse, step)
         output = run.autoencoder.decode(codes, allocation, on_grid(batch.valid, features.levels[-1].shape[-2:]))
     reconstruction = run.reconstruction_loss(output, features, batch)
-    loss = reconstruction + output.commitment + weight * budget.budget_loss(allocation.onehot, batch.cost, coarse)
+    loss = reconstruction + output.commitment + weight * losses.budget_loss(allocation.onehot, batch.cost, coarse)
     if run.discriminator is not None and step >= phases.warmup_steps(run.params.train):
         loss, extra = _adversarial(run, run.discriminator, output, batch, reconstruction, loss, step)
     else:
@@ -64,7 +65,7 @@ def _step(run: Run, examples: Learned, step: int) -> dict[str, Any]:
     if run.autoencoder.codebook.started:
         run.autoencoder.codebook.update(output.merged.detach(), output.indices)
 
-    run.facts["spent"] = float(budget.spend(allocation.onehot.detach(), coarse))
+    run.facts["spent"] = float(losses.spend(allocation.onehot.detach(), coarse))
     values = {"loss": loss.item(), "reconstruction": reconstruction.item(), "commitment": output.commitment.item()}
     return values | {"budget_weight": weight, "spent": run.facts["spent"]} | _health(run, output, coarse) | extra
 

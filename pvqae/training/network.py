@@ -10,17 +10,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pvqae import config, runtime
-from pvqae.datasets import classes, manifest
-from pvqae.datasets import rows as checked
-from pvqae.errors import IntegrityError
-from pvqae.files import parse_tensors, seal, sealed, whole_folder, write_tensors, write_text
-from pvqae.layout import Layout
+from pvqae.core import config, runtime
+from pvqae.core.errors import IntegrityError
+from pvqae.core.files import parse_tensors, seal, sealed, whole_folder, write_tensors, write_text
+from pvqae.core.layout import Layout
+from pvqae.datasets import folds
+from pvqae.features.examples import Examples, Learned, prepare
+from pvqae.features.features import Store
 from pvqae.model import backbones
-from pvqae.model.autoencoder import Autoencoder
-from pvqae.training import folds, loop, warm
-from pvqae.training.examples import Examples, Learned, cells_of, prepare
-from pvqae.training.features import Store
+from pvqae.model.autoencoder import load_autoencoder
+from pvqae.model.cells import cells_of
+from pvqae.samples import classes, manifest
+from pvqae.samples import rows as checked
+from pvqae.training import loop, warm
 from pvqae.training.run import start
 
 KEPT_COLUMNS = ["sample_id", "category", "group_id", "split", "fold"]
@@ -116,22 +118,11 @@ def half(x: Tensor) -> Tensor:
     return (x.half() if x.is_floating_point() else x).contiguous().clone()
 
 
-def load(weights: dict[str, Tensor], model: config.Model, backbone: backbones.Backbone) -> Autoencoder:
-    """The autoencoder of a weights file's tensors, in evaluation mode; a trained backbone gets its weights, too."""
-    tensors = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-    autoencoder = Autoencoder(model, backbone.spec)
-    for prefix, module in (("autoencoder.", autoencoder), ("backbone.", backbone)):
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if own:
-            module.load_state_dict(own)
-    return autoencoder.eval().requires_grad_(False)
-
-
 @torch.no_grad()
 def allocations(params: config.Params, plan: runtime.Plan, weights: dict[str, Tensor], examples: Examples) -> Tensor:
     """Router logits of every view, n x R x h x w in half precision: all that the prior needs."""
     backbone = backbones.make(params.model).to(plan.device).eval()
-    autoencoder = load(weights, params.model, backbone).to(plan.device)
+    autoencoder = load_autoencoder(weights, params.model, backbone).to(plan.device)
     found = []
     for _, batch in examples.batches(64, plan.device):
         features = batch.features or backbone(batch.images)

@@ -8,12 +8,13 @@ import math
 import torch
 from torch import Tensor
 
-from pvqae import config, seeding
+from pvqae.core import config, seeding
+from pvqae.features.examples import Batch, Learned
 from pvqae.model.autoencoder import Output
 from pvqae.model.backbones import Features
+from pvqae.model.cells import on_grid
 from pvqae.model.router import Allocation, gumbel_onehot, random_onehot
-from pvqae.training import budget
-from pvqae.training.examples import Batch, Learned, on_grid
+from pvqae.training import losses
 from pvqae.training.run import Run, spread
 
 
@@ -94,7 +95,7 @@ def balance_budget(run: Run, examples: Learned) -> None:
     )
     valid = on_grid(batch.valid, coarse.shape[-2:])
     gain, cost = (coarse - fine)[valid].cpu(), batch.cost[valid].cpu()
-    run.facts["kappa"] = budget.automatic_kappa(gain, cost, budget.PAPER_LAMBDA, len(features.levels))
+    run.facts["kappa"] = losses.automatic_kappa(gain, cost, losses.PAPER_LAMBDA, len(features.levels))
 
 
 def balances(train: config.Train, step: int) -> bool:
@@ -107,7 +108,7 @@ def budget_weight(run: Run, step: int) -> float:
     """kappa * lambda(t); adaptive schedules read what the last step spent."""
     train = run.params.train
     if step >= warmup_steps(train):
-        schedule = budget.SCHEDULES[train.schedule]
+        schedule = losses.SCHEDULES[train.schedule]
         run.facts["ramp"] = schedule(ramp(train, step), run.facts["spent"], run.facts["ramp"])
     return float(run.facts["kappa"] * train.lambda_max * run.facts["ramp"])
 

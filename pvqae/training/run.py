@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvqae import config, runtime, seeding
+from pvqae.core import config, runtime, seeding
+from pvqae.features.examples import Batch, Learned
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder, Output
 from pvqae.model.backbones import Backbone, Features
-from pvqae.model.discriminator import Discriminator
-from pvqae.training.examples import Batch, Learned, on_grid
+from pvqae.model.cells import on_grid
+from pvqae.training.discriminator import Discriminator
 from pvqae.training.losses import ERRORS, LOSSES
 
 

@@ -20,12 +20,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pvqae import config, packing
-from pvqae.datasets import sums
-from pvqae.datasets.sums import Sealed
-from pvqae.errors import ConfigError, IntegrityError
-from pvqae.files import whole_folder
-from pvqae.training import folds
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, IntegrityError
+from pvqae.core.files import whole_folder
+from pvqae.datasets import folds
+from pvqae.model import weights
+from pvqae.samples import sums
+from pvqae.samples.sums import Sealed
 from pvqae.training.run import Run
 
 SUMS = sums.FILE
@@ -58,7 +59,7 @@ class Parent:
             found = self.bundle.tensors("weights.safetensors")
         else:
             found = self.network.tensors(f"{fit}.safetensors")
-        return packing.unpacked(found)
+        return weights.unpacked(found)
 
     def has(self, fit: str) -> bool:
         return fit == folds.FULL or f"{fit}.safetensors" in self.network.files

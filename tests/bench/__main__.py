@@ -14,8 +14,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pvqae import runtime
-from pvqae.files import write_text
+from pvqae.core import runtime
+from pvqae.core.files import write_text
 from tests.bench.rows import Row, Size
 
 PROJECT = Path(__file__).parents[2]

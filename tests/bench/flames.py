@@ -26,7 +26,7 @@ def training() -> None:
 
 def inference() -> None:
     """200 images, one after another, from file to decision and map."""
-    from pvqae.datasets import images
+    from pvqae.samples import images
     from tests.bench.subject import BRIEF, ring, scorer
 
     found = ring("brick", False, *BRIEF)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from flows import gate, gate_rules
-from flows.gate import Pair
-from flows.supervise import Supervisor
-from flows.workspace import Workspace
-from pvqae import config
-from pvqae.datasets import images, manifest
+from flows.core.processes import Supervisor
+from flows.gate import gate, rules
+from flows.gate.gate import Pair
+from flows.workspace.workspace import Workspace
+from pvqae.core import config
+from pvqae.samples import images, manifest
 from tests.bench.rows import seconds
 from tests.chaos.conftest import make
 
@@ -53,6 +53,6 @@ def judged(root: Path, params: config.Params, names: list[str]) -> float:
             for name in names:
                 pair = Pair(challenger, champion, {}, ())
                 found = gate.measure(space, name, pair, params.gate, params.compute, supervisor)
-                gate_rules.judge(found.measured, params.gate)
+                rules.judge(found.measured, params.gate)
 
         return seconds(work)

@@ -26,7 +26,7 @@ def _bundle(folder: Path, image: Path) -> object:
 def _bank(file: Path, image: Path) -> object:
     from safetensors.torch import load_file
 
-    from pvqae.evaluation.patchcore import PatchCore
+    from flows.experiments.patchcore import PatchCore
 
     x = load_file(file)
     one = PatchCore(x["mean"], x["deviation"], x["bank"].float())
@@ -35,10 +35,10 @@ def _bank(file: Path, image: Path) -> object:
 
 
 def _seen(image: Path):
-    from pvqae import config
-    from pvqae.datasets import geometry, images
+    from pvqae.core import config
     from pvqae.inference.scoring import through
     from pvqae.model import backbones
+    from pvqae.samples import geometry, images
 
     params = config.load(PROJECT / "params.yaml", ())
     canvas = geometry.canvas(images.read(image), params.image)
@@ -48,7 +48,7 @@ def _seen(image: Path):
 def main() -> None:
     import torch
 
-    from pvqae.evaluation import patchcore  # noqa: F401 - imported in both cases
+    from flows.experiments import patchcore  # noqa: F401 - imported in both cases
     from pvqae.inference import bundle  # noqa: F401
 
     kind, detector, image = sys.argv[1], *map(Path, sys.argv[2:])

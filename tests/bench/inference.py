@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pvqae.datasets import geometry, images
-from pvqae.evaluation import costs
-from pvqae.evaluation.contest import Ring
-from pvqae.evaluation.patchcore import PatchCore, patches
-from pvqae.evaluation.verdict import CHUNK, features_of
+from flows.experiments import judging
+from flows.experiments.contest import Ring
+from flows.experiments.patchcore import PatchCore, patches
+from flows.experiments.verdict import CHUNK, features_of
 from pvqae.inference import bundle
 from pvqae.inference.measures import measure
 from pvqae.inference.scoring import Scorer, through
-from pvqae.training.examples import on_grid
+from pvqae.model.cells import on_grid
+from pvqae.samples import geometry, images
 from tests.bench import holding
 from tests.bench.rows import Row, Size, at_most, seconds
 from tests.bench.subject import BRIEF, ring, scorer
@@ -92,7 +92,7 @@ def _latency(size: Size, name: str) -> list[Row]:
 
 
 def _sizes(found: Ring, ours: Scorer, banks: dict[str, PatchCore]) -> list[Row]:
-    size = costs.megabytes(ours, found.params, {})
+    size = judging.megabytes(ours, found.params, {})
     large = banks["10 %"].megabytes
     what = f"{found.subject.name}: bundle of a class beyond the shared backbone"
     bank10, many = f"PatchCore 10 %, {large:.1f} MB", found.subject.name == "magnetic_tile"

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvqae import config
+from pvqae.core import config
+from pvqae.features import richness
+from pvqae.features.features import Store
 from pvqae.model.codebook import nearest
 from pvqae.model.router import Router, as_onehot, merge
-from pvqae.training import richness
-from pvqae.training.features import Store
 from tests.bench.rows import Row, Size, at_least, side_by_side
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pvqae.datasets import geometry, images
-from pvqae.evaluation.contest import Ring
+from flows.experiments.contest import Ring
 from pvqae.inference.scoring import Scorer, through
+from pvqae.samples import geometry, images
 from tests.bench.inference import in_turns
 from tests.bench.rows import Row, Size, seconds
 from tests.bench.subject import BRIEF, WORK, ring, scorer

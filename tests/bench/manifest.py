@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pvqae.datasets import images, inspection, kept
-from pvqae.datasets.manifest import digest
+from pvqae.datasets import inspection
+from pvqae.samples import images
+from pvqae.samples.manifest import digest
 from tests.bench.processes import run
 from tests.bench.rows import Row, Size, at_least, at_most, seconds
 
@@ -79,7 +80,7 @@ def know(root: Path, paths: list[Path]) -> None:
     facts = inspection.inspect(paths[0], root)
     assert isinstance(facts, inspection.Facts)
     values = (astuple(facts.header), astuple(facts.statistics), astuple(facts.range))
-    with kept.opened(root / "facts.sqlite") as store:
+    with inspection.opened(root / "facts.sqlite") as store:
         store.put({digest(root / path): values for path in paths})
 
 

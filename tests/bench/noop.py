@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pvqae.datasets import images
+from pvqae.samples import images
 from tests.bench.processes import run
 from tests.bench.rows import Row, Size, at_most
 from tests.end_to_end.test_train_flow import TINY, Clone, clone

@@ -16,12 +16,14 @@ LIBRARY = """
 import time
 from pathlib import Path
 start = time.perf_counter()
-from pvqae import runtime
+from pvqae.core import runtime
 from pvqae.datasets import build, demo
-from pvqae.door import workspace
-from pvqae.evaluation import report, stage
-from pvqae.inference import calibrate
-from pvqae.training import network, prior
+from pvqae.cli.console import workspace
+from pvqae.report import report
+from pvqae.evaluation import stage
+from pvqae.calibration import calibrate
+from pvqae.training import network
+from pvqae.prior import learn as prior
 layout, params = workspace()
 demo.make(layout.raw)
 build.build(Path.cwd(), params)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pvqae.datasets import images
-from pvqae.evaluation import batch
-from pvqae.evaluation.batch_source import Item
 from pvqae.inference import bundle
+from pvqae.samples import images
+from pvqae.serving import batch
+from pvqae.serving.batch_source import Item
 from tests.bench.manifest import text_chunk
 from tests.bench.rows import Row, Size, at_least, at_most
 from tests.chaos.conftest import PARAMS, make

@@ -5,9 +5,9 @@ import os
 from functools import cache
 from pathlib import Path
 
-from pvqae import config, runtime
-from pvqae.evaluation import subjects, trial
-from pvqae.evaluation.contest import Ring
+from flows.experiments import bench_subjects, trial
+from flows.experiments.contest import Ring
+from pvqae.core import config, runtime
 from pvqae.inference.scoring import Scorer
 
 PROJECT = Path(__file__).parents[2]
@@ -34,10 +34,10 @@ def params(quick: bool, *overrides: str) -> config.Params:
 def ring(name: str, quick: bool, *overrides: str) -> Ring:
     """A class's rows and views. `name`, or the demo's brick where the datasets are absent or `quick` is asked for."""
     data = Path(os.environ.get("PVQAE_DATASETS", PROJECT.parent / "shared" / "datasets"))
-    places = subjects.known(data if data.is_dir() else None)
+    places = bench_subjects.known(data if data.is_dir() else None)
     known = name if not quick and any(place.category == name for place in places) else "brick"
     chosen = params(quick, *overrides)
-    return Ring(subjects.load(subjects.choose(places, [known]), WORK / "data", chosen)[0], chosen, WORK)
+    return Ring(bench_subjects.load(bench_subjects.choose(places, [known]), WORK / "data", chosen)[0], chosen, WORK)
 
 
 def scorer(found: Ring) -> Scorer:

@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from flows import classes, environment, promotions
-from flows.adapters import database, registry
+from flows.adapters import registry, servers
 from flows.adapters.tracking import Registry
-from pvqae import config
-from pvqae.datasets.classes import read
-from pvqae.files import write_text
-from pvqae.layout import Layout
+from flows.core import classes, environment
+from flows.versions import promotions
+from pvqae.core import config
+from pvqae.core.files import write_text
+from pvqae.core.layout import Layout
+from pvqae.samples.classes import read
 from tests.bench import gates
 from tests.bench.processes import run
 from tests.bench.rows import Row, Size, at_most, seconds
@@ -24,7 +25,7 @@ from tests.evaluation.conftest import made
 PROJECT = Path(__file__).parents[2]
 JUDGED = 10  # classes that the gate is asked about
 REPORT = (
-    "import sys, pathlib; from pvqae.evaluation.report import report; from pvqae.layout import Layout;"
+    "import sys, pathlib; from pvqae.report.report import report; from pvqae.core.layout import Layout;"
     "report(Layout(pathlib.Path.cwd(), 'many')); sys.exit('torch' in sys.modules or 'safetensors' in sys.modules)"
 )
 
@@ -35,7 +36,7 @@ def thousand(size: Size) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         spaces = {count: space(root / str(count), count) for count in (few, many)}
-        tracking = registry.Mlflow(database.prepare(root), root / "artifacts")
+        tracking = registry.Mlflow(servers.prepare(root), root / "artifacts")
         return [
             row("classes.yaml written and read", spaces, listed),
             row("DVC's graph: `dvc status` of one stage", spaces, parsed),

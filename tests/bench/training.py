@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvqae import config, runtime
-from pvqae.datasets import geometry, images
-from pvqae.evaluation.contest import Ring
+from flows.experiments.contest import Ring
+from pvqae.core import config, runtime
+from pvqae.features.examples import Batch
 from pvqae.inference.scoring import through
-from pvqae.model import vqgan
-from pvqae.model.decoder import PixelDecoder
+from pvqae.model import layers
+from pvqae.model.layers import PixelDecoder
+from pvqae.samples import geometry, images
 from pvqae.training import loop, losses
-from pvqae.training.examples import Batch
 from pvqae.training.run import fit_scales, start
 from tests.bench.rows import Row, Size, at_least, at_most, seconds, side_by_side
 from tests.bench.subject import params, ring, scorer
@@ -32,7 +32,7 @@ class Plain(nn.Module):
 
     def __init__(self, model: config.Model):
         super().__init__()
-        self.encoder = vqgan.Encoder(model.width, model.levels)
+        self.encoder = layers.Encoder(model.width, model.levels)
         self.to_codes = nn.ModuleList(nn.Conv2d(c, model.code_dim, 1) for c in self.encoder.channels)
         self.codes = nn.Embedding(model.codes, model.code_dim)
         self.decoder = PixelDecoder(model.code_dim, model.width, 3, model.levels)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pvqae import config
-from pvqae.datasets import manifest
+from pvqae.core import config
+from pvqae.core.files import write_text
+from pvqae.core.layout import Layout
 from pvqae.datasets.validation import MEASURED
-from pvqae.files import write_text
-from pvqae.layout import Layout
+from pvqae.samples import manifest
 from tests.bench.processes import Cost, run
 from tests.bench.rows import Row, Size, at_most
 

@@ -7,14 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
-from pvqae import config
-from pvqae.datasets import images
-from pvqae.inference import bundle, choice, fitting
+from pvqae.calibration import choice, fitting
+from pvqae.core import config
+from pvqae.features.examples import prepare
+from pvqae.inference import bundle
 from pvqae.inference.measures import Networks
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
-from pvqae.model.prior import BudgetPrior
-from pvqae.training.examples import prepare
+from pvqae.prior.prior import BudgetPrior
+from pvqae.samples import images
 
 PARAMS = config.Params(
     data=config.Data(name="tiny", source="mvtec"),

@@ -11,8 +11,8 @@ import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pvqae import runtime
-from pvqae.files import write_text
+from pvqae.core import runtime
+from pvqae.core.files import write_text
 
 PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / "docs" / "figures" / "chaos"

@@ -22,12 +22,14 @@ with atheris.instrument_imports(include=["pvqae", "flows", "yaml"]):
     import yaml
     from PIL import Image
 
-    from flows.arrivals_ledger import Entry, Ledger
-    from flows.review_labels import Label, Log
-    from pvqae import config
-    from pvqae.datasets import arrivals, classes, images, manifest
-    from pvqae.evaluation import batch_cli
-    from pvqae.inference import bundle, profile
+    from flows.retrain.arrivals_ledger import Entry, Ledger
+    from flows.retrain.labels import Label, Log
+    from pvqae.core import config
+    from pvqae.datasets import arrivals
+    from pvqae.drift import profile
+    from pvqae.inference import bundle
+    from pvqae.samples import classes, images, manifest
+    from pvqae.serving import batch_cli
     from tests.chaos.conftest import make
     from tests.chaos.test_bad_manifests import PROJECT, check_frame, rows, tried
 

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import mlflow
 
-from flows import promote
 from flows.adapters.registry import Mlflow
 from flows.adapters.tracking import Promotion
-from flows.arrivals_ledger import Ledger
-from flows.arrivals_places import Places
-from pvqae.datasets.manifest import digest
-from pvqae.errors import PvqaeError
+from flows.retrain.arrivals_ledger import Ledger, Places
+from flows.versions import shipping
+from pvqae.core.errors import PvqaeError
+from pvqae.core.layout import ARRIVED
 from pvqae.inference import bundle as bundles
-from pvqae.layout import ARRIVED
+from pvqae.samples.manifest import digest
 from tests.chaos.projects import CATEGORY, DATASET, MODEL, Project
 
 ALIASES = ("champion", "challenger")
@@ -97,7 +96,7 @@ def _bundles(project: Project) -> list[str]:
         if tags["mlflow_run"] not in CHECKED:
             with tempfile.TemporaryDirectory() as place:
                 try:
-                    promote.fetch(registry(project), MODEL, version, Path(place) / "bundle")
+                    shipping.fetch(registry(project), MODEL, version, Path(place) / "bundle")
                     CHECKED.add(tags["mlflow_run"])
                 except PvqaeError as error:
                     found.append(f"version {version}: {error}")

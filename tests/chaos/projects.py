@@ -19,7 +19,7 @@ import psutil
 import yaml
 
 from flows.adapters import prefect_server
-from flows.services import weed
+from flows.machines import weed
 from pvqae.datasets import surfaces
 from tests.end_to_end.test_train_flow import clone
 
@@ -73,7 +73,7 @@ class Forked:
 
 # What flows import; a command that moves an alias needs less.
 FLOW_MODULES = tuple(f"flows.{name}" for name in ("train", "retrain", "score", "promote", "promotions", "summary"))
-ALIAS_MODULES = ("flows.promotions", "flows.steps", "flows.versions")
+ALIAS_MODULES = ("flows.versions.promotions", "flows.train.steps", "flows.versions.versions")
 
 
 class Server:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from flows import environment
+from flows.core import environment
 from tests.chaos.growth import Use, megabytes, use_of
 
 PLACES = {
@@ -27,7 +27,7 @@ PLACES = {
 def main(count: int, seconds: float, settings: list[str]) -> None:
     root = Path.cwd()
     environment.prepare(root)
-    from flows.train import train
+    from flows.train.train import train
 
     start = time.monotonic()
     for number in range(count):

@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from pvqae import config
-from pvqae.datasets import build, images, manifest
-from pvqae.datasets.images import SUFFIXES
-from pvqae.errors import PvqaeError
-from pvqae.evaluation import batch, batch_rows, batch_source
+from pvqae.core import config
+from pvqae.core.errors import PvqaeError
+from pvqae.core.layout import Layout
+from pvqae.datasets import build
 from pvqae.inference import bundle
-from pvqae.layout import Layout
+from pvqae.samples import images, manifest
+from pvqae.samples.images import SUFFIXES
+from pvqae.serving import batch, batch_rows, batch_source
 from tests.chaos import bad_images
 from tests.chaos.bad_images import Bad
 from tests.chaos.figures import Figure, record, size
@@ -201,8 +202,8 @@ def test_names_that_a_spreadsheet_would_run_are_no_formulas(tmp_path: Path, monk
 MEASURE = """
 import resource, sys, warnings
 from pathlib import Path
-from pvqae.datasets import images
-from pvqae.errors import DataError
+from pvqae.samples import images
+from pvqae.core.errors import DataError
 warnings.simplefilter("ignore")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(Path(sys.argv[1]).iterdir()):

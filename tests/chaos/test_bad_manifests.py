@@ -21,15 +21,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings, target
 from hypothesis import strategies as st
 
-from flows import lines
 from flows.adapters.landing import Object
-from flows.arrivals_ledger import Entry, Ledger
-from flows.review_labels import Label, Log
-from pvqae import config
-from pvqae.datasets import arrivals, classes, images, manifest
-from pvqae.errors import DataError, PvqaeError
-from pvqae.evaluation import batch_cli
-from pvqae.inference import bundle, profile
+from flows.core import lines
+from flows.retrain.arrivals_ledger import Entry, Ledger
+from flows.retrain.labels import Label, Log
+from pvqae.core import config
+from pvqae.core.errors import DataError, PvqaeError
+from pvqae.datasets import arrivals
+from pvqae.drift import profile
+from pvqae.inference import bundle
+from pvqae.samples import classes, images, manifest
+from pvqae.serving import batch_cli
 from tests.chaos.figures import Figure, record, size
 from tests.chaos.test_bad_images import Hang, limited
 

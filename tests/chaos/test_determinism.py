@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pvqae import config
+from pvqae.core import config
 from pvqae.inference import bundle
 from tests.chaos.conftest import PARAMS, make
 from tests.chaos.figures import size

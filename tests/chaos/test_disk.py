@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from flows import arrivals, arrivals_admit, arrivals_index, lines
-from flows.adapters.memory import Files, Shelf
-from flows.arrivals_ledger import Ledger
-from flows.arrivals_places import Places
-from pvqae import disk
-from pvqae.datasets.manifest import digest
-from pvqae.evaluation import batch, batch_source
-from pvqae.files import whole_folder, write_text
-from pvqae.layout import ARRIVED
+from flows.adapters.fakes import Files, Shelf
+from flows.core import lines
+from flows.retrain import admit, arrivals, arrivals_index
+from flows.retrain.arrivals_ledger import Ledger, Places
+from pvqae.core import errors
+from pvqae.core.files import whole_folder, write_text
+from pvqae.core.layout import ARRIVED
+from pvqae.samples.manifest import digest
+from pvqae.serving import batch, batch_source
 from tests.chaos import invariants, projects
 from tests.chaos.figures import Figure, record, size
 from tests.chaos.projects import Project, train
@@ -70,7 +70,7 @@ def full(work: Callable[[], object]) -> bool:
     try:
         work()
     except (OSError, sqlite3.Error) as error:
-        if not disk.is_full(error):
+        if not errors.is_full(error):
             raise
         return True
     return False
@@ -103,7 +103,7 @@ def intake(root: Path, contents: dict[str, bytes]) -> Callable[[], None]:
         area, ledger = Shelf(dict(contents)), Ledger(places.ledger)
         items, _ = arrivals.new_objects(area, ledger, ["nut"], ["nut"], 100)
         arrivals.Intake(area, places, ledger, arrivals_index.Index(), screen, PARAMS).take(items)
-        arrivals_admit.admit(places, raw, ledger, dvc, lambda message: "")
+        admit.admit(places, raw, ledger, dvc, lambda message: "")
 
     return run
 
@@ -218,4 +218,4 @@ def said(project: Project, *words: str) -> list[str]:
 
 
 def test_a_quota_is_a_full_disk_too() -> None:
-    assert disk.is_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert errors.is_full(OSError(errno.EDQUOT, "Disk quota exceeded"))

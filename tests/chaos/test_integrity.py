@@ -15,16 +15,17 @@ import torch
 import yaml
 from torch import nn
 
-from flows import gate
-from pvqae.datasets import build, classes, images, manifest, rows, sums
-from pvqae.errors import IntegrityError, PvqaeError
+from flows.gate import gate
+from pvqae.core.errors import IntegrityError, PvqaeError
+from pvqae.core.layout import Layout
+from pvqae.datasets import build
 from pvqae.evaluation import stage
+from pvqae.features.examples import prepare
+from pvqae.features.features import Store
 from pvqae.inference import bundle
-from pvqae.layout import Layout
 from pvqae.model import backbones, efficientnet
+from pvqae.samples import classes, images, manifest, rows, sums
 from pvqae.training import checkpoint, network, warm
-from pvqae.training.examples import prepare
-from pvqae.training.features import Store
 from pvqae.training.run import start
 from tests.chaos.conftest import PARAMS
 from tests.chaos.figures import Figure, record, size

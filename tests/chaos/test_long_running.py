@@ -12,12 +12,13 @@ import numpy as np
 import psutil
 import pytest
 
-from flows import gc, promote
 from flows.adapters import registry
-from pvqae.datasets import images
-from pvqae.errors import PvqaeError
-from pvqae.evaluation import batch, batch_source
+from flows.upkeep import gc
+from flows.versions import shipping
+from pvqae.core.errors import PvqaeError
 from pvqae.inference import bundle
+from pvqae.samples import images
+from pvqae.serving import batch, batch_source
 from tests.chaos import growth, rounds
 from tests.chaos.figures import Figure, record, size
 from tests.end_to_end.test_train_flow import TINY, Clone, clone
@@ -100,7 +101,7 @@ def command(project: Clone, words: list[str], environ: dict[str, str] | None = N
 def whole(found: registry.Mlflow, version: str, folder: Path) -> bool:
     """Whether a version's bundle can be fetched and loaded and is the one that was evaluated."""
     try:
-        bundle.load(promote.fetch(found, MODEL, version, folder))
+        bundle.load(shipping.fetch(found, MODEL, version, folder))
     except PvqaeError as error:
         print(error)
         return False

@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 import torch
 
-from flows import arrivals_index
-from pvqae.datasets import images
-from pvqae.errors import IntegrityError
+from flows.retrain import arrivals_index
+from pvqae.core.errors import IntegrityError
+from pvqae.features.examples import prepare
+from pvqae.features.features import Store
 from pvqae.inference import bundle
 from pvqae.model import backbones, efficientnet
+from pvqae.samples import images
 from pvqae.training import checkpoint
-from pvqae.training.examples import prepare
-from pvqae.training.features import Store
 from tests.chaos.conftest import PARAMS
 
 PROJECT = Path(__file__).parents[2]

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from flows import arrivals, arrivals_admit, arrivals_index
+from flows.adapters.fakes import Files
 from flows.adapters.landing import Bucket, LandingError
-from flows.adapters.memory import Files
-from flows.arrivals import Intake, Taken
-from flows.arrivals_ledger import Ledger
-from flows.arrivals_places import Places
-from flows.score import Bucket as Scored
-from pvqae import config
-from pvqae.datasets.manifest import digest
-from pvqae.layout import ARRIVED
+from flows.retrain import admit, arrivals, arrivals_index
+from flows.retrain.arrivals import Intake, Taken
+from flows.retrain.arrivals_ledger import Ledger, Places
+from flows.serving.score import Bucket as Scored
+from pvqae.core import config
+from pvqae.core.layout import ARRIVED
+from pvqae.samples.manifest import digest
 from tests.chaos.faulty_s3 import GHOST, OF_LISTS, OF_OBJECTS, FaultyS3, in_front_of, plan
 from tests.chaos.figures import Figure, record, size
 from tests.flows.test_arrivals import encoded, photograph
@@ -50,7 +49,7 @@ class Plant:
         items, waiting = arrivals.new_objects(self.area, ledger, ["nut"], ["nut"], 1000)
         index = arrivals_index.Index()
         taken = Intake(self.area, self.places, ledger, index, screen, PARAMS).take(items, waiting)
-        arrivals_admit.admit(self.places, self.raw, ledger, self.dvc, lambda message: "")
+        admit.admit(self.places, self.raw, ledger, self.dvc, lambda message: "")
         return taken
 
     def broken(self, contents: dict[str, str]) -> list[str]:

@@ -15,10 +15,11 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from flows import locks, workspace
-from flows.services import control, processes
-from flows.services.place import Place
-from pvqae.config import Services
+from flows.core import locks
+from flows.machines import control, service_processes
+from flows.machines.place import Place
+from flows.workspace import workspace
+from pvqae.core.config import Services
 from pvqae.training.checkpoint import Timer
 from tests.chaos import projects
 from tests.chaos.figures import Figure, record, size
@@ -72,7 +73,7 @@ def killed_in(plant: Project, service: str, moment: str, seed: int) -> tuple[lis
             [*projects.FLOWS, *words], cwd=plant.root, env=plant.environ, stdout=out, stderr=subprocess.STDOUT
         )
     until(lambda: moment in log.read_text(errors="replace"), flow)
-    for process in processes.members(Place(plant.root, plant.settings), service):
+    for process in service_processes.members(Place(plant.root, plant.settings), service):
         os.kill(process.pid, signal.SIGKILL)
     time.sleep(LONG_ENOUGH)
     assert plant.up().returncode == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 def become(words: list[str], log: str) -> None:
     """In the child: the command `python -m flows WORDS`, which ends the process."""
-    from flows import cli
+    from flows.cli import main as door
 
     os.setsid()
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -22,11 +22,11 @@ def become(words: list[str], log: str) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     sys.argv = ["flows", *words]
-    cli.main()
+    door.main()
 
 
 def main() -> None:
-    from flows import environment
+    from flows.core import environment
 
     environment.prepare(Path.cwd())  # before Prefect and MLflow read it
     for name in sys.argv[1:]:

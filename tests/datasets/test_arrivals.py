@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvqae.config import Shares
+from pvqae.core.config import Shares
 from pvqae.datasets import arrivals, sources, splits
 from pvqae.datasets.layouts import pictures
 from pvqae.datasets.splits import Member

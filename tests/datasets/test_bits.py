@@ -10,10 +10,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from pvqae import config
-from pvqae.datasets import build, images, manifest, validation
-from pvqae.errors import DataError, ValidationFailed
-from pvqae.layout import Layout
+from pvqae.core import config
+from pvqae.core.errors import DataError, ValidationFailed
+from pvqae.core.layout import Layout
+from pvqae.datasets import build, validation
+from pvqae.samples import images, manifest
 
 ROOT = Path(__file__).parents[2]
 BITS = (8, 10, 12)
@@ -105,9 +106,9 @@ READS = {"read": 2, "decode": 2, "inspect": 2, "header": 2}  # positional argume
 # Photographs of packages, MTSD's 8 bit files, headers whose bit depth nobody looks at.
 WITHOUT = {
     "pvqae/datasets/demo.py",
-    "pvqae/training/richness.py",
+    "pvqae/features/richness.py",
     "pvqae/datasets/mtsd.py",
-    "pvqae/evaluation/batch.py",
+    "pvqae/serving/batch.py",
 }
 
 

@@ -5,10 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pvqae import config
-from pvqae.datasets import build, demo, images, manifest
+from pvqae.core import config
+from pvqae.core.errors import DataError
+from pvqae.datasets import build, demo
 from pvqae.datasets.anomalies import GATE_KINDS
-from pvqae.errors import DataError
+from pvqae.samples import images, manifest
 
 
 def params(source: str = "mvtec", **data: object) -> config.Params:

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.classes import classes as graph
-from pvqae import config
-from pvqae.datasets import classes
-from pvqae.errors import ConfigError
-from pvqae.model.grouping import GROUPINGS
+from flows.core.classes import classes as graph
+from pvqae.core import config
+from pvqae.core.errors import ConfigError
+from pvqae.prior.grouping import GROUPINGS
+from pvqae.samples import classes
 
 
 def made(**sections: object) -> dict[str, Any]:

@@ -2,8 +2,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from pvqae import config
-from pvqae.datasets import demo, images, manifest, sources, splits
+from pvqae.core import config
+from pvqae.datasets import demo, sources, splits
+from pvqae.samples import images, manifest
 
 
 def contents(root: Path) -> dict[str, str]:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from scipy.stats import ks_2samp
 
-from pvqae.datasets import drift, images
+from pvqae.drift import drift
+from pvqae.samples import images
 
 SETTINGS = {"rate": 0.02, "draws": 300}
 

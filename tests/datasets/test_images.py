@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pvqae import config
-from pvqae.datasets import decoding, geometry, images
-from pvqae.errors import DataError
+from pvqae.core import config
+from pvqae.core.errors import DataError
+from pvqae.samples import decoding, geometry, images
 
 RNG = np.random.default_rng(0)
 

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pvqae.datasets import images, inspection, manifest
+from pvqae.datasets import inspection
 from pvqae.datasets.inspection import Facts, Statistics
+from pvqae.samples import images, manifest
 
 NOISE = np.repeat(np.random.default_rng(0).random((20, 30, 1), dtype=np.float32), 3, axis=2)
 

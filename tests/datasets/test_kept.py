@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pvqae.datasets import images, inspection, kept
+from pvqae.datasets import inspection
 from pvqae.datasets.inspection import Facts
+from pvqae.samples import images
 
 PATHS = [Path("a.png"), Path("b.png")]
 
@@ -57,9 +58,10 @@ def test_an_unreadable_image_is_never_known(root: Path) -> None:
 
 
 def test_other_code_has_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = kept.file(tmp_path)
-    assert before == kept.file(tmp_path)
-    for name in kept.DECODING:
+    before = inspection.file(tmp_path)
+    assert before == inspection.file(tmp_path)
+    for name in inspection.DECODING:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("changed")
-    monkeypatch.setattr(kept, "PACKAGE", tmp_path)
-    assert kept.file(tmp_path) != before
+    monkeypatch.setattr(inspection, "PACKAGE", tmp_path)
+    assert inspection.file(tmp_path) != before

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pvqae import config
+from pvqae.core import config
+from pvqae.core.errors import DataError
 from pvqae.datasets import build, sources
 from pvqae.datasets.layouts import Found
 from pvqae.datasets.leftover import Left, told
-from pvqae.errors import DataError
 from tests.datasets.test_sources import touch
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pvqae.datasets import manifest
-from pvqae.errors import DataError
+from pvqae.core.errors import DataError
+from pvqae.samples import manifest
 
 
 def rows() -> pd.DataFrame:

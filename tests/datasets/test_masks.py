@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pvqae.datasets import images
-from pvqae.errors import DataError
+from pvqae.core.errors import DataError
+from pvqae.samples import images
 
 SHAPE = (60, 80)
 LEFT, RIGHT = np.s_[10:30, 5:30], np.s_[20:50, 40:70]

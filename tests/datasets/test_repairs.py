@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pvqae.datasets import decoding, images
-from pvqae.errors import DataError
+from pvqae.core.errors import DataError
+from pvqae.samples import decoding, images
 
 GREY = np.random.default_rng(0).integers(60, 180, (40, 60)).astype(np.uint8)
 

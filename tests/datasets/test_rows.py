@@ -6,9 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pvqae.datasets import manifest, rows, rules
-from pvqae.datasets.classes import FROM_SCRATCH, Classes, Member, Prior
-from pvqae.layout import Layout
+from pvqae.core.layout import Layout
+from pvqae.datasets import rules
+from pvqae.samples import manifest, rows
+from pvqae.samples.classes import FROM_SCRATCH, Classes, Member, Prior
 
 
 def frame() -> pd.DataFrame:

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pvqae.datasets import demo, images, sources
+from pvqae.core.errors import DataError
+from pvqae.datasets import demo, sources
 from pvqae.datasets.layouts import Found
 from pvqae.datasets.sources import SOURCES
-from pvqae.errors import DataError
+from pvqae.samples import images
 
 PICTURE = np.full((12, 16, 3), 0.5, dtype=np.float32)
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvqae.config import Shares
+from pvqae.core.config import Shares
+from pvqae.core.errors import DataError
 from pvqae.datasets import splits
 from pvqae.datasets.splits import Member
-from pvqae.errors import DataError
 
 groups = st.integers(0, 30).map(lambda i: f"part/{i}")
 members = st.lists(

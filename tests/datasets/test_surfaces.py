@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from pvqae.datasets import manifest, sources, surfaces
+from pvqae.datasets import sources, surfaces
+from pvqae.samples import manifest
 
 
 def test_the_same_bytes_each_time_and_no_image_twice(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from pvqae.datasets import images
-from pvqae.errors import DataError
+from pvqae.core.errors import DataError
+from pvqae.samples import images
 
 SHAPE = (19, 34)  # no multiple of a tile's 16
 TOLERANCE = 0.012  # 16 bit colour is read with 8; CMYK in whole steps

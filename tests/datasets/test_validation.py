@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pvqae import config
-from pvqae.datasets import manifest, validation
-from pvqae.errors import ConfigError, DataError, ValidationFailed
-from pvqae.layout import Layout
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, DataError, ValidationFailed
+from pvqae.core.layout import Layout
+from pvqae.datasets import validation
+from pvqae.samples import manifest
 
 PARAMS = config.parse({"data": {"name": "tiny", "min_normals": 8}})
 CLASSES = """dataset: tiny

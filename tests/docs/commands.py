@@ -8,14 +8,18 @@ from typing import Any
 
 import typer
 
-from flows import cli as flows_cli
-from pvqae import cli as pvqae_cli
+from flows.cli import main as flows_cli
+from pvqae.cli import main as pvqae_cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "experiments").glob("*.md")])
 DOORS = {"pvqae": pvqae_cli.app, "python -m flows": flows_cli.app}
 # What the Makefile puts before ARGS.
-MADE = {"run": "python -m flows train", "services": "python -m flows services", "accuracy": "pvqae bench accuracy"}
+MADE = {
+    "run": "python -m flows train",
+    "services": "python -m flows services",
+    "accuracy": "python -m flows bench accuracy",
+}
 # Where a command ends: a comment, another command, a pipe.
 ENDS = re.compile(r"\s#|\s\||&&|;|\)|,\s|\s→|\.\s|\s\(")
 

@@ -35,7 +35,7 @@ def test_the_pages_are_full_of_commands() -> None:
         ("python -m flows promote runn a b", "no command 'runn'"),
         ("python -m flows promote run|logs", "no command 'logs'"),
         ("pvqae scores x", "no command 'scores'"),
-        ("pvqae bench accuracy --quik", "no option '--quik'"),
+        ("python -m flows bench accuracy --quik", "no option '--quik'"),
         ('make services ARGS="stat"', "no command 'stat'"),
         ("make runn", "no target 'runn'"),
     ],

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pvqae.datasets import images, sources
+from pvqae.datasets import sources
+from pvqae.samples import images
 from tests.datasets import test_anomalies, test_sources
 from tests.docs.commands import ROOT
 from tests.flows import test_gate_rules
@@ -63,7 +64,7 @@ def test_a_dataset_layout(add: Callable[[str], str], tmp_path: Path) -> None:
 
 
 def test_a_backbone(add: Callable[[str], str]) -> None:
-    from pvqae import config
+    from pvqae.core import config
     from pvqae.model import backbones
 
     model = config.Model(backbone=add("BACKBONES"), levels=2)

@@ -9,11 +9,11 @@ import pytest
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-from pvqae import cli, config, runtime
-from pvqae.datasets import sums
-from pvqae.doctor import check, examine, extras, machine, project
-from pvqae.doctor.check import Check
-from pvqae.layout import Layout
+from pvqae.cli import checks, diagnosis, main
+from pvqae.cli.checks import Check
+from pvqae.core import config, runtime
+from pvqae.core.layout import Layout
+from pvqae.samples import sums
 
 WANTED = {"core": [Requirement("torch>=2.10")], "flows": [Requirement("fastapi>=0.139,<0.151")]}
 HIDDEN = "not-to-be-seen"
@@ -43,30 +43,30 @@ def bundle(root: Path) -> Path:
 
 @pytest.mark.parametrize(("needed", "state"), [("core", "warn"), ("flows", "bad")])
 def test_a_missing_extra_names_what_is_lost_and_the_command(needed: str, state: str) -> None:
-    found = of(extras.checks(WANTED, PINS, needed, {"torch": "2.13.0"}.get), "extra flows")
+    found = of(checks.checks(WANTED, PINS, needed, {"torch": "2.13.0"}.get), "extra flows")
     assert found.state == state
     assert "not installed: fastapi; without them no `python -m flows`" in found.found
     assert found.repair.endswith("-m pip install -c constraints.txt -e '.[flows]'")
 
 
 def test_a_version_out_of_bounds_is_bad_and_one_that_was_not_tried_a_warning() -> None:
-    broken = extras.checks(WANTED, PINS, "core", {"torch": "2.13.0", "fastapi": "0.155.0"}.get)
+    broken = checks.checks(WANTED, PINS, "core", {"torch": "2.13.0", "fastapi": "0.155.0"}.get)
     assert of(broken, "extra flows").state == "bad"
     assert "fastapi 0.155.0, expected" in of(broken, "extra flows").found
-    other = extras.checks(WANTED, PINS, "core", {"torch": "2.14.0", "fastapi": "0.150.0"}.get)
+    other = checks.checks(WANTED, PINS, "core", {"torch": "2.14.0", "fastapi": "0.150.0"}.get)
     assert of(other, "extra core").state == "warn"
     assert "torch 2.14.0, tried with 2.13.0" in of(other, "extra core").found
     assert of(other, "extra flows").state == "ok"
 
 
 def test_a_build_for_another_processor_is_the_tried_version() -> None:
-    found = extras.checks(WANTED, PINS, "core", {"torch": "2.13.0+cpu", "fastapi": "0.150.0"}.get)
+    found = checks.checks(WANTED, PINS, "core", {"torch": "2.13.0+cpu", "fastapi": "0.150.0"}.get)
     assert {item.state for item in found} == {"ok"}
 
 
 def test_extras_come_from_the_sources_or_the_installed_package(tmp_path: Path) -> None:
-    sources, package = extras.required(examine.SOURCES / "pyproject.toml"), extras.required(tmp_path / "none")
-    assert set(extras.EXTRAS) <= set(sources)
+    sources, package = checks.required(diagnosis.SOURCES / "pyproject.toml"), checks.required(tmp_path / "none")
+    assert set(checks.EXTRAS) <= set(sources)
     for found in (sources, package):
         assert "torch" in {item.name for item in found["core"]}
         assert "prefect" in {item.name for item in found["flows"]}
@@ -74,14 +74,14 @@ def test_extras_come_from_the_sources_or_the_installed_package(tmp_path: Path) -
 
 
 def test_an_old_python_a_full_disk_and_little_memory(tmp_path: Path) -> None:
-    assert machine.python((3, 10, 2)).state == "bad"
-    assert machine.python((3, 10, 2)).repair.startswith("make PYTHON=")
-    assert machine.disk(tmp_path, 10**8).repair == f"free space on the disk of {tmp_path}"
+    assert diagnosis.python((3, 10, 2)).state == "bad"
+    assert diagnosis.python((3, 10, 2)).repair.startswith("make PYTHON=")
+    assert diagnosis.disk(tmp_path, 10**8).repair == f"free space on the disk of {tmp_path}"
     (tmp_path / ".pvqae" / "cache").mkdir(parents=True)
-    states = [machine.disk(tmp_path, free).state for free in (10**8, 2 * 10**9, 10**11)]
+    states = [diagnosis.disk(tmp_path, free).state for free in (10**8, 2 * 10**9, 10**11)]
     assert states == ["bad", "warn", "ok"]
-    assert str(tmp_path / ".pvqae" / "cache") in machine.disk(tmp_path, 10**8).repair
-    assert [machine.memory(free).state for free in (10**9, 10**10)] == ["warn", "ok"]
+    assert str(tmp_path / ".pvqae" / "cache") in diagnosis.disk(tmp_path, 10**8).repair
+    assert [diagnosis.memory(free).state for free in (10**9, 10**10)] == ["warn", "ok"]
 
 
 @pytest.fixture
@@ -94,9 +94,9 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("driver")
 def test_cuda_that_was_asked_for_but_is_not_there() -> None:
-    found = machine.device(config.Compute(device="cuda"))
+    found = diagnosis.device(config.Compute(device="cuda"))
     assert (found.state, found.repair) == ("bad", "set compute.device: auto")
-    assert machine.device(config.Compute()).state == "ok"
+    assert diagnosis.device(config.Compute()).state == "ok"
 
 
 def test_a_driver_without_a_gpu_in_torch(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,21 +104,21 @@ def test_a_driver_without_a_gpu_in_torch(driver: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     driver.touch()
-    found = machine.device(config.Compute())
+    found = diagnosis.device(config.Compute())
     assert found.state == "warn"
     assert "--torch-backend=auto" in found.repair
 
 
 def test_params_that_are_not_valid(root: Path) -> None:
     (root / "params.yaml").write_text("train: {stepz: 3}\n", "utf-8")
-    found = of(examine.examine(root), "params.yaml")
+    found = of(diagnosis.examine(root), "params.yaml")
     assert found.state == "bad"
     assert "did you mean train.steps?" in found.found
     assert "checkout -- params.yaml" in found.repair
 
 
 def test_a_project_without_a_commit(root: Path) -> None:
-    found = project.git(root)
+    found = diagnosis.git(root)
     assert found.state == "bad"
     assert found.repair == f"cd {root} && git init && git add -A . && git commit -m start"
 
@@ -135,18 +135,18 @@ def test_the_repairs_work_as_they_are_copied(tmp_path: Path, name: str, monkeypa
     def by_shell(command: str) -> None:
         subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, capture_output=True)
 
-    by_shell(project.git(root).repair)
-    assert project.git(root).state == "ok"
+    by_shell(diagnosis.git(root).repair)
+    assert diagnosis.git(root).state == "ok"
     (root / "params.yaml").write_text("train: {stepz: 4}\n", "utf-8")
-    by_shell(project.params(root)[0].repair.partition(": ")[2])
+    by_shell(diagnosis.read_params(root)[0].repair.partition(": ")[2])
     assert "3" in (root / "params.yaml").read_text("utf-8")
-    by_shell(machine.disk(root, 10**8).repair)
+    by_shell(diagnosis.disk(root, 10**8).repair)
     assert not (root / ".pvqae" / "cache").exists()
 
     made = root / "models" / "demo" / "brick" / "bundle"
     made.mkdir(parents=True)
     (made / "SHA256SUMS").write_text(f"{'0' * 64}  config.json\n", "utf-8")
-    (found,) = project.bundles(root)
+    (found,) = diagnosis.bundles(root)
     shown = "dvc() { printf '%s\\n' \"$@\" > words; }; "
     by_shell(shown + found.repair)
     words = ["--cd", str(root), "checkout", "--force", "models/demo/brick/bundle"]
@@ -155,19 +155,19 @@ def test_the_repairs_work_as_they_are_copied(tmp_path: Path, name: str, monkeypa
 
 def test_a_dataset_that_is_not_here(root: Path) -> None:
     layout = Layout(root, "parts")
-    assert "python -m flows data add parts FOLDER" in project.datasets(layout, "folder").repair
+    assert "python -m flows data add parts FOLDER" in diagnosis.datasets(layout, "folder").repair
     layout.raw.parent.mkdir(parents=True)
     (layout.raw.parent / "parts.dvc").touch()
-    assert project.datasets(layout, "folder").repair == f"dvc --cd {root} pull data/raw/parts.dvc"
+    assert diagnosis.datasets(layout, "folder").repair == f"dvc --cd {root} pull data/raw/parts.dvc"
     layout.raw.mkdir()
-    assert project.datasets(layout, "folder").state == "ok"
-    assert project.datasets(Layout(root, "demo"), "demo").state == "ok"
+    assert diagnosis.datasets(layout, "folder").state == "ok"
+    assert diagnosis.datasets(Layout(root, "demo"), "demo").state == "ok"
 
 
 def test_a_damaged_bundle_is_named_with_the_command_that_brings_it_back(root: Path, bundle: Path) -> None:
-    assert [(item.state, item.found) for item in project.bundles(root)] == [("ok", "1 whole")]
+    assert [(item.state, item.found) for item in diagnosis.bundles(root)] == [("ok", "1 whole")]
     (bundle / "config.json").write_text("{ }", "utf-8")
-    (found,) = project.bundles(root)
+    (found,) = diagnosis.bundles(root)
     assert found.state == "bad"
     assert "config.json: expected sha256" in found.found
     assert found.repair == f"dvc --cd {root} checkout --force models/demo/brick/bundle"
@@ -175,19 +175,20 @@ def test_a_damaged_bundle_is_named_with_the_command_that_brings_it_back(root: Pa
 
 def test_the_command_line(root: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
-    done = CliRunner().invoke(cli.app, ["doctor", "--json"])
+    done = CliRunner().invoke(main.app, ["doctor", "--json"])
     found = {item["name"]: item for item in json.loads(done.stdout)}
     assert done.exit_code == 1
     assert found["git repository"]["state"] == "bad"
     assert set(found["bundles"]) == {"name", "state", "found", "repair"}
-    said = CliRunner().invoke(cli.app, ["doctor"]).stdout
+    said = CliRunner().invoke(main.app, ["doctor"]).stdout
     assert "→ cd " in said
     assert f"{len(found)} checks: " in said
 
 
 def test_it_takes_no_torch_where_there_is_no_gpu(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from pvqae import runtime; from pvqae.doctor import examine;"
+        "import sys; from pathlib import Path; from pvqae.core import runtime;"
+        "from pvqae.cli import diagnosis as examine;"
         "runtime.DRIVERS = (); examine.examine(Path('.')); sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -196,9 +197,9 @@ def test_it_takes_no_torch_where_there_is_no_gpu(tmp_path: Path) -> None:
 
 def test_counts_in_words() -> None:
     good, bad, warn = Check("a", "ok", ""), Check("b", "bad", ""), Check("c", "warn", "")
-    assert check.sentence([good]) == "1 checks, nothing to repair"
-    assert check.sentence([good, bad, warn]) == "3 checks: 1 bad, 1 to look at"
-    assert [check.exit_code([good, warn]), check.exit_code([bad])] == [0, 1]
+    assert checks.sentence([good]) == "1 checks, nothing to repair"
+    assert checks.sentence([good, bad, warn]) == "3 checks: 1 bad, 1 to look at"
+    assert [checks.exit_code([good, warn]), checks.exit_code([bad])] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_counts_in_words() -> None:
     ],
 )
 def test_settings_of_the_network_are_shown_without_passwords(environ: dict[str, str], state: str, said: str) -> None:
-    found = machine.network(environ)
+    found = diagnosis.network(environ)
     assert found.state == state
     assert said in found.found
     assert HIDDEN not in found.found

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters import memory
+from flows.adapters import fakes
 from flows.experiments import gpu_bundle, run, subjects
-from pvqae import config
-from pvqae.errors import ConfigError, DataError
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, DataError
 
 PROJECT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ["baseline", "mechanism", "uniform", "entropy_sign", "maps", "diffuse", "priors", "adversarial", "allocation"],
 )
 def test_a_quick_experiment_writes_its_page_and_can_be_read_again(name: str, root: Path) -> None:
-    registry = memory.Runs()
+    registry = fakes.Runs()
     (page,) = run.run(root, name, registry, quick=True)
     text = page.read_text("utf-8")
     assert "| brick |" in text
@@ -45,7 +45,7 @@ def test_a_quick_experiment_writes_its_page_and_can_be_read_again(name: str, roo
 
 def test_an_unknown_name_is_a_users_error(root: Path) -> None:
     with pytest.raises(ConfigError, match="expected one of"):
-        run.run(root, "nothing", memory.Runs(), quick=True)
+        run.run(root, "nothing", fakes.Runs(), quick=True)
 
 
 def test_a_packed_class_trains_where_nothing_else_of_the_project_is(root: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 import requests
 import yaml
 
-from flows.services import control
-from pvqae.config import Services
-from pvqae.datasets import images, surfaces
+from flows.machines import control
+from pvqae.core.config import Services
+from pvqae.datasets import surfaces
+from pvqae.samples import images
 from tests.end_to_end.test_services import Project, client, leaks
 from tests.end_to_end.test_train_flow import clone
 

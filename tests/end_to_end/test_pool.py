@@ -13,8 +13,8 @@ import psutil
 import pytest
 import requests
 
-from flows.services import control
-from pvqae.config import Services
+from flows.machines import control
+from pvqae.core.config import Services
 from pvqae.datasets import demo
 from tests.end_to_end.test_operated import flows, until
 from tests.end_to_end.test_services import Project

@@ -17,9 +17,9 @@ import psutil
 import pytest
 import requests
 
-from flows.services import control, processes
-from flows.services.place import Place
-from pvqae.config import Services
+from flows.machines import control, service_processes
+from flows.machines.place import Place
+from pvqae.core.config import Services
 from pvqae.datasets import demo
 from tests.end_to_end.test_train_flow import Clone, clone
 
@@ -63,7 +63,9 @@ class Project:
         return {row["name"]: row for row in found}
 
     def living(self) -> list[psutil.Process]:
-        return [item for name in self.status() for item in processes.members(Place(self.root, self.settings), name)]
+        return [
+            item for name in self.status() for item in service_processes.members(Place(self.root, self.settings), name)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +188,7 @@ def test_up_starts_again_only_what_a_kill_has_ended(project: Project, trained: s
 
 
 def test_a_flow_says_what_to_do_when_a_service_has_died(project: Project) -> None:
-    living = processes.members(Place(project.root, project.settings), "prefect")
+    living = service_processes.members(Place(project.root, project.settings), "prefect")
     for process in living:
         process.kill()
     psutil.wait_procs(living, timeout=5)

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from flows import environment
+from flows.core import environment
 
 PROJECT = Path(__file__).parents[2]
 NAMES = (
@@ -73,10 +73,10 @@ def clone(place: Path) -> Clone:
     root = place / "project"
     (place / "home").mkdir(parents=True)
     root.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__", "raw", "gate", "rows", "*.csv")
+    ignored, caches = shutil.ignore_patterns("raw", "gate", "rows", "*.csv"), shutil.ignore_patterns("__pycache__")
     for name in NAMES:
         if (PROJECT / name).is_dir():
-            shutil.copytree(PROJECT / name, root / name, ignore=ignored)
+            shutil.copytree(PROJECT / name, root / name, ignore=ignored if name == "data" else caches)
         else:
             shutil.copyfile(PROJECT / name, root / name)
     for name in DVC:

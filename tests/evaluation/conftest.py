@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from pvqae.datasets.geometry import Canvas, View
-from pvqae.evaluation.evaluate import evaluate
+from pvqae.core.layout import Layout
+from pvqae.evaluation.stage import evaluate
 from pvqae.inference.measures import Budget
 from pvqae.inference.scoring import Scored
-from pvqae.layout import Layout
+from pvqae.samples.geometry import Canvas, View
 
 CARD = {
     "threshold": 1.5,

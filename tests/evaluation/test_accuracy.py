@@ -12,15 +12,17 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pvqae import cli, config
-from pvqae.datasets import build, images, manifest
-from pvqae.errors import ConfigError, DataError
-from pvqae.evaluation import accuracy, accuracy_table, contest, subjects
-from pvqae.evaluation.accuracy import MEAN
-from pvqae.evaluation.contest import FIGURES, OURS
+from flows.cli import main
+from flows.experiments import accuracy, accuracy_table, bench_subjects, contest
+from flows.experiments.accuracy import MEAN
+from flows.experiments.bench_subjects import Subject
+from flows.experiments.contest import FIGURES, OURS
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, DataError
+from pvqae.core.layout import Layout
+from pvqae.datasets import build
 from pvqae.evaluation.metrics import PixelMetrics
-from pvqae.evaluation.subjects import Subject
-from pvqae.layout import Layout
+from pvqae.samples import images, manifest
 
 METHODS = (OURS, "patchcore_1", "control", "covering")
 PARAMS = config.parse(
@@ -62,8 +64,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cloth(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    places = subjects.choose(subjects.known(root), ["cloth"])
-    return subjects.load(places, tmp_path_factory.mktemp("built"), PARAMS)[0]
+    places = bench_subjects.choose(bench_subjects.known(root), ["cloth"])
+    return bench_subjects.load(places, tmp_path_factory.mktemp("built"), PARAMS)[0]
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +165,13 @@ def test_the_means_of_kept_counts_are_the_exact_figures(cloth: Subject, work: Pa
 
 
 def test_classes_are_found_below_folders_named_after_sources(root: Path) -> None:
-    places = subjects.known(root)
+    places = bench_subjects.known(root)
     assert (places[0].source, places[0].category) == ("mvtec", "cloth")
-    assert [p.category for p in subjects.choose(places, [])] == ["cloth"]
-    assert [p.category for p in subjects.choose(places, ["demo"])] == ["brick", "grass", "gravel"]
-    assert subjects.known(root / "mvtec")[0].category == "cloth", "one layout by itself"
+    assert [p.category for p in bench_subjects.choose(places, [])] == ["cloth"]
+    assert [p.category for p in bench_subjects.choose(places, ["demo"])] == ["brick", "grass", "gravel"]
+    assert bench_subjects.known(root / "mvtec")[0].category == "cloth", "one layout by itself"
     with pytest.raises(DataError, match="screw: expected one of the classes cloth, brick"):
-        subjects.choose(places, ["screw"])
+        bench_subjects.choose(places, ["screw"])
 
 
 def test_the_subject_is_what_a_workspace_would_have(cloth: Subject, root: Path, tmp_path: Path) -> None:
@@ -188,7 +190,7 @@ def test_the_command_runs_on_the_demo(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(config.dump(config.Params()))
     options = ["--quick", "--classes", "brick", "--set", "compute.threads=1"]
-    found = CliRunner().invoke(cli.app, ["bench", "accuracy", *options])
+    found = CliRunner().invoke(main.app, ["bench", "accuracy", *options])
     assert found.exit_code == 0, found.output
     text = (tmp_path / "reports/accuracy/accuracy.md").read_text()
     assert all(name in text for name in accuracy_table.NAMES.values())

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from pvqae import config
-from pvqae.datasets import geometry
-from pvqae.evaluation import patchcore
-from pvqae.evaluation.baselines import BASELINES, control, covering
-from pvqae.evaluation.patchcore import PatchCore, coreset
+from flows.experiments import patchcore
+from flows.experiments.baselines import BASELINES, control, covering
+from flows.experiments.patchcore import PatchCore, coreset
+from pvqae.core import config
+from pvqae.features.examples import Examples
 from pvqae.model.backbones import Features, Spec
 from pvqae.model.codebook import nearest
-from pvqae.training.examples import Examples
+from pvqae.samples import geometry
 
 SIDE, CELLS = 64, 8
 PARAMS = config.parse({"image": {"size": SIDE}, "memory": {"codes": 40, "patches": 500}})

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pvqae import config
-from pvqae.datasets import images
-from pvqae.errors import DataError
-from pvqae.evaluation import batch
-from pvqae.evaluation.batch_source import Files, Item
+from pvqae.core import config
+from pvqae.core.errors import DataError
+from pvqae.samples import images
+from pvqae.serving import batch
+from pvqae.serving.batch_source import Files, Item
 
 CARD = {"threshold": 0.5, "map_threshold": 0.6, "map_scale": [0.0, 1.0]}
 
@@ -208,7 +208,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_batch import Detector, Store
-from pvqae.evaluation import batch
+from pvqae.serving import batch
 image, out = Path(sys.argv[2]).read_bytes(), Path(sys.argv[3])
 peaks = []
 for count in (200, 3000):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pvqae.evaluation import bootstrap
+from flows.experiments import bootstrap
 from pvqae.evaluation.metrics import PixelMetrics, count, image_auroc
 
 

@@ -7,12 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pvqae import config
-from pvqae.datasets import drift
-from pvqae.datasets.sums import Sealed
-from pvqae.errors import DataError, IntegrityError
-from pvqae.evaluation import drift_report
-from pvqae.inference import profile
+from pvqae.core import config
+from pvqae.core.errors import DataError, IntegrityError
+from pvqae.drift import drift, drift_report, profile
+from pvqae.samples.sums import Sealed
 
 BUNDLE = "ab" * 32
 SETTINGS = config.Drift(draws=300)

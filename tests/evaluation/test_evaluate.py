@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from pvqae.errors import DataError
+from pvqae.core.errors import DataError
 
 Make = Callable[..., Any]
 PARTS = ("s_prior", "s_recon", "product")

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvqae.evaluation.gallery import GROUPS, Gallery
+from pvqae.report.gallery import GROUPS, Gallery
 
 
 def _row(number: int, label: str, score: float) -> dict[str, object]:

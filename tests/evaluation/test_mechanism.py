@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pvqae.evaluation import mechanism
+from flows.experiments import mechanism
+from pvqae.features.examples import Examples
 from pvqae.inference.measures import Networks
 from pvqae.model.autoencoder import Autoencoder, Output
 from pvqae.model.backbones import Backbone, Features, Spec
-from pvqae.model.grouping import expect
-from pvqae.model.prior import BudgetPrior
 from pvqae.model.router import Allocation, as_onehot
-from pvqae.training.examples import Examples
+from pvqae.prior.grouping import expect
+from pvqae.prior.prior import BudgetPrior
 
 LEVELS, SIDE = 3, 4
 

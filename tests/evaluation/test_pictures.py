@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pvqae.evaluation import pictures
+from pvqae.report import pictures
 
 GREY = np.full((20, 30, 3), 100, np.uint8)
 

@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pvqae.datasets import classes
-from pvqae.errors import DataError
-from pvqae.evaluation import page, shots
-from pvqae.evaluation.report import mean, report
-from pvqae.layout import Layout
+from pvqae.core.errors import DataError
+from pvqae.core.layout import Layout
+from pvqae.report import page, shots
+from pvqae.report.report import mean, report
+from pvqae.samples import classes
 
 Make = Callable[..., Any]
 EVIL = "<script>alert(1)</script>"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pytest
 
-from pvqae.evaluation.report import report
-from pvqae.layout import Layout
+from pvqae.core.layout import Layout
+from pvqae.report.report import report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pvqae import config
-from pvqae.evaluation.smallest import CONTRAST, Smallest, _judged, spot
-from pvqae.inference import resolution
+from flows.experiments.limits import CONTRAST, Smallest, _judged, spot
+from pvqae.calibration import thresholds
+from pvqae.core import config
 from pvqae.inference.bundle import Detector
 from pvqae.model.backbones import Spec
 
@@ -33,10 +33,10 @@ def spec(levels: int) -> Spec:
 def test_the_geometry_is_in_pixels_of_the_image(
     image: dict[str, Any], levels: int, fusion: str, pixels: float, apart: float
 ) -> None:
-    found = resolution.smallest(ROWS, spec(levels), config.Image(size=320, **image), config.Score(fusion=fusion))
+    found = thresholds.smallest(ROWS, spec(levels), config.Image(size=320, **image), config.Score(fusion=fusion))
     assert (found["pixels"], found["apart"]) == (pixels, apart)
     assert found["image"] == [1600, 600]
-    assert f"about {pixels} pixels of an image of 1600 x 600" in resolution.sentence(found)
+    assert f"about {pixels} pixels of an image of 1600 x 600" in thresholds.sentence(found)
 
 
 @pytest.mark.parametrize("diameter", [1.0, 4.0, 21.0])

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pvqae import config
-from pvqae.datasets import build, images, manifest
-from pvqae.errors import DataError
-from pvqae.evaluation import judging, trial, views
-from pvqae.layout import Layout
+from flows.experiments import bench_views, judging, trial
+from pvqae.core import config
+from pvqae.core.errors import DataError
+from pvqae.core.layout import Layout
+from pvqae.datasets import build
 from pvqae.model import backbones
+from pvqae.samples import images, manifest
 
 
 def picture(seed: int) -> np.ndarray:
@@ -97,7 +98,7 @@ def test_another_training_is_another_network_but_the_same_views(
     other = params(train={"steps": 5, "batch": 4})
     learnt = trial.learnt_rows(data[0], other.calibration)
     backbone = backbones.make(other.model).eval()
-    trial.trained(other, views.examples_of(learnt, data[1], other, backbone, work / "views"), work)
+    trial.trained(other, bench_views.examples_of(learnt, data[1], other, backbone, work / "views"), work)
     after = {p.name for p in (work / "views").iterdir()}, len(list((work / "networks").iterdir()))
     assert after == (before[0], before[1] + 1)
 
@@ -107,9 +108,9 @@ def test_kept_views_score_as_the_files_do(data: tuple[pd.DataFrame, Path], work:
     rows, root = data
     backbone = backbones.make(params().model).eval()
     learnt, test = trial.learnt_rows(rows, params().calibration), trial.test_rows(rows)
-    examples = views.examples_of(learnt, root, params(), backbone, work / "views")
+    examples = bench_views.examples_of(learnt, root, params(), backbone, work / "views")
     scorer = trial.plain(params(), trial.trained(params(), examples, work, backbone), learnt, examples)
-    kept = views.examples_of(test, root, params(), backbone, work / "views")
+    kept = bench_views.examples_of(test, root, params(), backbone, work / "views")
     pairs = zip(judging.scored_rows(scorer, test, root, kept), judging.scored_rows(scorer, test, root), strict=True)
     for ours, files in pairs:
         assert ours.sample_id == files.sample_id

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from pvqae.errors import DataError
-from pvqae.evaluation import page, versions
-from pvqae.evaluation.report import report, rewrite_page
-from pvqae.evaluation.versions import Comparison, Fact, Verdict, Version
-from pvqae.layout import Layout
+from pvqae.core.errors import DataError
+from pvqae.core.layout import Layout
+from pvqae.report import page, versions
+from pvqae.report.report import report, rewrite_page
+from pvqae.report.versions import Comparison, Fact, Verdict, Version
 
 FIGURES = {"image_auroc": 0.9, "false_alarm_rate": 0.05, "latency_ms": 20.0, "size_bytes": 3.2e6}
 VERSION = Version(

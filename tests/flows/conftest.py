@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import environment
-from flows.adapters.memory import Runs
+from flows.adapters.fakes import Runs
 from flows.adapters.tracking import Registry
+from flows.core import environment
 
 STAGES = """
 vars:
@@ -60,10 +60,10 @@ def prefect_server(_environment: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def _migrated(_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from flows.adapters import database
+    from flows.adapters import servers
 
     root = tmp_path_factory.mktemp("mlflow")
-    database.prepare(root)
+    servers.prepare(root)
     return root / ".pvqae" / "mlflow" / "mlflow.db"
 
 

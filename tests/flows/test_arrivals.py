@@ -16,22 +16,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows import arrivals, arrivals_admit, arrivals_index, arrivals_ledger, arrivals_places
 from flows.adapters import git
+from flows.adapters.fakes import Files, Shelf
 from flows.adapters.landing import Folder, LandingError, Object
-from flows.adapters.memory import Files, Shelf
 from flows.adapters.versioning import Dvc
-from flows.arrivals import Intake, Taken
-from flows.arrivals_index import Index
-from flows.arrivals_ledger import Entry, Ledger
-from flows.arrivals_places import Places
-from flows.supervise import Supervisor
-from pvqae import config
-from pvqae.datasets import images, sources, splits
+from flows.core.processes import Supervisor
+from flows.retrain import admit, arrivals, arrivals_index, arrivals_ledger
+from flows.retrain.arrivals import Intake, Taken
+from flows.retrain.arrivals_index import Index
+from flows.retrain.arrivals_ledger import Entry, Ledger, Places
+from pvqae.core import config
+from pvqae.core.errors import IntegrityError
+from pvqae.core.layout import ARRIVED
+from pvqae.datasets import sources, splits
 from pvqae.datasets.arrivals import file_name, group_id
-from pvqae.datasets.images import Floats
-from pvqae.errors import IntegrityError
-from pvqae.layout import ARRIVED
+from pvqae.samples import images
+from pvqae.samples.images import Floats
 
 SIZE = 48
 PARAMS = config.parse({"landing": {"max_bytes": 100_000}})
@@ -91,11 +91,11 @@ class World:
     def run(self) -> Taken:
         """What the retrain flow does with the dataset's lock held."""
         ledger = Ledger(self.places.ledger)
-        arrivals_places.release(self.places, ledger)
+        arrivals_ledger.release(self.places, ledger)
         items, waiting = arrivals.new_objects(self.shelf, ledger, ["nut"], ["nut"], 1000)
         taken = Intake(self.shelf, self.places, ledger, self.index(), screen, PARAMS).take(items, waiting)
         self.dvc.listings[""] = frozenset(self.arrived())
-        arrivals_admit.admit(self.places, self.raw, ledger, _Seeing(self), self.record)
+        admit.admit(self.places, self.raw, ledger, _Seeing(self), self.record)
         return taken
 
     def record(self, message: str) -> str:
@@ -348,7 +348,7 @@ class Killed(BaseException):
     """As SIGKILL as a test can be: nothing that catches `Exception` sees it."""
 
 
-WATCHED = tuple(str(module.__file__) for module in (arrivals, arrivals_admit, arrivals_ledger, arrivals_places))
+WATCHED = tuple(str(module.__file__) for module in (arrivals, admit, arrivals_ledger, arrivals_ledger))
 Spot = tuple[str, int, int]  # file, line, how often it was reached before
 
 
@@ -434,9 +434,9 @@ def test_real_versions_and_commits_agree_after_a_death_between_them(project: Pat
         Intake(world.shelf, world.places, ledger, world.index(), screen, PARAMS).take(items)
         if dies:
             with pytest.raises(Killed):
-                arrivals_admit.admit(world.places, world.raw, ledger, dvc, record)
+                admit.admit(world.places, world.raw, ledger, dvc, record)
         dies = ""
-        admitted = arrivals_admit.admit(world.places, world.raw, Ledger(world.places.ledger), dvc, record)
+        admitted = admit.admit(world.places, world.raw, Ledger(world.places.ledger), dvc, record)
         after = dvc.data_hash("nuts")
         seen, now = dvc.listing(before), dvc.listing(after)
     assert seen is not None
@@ -446,7 +446,7 @@ def test_real_versions_and_commits_agree_after_a_death_between_them(project: Pat
     assert {entry.reason for entry in admitted} == {after}
     (subject,) = git.git(project, "log", "--format=%s", "pvqae/data").splitlines()
     assert subject.startswith("nuts: 2 images arrived (")
-    assert arrivals_admit.admit(world.places, world.raw, Ledger(world.places.ledger), dvc, record) == ()
+    assert admit.admit(world.places, world.raw, Ledger(world.places.ledger), dvc, record) == ()
 
 
 def test_a_reader_leaves_alone_what_another_process_is_writing(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import choices, classes
-from pvqae import config
-from pvqae.config import Params
-from pvqae.errors import ConfigError, DataError
+from flows.core import classes
+from flows.workspace import choices
+from pvqae.core import config
+from pvqae.core.config import Params
+from pvqae.core.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 

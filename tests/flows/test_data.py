@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import data
 from flows.adapters.versioning import Dvc
-from pvqae.errors import DataError
+from flows.upkeep import data
+from pvqae.core.errors import DataError
 from tests.datasets.test_sources import touch
 
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows import lineage, policy
+from flows.core import lineage
+from flows.versions import policy
 
 GOOD = policy.Facts(0.0, (), (), (0.2, 0.3, 0.5), 0.6)
 LINEAGE = lineage.Lineage(**dict.fromkeys(lineage.REQUIRED, "x"))

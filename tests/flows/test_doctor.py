@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from flows import doctor, environment
-from flows.adapters import dvc_config
+from flows.adapters import dvc_files
 from flows.adapters.outside import Real, Twin
-from pvqae import config
-from pvqae.doctor.check import Check
+from flows.core import environment
+from flows.upkeep import doctor
+from pvqae.cli.checks import Check
+from pvqae.core import config
 from tests.flows.conftest import commit
 
 API, MLFLOW = "http://prefect:4200/api", "http://mlflow:5000"
@@ -80,7 +81,7 @@ def test_services_that_should_run_but_do_not(project: Path) -> None:
 
 
 def test_the_default_remote_and_a_remote_that_is_a_file(project: Path) -> None:
-    section = dvc_config.default_remote(project)
+    section = dvc_files.default_remote(project)
     assert section == {"url": str(project / ".pvqae" / "remote")}
     assert Real().trouble(section) == ""
     Path(section["url"]).parent.mkdir(exist_ok=True)

@@ -6,9 +6,9 @@ import pytest
 
 from flows.adapters.pool import Fake, PoolError, State
 from flows.adapters.versioning import StageFailed
-from flows.fan_out import FanOut, orders
-from flows.order import Order
-from flows.supervise import Cancelled
+from flows.core.processes import Cancelled
+from flows.machines.fan_out import FanOut, orders
+from flows.machines.job_spec import Order
 
 ORDER = orders("x", "sha", lambda stages: {"params.yaml": "seed: 0"}, {"a": ("m", "1"), "b": ("n", "2")})
 

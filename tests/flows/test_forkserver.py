@@ -6,9 +6,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import environment, forkserver
-from flows.supervise import Supervisor
-from pvqae import runtime
+from flows.core import environment
+from flows.core.processes import Supervisor
+from flows.machines import forkserver
+from pvqae.core import runtime
 from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="flows start it on Linux only")
@@ -27,9 +28,9 @@ def test_a_stage_is_a_fork_and_nothing_is_left_behind(tmp_path: Path) -> None:
         forkserver.start(tmp_path, supervisor, {"train@part"})
         until(socket.is_socket, 60, pause=0.05)
         lines: list[str] = []
-        command = [sys.executable, "-X", "importtime", "-m", "pvqae.cli", "train", "part"]
+        command = [sys.executable, "-X", "importtime", "-m", "pvqae.cli.main", "train", "part"]
         assert supervisor.run(command, tmp_path, environment.for_stages(tmp_path), lines.append) == 2
-        server = [child for child in psutil.Process().children() if "pvqae.forkserver" in child.cmdline()]
+        server = [child for child in psutil.Process().children() if "pvqae.cli.forkserver" in child.cmdline()]
         assert len(server) == 1
     assert "error: params.yaml: No such file or directory" in "".join(lines)
     assert not any(line.endswith(" torch") for line in lines)

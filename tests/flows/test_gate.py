@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows import gate, registration, shipping
-from flows.gate import Pair
-from flows.workspace import Workspace
-from pvqae import config, runtime
-from pvqae.datasets import images, manifest
-from pvqae.errors import DataError, IntegrityError
+from flows.gate import gate
+from flows.gate.gate import Pair
+from flows.versions import registration, shipping
+from flows.workspace.workspace import Workspace
+from pvqae.core import config, runtime
+from pvqae.core.errors import DataError, IntegrityError
 from pvqae.inference import bundle
+from pvqae.samples import images, manifest
 
 CARD = {"threshold": 0.5, "interval_95": [0.01, 0.2], "target_rate": 0.05}
 HEALTH = {"level_shares": [0.4, 0.6], "codebook_usage": 0.5}

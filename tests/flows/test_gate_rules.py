@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from flows import policy
-from flows.gate_power import NOTHING_WRONG
-from flows.gate_rules import RULES, Measured, judge, promotable
-from flows.gate_statistics import Alarms, Comparison
-from pvqae import collapse
-from pvqae.config import Gate
+from flows.gate.gate_power import NOTHING_WRONG
+from flows.gate.gate_statistics import Alarms, Comparison
+from flows.gate.rules import RULES, Measured, judge, promotable
+from flows.versions import policy
+from pvqae.calibration import collapse
+from pvqae.core.config import Gate
 
 LIMITS = Gate()
 SAME = Comparison(0.9, 0.9, -0.004, 0.004, 0.003, 60, 180)

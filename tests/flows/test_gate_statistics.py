@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from flows import gate_statistics as statistics
-from flows.gate_power import DEFAULT, Size, draw, power
-from pvqae.config import Gate
+from flows.gate import gate_statistics as statistics
+from flows.gate.gate_power import DEFAULT, Size, draw, power
+from pvqae.core.config import Gate
 from pvqae.evaluation.metrics import image_auroc, wins
 
 DEFECT = np.repeat([False, True], 40)

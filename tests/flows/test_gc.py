@@ -10,11 +10,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flows import cli, gc, gc_data, locks
 from flows.adapters import git
-from flows.adapters.memory import Runs
-from pvqae.datasets import kept
-from pvqae.errors import PvqaeError
+from flows.adapters.fakes import Runs
+from flows.cli import main
+from flows.core import locks
+from flows.upkeep import gc, gc_data
+from pvqae.core.errors import PvqaeError
+from pvqae.datasets import inspection
 from tests.flows.conftest import commit
 
 OLD = time.time() - 30 * gc.DAY
@@ -188,7 +190,7 @@ def test_a_workspace_goes_with_its_worktree_unless_its_dataset_has_versions(proj
 
 def test_facts_of_other_code_go(project: Path) -> None:
     cache = project / ".pvqae" / "cache"
-    mine, other = write(kept.file(cache)), write(cache / "facts-0123456789abcdef.sqlite")
+    mine, other = write(inspection.file(cache)), write(cache / "facts-0123456789abcdef.sqlite")
     collect(project, Runs())
     assert mine.exists()
     assert not other.exists()
@@ -199,9 +201,9 @@ def test_the_command_removes_only_when_told(
     many: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], gone: bool
 ) -> None:
     monkeypatch.chdir(many)
-    monkeypatch.setattr("flows.cli_gc.registry", lambda root, strict: Runs())
-    monkeypatch.setattr("flows.cli_gc.project", lambda: many)
-    result = CliRunner().invoke(cli.app, ["gc", *words])
+    monkeypatch.setattr("flows.cli.gc.registry", lambda root, strict: Runs())
+    monkeypatch.setattr("flows.cli.gc.project", lambda: many)
+    result = CliRunner().invoke(main.app, ["gc", *words])
     assert result.exit_code == 0, result.output
     assert "     4 in all: 0.0 MB" in result.output
     assert ("nothing was removed" in result.output) is not gone

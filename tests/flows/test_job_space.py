@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from flows import classes, job_space
 from flows.adapters.git import GitError
-from flows.order import Order
-from pvqae import config
-from pvqae.datasets import manifest
-from pvqae.errors import ConfigError
-from pvqae.layout import Layout
+from flows.core import classes
+from flows.machines import job_space
+from flows.machines.job_spec import Order
+from pvqae.core import config
+from pvqae.core.errors import ConfigError
+from pvqae.core.layout import Layout
+from pvqae.samples import manifest
 
 PARAMS = config.parse({"data": {"name": "x", "source": "folder"}})
 

@@ -16,12 +16,12 @@ from typing import Any
 import boto3
 import pytest
 
+from flows.adapters.fakes import Shelf
 from flows.adapters.landing import Bucket, Folder, Landing, LandingError, Object, open_landing
-from flows.adapters.memory import Shelf
-from flows.services import weed
-from flows.services.place import Place
-from pvqae.config import Services
-from pvqae.errors import ConfigError
+from flows.machines import weed
+from flows.machines.place import Place
+from pvqae.core.config import Services
+from pvqae.core.errors import ConfigError
 from tests.chaos.faulty_s3 import FaultyS3
 
 CONTENT = {"nut/1.png": b"one" * 1000, "nut/day 2/ü.png": b"two", "bolt/3.png": os.urandom(3_000_000)}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import lines
+from flows.core import lines
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,15 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flows import classes, lineage, order
-from pvqae import config
-from pvqae.datasets import build, manifest, rows, sources, validation
-from pvqae.datasets import classes as read_classes
-from pvqae.datasets.classes import RESERVED
-from pvqae.errors import ConfigError, DataError
-from pvqae.layout import Layout
+from flows.core import classes, lineage
+from flows.machines import job_spec
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, DataError
+from pvqae.core.layout import Layout
+from pvqae.datasets import build, sources, validation
+from pvqae.samples import classes as read_classes
+from pvqae.samples import manifest, rows
+from pvqae.samples.classes import RESERVED
 from tests import names
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +104,7 @@ def test_a_class_is_the_same_from_its_folder_to_its_stages_and_rows(
         *(f"{kind}@{name}" for kind in kinds for name in found),
     }
     for name in found:
-        part = order.part_of_classes(graph, [f"train@{name}"])
+        part = job_spec.part_of_classes(graph, [f"train@{name}"])
         assert set(parse_yaml(config.dump_yaml(part), "x")["classes"]) == {name}
         assert lineage.Owner(dataset, name) in lineage.owners(lineage.model_name(dataset, name))
 
@@ -166,7 +168,7 @@ def test_names_that_an_earlier_release_left_without_quotes_are_written_again(tmp
 def test_a_part_of_the_lock_keeps_what_only_one_version_of_yaml_takes_for_a_text() -> None:
     stage = {"cmd": "pvqae train no", "params": {"params.yaml": {"data.name": "no", "data.categories": ["08", "12e4"]}}}
     lock = config.dump_yaml({"schema": "2.0", "stages": {"train@no": stage}})
-    assert parse_yaml(order.part_of_lock(lock, ["train@no"]), "x")["stages"] == {"train@no": stage}
+    assert parse_yaml(job_spec.part_of_lock(lock, ["train@no"]), "x")["stages"] == {"train@no": stage}
 
 
 def test_keys_of_prefects_artifacts_are_of_one_dataset_each() -> None:

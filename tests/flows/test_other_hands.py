@@ -17,15 +17,23 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from flows import cli_promote, gc, lineage, parents, promote, promotions, retrain_facts, review, score, steps, versions
 from flows.adapters.outside import Real
 from flows.adapters.registry import Mlflow
 from flows.adapters.tracking import RegistryError
-from flows.gate import Findings, Pair
-from flows.promote import Asked
-from flows.screening import Champions
-from pvqae.config import Gate
-from pvqae.errors import PvqaeError
+from flows.cli import promotion
+from flows.core import lineage
+from flows.gate import promote
+from flows.gate.gate import Findings, Pair
+from flows.gate.promote import Asked
+from flows.retrain import facts
+from flows.retrain.intake_steps import Champions
+from flows.review import review
+from flows.serving import score
+from flows.train import steps
+from flows.upkeep import gc
+from flows.versions import parents, promotions, shipping, versions
+from pvqae.core.config import Gate
+from pvqae.core.errors import PvqaeError
 from tests.flows.test_gate_rules import SOUND
 from tests.flows.test_promote import bundle
 
@@ -144,9 +152,9 @@ COMMANDS: dict[str, Callable[[Place], object]] = {
     "train, a version": lambda p: p.add("challenger"),
     "train --warm": lambda p: parents.champion(p.registry, DATASET, [CLASS]),
     "retrain, the screen": lambda p: Champions(p.registry, DATASET, p.root / "x", 0.25).ready([CLASS]),
-    "retrain, what was judged": lambda p: retrain_facts.of_this_data(p.registry, MODEL, "d3"),
+    "retrain, what was judged": lambda p: facts.of_this_data(p.registry, MODEL, "d3"),
     "report": page,
-    "verify": lambda p: promote.fetch(p.registry, MODEL, "2", p.root / "verified"),
+    "verify": lambda p: shipping.fetch(p.registry, MODEL, "2", p.root / "verified"),
     "review": lambda p: review.champions(p.root, p.registry, DATASET),
     "gc": lambda p: list(gc._versions(p.registry)),
     "doctor": lambda p: Real().champions(p.uri),
@@ -185,9 +193,9 @@ def carried_out(place: Place, text: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert command, text
     words = shlex.split(command[2] or command[1])
     if words[:4] == ["python", "-m", "flows", "promote"] and words[4] == "rollback":
-        monkeypatch.setattr(cli_promote, "project", lambda: place.root)
-        monkeypatch.setattr(cli_promote, "registry", lambda root, strict: place.registry)
-        done = CliRunner().invoke(cli_promote.app, words[4:])
+        monkeypatch.setattr(promotion, "project", lambda: place.root)
+        monkeypatch.setattr(promotion, "registry", lambda root, strict: place.registry)
+        done = CliRunner().invoke(promotion.app, words[4:])
         assert done.exit_code == 0, done.output
     elif words[:4] == ["python", "-m", "flows", "promote"]:
         assert words[4:] == ["run", DATASET, CLASS]
@@ -233,7 +241,7 @@ def test_an_experiment_that_was_deleted_is_restored_by_the_next_training(
 
 
 def test_a_version_of_a_class_whose_champion_was_deleted_waits_for_the_gate(place: Place) -> None:
-    from flows.registration import Registrar
+    from flows.versions.registration import Registrar
 
     delete_champion(place)
     registrar = Registrar(place.registry, *[None] * 5)  # type: ignore[arg-type]

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import classes, parents
-from flows.adapters.memory import Runs
-from flows.registration import bundle_sha256
-from flows.workspace import Workspace
-from pvqae import config
-from pvqae.errors import IntegrityError
+from flows.adapters.fakes import Runs
+from flows.core import classes
+from flows.versions import parents
+from flows.versions.registration import bundle_sha256
+from flows.workspace.workspace import Workspace
+from pvqae.core import config
+from pvqae.core.errors import IntegrityError
 from pvqae.inference import bundle as bundles
 
 MODEL = "pvqae-x-a"

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from flows import gc_data, job_space, verify, workspace
-from flows.adapters import dvc_config, git
+from flows.adapters import dvc_files, git
 from flows.adapters.versioning import Dvc
-from flows.order import Order
-from flows.supervise import Supervisor
-from pvqae import config
+from flows.core.processes import Supervisor
+from flows.machines import job_space
+from flows.machines.job_spec import Order
+from flows.upkeep import gc_data
+from flows.versions import verify
+from flows.workspace import workspace
+from pvqae.core import config
+from pvqae.core.layout import Layout
 from pvqae.datasets import arrivals
-from pvqae.layout import Layout
 from tests.flows.conftest import commit, run
 from tests.flows.test_workspace import choice
 
@@ -215,7 +218,7 @@ def test_a_cache_of_the_users_settings_serves_project_workspace_and_clone(
         own = Dvc(project, supervisor)
         own.add_dataset("parts", source)
         space = workspace.prepare(project, choice())
-        assert dvc_config.cache(space.path) == dvc_config.cache(project) == tmp_path / level / "shared"
+        assert dvc_files.cache(space.path) == dvc_files.cache(project) == tmp_path / level / "shared"
         workspace.bring_dvc_file(space)
         there = Dvc(space.path, supervisor)
         there.checkout("parts")
@@ -231,11 +234,11 @@ def test_local_settings_come_first_and_their_paths_hold_in_a_workspace(
     settings("global", "[core]\n    remote = far\n['remote \"far\"']\n    url = away\n[cache]\n    dir = shared\n")
     (project / ".dvc" / "config").write_text("['remote \"s\"']\n    url = ssh://x/y\n    keyfile = ../key\n")
     (project / ".dvc" / "config.local").write_text("[cache]\n    dir = ../own cache\n    type = 'hardlink,copy'\n")
-    dvc_config.share(project, workspace.prepare(project, choice()).path)
-    found = dvc_config.effective(project / ".pvqae" / "runs" / "parts")
+    dvc_files.share(project, workspace.prepare(project, choice()).path)
+    found = dvc_files.effective(project / ".pvqae" / "runs" / "parts")
     assert found["cache"] == {"dir": str(project / "own cache"), "type": "hardlink,copy"}
     assert found["remote"]["s"] == {"url": "ssh://x/y", "keyfile": str(project / "key")}
-    assert dvc_config.default_remote(project) == {"url": str(tmp_path / "global" / "away")}
+    assert dvc_files.default_remote(project) == {"url": str(tmp_path / "global" / "away")}
     assert gc_data.shared_cache(project) is None
 
 

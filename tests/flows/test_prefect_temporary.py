@@ -9,20 +9,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import environment
-from flows.adapters import prefect_server, prefect_temporary
+from flows.adapters import prefect_server
+from flows.core import environment
 
 # What a command does, up to its first use of Prefect.
 COMMAND = """
 import os, sys, time
-from flows import environment
-from flows.cli_shared import guarded_server
+from flows.core import environment
+from flows.cli.shared import guarded_server
 from pathlib import Path
 environment.prepare(Path.cwd())
 wait = guarded_server()
 assert "prefect" not in sys.modules
 wait()
-from flows.adapters import prefect_temporary
+from flows.adapters import prefect_server as prefect_temporary
 import requests
 print(os.environ["PREFECT_API_URL"], "PREFECT_API_URL" in prefect_temporary.lasting(os.environ), flush=True)
 if sys.argv[1] == "sleep":
@@ -111,5 +111,5 @@ def test_none_where_another_is_known_or_none_is_wanted(
     Path("with a profile/profiles.toml").touch()
     environ = {"PREFECT_HOME": str(tmp_path)} | environment.QUIET | setting
     before = dict(environ)
-    prefect_temporary.begin(environ)()
+    prefect_server.begin(environ)()
     assert environ == before

@@ -7,8 +7,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.metrics import Metric, flatten
-from flows.progress import Tail, curves
+from flows.core.metrics import Metric, flatten
+from flows.train.recording import Tail, curves
 
 
 def line(step: int, loss: float) -> str:

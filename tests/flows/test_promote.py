@@ -9,15 +9,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows import gate, lineage, promote, promotions
-from flows.adapters.memory import Runs
+from flows.adapters.fakes import Runs
 from flows.adapters.tracking import Promotion, Registry
-from flows.gate import Findings, Pair
-from flows.gate_rules import Measured, Verdict
-from flows.promote import Asked
-from flows.promotions import PromotionError
-from pvqae.config import Gate
-from pvqae.errors import DataError, IntegrityError
+from flows.core import lineage
+from flows.gate import promote
+from flows.gate.gate import Findings, Pair
+from flows.gate.promote import Asked
+from flows.gate.rules import Measured, Verdict
+from flows.versions import promotions, shipping
+from flows.versions.promotions import PromotionError
+from pvqae.core.config import Gate
+from pvqae.core.errors import DataError, IntegrityError
 from tests.flows.test_gate_rules import SOUND
 
 MODEL = "pvqae-x-part"
@@ -312,6 +314,6 @@ def test_real_runs_keep_the_verdict_as_files(real: Registry, database: str, tmp_
 
 def test_the_evaluated_bundle_is_known_through_its_export(tmp_path: Path) -> None:
     expected = bundle(tmp_path / "one", "weights")
-    gate.check_evaluated(tmp_path / "one", expected)
+    shipping.check_evaluated(tmp_path / "one", expected)
     with pytest.raises(IntegrityError, match="the evaluated bundle"):
-        gate.check_evaluated(tmp_path / "one", "0" * 64)
+        shipping.check_evaluated(tmp_path / "one", "0" * 64)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from flows import classes
-from flows.adapters.memory import Run, Runs
-from flows.recording import Recorder
-from flows.stages import Done
-from flows.workspace import Workspace
-from pvqae import config
+from flows.adapters.fakes import Run, Runs
+from flows.core import classes
+from flows.train.recording import Recorder
+from flows.train.stages import Done
+from flows.workspace.workspace import Workspace
+from pvqae.core import config
 
 FIGURES = {"image_auroc": 0.9, "pixel_auroc": None}
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from flows import lineage, registration, shipping
-from flows.adapters.memory import Runs
-from flows.registration import Registrar
-from flows.workspace import Workspace
-from pvqae import config
+from flows.adapters.fakes import Runs
+from flows.core import lineage
+from flows.versions import registration, shipping
+from flows.versions.registration import Registrar
+from flows.workspace.workspace import Workspace
+from pvqae.core import config
 
 MODEL = "pvqae-x-part"
 SHARED = {name: "known" for name in lineage.REQUIRED if name not in ("bundle_sha256", "mlflow_run", "parent_version")}
@@ -139,7 +140,7 @@ def test_parity_is_asked_of_the_exported_bundle_with_as_many_threads_as_the_eval
     runs, fresh = Runs(), Fresh(0.0)
     made_from = SHARED | {"manifest_sha256": "m"}
     Registrar(runs, fresh, space, made_from, (), lambda: 3).register("part", started(runs))  # type: ignore[arg-type]
-    assert fresh.command[:4] == [sys.executable, "-m", "pvqae.cli", "parity"]
+    assert fresh.command[:4] == [sys.executable, "-m", "pvqae.cli.main", "parity"]
     assert Path(fresh.command[4]) != space.layout.bundle("part")
     assert fresh.command[-2:] == ["--threads", "3"]
 

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from flows import lineage, promotions
-from flows.adapters.memory import Runs
+from flows.adapters.fakes import Runs
 from flows.adapters.registry import _address_as_the_user
 from flows.adapters.tracking import Promotion, Registry
-from flows.lineage import Owner
-from flows.metrics import Metric
-from pvqae.datasets import sums
-from pvqae.errors import IntegrityError, PvqaeError
+from flows.core import lineage
+from flows.core.lineage import Owner
+from flows.core.metrics import Metric
+from flows.versions import promotions
+from pvqae.core.errors import IntegrityError, PvqaeError
 from pvqae.inference import bundle
+from pvqae.samples import sums
 
 
 def entry(version: str, alias: str = "champion", when: str = "2026-01-01T00:00:00.000000Z") -> Promotion:

@@ -13,17 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from flows import choices, classes, data, doctor, environment, workspace
-from flows.adapters import dvc_config, dvc_mend, git
+from flows.adapters import dvc_files, git
 from flows.adapters.outside import Twin
 from flows.adapters.versioning import Dvc
-from flows.supervise import Supervisor
-from pvqae import config
-from pvqae.datasets import sums
-from pvqae.doctor import project
-from pvqae.doctor.project import git as repository_check
-from pvqae.errors import ConfigError, PvqaeError
-from pvqae.layout import Layout
+from flows.core import classes, environment
+from flows.core.processes import Supervisor
+from flows.upkeep import data, doctor
+from flows.workspace import choices, workspace
+from pvqae.cli import diagnosis
+from pvqae.cli.diagnosis import git as repository_check
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, PvqaeError
+from pvqae.core.layout import Layout
+from pvqae.samples import sums
 from tests.flows.conftest import commit, run
 
 
@@ -253,20 +255,20 @@ ROWS = [
     Row(no_dvc, remote, after("→ ")),
     Row(no_dvc_in_a_subfolder, remote, after("→ ")),
     Row(no_remote, lambda root: doctor.remote(root, Twin()), after("→ ")),
-    Row(bad_params, lambda root: project.params(root)[0], after("state: ")),
+    Row(bad_params, lambda root: diagnosis.read_params(root)[0], after("state: ")),
     Row(conflict, data_hash, after("e.g. ")),
     Row(conflict, data_hash, after("becomes a version: ")),
     Row(cut_without_images, data_hash, after("e.g. ")),
     Row(lock_conflict, with_dvc(lambda dvc: dvc.status()), in_brackets),
-    Row(lock_conflict, dvc_mend.mend, in_brackets),
+    Row(lock_conflict, dvc_files.mend, in_brackets),
     Row(
         classes_conflict, lambda root: classes.write(root / "data" / "classes.yaml", {"dataset": "x"}), after("again: ")
     ),
     Row(hidden, added, lambda said: "sed -i 's,^/data/raw/.$,/data/raw/?*,' .gitignore"),
-    Row(damaged_settings, dvc_config.effective, lambda said: f"rm '{said.partition(':')[0]}'"),
+    Row(damaged_settings, dvc_files.effective, lambda said: f"rm '{said.partition(':')[0]}'"),
     Row(not_here, lambda root: classes.wanted(PARTS.params, root / "data" / "raw" / "parts"), after("nothing; ")),
-    Row(raw_gone, lambda root: project.datasets(Layout(root, "parts"), "folder"), after("→ ")),
-    Row(damaged_bundle, project.bundles, after("→ ")),
+    Row(raw_gone, lambda root: diagnosis.datasets(Layout(root, "parts"), "folder"), after("→ ")),
+    Row(damaged_bundle, diagnosis.bundles, after("→ ")),
     Row(elsewhere, needed, after("run: ")),
     Row(elsewhere_with_a_remote, needed, after("run: ")),
 ]

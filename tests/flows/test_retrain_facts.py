@@ -6,20 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from flows import choices
-from flows.adapters.memory import Files, Runs
+from flows.adapters.fakes import Files, Runs
 from flows.adapters.tracking import Promotion
-from flows.arrivals import Taken
-from flows.arrivals_ledger import Entry, Ledger
-from flows.arrivals_places import Places
-from flows.known import shore
-from flows.retrain_facts import age_days, facts_of
-from flows.retrain_intake import params_of, refuse_made, would_take
-from flows.retrain_policy import ClassFacts, Facts
-from flows.screening import Champions, limit
-from pvqae import config
+from flows.retrain.arrivals import Taken
+from flows.retrain.arrivals_ledger import Entry, Ledger, Places
+from flows.retrain.facts import age_days, facts_of
+from flows.retrain.intake_steps import Champions, limit, params_of, refuse_made, would_take
+from flows.retrain.retrain_policy import ClassFacts, Facts
+from flows.retrain.watch import shore
+from flows.workspace import choices
+from pvqae.core import config
+from pvqae.core.errors import ConfigError
 from pvqae.datasets import sources
-from pvqae.errors import ConfigError
 
 MODEL = "pvqae-nuts-nut"
 PARAMS = config.parse({"data": {"name": "nuts", "source": "folder"}})

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.retrain_policy import TRIGGERS, ClassFacts, Decision, Facts, decide
-from pvqae.config import Retrain
+from flows.retrain.retrain_policy import TRIGGERS, ClassFacts, Decision, Facts, decide
+from pvqae.core.config import Retrain
 
 LIMITS = Retrain(min_new=20, max_age_days=30)
 QUIET = ClassFacts("nut", champion="3", age_days=2.0, new_normals=0)

@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows import arrivals_admit, arrivals_index, review_apply, review_labels, review_queues
-from flows.adapters.memory import Files
-from flows.arrivals_ledger import Entry, Ledger
-from flows.arrivals_places import Places
-from flows.review_apply import Applied, Applier
-from flows.review_desk import Desk, Source
-from flows.review_labels import Label, Log
-from pvqae import config
-from pvqae.datasets import arrivals, build, checks, images, sources
-from pvqae.datasets import manifest as manifests
-from pvqae.datasets.manifest import digest
-from pvqae.errors import ConfigError, DataError
-from pvqae.layout import ARRIVED, Layout
+from flows.adapters.fakes import Files
+from flows.retrain import admit, arrivals_index, labels
+from flows.retrain.arrivals_ledger import Entry, Ledger, Places
+from flows.retrain.labels import Label, Log
+from flows.review import apply, review_queues
+from flows.review.apply import Applied, Applier
+from flows.review.session import Desk, Source
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, DataError
+from pvqae.core.layout import ARRIVED, Layout
+from pvqae.datasets import arrivals, build, sources
+from pvqae.samples import images, rows
+from pvqae.samples import manifest as manifests
+from pvqae.samples.manifest import digest
 
 PARAMS = config.parse({"data": {"name": "nuts", "source": "folder", "min_normals": 4}})
 
@@ -39,7 +40,7 @@ def photograph(seed: int) -> images.Floats:
     return np.repeat(np.clip(0.4 + 0.3 * smooth, 0, 1)[..., None], 3, axis=2).astype(np.float32)
 
 
-def said(sha256: str, label: review_labels.Word, who: str = "Ada", **more: object) -> Label:
+def said(sha256: str, label: labels.Word, who: str = "Ada", **more: object) -> Label:
     return Label(sha256, label, who, "2026-01-02T03:04:05+00:00", **more)  # type: ignore[arg-type]
 
 
@@ -61,7 +62,7 @@ class World:
 
     @property
     def log(self) -> Log:
-        return Log(review_labels.labels_file(self.places))
+        return Log(labels.labels_file(self.places))
 
     def make(self, normals: int = 10) -> None:
         for seed in range(normals):
@@ -198,7 +199,7 @@ def test_an_image_of_no_queue_takes_no_label(world: World) -> None:
 def test_a_line_that_a_crash_cut_off_does_not_count(world: World) -> None:
     log = world.log
     log.append(said("a", "good"))
-    with review_labels.labels_file(world.places).open("ab") as file:
+    with labels.labels_file(world.places).open("ab") as file:
         file.write(b'{"sha256": "b", "lab')
     assert [label.sha256 for label in world.log.read()] == ["a"]
     world.log.append(said("c", "defect"))
@@ -247,7 +248,7 @@ def test_a_labelled_defect_needs_no_mask_where_others_have_one(world: World) -> 
     world.apply()
     assert "reviewed" in {found.kind for found in sources.scan("folder", world.raw)}
     build.build(world.root, PARAMS)
-    assert checks.mask_kept(manifests.read(Layout(world.root, "nuts").manifest)).all()
+    assert rows.mask_kept(manifests.read(Layout(world.root, "nuts").manifest)).all()
 
 
 def test_what_the_dataset_has_or_can_not_take_is_said_and_left(world: World) -> None:
@@ -275,7 +276,7 @@ class Killed(BaseException):
 
 
 # What they call of ledger and log appends whole lines or nothing, which has tests of its own.
-WATCHED = (str(arrivals_admit.__file__), str(review_apply.__file__))
+WATCHED = (str(admit.__file__), str(apply.__file__))
 
 
 def traced(work: Callable[[], object], at: tuple[str, int, int] | None) -> Counter[tuple[str, int]]:

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import uvicorn
 
-from flows import review_app, review_labels
-from flows.arrivals_places import Places
-from flows.review_desk import Desk, Source
-from flows.review_door import Door
-from flows.review_files import Album, file_of
-from flows.review_labels import Log
-from pvqae.datasets import images
-from pvqae.datasets.manifest import digest
-from pvqae.errors import DataError
+from flows.retrain import labels
+from flows.retrain.arrivals_ledger import Places
+from flows.retrain.labels import Log
+from flows.review import review_app
+from flows.review.album import Album, file_of
+from flows.review.review_app import Door
+from flows.review.session import Desk, Source
+from pvqae.core.errors import DataError
+from pvqae.samples import images
+from pvqae.samples.manifest import digest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Starlette's, about the name of a package that it would rather use
@@ -74,7 +75,7 @@ def test_a_label_of_the_page_lands_in_the_log(desk: Desk) -> None:
     answer = client(door, **{"X-Page": door.page, "Origin": HERE}).post("/label", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["pending"] == {"good": 1, "defect": 0}
-    (label,) = Log(review_labels.labels_file(desk.places)).read()
+    (label,) = Log(labels.labels_file(desk.places)).read()
     assert (label.who, label.label, label.version, label.score) == ("Ada", "good", "3", 5.1)
     assert label.when.endswith("+00:00")
 
@@ -95,7 +96,7 @@ def test_no_other_site_can_change_anything(desk: Desk, path: str, headers: dict[
     sent = {key: door.page if value == "right" else value for key, value in headers.items()}
     body = {"id": ids(desk)[0], "label": "good", "who": "Ada"}
     assert client(door, **sent).post(path, json=body).status_code == status
-    assert Log(review_labels.labels_file(desk.places)).read() == []
+    assert Log(labels.labels_file(desk.places)).read() == []
 
 
 def test_wrong_bodies_are_refused(desk: Desk) -> None:
@@ -181,7 +182,7 @@ def page(browser: "Browser", served: str) -> Iterator["Page"]:
 
 
 def test_a_person_labels_with_keys(page: "Page", desk: Desk) -> None:
-    file = review_labels.labels_file(desk.places)
+    file = labels.labels_file(desk.places)
     page.keyboard.press("g")
     page.wait_for_selector("#error:not([hidden])")
     assert Log(file).read() == []  # without a name nothing is kept

@@ -3,16 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from flows import drift, score
-from flows.adapters.memory import Runs, Shelf
+from flows.adapters.fakes import Runs, Shelf
 from flows.adapters.notify import Kept
-from pvqae import config
-from pvqae.datasets.drift import Comparison, Figure, Share
-from pvqae.datasets.sums import Sealed
-from pvqae.errors import ConfigError
-from pvqae.evaluation import batch_cli
-from pvqae.evaluation.batch_source import Files
-from pvqae.evaluation.drift_report import Report, Verdict
+from flows.serving import drift, score
+from pvqae.core import config
+from pvqae.core.errors import ConfigError
+from pvqae.drift.drift import Comparison, Figure, Share
+from pvqae.drift.drift_report import Report, Verdict
+from pvqae.samples.sums import Sealed
+from pvqae.serving import batch_cli
+from pvqae.serving.batch_source import Files
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import requests
 
-from flows.adapters.memory import Runs
+from flows.adapters.fakes import Runs
 from flows.adapters.registry import RegistryError
-from flows.serve import Follower
-from pvqae import config
+from flows.serving.serve import Follower
+from pvqae.core import config
 from pvqae.inference import bundle as bundles
 from pvqae.serving import app
-from pvqae.serving.metrics import Metrics
-from pvqae.serving.model import Holder
+from pvqae.serving.middleware import Metrics
+from pvqae.serving.slot import Holder
 from tests.inference.conftest import picture, scorer  # noqa: F401  # fixtures
 from tests.serving.conftest import bundle, newer, photos, running  # noqa: F401  # fixtures
 from tests.waiting import until

@@ -17,13 +17,14 @@ import pytest
 from configobj import ConfigObj
 from typer.testing import CliRunner
 
-from flows import cli_services, environment
-from flows.adapters import dvc_config
-from flows.services import catalogue, clients, control, look, postgres, processes, weed
-from flows.services.catalogue import Service
-from flows.services.place import HOST, Place, Secrets, ServiceError, secrets_of
-from pvqae.config import Services
-from pvqae.errors import ConfigError
+from flows.adapters import dvc_files
+from flows.cli import services
+from flows.core import environment
+from flows.machines import catalogue, clients, control, postgres, service_processes, service_status, weed
+from flows.machines.catalogue import Service
+from flows.machines.place import HOST, Place, Secrets, ServiceError, secrets_of
+from pvqae.core.config import Services
+from pvqae.core.errors import ConfigError
 from tests.containers import ALONE, DOCKER, SHUT, UNNAMED, contained
 
 # A leader with a child, as the real ones have; a word of the child's command is its number.
@@ -38,7 +39,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     found = Place(tmp_path, control.on_free_ports(Services(timeout=20)))
     found.home.mkdir(parents=True)
     yield found
-    for process in processes.members(found, "one"):
+    for process in service_processes.members(found, "one"):
         process.kill()
 
 
@@ -53,7 +54,7 @@ def service(place: Place, code: str, needs: tuple[str, ...] = ()) -> Service:
         port=port,
         command=(sys.executable, "-c", code),
         env=clients.clean(),
-        answers=lambda since: processes.holder(port) is not None,
+        answers=lambda since: service_processes.holder(port) is not None,
         needs=needs,
         cwd=place.root,
     )
@@ -71,46 +72,46 @@ def only(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
 def test_up_starts_once_and_down_leaves_nothing(only: Place) -> None:
     said: list[str] = []
     env = control.up(only.root, only.settings, said.append)
-    [before] = look.status(only.root, only.settings)
+    [before] = service_status.status(only.root, only.settings)
     assert before.health == "healthy"
-    assert len(processes.members(only, "one")) == 2
+    assert len(service_processes.members(only, "one")) == 2
     control.up(only.root, only.settings, said.append)
-    [after] = look.status(only.root, only.settings)
+    [after] = service_status.status(only.root, only.settings)
     assert after.pid == before.pid
     assert said[1] == "one: runs already"
     assert json.loads(only.env_file.read_text()) == env
     control.down(only.root, only.settings)
-    assert processes.members(only, "one") == []
+    assert service_processes.members(only, "one") == []
     assert not only.env_file.exists()
     assert not only.pid_file("one").exists()
 
 
 def test_children_of_a_killed_leader_are_found_and_ended(only: Place) -> None:
     control.up(only.root, only.settings)
-    leader = processes.leader(only, "one")
+    leader = service_processes.leader(only, "one")
     assert leader
     leader.kill()
     leader.wait(5)
-    assert processes.leader(only, "one") is None
-    assert len(processes.members(only, "one")) == 1
+    assert service_processes.leader(only, "one") is None
+    assert len(service_processes.members(only, "one")) == 1
     control.down(only.root, only.settings)
-    assert processes.members(only, "one") == []
+    assert service_processes.members(only, "one") == []
 
 
 def test_what_ignores_its_signal_is_killed(place: Place) -> None:
-    processes.start(place, "one", (sys.executable, "-c", STUBBORN), clients.clean(), place.root)
-    while len(processes.members(place, "one")) < 2:
+    service_processes.start(place, "one", (sys.executable, "-c", STUBBORN), clients.clean(), place.root)
+    while len(service_processes.members(place, "one")) < 2:
         time.sleep(0.02)
-    processes.stop(place, {"one": signal.SIGTERM}, patience=0.3)
-    assert processes.members(place, "one") == []
+    service_processes.stop(place, {"one": signal.SIGTERM}, patience=0.3)
+    assert service_processes.members(place, "one") == []
 
 
 def test_a_pid_file_that_names_somebody_else_harms_nobody(place: Place) -> None:
     other = psutil.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         place.pid_file("one").write_text(str(other.pid))
-        assert processes.leader(place, "one") is None
-        processes.stop(place, {"one": signal.SIGTERM}, patience=0.1)
+        assert service_processes.leader(place, "one") is None
+        service_processes.stop(place, {"one": signal.SIGTERM}, patience=0.1)
         assert other.poll() is None
     finally:
         other.kill()
@@ -120,14 +121,14 @@ def test_a_pid_file_that_names_somebody_else_harms_nobody(place: Place) -> None:
 def test_a_leader_that_may_not_be_looked_at_is_known_by_its_start(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = processes.start(place, "one", (sys.executable, "-c", PATIENT), clients.clean(), place.root)
+    started = service_processes.start(place, "one", (sys.executable, "-c", PATIENT), clients.clean(), place.root)
     with monkeypatch.context() as patch:
-        patch.setattr(processes, "_carries", lambda process, mark: None)
-        assert processes.leader(place, "one") == started
-        assert started in processes.members(place, "one")
+        patch.setattr(service_processes, "_carries", lambda process, mark: None)
+        assert service_processes.leader(place, "one") == started
+        assert started in service_processes.members(place, "one")
         for other in (f"{started.pid} {started.create_time() - 60}", f"{started.pid}"):  # a pid that came round again
             place.pid_file("one").write_text(other)
-            assert processes.leader(place, "one") is None
+            assert service_processes.leader(place, "one") is None
 
 
 def test_a_taken_port_names_who_has_it_and_the_key(only: Place) -> None:
@@ -165,7 +166,7 @@ def test_a_failure_ends_the_waiting_for_the_others(place: Place, monkeypatch: py
 
 def test_no_log_of_an_unknown_service(place: Place) -> None:
     with pytest.raises(ServiceError, match="there are postgres, s3, prefect, mlflow, worker"):
-        look.log(place.root, place.settings, "redis")
+        service_status.log(place.root, place.settings, "redis")
 
 
 def test_secrets_stay_and_are_private(place: Place) -> None:
@@ -198,7 +199,7 @@ def test_every_service_comes_after_what_it_needs_and_ends_before_it(place: Place
 def test_free_ports_differ() -> None:
     found = weed.free_ports(20)
     assert len(set(found)) == 20
-    assert all(processes.holder(port) is None for port in found)
+    assert all(service_processes.holder(port) is None for port in found)
 
 
 def test_services_remote_comes_and_goes(tmp_path: Path) -> None:
@@ -207,20 +208,20 @@ def test_services_remote_comes_and_goes(tmp_path: Path) -> None:
     local.write_text("[core]\n    remote = mine\n[cache]\n    dir = /cache\n")
     before = ConfigObj(str(local)).dict()
     for _ in range(2):  # a second `up` must not take the services' remote for the former one
-        dvc_config.use_remote(tmp_path, former, {"url": "s3://dvc", "secret_access_key": "abc"})
+        dvc_files.use_remote(tmp_path, former, {"url": "s3://dvc", "secret_access_key": "abc"})
     found = ConfigObj(str(local))
     assert found["core"]["remote"] == "services"
     assert found['remote "services"']["url"] == "s3://dvc"
     assert stat.S_IMODE(local.stat().st_mode) == 0o600
     for _ in range(2):
-        dvc_config.former_remote(tmp_path, former)
+        dvc_files.former_remote(tmp_path, former)
     assert ConfigObj(str(local)).dict() == before
 
 
 def test_no_settings_of_one_s_own_leave_no_file(tmp_path: Path) -> None:
     (tmp_path / ".dvc").mkdir()
-    dvc_config.use_remote(tmp_path, tmp_path / "former", {"url": "s3://dvc"})
-    dvc_config.former_remote(tmp_path, tmp_path / "former")
+    dvc_files.use_remote(tmp_path, tmp_path / "former", {"url": "s3://dvc"})
+    dvc_files.former_remote(tmp_path, tmp_path / "former")
     assert not (tmp_path / ".dvc/config.local").exists()
 
 
@@ -283,9 +284,9 @@ POSTGRES = """
 import sys
 from pathlib import Path
 from flows.adapters import servers
-from flows.services import catalogue, control, look
-from flows.services.place import Place
-from pvqae.config import Services
+from flows.machines import catalogue, control, service_status as look
+from flows.machines.place import Place
+from pvqae.core.config import Services
 root = Path(sys.argv[1])
 catalogue.SERVICES = {"postgres": catalogue.SERVICES["postgres"]}
 catalogue.ENDINGS = ((("postgres",), 5.0),)
@@ -346,7 +347,7 @@ def test_what_shows_or_stops_services_needs_no_valid_settings(
         (tmp_path / ".pvqae" / "services").mkdir(parents=True)
         (tmp_path / ".pvqae" / "services" / "settings.json").write_text("")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dvc_config, "former_remote", lambda root, file: None)
-    done = CliRunner().invoke(cli_services.app, list(words))
+    monkeypatch.setattr(dvc_files, "former_remote", lambda root, file: None)
+    done = CliRunner().invoke(services.app, list(words))
     assert done.exit_code == (1 if words[0] == "status" else 0), done.output
     assert done.exception is None or isinstance(done.exception, SystemExit)

@@ -6,12 +6,13 @@ from contextlib import contextmanager
 import pytest
 from prefect import flow
 
-from flows import classes, stages
-from flows.adapters.memory import Files
-from flows.stages import Done, Pipeline
-from flows.supervise import Supervisor
-from pvqae import config
-from pvqae.errors import PvqaeError
+from flows.adapters.fakes import Files
+from flows.core import classes
+from flows.core.processes import Supervisor
+from flows.train import stages
+from flows.train.stages import Done, Pipeline
+from pvqae.core import config
+from pvqae.core.errors import PvqaeError
 
 GRAPH = classes.classes(config.parse({"data": {"name": "x", "source": "folder"}}), ["a", "b"])
 SHARED = classes.classes(

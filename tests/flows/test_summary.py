@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows import cli, summary
-from flows.registration import Registered
-from flows.summary import Summary
+from flows.cli import main
+from flows.train import summary
+from flows.train.summary import Summary
+from flows.versions.registration import Registered
 
 FIGURES = {"image_auroc": 0.91234, "pixel_auroc": None, "aupro": None, "threshold": 3.0, "false_alarm_rate": 0.0}
 NEW = Registered("part", "1", True, "champion", ("parity holds",))
@@ -88,7 +89,7 @@ def test_the_commands_can_be_copied_whatever_the_folder_is_called(tmp_path: Path
 def test_a_wrong_key_is_one_paragraph_and_exit_code_2(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
     (repository / "params.yaml").write_text("data: {name: demo}\n")
-    result = CliRunner().invoke(cli.app, ["data", "add", "Bad Name", str(repository)])
+    result = CliRunner().invoke(main.app, ["data", "add", "Bad Name", str(repository)])
     assert result.exit_code == 2
     assert "dataset name Bad Name" in result.output
     assert "Traceback" not in result.output
@@ -96,13 +97,13 @@ def test_a_wrong_key_is_one_paragraph_and_exit_code_2(repository: Path, monkeypa
 
 def test_outside_of_a_project_the_error_says_where_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(cli.app, ["data", "add", "x", str(tmp_path)])
+    result = CliRunner().invoke(main.app, ["data", "add", "x", str(tmp_path)])
     assert (result.exit_code, "params.yaml" in result.output) == (2, True)
 
 
 @pytest.mark.parametrize("command", [["train"], ["data", "add"]])
 def test_help_has_an_example(command: list[str]) -> None:
-    assert "Example: python -m flows" in " ".join(CliRunner().invoke(cli.app, [*command, "--help"]).output.split())
+    assert "Example: python -m flows" in " ".join(CliRunner().invoke(main.app, [*command, "--help"]).output.split())
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import locks
-from flows.supervise import Cancelled, Supervisor
+from flows.core import locks
+from flows.core.processes import Cancelled, Supervisor
 
 # A command with a child of its own, as dvc and the training below it; both write their pid.
 TREE = "sh -c 'echo $$ > child; exec sleep 60' & echo $$ > parent; wait"
@@ -22,8 +22,8 @@ STUBBORN = f"trap '' TERM; {TREE.replace('exec sleep 60', 'trap : TERM; sleep 60
 FLOW = """
 import sys, pathlib, os, signal, subprocess
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
-from flows import locks
-from flows.supervise import Supervisor
+from flows.core import locks
+from flows.core.processes import Supervisor
 folder = pathlib.Path(sys.argv[1])
 with locks.held(folder / "lock") as held, Supervisor([held]) as supervisor:
     # like Prefect's temporary server: a child that the supervisor did not start

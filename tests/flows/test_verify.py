@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from flows import environment, registration, verify
-from flows.adapters.memory import Runs
-from flows.verify import Verification
-from pvqae.config import Gate
-from pvqae.datasets import manifest
+from flows.adapters.fakes import Runs
+from flows.core import environment
+from flows.versions import registration, verify
+from flows.versions.verify import Verification
+from pvqae.core.config import Gate
+from pvqae.core.layout import Layout
 from pvqae.inference import bundle
-from pvqae.layout import Layout
+from pvqae.samples import manifest
 
 MODEL = "pvqae-x-part"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
-from flows import locks
-from flows.adapters import dvc_command, dvc_mend, intake
-from flows.adapters.memory import Files
+from flows.adapters import dvc_command, dvc_files, intake
+from flows.adapters.fakes import Files
 from flows.adapters.versioning import Dvc, StageFailed, Versioning, VersioningError
-from flows.supervise import Supervisor
-from pvqae.errors import DataError
+from flows.core import locks
+from flows.core.processes import Supervisor
+from pvqae.core.errors import DataError
 
 
 @pytest.fixture
@@ -172,9 +172,9 @@ def test_locks_that_a_living_process_holds_are_left_alone(real: Dvc, project: Pa
     real.repro("manifest")
     (project / ".dvc" / "tmp" / "rwlock").write_text("")
     with locks.held(project / ".dvc" / "tmp" / "rwlock.lock"):
-        assert dvc_mend.mend(project) == []
-    assert dvc_mend.mend(project) == [".dvc/tmp/rwlock"]
-    assert dvc_mend.mend(project) == []
+        assert dvc_files.mend(project) == []
+    assert dvc_files.mend(project) == [".dvc/tmp/rwlock"]
+    assert dvc_files.mend(project) == []
 
 
 @pytest.mark.parametrize("kept", [0, 3, 40, 70, 93])
@@ -199,7 +199,7 @@ def test_a_dvc_file_is_cut_off_at_every_place(tmp_path: Path, name: str, path: s
     file, whole = tmp_path / f"{name}.dvc", WRITTEN.replace("NAME", path)
     for kept in range(len(whole) - 1):
         file.write_text(whole[:kept])
-        assert dvc_mend.version_in(file) == "", whole[:kept]
+        assert dvc_files.version_in(file) == "", whole[:kept]
     for text in (
         whole,
         whole.rstrip("\n"),
@@ -207,7 +207,7 @@ def test_a_dvc_file_is_cut_off_at_every_place(tmp_path: Path, name: str, path: s
         whole.replace("  size", "  desc: lot 47\n  size"),
     ):
         file.write_text(text)
-        assert dvc_mend.version_in(file) == f"{HASH}.dir"
+        assert dvc_files.version_in(file) == f"{HASH}.dir"
 
 
 DAMAGED = {  # .dvc files of parts that may be all that names a version, and what of them is told
@@ -273,12 +273,12 @@ def test_a_lock_file_that_was_cut_off_anywhere_is_one_that_dvc_reads_or_goes(tmp
     lock, whole = tmp_path / "dvc.lock", dvc_command.text_of({"schema": "2.0", "stages": LOCKED})
     for kept in range(len(whole)):
         lock.write_text(whole[:kept])
-        assert set(dvc_mend.stages_in(lock)) <= set(LOCKED)
-        if list(dvc_mend._broken(tmp_path)) == []:
+        assert set(dvc_files.stages_in(lock)) <= set(LOCKED)
+        if list(dvc_files._broken(tmp_path)) == []:
             COMPILED_LOCKFILE_SCHEMA(dvc_command.parse(whole[:kept]))
     lock.write_text(whole)
-    assert dvc_mend.stages_in(lock) == LOCKED
-    assert list(dvc_mend._broken(tmp_path)) == []
+    assert dvc_files.stages_in(lock) == LOCKED
+    assert list(dvc_files._broken(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_any_other_damage_to_the_lock_file_stops_and_touches_nothing(
     lock = project / "dvc.lock"
     lock.write_text(damage(dvc_command.text_of({"schema": "2.0", "stages": LOCKED})))
     before = lock.read_bytes()
-    for act in (lambda: dvc_mend.mend(project), lambda: real.data_hash("parts")):
+    for act in (lambda: dvc_files.mend(project), lambda: real.data_hash("parts")):
         with pytest.raises(DataError, match=r"dvc\.lock: expected .*\(rm "):
             act()
     assert lock.read_bytes() == before
@@ -307,12 +307,12 @@ def test_any_other_damage_to_the_lock_file_stops_and_touches_nothing(
 def test_the_guard_of_hard_links_is_left_to_who_holds_it(project: Path) -> None:
     """core.hardlink_lock: the guard is there as long as a process holds it."""
     (project / "dvc.lock").write_text("schema: '2")
-    guard = project / dvc_mend.GUARD
+    guard = project / dvc_files.GUARD
     guard.parent.mkdir(parents=True, exist_ok=True)
     guard.unlink(missing_ok=True)
     claim = guard.with_name("claim")
     claim.touch()
     guard.hardlink_to(claim)
-    assert dvc_mend.mend(project) == []
+    assert dvc_files.mend(project) == []
     guard.unlink()
-    assert dvc_mend.mend(project) == ["dvc.lock"]
+    assert dvc_files.mend(project) == ["dvc.lock"]

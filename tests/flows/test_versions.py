@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import lineage, promotions, versions
-from flows.adapters.memory import Runs
+from flows.adapters.fakes import Runs
 from flows.adapters.tracking import Promotion
-from flows.registration import Registered
+from flows.core import lineage
+from flows.versions import promotions, versions
+from flows.versions.registration import Registered
 
 MODEL = "pvqae-x-part"
 METRICS = {"image_auroc": 0.9, "latency_ms": 5.0}

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from flows import known
 from flows.adapters.notify import Kept
-from flows.arrivals_ledger import Entry, Ledger
-from flows.arrivals_places import Places
-from flows.known import datasets
-from flows.watch import EVENT, Watcher
-from pvqae import config
-from pvqae.errors import ConfigError, PvqaeError
+from flows.retrain import watch
+from flows.retrain.arrivals_ledger import Entry, Ledger, Places
+from flows.retrain.watch import EVENT, Watcher, datasets
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, PvqaeError
 
 
 @pytest.fixture
@@ -84,7 +82,7 @@ def test_what_was_decided_is_not_told_of_again_even_by_a_new_watcher(project: Pa
 
 def first_item(project: Path):  # type: ignore[no-untyped-def]
     params = config.parse({"data": {"name": "parts"}, "landing": {"url": "landing/{dataset}"}})
-    area = known.shore(project, params)
+    area = watch.shore(project, params)
     assert area is not None
     return area.objects()
 
@@ -179,14 +177,14 @@ def test_no_fault_of_one_dataset_ends_the_watcher_or_hides_another(
     (project / "data" / "raw" / "ill.dvc").write_text("outs: []")
     (project / ".pvqae" / "runs" / "ill").mkdir()
     write(project / ".pvqae" / "runs" / "ill", {"data": {"name": "ill", "source": "folder"}})
-    whole = known.shore
+    whole = watch.shore
 
     def shore(root: Path, params: config.Params) -> object:
         if params.data.name == "ill":
             raise error
         return whole(root, params)
 
-    monkeypatch.setattr(known, "shore", shore)
+    monkeypatch.setattr(watch, "shore", shore)
     watching, kept, said = watcher(project)
     land(project, "gravel/a.png")
     for _ in range(3):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from flows import choices, workspace
 from flows.adapters import git
 from flows.adapters.versioning import Dvc
-from flows.supervise import Supervisor
-from flows.workspace import Workspace
-from pvqae import config
-from pvqae.errors import ConfigError
+from flows.core.processes import Supervisor
+from flows.workspace import choices, workspace
+from flows.workspace.workspace import Workspace
+from pvqae.core import config
+from pvqae.core.errors import ConfigError
 
 
 def choice(own: bool = False, **train: int) -> choices.Choice:
@@ -98,7 +98,7 @@ def test_without_a_commit_the_error_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_stage_commands_take_this_interpreter_and_the_workspaces_code(tmp_path: Path) -> None:
-    from flows import environment
+    from flows.core import environment
 
     environ = environment.for_stages(tmp_path)
     assert environ["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
@@ -106,7 +106,7 @@ def test_stage_commands_take_this_interpreter_and_the_workspaces_code(tmp_path: 
 
 
 def test_what_the_user_has_set_stays(tmp_path: Path) -> None:
-    from flows import environment
+    from flows.core import environment
 
     environ = {"PREFECT_HOME": str(tmp_path / "own")}
     environment.prepare(tmp_path, environ)

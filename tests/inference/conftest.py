@@ -12,20 +12,22 @@ import pytest
 import torch
 import yaml
 
-from pvqae import config
-from pvqae.datasets import build, classes, images, manifest, rows, validation
+from pvqae.calibration import choice, fitting
+from pvqae.calibration.calibrate import calibrate
+from pvqae.core import config
+from pvqae.core.layout import Layout
+from pvqae.datasets import build, validation
 from pvqae.evaluation import stage
-from pvqae.evaluation.report import report
-from pvqae.inference import choice, fitting
-from pvqae.inference.calibrate import calibrate
+from pvqae.features.examples import prepare
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scorer
-from pvqae.layout import Layout
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
-from pvqae.model.prior import BudgetPrior
-from pvqae.training import network, prior
-from pvqae.training.examples import prepare
+from pvqae.prior import learn
+from pvqae.prior.prior import BudgetPrior
+from pvqae.report.report import report
+from pvqae.samples import classes, images, manifest, rows
+from pvqae.training import network
 
 T = TypeVar("T")
 Picture = Callable[..., np.ndarray]
@@ -142,7 +144,7 @@ def run_stages(layout: Layout, params: config.Params) -> None:
         for name in graph["networks"]:
             network.train(layout, params, name)
         for group in graph["priors"]:
-            prior.train(layout, params, group)
+            learn.train(layout, params, group)
         for category in graph["classes"]:
             calibrate(layout, params, category)
             stage.run(layout, params, category)

@@ -15,15 +15,17 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from pvqae import config
-from pvqae.datasets import images, manifest, sums
-from pvqae.datasets.manifest import digest
-from pvqae.errors import IntegrityError
-from pvqae.evaluation import batch, batch_source
-from pvqae.inference import bundle, parity, profile
+from pvqae.core import config
+from pvqae.core.errors import IntegrityError
+from pvqae.core.layout import Layout
+from pvqae.drift import profile
+from pvqae.export import parity
+from pvqae.inference import bundle
 from pvqae.inference.scoring import Scored
-from pvqae.layout import Layout
 from pvqae.model import efficientnet
+from pvqae.samples import images, manifest, sums
+from pvqae.samples.manifest import digest
+from pvqae.serving import batch, batch_source
 
 FRESH = """
 import json, sys, torch

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from pvqae.errors import CalibrationError
-from pvqae.inference import calibration
-from pvqae.inference.calibration import card, realised_rates, threshold
+from pvqae.calibration import thresholds
+from pvqae.calibration.thresholds import card, realised_rates, threshold
+from pvqae.core.errors import CalibrationError
 
 
 @given(st.integers(1, 400), st.integers(1, 99))
@@ -80,7 +80,7 @@ def test_the_card_says_everything_as_plain_json() -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["threshold"], found["n"], found["n_groups"]) == (chosen.value, 40, 20)
     assert (found["target_rate"], found["method"], found["manifest_sha256"]) == (0.1, "cross_fit", "ab" * 32)
-    assert found["rule"] == calibration.RULE
+    assert found["rule"] == thresholds.RULE
     scores = found["scores"]
     assert isinstance(scores, list)
     assert scores == sorted(scores)
@@ -113,12 +113,12 @@ def test_realised_rates_average_to_the_target_and_repeat_themselves() -> None:
 def test_a_half_never_divides_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def spy(scores: np.ndarray, rate: float) -> calibration.Threshold:
+    def spy(scores: np.ndarray, rate: float) -> thresholds.Threshold:
         seen.append(scores)
         return real(scores, rate)
 
-    real = calibration.threshold
-    monkeypatch.setattr(calibration, "threshold", spy)
+    real = thresholds.threshold
+    monkeypatch.setattr(thresholds, "threshold", spy)
     scores = np.repeat(np.arange(10.0), 3)  # the score names the group
     realised_rates(scores, [str(s) for s in scores], 0.2, draws=5, seed=0)
     for half in seen:

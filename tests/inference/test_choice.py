@@ -3,10 +3,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from pvqae import config
+from pvqae.calibration import choice
+from pvqae.calibration.choice import Seen
+from pvqae.core import config
 from pvqae.datasets.anomalies import GATE_KINDS, SELECTION_KINDS
-from pvqae.inference import choice
-from pvqae.inference.choice import Seen
 from pvqae.inference.readout import READOUTS, Readout, top_mean
 from pvqae.inference.scoring import Scorer
 

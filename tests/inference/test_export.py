@@ -13,13 +13,14 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from pvqae import config
-from pvqae.datasets import images, sums
-from pvqae.errors import ConfigError, DataError, ParityError
-from pvqae.evaluation import batch
-from pvqae.evaluation.batch_source import Files
-from pvqae.inference import bundle, export, export_check, run_exported
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, DataError, ParityError
+from pvqae.export import export, parity, run_exported
+from pvqae.inference import bundle
 from pvqae.inference.scoring import Scorer
+from pvqae.samples import images, sums
+from pvqae.serving import batch
+from pvqae.serving.batch_source import Files
 
 Picture = Callable[..., np.ndarray]
 MODEL = config.Model(width=8, code_dim=4, codes=16)  # of the fixture `scorer`
@@ -54,7 +55,7 @@ def saved(scorer: Scorer, folder: Path, model: config.Model = MODEL) -> Path:
     return folder
 
 
-def onnx_of(scorer: Scorer, out: Path, tell: Callable[[str], None], files: list[Path]) -> export_check.Parity:
+def onnx_of(scorer: Scorer, out: Path, tell: Callable[[str], None], files: list[Path]) -> parity.Parity:
     return export.export(saved(scorer, out.parent / "bundle"), out, files, tell)
 
 
@@ -240,8 +241,8 @@ def test_a_difference_leaves_nothing(
     monkeypatch.setattr(export, "write_graph", lambda detector, path: path.write_bytes(b"graph"))
     with pytest.raises(ParityError, match="found an error"):
         export.export(folder, out, files, str)
-    off = export_check.Parity(3, 2e-4, 1e-6, "worst.png", 1.0, 1.0)
-    monkeypatch.setattr(export_check, "check", lambda *_: off)
+    off = parity.Parity(3, 2e-4, 1e-6, "worst.png", 1.0, 1.0)
+    monkeypatch.setattr(parity, "check", lambda *_: off)
     told: list[str] = []
     with pytest.raises(ParityError, match=r"worst.png: .*2.0e-04"):
         export.export(folder, out, files, told.append)
@@ -251,7 +252,7 @@ def test_a_difference_leaves_nothing(
 
 def test_a_difference_that_is_no_number_is_a_failure() -> None:
     with pytest.raises(ParityError):
-        export_check.Parity(1, float("nan"), 0.0, "a.png", 1.0, 1.0).insist()
+        parity.Parity(1, float("nan"), 0.0, "a.png", 1.0, 1.0).insist()
 
 
 def test_what_can_t_be_exported_is_refused_before_anything_is_written(

@@ -8,17 +8,18 @@ import pandas as pd
 import pytest
 import torch
 
-from pvqae import config
-from pvqae.datasets import images
-from pvqae.inference import calibrate, calibration, choice, fitting, measures
+from pvqae.calibration import calibrate, choice, fitting, thresholds
+from pvqae.core import config
+from pvqae.datasets import folds
+from pvqae.features.examples import prepare, retake
+from pvqae.inference import measures
 from pvqae.inference.measures import Networks
+from pvqae.inference.readout import ROUNDING
 from pvqae.inference.scoring import Scorer
-from pvqae.inference.statistics import ROUNDING
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
-from pvqae.model.prior import BudgetPrior
-from pvqae.training import folds
-from pvqae.training.examples import prepare, retake
+from pvqae.prior.prior import BudgetPrior
+from pvqae.samples import images
 
 SIDE, PARAMS = 64, config.Params(image=config.Image(size=64), calibration=config.Calibration(folds=3))
 Floats = np.ndarray
@@ -78,7 +79,7 @@ def calibrated(root: Path, rows: pd.DataFrame) -> tuple[Scorer, float]:
         for fit in fits
         for scored in scorers[fit].many([(p, p) for p in rows["path"][folds.judges(rows, fit)]], root)
     ]
-    return scorers[folds.FULL], calibration.threshold(np.array(scores), 0.05).value
+    return scorers[folds.FULL], thresholds.threshold(np.array(scores), 0.05).value
 
 
 @pytest.mark.parametrize(("surface", "count"), [(slope, 10), (plain, 14), (clouds, 20), (equal, 12)])

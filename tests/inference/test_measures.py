@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from pvqae import config
-from pvqae.inference import choice, fitting, measures
+from pvqae.calibration import choice, fitting
+from pvqae.core import config
+from pvqae.inference import measures
 from pvqae.inference.measures import PRIOR_MEASURES
 from pvqae.inference.scoring import Scorer
-from pvqae.model.prior import BudgetPrior, Expected
+from pvqae.prior.prior import BudgetPrior, Expected
 
 VALID = torch.ones(2, 128, 128, dtype=torch.bool)
 

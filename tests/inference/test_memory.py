@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pvqae import config
+from pvqae.core import config
 from pvqae.inference.memory import Level, as_bytes, fit_level, pooled, rounded, whitening
 
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from pvqae import config
-from pvqae.datasets import geometry
-from pvqae.inference import choice
-from pvqae.inference.onnx_graph import Graph, Outputs, top_mean
+from pvqae.calibration import choice
+from pvqae.core import config
+from pvqae.export.onnx_graph import Graph, Outputs, top_mean
 from pvqae.inference.readout import FUSIONS, READOUTS, RECON
 from pvqae.inference.readout import top_mean as top_mean_of
 from pvqae.inference.scoring import PARTS, Scored, Scorer
-from pvqae.model.grouping import Clustered
-from pvqae.model.prior import BudgetPrior
+from pvqae.prior.grouping import Clustered
+from pvqae.prior.prior import BudgetPrior
+from pvqae.samples import geometry
 
 Picture = Callable[..., np.ndarray]
 MODEL = config.Model(width=8, code_dim=4, codes=16)  # of the fixture `scorer`

@@ -8,11 +8,14 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from pvqae import cli, config
-from pvqae.datasets import drift, images, manifest
-from pvqae.evaluation import batch, batch_cli, batch_rows, batch_source
-from pvqae.inference import bundle, profile
-from pvqae.layout import Layout
+from pvqae.cli import main
+from pvqae.core import config
+from pvqae.core.layout import Layout
+from pvqae.drift import drift, profile
+from pvqae.drift.drift import flatten
+from pvqae.inference import bundle
+from pvqae.samples import images, manifest
+from pvqae.serving import batch, batch_cli, batch_source
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def test_its_features_are_those_of_scoring(workspace: Layout, category: str) -> 
     folder = workspace.bundle(category)
     rows = manifest.read(workspace.class_rows(category, "normals"))
     source = batch_source.Files(tuple(workspace.data / path for path in rows["path"]))
-    again = [batch_rows.flatten(row) for row in batch.rows(bundle.load(folder), source)]
+    again = [flatten(row) for row in batch.rows(bundle.load(folder), source)]
     names = [name for name in drift.names(profile.read(bundle.read(folder))) if name != drift.SCORE]
     ours = profile.read(bundle.read(folder))[names].sort_values(names).to_numpy()
     theirs = pd.DataFrame(again)[names].sort_values(names).to_numpy()
@@ -49,7 +52,7 @@ def test_verbs(workspace: Layout, category: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(batch_cli, "prepare", lambda: None)  # torch's settings belong to a process of its own
     monkeypatch.chdir(workspace.root)
     monkeypatch.setattr(config, "load", lambda *_: config.Params(drift=config.Drift(min_images=10, draws=300)))
-    monkeypatch.setattr("pvqae.datasets.drift.SMALLEST_GROUPS", 2)
+    monkeypatch.setattr("pvqae.drift.drift.SMALLEST_GROUPS", 2)
     rows = manifest.read(workspace.class_rows(category, "normals"))
     for name, factor in (("same", 1.0), ("washed", 0.5)):
         for number, path in enumerate(rows["path"]):
@@ -58,9 +61,9 @@ def test_verbs(workspace: Layout, category: str, tmp_path: Path, monkeypatch: py
     folder, verdicts = str(workspace.bundle(category)), []
     for name in ("same", "washed"):
         out = str(tmp_path / f"out-{name}")
-        done = CliRunner().invoke(cli.app, ["score", folder, str(tmp_path / name), "--out", out, "--heatmaps"])
+        done = CliRunner().invoke(main.app, ["score", folder, str(tmp_path / name), "--out", out, "--heatmaps"])
         assert done.exit_code == 0, done.output
-        verdicts.append(CliRunner().invoke(cli.app, ["drift", folder, out]))
+        verdicts.append(CliRunner().invoke(main.app, ["drift", folder, out]))
     assert [done.exit_code for done in verdicts] == [0, 3]
     assert "brightness rose" in verdicts[1].output
     assert list((tmp_path / "out-same" / "heatmaps").glob("*.webp"))

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pvqae import config
-from pvqae.datasets import geometry, sums
-from pvqae.inference import export, run_exported
+from pvqae.core import config
+from pvqae.export import export, run_exported
+from pvqae.samples import geometry, sums
 
 Picture = Callable[..., np.ndarray]
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pvqae import config
-from pvqae.datasets import geometry, images
-from pvqae.inference import choice, readout
+from pvqae.calibration import choice
+from pvqae.core import config
+from pvqae.inference import readout
 from pvqae.inference.measures import measure
 from pvqae.inference.readout import FUSIONS, LEVELS, READOUTS, RECON
 from pvqae.inference.scoring import PARTS, Scored, Scorer
+from pvqae.samples import geometry, images
 
 Picture = Callable[..., np.ndarray]
 LYING, STANDING = (50, 125), (125, 50)

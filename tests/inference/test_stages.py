@@ -11,15 +11,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pvqae.datasets import manifest
-from pvqae.datasets.manifest import digest
-from pvqae.errors import ConfigError
-from pvqae.evaluation import proof, stage
-from pvqae.inference import bundle, fitting
-from pvqae.inference.calibrate import calibrate
-from pvqae.layout import Layout
-from pvqae.model import backbones, grouping
-from pvqae.training import folds, network, prior
+from flows.experiments import limits
+from pvqae.calibration import fitting
+from pvqae.calibration.calibrate import calibrate
+from pvqae.core.errors import ConfigError
+from pvqae.core.layout import Layout
+from pvqae.datasets import folds
+from pvqae.evaluation import stage
+from pvqae.inference import bundle
+from pvqae.model import backbones
+from pvqae.prior import grouping, learn
+from pvqae.prior.grouping import load_prior
+from pvqae.samples import manifest
+from pvqae.samples.manifest import digest
+from pvqae.training import network
 
 IMAGE_KEYS = {"image_auroc", "f1_max", "threshold", "false_alarm_rate", "miss_rate", "fusion", "kinds"}
 PIXEL_KEYS = {"pixel_auroc", "aupro"}
@@ -138,7 +143,7 @@ def test_no_step_of_a_fit_sees_the_rows_that_it_judges(
     rows = folds.assign(manifest.read(copied.network_rows("cloth")), tiny.params().calibration)
     unseen = {fit: set(np.flatnonzero(folds.judges(rows, fit))) for fit in ("full", "fold-0", "fold-1")}
     told: dict[str, list[set[int]]] = {fit: [] for fit in unseen}
-    fit_loop, fit_prior, fit_scorer = network.loop.fit, prior.fit, fitting.fit
+    fit_loop, fit_prior, fit_scorer = network.loop.fit, learn.fit, fitting.fit
 
     def loop(run: Any, examples: Any, *rest: Any) -> None:
         told[run.name].append(set(examples.rows.tolist()))
@@ -155,11 +160,11 @@ def test_no_step_of_a_fit_sees_the_rows_that_it_judges(
         return fit_scorer(found, examples, groups, params, name, retaken)
 
     monkeypatch.setattr(network.loop, "fit", loop)
-    monkeypatch.setattr(prior, "fit", expectation)
+    monkeypatch.setattr(learn, "fit", expectation)
     monkeypatch.setattr(fitting, "fit", scorer)
     shutil.rmtree(copied.root / ".pvqae")
     tiny.run(network.train, copied, tiny.params(), "cloth")
-    tiny.run(prior.train, copied, tiny.params(), "cloth")
+    tiny.run(learn.train, copied, tiny.params(), "cloth")
     tiny.run(calibrate, copied, tiny.params(), "cloth")
     for name, sets in told.items():
         assert len(sets) == 3
@@ -246,9 +251,9 @@ def test_a_training_that_fails_leaves_the_old_outputs(
     monkeypatch.setattr(network, "save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         tiny.run(network.train, copied, tiny.params(seed=3), "cloth")
-    monkeypatch.setattr(prior, "save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(learn, "save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        tiny.run(prior.train, copied, tiny.params(), "cloth")
+        tiny.run(learn.train, copied, tiny.params(), "cloth")
     kept = {name: sha256 for name, sha256 in contents(copied.models).items() if ".part/" not in name}
     assert kept == before
 
@@ -292,7 +297,7 @@ def test_one_network_and_clustered_priors_need_no_label(workspace: Layout, tmp_p
     for name in ("cloth", "plate"):
         shipped = bundle.load(layout.bundle(name)).scorer.networks.prior
         assert isinstance(shipped, grouping.Clustered)
-        trained = prior.load(layout.prior("all") / "full.safetensors", (2, 2), 3, 16)
+        trained = load_prior(layout.prior("all") / "full.safetensors", (2, 2), 3, 16)
         assert all(torch.equal(value, trained.state_dict()[key]) for key, value in shipped.state_dict().items())
     facts = read(layout.prior("all") / "facts.json")
     assert facts["cloth"] != facts["plate"]
@@ -311,7 +316,7 @@ def test_a_folds_clusters_learn_without_the_folds_parts(
     before, file = [], layout.network("cloth") / "allocations.safetensors"
     fold = pd.read_csv(file.with_name("rows.csv"))["fold"].to_numpy()
     for _ in range(2):
-        tiny.run(prior.train, layout, params, "cloth")
+        tiny.run(learn.train, layout, params, "cloth")
         before.append({p.name: digest(p) for p in layout.prior("cloth").glob("f*.safetensors")})
         tensors = load_file(file)
         own = torch.from_numpy(fold == 0)[tensors["rows"]]
@@ -325,7 +330,7 @@ def test_a_folds_clusters_learn_without_the_folds_parts(
 
 
 @pytest.mark.parametrize(
-    ("run", "what"), [(network.train, "network"), (prior.train, "prior"), (calibrate, "class"), (stage.run, "class")]
+    ("run", "what"), [(network.train, "network"), (learn.train, "prior"), (calibrate, "class"), (stage.run, "class")]
 )
 def test_a_stage_of_an_unknown_name_says_which_names_exist(workspace: Layout, tiny: Any, run: Any, what: str) -> None:
     with pytest.raises(ConfigError, match=f"no {what} 'clooth'; expected one of: cloth, plate"):
@@ -364,7 +369,7 @@ def test_the_papers_pixel_backbone_is_a_params_change_away(
 
 
 def test_the_proof_draws_halves_of_the_unseen_normals(workspace: Layout, tiny: Any) -> None:
-    found = tiny.run(proof.calibration, workspace, tiny.params(), "cloth")
+    found = tiny.run(limits.calibration, workspace, tiny.params(), "cloth")
     assert 0 <= found["low"] <= found["mean"] <= found["high"] <= 1
     assert found["target"] == 0.2
 
@@ -375,7 +380,7 @@ def test_where_no_threshold_reads_a_network_none_is_trained_per_fold(
     params = tiny.params(score={"recon": "memory", "fusion": "recon"})
     tiny.run(network.train, copied, params, "cloth")
     assert {p.stem for p in copied.network("cloth").glob("*.safetensors")} == {"full", "allocations"}
-    tiny.run(prior.train, copied, params, "cloth")
+    tiny.run(learn.train, copied, params, "cloth")
     tiny.run(calibrate, copied, params, "cloth")
     card = read(copied.bundle("cloth") / "calibration.json")
     assert card["method"] == "cross_fit"

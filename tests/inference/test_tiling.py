@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pvqae import config
-from pvqae.datasets import geometry
-from pvqae.inference import choice, scoring
+from pvqae.calibration import choice
+from pvqae.core import config
+from pvqae.inference import scoring
 from pvqae.inference.readout import Readout
 from pvqae.inference.scoring import Scored, Scorer
+from pvqae.samples import geometry
 
 Picture = Callable[..., np.ndarray]
 ANYWHERE = Readout("finest", "global")  # statistics that don't depend on the place in a view

@@ -9,13 +9,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from pvqae.datasets import manifest, splits
-from pvqae.errors import ConfigError
-from pvqae.evaluation.warm_chain import warm_chain
+from flows.experiments.warm_chain import warm_chain
+from pvqae.calibration.calibrate import calibrate
+from pvqae.core.errors import ConfigError
+from pvqae.core.layout import Layout
+from pvqae.datasets import splits
 from pvqae.inference import bundle
-from pvqae.inference.calibrate import calibrate
-from pvqae.layout import Layout
-from pvqae.training import network, prior, warm
+from pvqae.prior import learn
+from pvqae.samples import manifest
+from pvqae.training import network, warm
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def test_the_bundle_is_the_same_with_and_without_kept_features(
     compute = {"device": "cpu", "precision": "float32", "parallel": 1, "threads": 1, "cache_gb": gigabytes}
     params = tiny.params(compute=compute)
     tiny.run(network.train, copied, params, "cloth")
-    tiny.run(prior.train, copied, params, "cloth")
+    tiny.run(learn.train, copied, params, "cloth")
     assert tiny.run(calibrate, copied, params, "cloth") == bundle.sha256_of(workspace.bundle("cloth"))
     hits = read(copied.timing("cloth"))["reading"]["cache_hits"]
     assert hits == (len(manifest.read(copied.network_rows("cloth"))) if gigabytes else 0)

@@ -4,12 +4,12 @@ from functools import cache
 import pytest
 import torch
 
-from pvqae.config import Model
-from pvqae.errors import ConfigError
+from pvqae.core.config import Model
+from pvqae.core.errors import ConfigError
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder, Standardise
 from pvqae.model.backbones import BACKBONES, Backbone, Features
-from pvqae.model.decoder import DECODERS
+from pvqae.model.layers import DECODERS
 from pvqae.model.router import as_onehot
 
 SIDE = 64

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from pvqae.model import discriminator
-from pvqae.model.discriminator import Discriminator, adaptive_weight, adversarial, hinge
-from pvqae.model.grouping import GROUPINGS
+from pvqae.prior.grouping import GROUPINGS
+from pvqae.training import discriminator
+from pvqae.training.discriminator import Discriminator, adaptive_weight, adversarial, hinge
 
 
 def test_one_logit_per_patch_of_eight_pixels() -> None:

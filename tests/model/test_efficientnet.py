@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pvqae.datasets.manifest import digest
-from pvqae.errors import IntegrityError
+from pvqae.core.errors import IntegrityError
 from pvqae.model import efficientnet
+from pvqae.samples.manifest import digest
 
 
 @pytest.fixture(scope="module")

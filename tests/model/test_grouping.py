@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pvqae import config
-from pvqae.model import grouping
-from pvqae.model import prior as single
-from pvqae.model.prior import BudgetPrior
+from pvqae.core import config
+from pvqae.prior import grouping
+from pvqae.prior import prior as single
+from pvqae.prior.prior import BudgetPrior
 
 GRID = (8, 8)
 

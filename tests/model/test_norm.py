@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvqae.model import norm
-from pvqae.model.norm import NormSilu
+from pvqae.model import layers
+from pvqae.model.layers import NormSilu
 
 
 def layer(channels: int) -> NormSilu:
@@ -43,7 +43,7 @@ def away(found: list[Tensor], exact: list[Tensor]) -> list[float]:
 def test_values_and_gradients_in_bf16_are_nearer_to_the_exact_ones_than_pytorchs(
     channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norm, "PIECE", 20 * channels)  # several pieces, the last one smaller
+    monkeypatch.setattr(layers, "PIECE", 20 * channels)  # several pieces, the last one smaller
     made, x, gradient = layer(channels), map_of(channels, 1), map_of(channels, 2)
     exact = results(made, x.double(), gradient, own=False)
     ours, theirs = (away(results(made, x, gradient, own), exact) for own in (True, False))

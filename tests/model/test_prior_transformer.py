@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pvqae.model.prior import BudgetPrior, complementary_masks, expect, random_masks, turns
+from pvqae.prior.prior import BudgetPrior, complementary_masks, expect, random_masks, turns
 
 GRIDS = [(1, 1), (2, 2), (4, 4), (8, 8), (3, 7)]
 

@@ -14,13 +14,13 @@ import requests
 import uvicorn
 from PIL import Image
 
-from pvqae import config
+from pvqae.core import config
 from pvqae.inference import bundle as bundles
 from pvqae.inference.scoring import Scorer
-from pvqae.serving import app, model
+from pvqae.serving import app, slot
 from pvqae.serving import server as serving_process
-from pvqae.serving.metrics import Metrics
-from pvqae.serving.model import Holder, Model
+from pvqae.serving.middleware import Metrics
+from pvqae.serving.slot import Holder, Model
 from tests.inference.conftest import Picture, picture, scorer  # noqa: F401  # fixtures
 
 PARAMS = config.Params(
@@ -51,7 +51,7 @@ def newer(scorer: Scorer, tmp_path_factory: pytest.TempPathFactory) -> Path:  # 
 
 @pytest.fixture(scope="session")
 def loaded(bundle: Path) -> Model:
-    return model.load(bundles.read(bundle), "7", {"git_sha": "ab" * 20})
+    return slot.load(bundles.read(bundle), "7", {"git_sha": "ab" * 20})
 
 
 def png(pixels: np.ndarray) -> bytes:

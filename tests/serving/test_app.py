@@ -17,11 +17,11 @@ import pytest
 import requests
 from PIL import Image
 
-from pvqae.evaluation import batch, batch_source
 from pvqae.inference import bundle as bundles
 from pvqae.inference.scoring import Scored
+from pvqae.serving import batch, batch_source
 from pvqae.serving.app import Answer
-from pvqae.serving.model import Model, load
+from pvqae.serving.slot import Model, load
 from tests.serving.conftest import TOKEN
 
 Serving = Callable[..., Any]

@@ -10,10 +10,10 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from pvqae import config
+from pvqae.core import config
 from pvqae.serving import app
-from pvqae.serving.metrics import Metrics
-from pvqae.serving.model import Holder, Model
+from pvqae.serving.middleware import Metrics
+from pvqae.serving.slot import Holder, Model
 from tests.serving.conftest import TOKEN
 
 OPERATIONS = {"/health": "get", "/ready": "get", "/metrics": "get", "/v1/model": "get", "/v1/score": "post",

@@ -14,10 +14,10 @@ import pytest
 import requests
 import torch
 
-from pvqae import config
-from pvqae.errors import ConfigError
+from pvqae.core import config
+from pvqae.core.errors import ConfigError
 from pvqae.inference import bundle as bundles
-from pvqae.serving import bench, server
+from pvqae.serving import load_test, server
 from tests.serving.conftest import TOKEN
 
 
@@ -70,7 +70,7 @@ def command(folder: Path, *words: str, **environ: str) -> Iterator["subprocess.P
     own = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", **environ}
     kept = {key: value for key, value in os.environ.items() if key != "PVQAE_TOKEN"}
     with subprocess.Popen(
-        [sys.executable, "-m", "pvqae.cli", "serve", *words],
+        [sys.executable, "-m", "pvqae.cli.main", "serve", *words],
         cwd=folder, env=kept | own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         try:
@@ -118,7 +118,7 @@ def test_what_can_t_be_served_is_one_paragraph(bundle: Path, tmp_path: Path) -> 
 def test_the_bench_measures_one_and_several_clients(bundle: Path, photos: list[bytes], tmp_path: Path) -> None:
     for number, data in enumerate(photos):
         (tmp_path / f"{number}.png").write_bytes(data)
-    one, four = bench.bench(bundle, [tmp_path], 8, 4)
+    one, four = load_test.bench(bundle, [tmp_path], 8, 4)
     assert (one.clients, four.clients, one.requests) == (1, 4, 8)
     assert 0 < one.p50 <= one.p99
     assert four.per_second > 0

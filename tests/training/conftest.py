@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from pvqae import config, runtime
-from pvqae.datasets import images
+from pvqae.core import config, runtime
+from pvqae.features.examples import Examples, prepare
 from pvqae.model import backbones
-from pvqae.training.examples import Examples, prepare
+from pvqae.samples import images
 
 MODEL = {"levels": 2, "width": 8, "code_dim": 4, "codes": 16}
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pvqae.model.router import as_onehot
-from pvqae.training.budget import SCHEDULES, automatic_kappa, budget_loss, costs, spend
+from pvqae.training.losses import SCHEDULES, automatic_kappa, budget_loss, costs, spend
 
 LEVELS = [1, 2, 3, 4]
 VALID = torch.ones(2, 4, 4, dtype=torch.bool)

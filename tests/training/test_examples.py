@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
-from pvqae import config
-from pvqae.datasets import geometry, images
-from pvqae.errors import DataError
+from pvqae.core import config
+from pvqae.core.errors import DataError
+from pvqae.features.examples import Examples, prepare
 from pvqae.model import backbones
-from pvqae.training.examples import Examples, on_grid, prepare, repeat_border
+from pvqae.model.cells import on_grid, repeat_border
+from pvqae.samples import geometry, images
 
 Make = Callable[[str], Examples]
 

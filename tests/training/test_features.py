@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pvqae import config
-from pvqae.datasets import images
-from pvqae.errors import DataError
-from pvqae.layout import Layout
+from pvqae.core import config
+from pvqae.core.errors import DataError
+from pvqae.core.layout import Layout
+from pvqae.features.examples import Examples, prepare, retake
+from pvqae.features.features import Store
 from pvqae.model import backbones
-from pvqae.training.examples import Examples, prepare, retake
-from pvqae.training.features import Store
+from pvqae.samples import images
 
 Textures = tuple[Path, pd.DataFrame]
 Params = Callable[..., config.Params]

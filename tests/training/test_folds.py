@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvqae.config import Calibration
+from pvqae.core.config import Calibration
+from pvqae.core.errors import DataError
+from pvqae.datasets import folds
 from pvqae.datasets.splits import fold_of
-from pvqae.errors import DataError
-from pvqae.training import folds
 
 
 @st.composite

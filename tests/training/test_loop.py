@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from pvqae import config, runtime
+from pvqae.core import config, runtime
+from pvqae.features.examples import Examples
 from pvqae.training import checkpoint, loop
-from pvqae.training.examples import Examples
 from pvqae.training.run import Run, start
 
 Params = Callable[..., config.Params]

@@ -4,9 +4,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pvqae import config, runtime
+from pvqae.core import config, runtime
+from pvqae.features.examples import Examples
 from pvqae.training import phases
-from pvqae.training.examples import Examples
 from pvqae.training.run import Run, spread, start
 
 Params = Callable[..., config.Params]

@@ -5,11 +5,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pvqae import config
-from pvqae.errors import DataError
-from pvqae.model import grouping
-from pvqae.model.prior import BudgetPrior, Expected
-from pvqae.training import prior
+from pvqae.core import config
+from pvqae.core.errors import DataError
+from pvqae.prior import grouping, learn
+from pvqae.prior.prior import BudgetPrior, Expected
 
 GRID = (6, 6)
 
@@ -29,8 +28,8 @@ def checkerboards(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_prior_learns_what_no_table_of_frequencies_can_know() -> None:
     logits, valid = checkerboards(60)
     history: list[dict[str, object]] = []
-    fitted = prior.fit(settings(120), "full", logits[:40], valid[:40], history)
-    own, table = prior.cross_entropies(fitted, (logits[:40], valid[:40]), (logits[40:], valid[40:]))
+    fitted = learn.fit(settings(120), "full", logits[:40], valid[:40], history)
+    own, table = learn.cross_entropies(fitted, (logits[:40], valid[:40]), (logits[40:], valid[40:]))
     assert table == pytest.approx(0.69, abs=0.05)
     assert own < 0.35
     assert [row["step"] for row in history] == list(range(120))
@@ -43,7 +42,7 @@ def test_the_frequency_table_is_smoothed_counts_of_the_seen_views() -> None:
     valid = torch.ones(3, 1, 2, dtype=torch.bool)
     valid[2, 0, 0] = False  # padding is not counted
     seen, unseen = (logits, valid), (logits[:1], valid[:1])
-    _, table = prior.cross_entropies(BudgetPrior((1, 2), 2, 8).eval(), seen, unseen)
+    _, table = learn.cross_entropies(BudgetPrior((1, 2), 2, 8).eval(), seen, unseen)
     expected = -(torch.tensor(3 / 4).log() + torch.tensor(2 / 5).log()) / 2
     assert table == pytest.approx(expected.item())
 
@@ -54,7 +53,7 @@ def test_a_few_steps_repeat_themselves_exactly(steps: int) -> None:
     weights = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        weights.append(prior.fit(settings(steps), "full", logits, valid, []).state_dict())
+        weights.append(learn.fit(settings(steps), "full", logits, valid, []).state_dict())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
@@ -62,7 +61,7 @@ def test_padding_is_neither_learned_nor_a_source() -> None:
     logits, valid = checkerboards(8)
     valid[:, :, 4:] = False
     garbage = torch.where(valid[:, None], logits, torch.full_like(logits, 4.0))
-    one, other = (prior.fit(settings(3), "full", x, valid, []).state_dict() for x in (logits, garbage))
+    one, other = (learn.fit(settings(3), "full", x, valid, []).state_dict() for x in (logits, garbage))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
@@ -71,12 +70,12 @@ def test_the_loss_is_least_for_the_true_expectation() -> None:
     counted = torch.ones(2, 9, dtype=torch.bool)
     right = Expected(logits, logits, torch.full_like(logits, -6))
     wrong = Expected(-logits, -logits, torch.full_like(logits, -6))
-    assert prior.loss(right, logits, counted) < prior.loss(wrong, logits, counted)
+    assert learn.loss(right, logits, counted) < learn.loss(wrong, logits, counted)
     only_right = counted.clone()
     only_right[:, 3:] = False
     mixed = Expected(*(torch.cat([r[:, :3], w[:, 3:]], 1) for r, w in zip(right, wrong, strict=True)))
-    assert prior.loss(mixed, logits, only_right).item() == pytest.approx(
-        prior.loss(Expected(*(x[:, :3] for x in right)), logits[:, :3], counted[:, :3]).item()
+    assert learn.loss(mixed, logits, only_right).item() == pytest.approx(
+        learn.loss(Expected(*(x[:, :3] for x in right)), logits[:, :3], counted[:, :3]).item()
     )
 
 
@@ -96,7 +95,7 @@ def clustered(steps: int) -> config.Params:
 def test_clustered_priors_learn_one_kind_of_normals_each() -> None:
     logits, valid = sides(40)
     history: list[dict[str, object]] = []
-    found = prior.fit_group(clustered(3), "full", logits, valid, history)
+    found = learn.fit_group(clustered(3), "full", logits, valid, history)
     assert isinstance(found, grouping.Clustered)
     chosen = found.assign(logits, valid).tolist()
     assert chosen == [chosen[0]] * 20 + [1 - chosen[0]] * 20
@@ -108,7 +107,7 @@ def test_clustered_priors_learn_one_kind_of_normals_each() -> None:
 
 def test_a_clustered_fit_repeats_itself_exactly() -> None:
     logits, valid = sides(40)
-    one, other = (prior.fit_group(clustered(2), "full", logits, valid, []).state_dict() for _ in range(2))
+    one, other = (learn.fit_group(clustered(2), "full", logits, valid, []).state_dict() for _ in range(2))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
@@ -126,7 +125,7 @@ def network(folder: Path, rows: list[tuple[str, int]], fits: list[str], start: f
 
 def test_one_network_gives_the_views_of_the_named_classes(tmp_path: Path) -> None:
     network(tmp_path / "all", [("a", 0), ("b", 1), ("a", 1)], ["full", "fold-0", "fold-1"], start=0)
-    found = prior.read(tmp_path / "all", ["a"])
+    found = learn.read(tmp_path / "all", ["a"])
     assert list(found.rows["sample_id"]) == ["s0", "s2"]
     assert found.row_of_view.tolist() == [0, 1]
     assert found.logits["full"][:, 0, 0, 0].tolist() == [0, 2]
@@ -137,7 +136,7 @@ def test_one_network_gives_the_views_of_the_named_classes(tmp_path: Path) -> Non
 def test_all_networks_below_a_folder_are_joined_and_one_without_folds_is_the_same_in_each(tmp_path: Path) -> None:
     network(tmp_path / "a", [("a", -1), ("a", -1)], ["full"], start=0)
     network(tmp_path / "b", [("b", 0), ("b", 1)], ["full", "fold-0", "fold-1"], start=10)
-    found = prior.read(tmp_path, ["a", "b"])
+    found = learn.read(tmp_path, ["a", "b"])
     assert list(found.rows["category"]) == ["a", "a", "b", "b"]
     assert found.row_of_view.tolist() == [0, 1, 2, 3]
     assert found.logits["full"][:, 0, 0, 0].tolist() == [0, 1, 10, 11]
@@ -146,7 +145,7 @@ def test_all_networks_below_a_folder_are_joined_and_one_without_folds_is_the_sam
 
 def test_no_allocations_is_an_error_that_names_the_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"allocations of a, b"):
-        prior.read(tmp_path, ["a", "b"])
+        learn.read(tmp_path, ["a", "b"])
 
 
 @pytest.mark.parametrize("cells", [1, 36 * 3, 36 * 7])
@@ -155,6 +154,6 @@ def test_many_views_are_expected_a_few_at_a_time(cells: int, monkeypatch: pytest
     valid[3, :, 4:] = False
     torch.manual_seed(0)
     learned = BudgetPrior(GRID, 2, 16).eval()
-    every = prior.cross_entropies(learned, (logits, valid), (logits, valid))
-    monkeypatch.setattr(prior, "CELLS", cells)
-    assert prior.cross_entropies(learned, (logits, valid), (logits, valid)) == pytest.approx(every, abs=1e-5)
+    every = learn.cross_entropies(learned, (logits, valid), (logits, valid))
+    monkeypatch.setattr(learn, "CELLS", cells)
+    assert learn.cross_entropies(learned, (logits, valid), (logits, valid)) == pytest.approx(every, abs=1e-5)

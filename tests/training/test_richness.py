@@ -3,8 +3,8 @@ import pytest
 import pywt
 import torch
 
-from pvqae.training import richness
-from pvqae.training.richness import NOISE_FLOOR, RICHNESS
+from pvqae.features import richness
+from pvqae.features.richness import NOISE_FLOOR, RICHNESS
 
 MEASURES = [name for name in RICHNESS if name not in ("none", "inverted_dwt_entropy")]
 FLAT, FAINT, EDGE = range(3)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pvqae import config, runtime
-from pvqae.datasets.manifest import digest
-from pvqae.errors import ConfigError, IntegrityError
-from pvqae.training import folds, loop, phases, warm
-from pvqae.training.examples import Examples
+from pvqae.core import config, runtime
+from pvqae.core.errors import ConfigError, IntegrityError
+from pvqae.datasets import folds
+from pvqae.features.examples import Examples
+from pvqae.samples.manifest import digest
+from pvqae.training import loop, phases, warm
 from pvqae.training.network import half
 from pvqae.training.run import Run, start
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.adapters import memory
+from flows.adapters import fakes
 from flows.experiments import measures, runs, subjects
 from flows.experiments.catalogue import EXPERIMENTS, Experiment
 from flows.experiments.page import WORDS
 from flows.experiments.runs import Place, conduct
-from pvqae import config
-from pvqae.errors import ConfigError, DataError
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, DataError
 
 ONE = Experiment(
     "?",
@@ -43,12 +43,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def go(place: Place, registry: memory.Runs, experiment: Experiment = ONE) -> list[runs.Done]:
+def go(place: Place, registry: fakes.Runs, experiment: Experiment = ONE) -> list[runs.Done]:
     return list(conduct("one", experiment, config.Params(), place, registry))
 
 
 def test_runs_go_seed_by_seed_and_a_second_time_nothing_is_measured(tmp_path: Path, measured: list[int]) -> None:
-    place, registry = Place(tmp_path, "one", tmp_path), memory.Runs()
+    place, registry = Place(tmp_path, "one", tmp_path), fakes.Runs()
     first, second = go(place, registry), go(place, registry)
     assert measured == [1, 2, 1, 2]
     assert [d.planned.params.seed for d in first] == [0, 0, 1, 1]
@@ -57,7 +57,7 @@ def test_runs_go_seed_by_seed_and_a_second_time_nothing_is_measured(tmp_path: Pa
 
 
 def test_a_kill_costs_the_run_that_it_hit(tmp_path: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    place, registry, steps = Place(tmp_path, "one", tmp_path), memory.Runs(), measures.MEASURES["steps"]
+    place, registry, steps = Place(tmp_path, "one", tmp_path), fakes.Runs(), measures.MEASURES["steps"]
 
     def killed(task: measures.Task) -> measures.Figures:
         if len(measured) == 2:
@@ -74,8 +74,8 @@ def test_a_kill_costs_the_run_that_it_hit(tmp_path: Path, measured: list[int], m
 
 
 def test_another_experiment_takes_over_what_it_asks_too(tmp_path: Path, measured: list[int]) -> None:
-    go(Place(tmp_path, "one", tmp_path), memory.Runs())
-    other = go(Place(tmp_path, "other", tmp_path), memory.Runs())
+    go(Place(tmp_path, "one", tmp_path), fakes.Runs())
+    other = go(Place(tmp_path, "other", tmp_path), fakes.Runs())
     assert all(d.kept for d in other)
     assert len(list((tmp_path / "other" / "runs").glob("*.json"))) == 4
 
@@ -91,7 +91,7 @@ def test_another_seed_class_param_or_measure_is_another_run(measured: list[int])
 
 
 def test_runs_lie_below_one_parent_and_none_can_be_promoted(tmp_path: Path, measured: list[int]) -> None:
-    registry = memory.Runs()
+    registry = fakes.Runs()
     go(Place(tmp_path, "one", tmp_path), registry)
     parent, *nested = registry.runs.values()
     assert parent.parent is None
@@ -108,7 +108,7 @@ def test_every_entry_of_the_catalogue_can_be_run(name: str) -> None:
     assert experiment.measure in measures.MEASURES
     assert {*experiment.figures, experiment.plot} <= set(WORDS)
     assert experiment.question.endswith(("?", "."))
-    for one in (experiment, runs.quick(experiment)):
+    for one in (experiment, runs.quickened(experiment)):
         planned = runs.plan(one, config.Params())
         assert len(planned) == one.seeds * len(one.classes) * len(one.variants)
         assert len({runs.key(one, p) for p in planned}) == len(planned), "two variants are the same"

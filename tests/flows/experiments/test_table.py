@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.experiments import page, verdicts
+from flows.experiments import page, tables
 from flows.experiments.catalogue import Experiment
 from flows.experiments.runs import Done, Planned
-from flows.experiments.table import MEAN, Cell, Row, rows
-from pvqae import config
+from flows.experiments.tables import MEAN, Cell, Row, rows
+from pvqae.core import config
 
 
 def done(variant: str, category: str, seed: int, figures: dict[str, float | None], row: str = "") -> Done:
@@ -51,7 +51,7 @@ def cells(**values: tuple[float, float]) -> dict[str, Cell]:
 
 
 def budgets(expected: tuple[float, float]) -> list[Row]:
-    others = dict.fromkeys(verdicts.CONSTANTS, (0.9, 0.01))
+    others = dict.fromkeys(tables.CONSTANTS, (0.9, 0.01))
     tests = cells(spearman=(0.4, 0), least_share=(0.1, 0), shuffled_raise=(0.02, 0))
     found = [Row("shipped params", "x", tests)]
     return found + [Row(k, "x", cells(image_auroc=v)) for k, v in {**others, "budget expected": expected}.items()]
@@ -59,7 +59,7 @@ def budgets(expected: tuple[float, float]) -> list[Row]:
 
 @pytest.mark.parametrize(("expected", "word"), [((0.95, 0.01), "yes"), ((0.905, 0.01), "**no**")])
 def test_a_budget_is_better_only_beyond_the_spread(expected: tuple[float, float], word: str) -> None:
-    (line,) = verdicts.mechanism(budgets(expected))
+    (line,) = tables.mechanism(budgets(expected))
     assert f"beyond spread: {word}" in line
     assert "all in use: yes" in line
     assert "shuffling costs 5 %: **no**" in line
@@ -68,7 +68,7 @@ def test_a_budget_is_better_only_beyond_the_spread(expected: tuple[float, float]
 @pytest.mark.parametrize(("auroc", "word"), [(0.96, ", within"), (0.95, "NOT within")])
 def test_the_baseline_says_whether_it_is_within_two_points(auroc: float, word: str) -> None:
     table = [Row("s", "bottle", cells(image_auroc=(auroc, 0))), Row("s", "magnetic_tile", cells(image_auroc=(0.1, 0)))]
-    (line,) = verdicts.baseline(table)
+    (line,) = tables.baseline(table)
     assert word in line
 
 

@@ -1,0 +1,231 @@
+"""Twins in memory of the adapters, for tests of what is built on them."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.adapters.intake import Link
+from flows.adapters.landing import LandingError, Object
+from flows.adapters.tracking import Promotion, RegistryError
+from flows.adapters.versioning import OnLine, Outcome, StageFailed, ignore
+from flows.core.lineage import Owner
+from flows.core.metrics import Metric
+from pvqae.core.errors import PvqaeError
+
+
+@dataclass
+class Files:
+    """Twin of `versioning.Dvc`: stages are names; `changed` ones run, and those in `failing` fail with that code."""
+
+    changed: set[str] = field(default_factory=set)
+    failing: dict[str, int] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
+    listings: dict[str, frozenset[str]] = field(default_factory=dict)  # by data hash; "" is what lies there now
+    pushed: int = 0
+
+    def status(self) -> frozenset[str]:
+        return frozenset(self.changed)
+
+    def repro(self, stage: str, on_line: OnLine = ignore) -> Outcome:
+        self.asked.append(stage)
+        if stage in self.failing:
+            raise StageFailed(stage, self.failing[stage], "failed on purpose")
+        if stage not in self.changed:
+            return "unchanged"
+        on_line(f"Running stage '{stage}'")
+        self.changed.discard(stage)
+        self.ran.append(stage)
+        return "ran"
+
+    def add_dataset(self, name: str, source: Path, link: Link = "copy") -> bool:
+        before, listing = self.hashes.get(name), sorted(p.name for p in source.rglob("*") if p.is_file())
+        self.hashes[name] = str(hash(tuple(listing)))
+        return self.hashes[name] != before
+
+    def version_dataset(self, name: str) -> bool:
+        before = self.hashes.get(name)
+        listing = sorted(self.listings.get("", ()))
+        self.hashes[name] = hashlib.md5(str(listing).encode(), usedforsecurity=False).hexdigest() + ".dir"
+        self.listings[self.hashes[name]] = frozenset(listing)
+        return self.hashes[name] != before
+
+    def listing(self, data_hash: str) -> frozenset[str] | None:
+        return self.listings.get(data_hash)
+
+    def checkout(self, name: str) -> None:
+        assert name in self.hashes
+
+    def push(self) -> None:
+        self.pushed += 1
+
+    def data_hash(self, name: str) -> str:
+        return self.hashes.get(name, "")
+
+
+@dataclass
+class Run:
+    name: str
+    parent: str | None
+    tags: dict[str, str]
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)
+    artifacts: list[str] = field(default_factory=list)
+    inputs: list[tuple[str, str]] = field(default_factory=list)
+    status: str = "RUNNING"
+
+
+@dataclass
+class Runs:
+    """Twin of `registry.Mlflow`."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    versions: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    aliases: dict[tuple[str, str], str] = field(default_factory=dict)
+    log: dict[str, list[Promotion]] = field(default_factory=dict)
+    bundles: dict[str, dict[str, bytes]] = field(default_factory=dict)  # model → file → content
+    sources: dict[tuple[str, str], str] = field(default_factory=dict)  # (name, version) → model
+    owned: dict[str, Owner] = field(default_factory=dict)  # model → whose it is
+    folders: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)  # (run, folder) → file → content
+    deleted: set[tuple[str, str]] = field(default_factory=set)  # (name, version)
+
+    def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
+        run = f"run-{len(self.runs)}"
+        self.runs[run] = Run(name, parent, dict(tags))
+        return run
+
+    def finish(self, run: str, status: str = "FINISHED") -> None:
+        self.runs[run].status = status
+
+    def end_open(self, experiment: str, tags: Mapping[str, str]) -> None:
+        dead = {
+            name
+            for name, run in self.runs.items()
+            if run.status == "RUNNING" and all(run.tags.get(key) == tags[key] for key in tags)
+        }
+        for name, run in self.runs.items():  # in the order in which they were started
+            if name in dead or (run.parent in dead and run.status == "RUNNING"):
+                dead.add(name)
+                run.status = "KILLED"
+
+    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+        self.runs[run].tags.update(tags)
+
+    def params(self, run: str, values: Mapping[str, str]) -> None:
+        self.runs[run].params.update(values)
+
+    def metrics(self, run: str, values: Sequence[Metric]) -> None:
+        self.runs[run].metrics.extend(values)
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+        self.runs[run].artifacts.append(f"{folder}/{path.name}".lstrip("/"))
+        if path.is_dir() and not folder:
+            self.folders[run, path.name] = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+
+    def dataset(self, run: str, name: str, digest: str, source: str) -> None:
+        self.runs[run].inputs.append((name, digest))
+
+    @contextmanager
+    def monitored(self, run: str) -> Iterator[None]:
+        yield
+
+    def log_model(self, run: str, bundle: Path) -> str:
+        self.artifact(run, bundle)
+        self.bundles[f"models:/{run}"] = {file.name: file.read_bytes() for file in bundle.iterdir()}
+        return f"models:/{run}"
+
+    def register(self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None) -> str:
+        if owner and self.owned.setdefault(name, owner) != owner:
+            raise PvqaeError(f"{name} is {self.owned[name]}, not {owner}")
+        self.versions.setdefault(name, []).append(dict(tags))
+        version = str(len(self.versions[name]))
+        self.sources[name, version] = model
+        return version
+
+    def find(self, name: str, tags: Mapping[str, str]) -> str | None:
+        versions = list(enumerate(self.versions.get(name, []), start=1))
+        found = [str(number) for number, have in versions if all(have.get(key) == tags[key] for key in tags)]
+        return next((number for number in reversed(found) if self.exists(name, number)), None)
+
+    def version_tags(self, name: str, version: str) -> dict[str, str]:
+        if not self.exists(name, version):
+            raise RegistryError(f"{name} version {version}: not in the registry")
+        return self.versions[name][int(version) - 1]
+
+    def exists(self, name: str, version: str) -> bool:
+        return 0 < int(version) <= len(self.versions.get(name, ())) and (name, version) not in self.deleted
+
+    def delete_version(self, name: str, version: str) -> None:
+        """What a person may do on MLflow's page; its aliases go with it."""
+        self.deleted.add((name, version))
+        self.aliases = {key: to for key, to in self.aliases.items() if (key[0], to) != (name, version)}
+
+    def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        self.versions[name][int(version) - 1].update(tags)
+
+    def models(self, prefix: str) -> tuple[str, ...]:
+        return tuple(self.owners(prefix))
+
+    def owners(self, prefix: str) -> dict[str, Owner | None]:
+        return {name: self.owned.get(name) for name in sorted(self.versions) if name.startswith(prefix)}
+
+    def download(self, name: str, version: str, out: Path) -> Path:
+        bundle = out / "artifacts" / "bundle"
+        bundle.mkdir(parents=True)
+        for file, content in self.bundles[self.sources[name, version]].items():
+            (bundle / file).write_bytes(content)
+        return bundle
+
+    def fetch(self, run: str, folder: str, out: Path) -> Path | None:
+        files = self.folders.get((run, folder))
+        if files is None:
+            return None
+        (out / folder).mkdir(parents=True)
+        for file, content in files.items():
+            (out / folder / file).write_bytes(content)
+        return out / folder
+
+    def alias(self, name: str, alias: str) -> str | None:
+        return self.aliases.get((name, alias))
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        self.version_tags(name, version)
+        self.aliases[name, alias] = version
+
+    def promote(self, name: str, alias: str, entry: Promotion) -> None:
+        self.log.setdefault(name, []).append(entry)
+        self.set_alias(name, alias, entry.to_version)
+
+    def promotions(self, name: str) -> tuple[Promotion, ...]:
+        return tuple(self.log.get(name, []))
+
+    def astray(self, name: str) -> str:
+        return ""
+
+    def origin(self, name: str) -> tuple[str, str] | None:
+        return None
+
+
+@dataclass
+class Shelf:
+    """Twin of `landing.Bucket`: key → bytes; objects in `failing` do not arrive, of a `dead` one nothing does."""
+
+    content: dict[str, bytes] = field(default_factory=dict)
+    failing: set[str] = field(default_factory=set)
+    dead: bool = False
+    fetched: list[str] = field(default_factory=list)
+
+    def objects(self) -> Iterator[Object]:
+        if self.dead:
+            raise LandingError("dead on purpose")
+        for key, data in sorted(self.content.items()):
+            yield Object(key, hashlib.md5(data, usedforsecurity=False).hexdigest(), len(data))
+
+    def fetch(self, item: Object, target: Path) -> None:
+        self.fetched.append(item.key)
+        if self.dead or item.key in self.failing:
+            raise LandingError(f"{item.key}: failed on purpose")
+        target.write_bytes(self.content[item.key])

@@ -1,0 +1,74 @@
+"""`python -m flows bench`: measure what the documentation claims."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pvqae.cli.console import workspace
+
+app = typer.Typer(no_args_is_help=True, help="Measure what the documentation claims.")
+
+
+@app.command("accuracy", epilog="Example: python -m flows bench accuracy --quick")
+def accuracy(
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="PVQAE_DATASETS", help="Folder with mvtec/, btad/, mtsd/ or folder/, or one such layout."),
+    ] = None,
+    classes: Annotated[str, typer.Option(help="E.g. bottle,toothbrush,magnetic_tile,demo; empty: all found.")] = "",
+    seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0,1,2",
+    methods: Annotated[str, typer.Option(help="E.g. pvqae,patchcore_1,control; empty: all.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for accuracy.md, .json and .csv.")] = Path("reports/accuracy"),
+    quick: Annotated[bool, typer.Option("--quick", help="Demo, small and barely trained: does it run?")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override of params.yaml, key=value.")] = None,
+) -> None:
+    """Ours beside PatchCore and a no-model control: same manifests, splits, seeds, metrics. It looks at test images."""
+    from flows.experiments import accuracy, accuracy_table, bench_subjects
+    from pvqae.core import config, runtime
+
+    names = re.findall(r"[^\s,]+", classes or ("demo" if quick else ""))
+    params = config.load("params.yaml", (*(accuracy.QUICK if quick else ()), *(set_ or [])))
+    runtime.apply(runtime.plan(params.compute, 1))
+    work = Path(".pvqae/bench")
+    chosen = bench_subjects.load(bench_subjects.choose(bench_subjects.known(data), names), work / "data", params)
+    numbers = [int(seed) for seed in re.findall(r"\d+", "0" if quick else seeds)]
+    asked = accuracy.known_methods(re.findall(r"[^\s,]+", methods))
+    result = accuracy.run(chosen, params, numbers, work, methods=asked, tell=lambda words: typer.echo(words, err=True))
+    accuracy_table.show(result)
+    accuracy_table.write(result, out)
+    typer.echo(out / "accuracy.md")
+
+
+@app.command("calibration", epilog="Example: python -m flows bench calibration brick")
+def calibration(category: Annotated[str, typer.Argument(help="A class with a bundle.")]) -> None:
+    """Realised false-alarm rates over 200 random halves of the class's unseen normals."""
+    from flows.experiments import limits
+
+    found = limits.calibration(*workspace(), category)
+    typer.echo(
+        f"{found['n_normals']} unseen normals of {found['n_groups']} groups, {found['draws']} draws: target "
+        f"{found['target']:.1%}, realised mean {found['mean']:.2%}, 95 % of draws within "
+        f"{found['low']:.2%}-{found['high']:.2%}"
+    )
+
+
+@app.command("smallest", epilog="Example: python -m flows bench smallest brick")
+def smallest(category: Annotated[str, typer.Argument(help="A class with a bundle.")]) -> None:
+    """The smallest defect that is found, in pixels of the image: spots of falling size on unseen normals."""
+    from flows.experiments import limits
+
+    typer.echo(limits.smallest(*workspace(), category))
+
+
+@app.command("warm", epilog="Example: python -m flows bench warm brick --batches 3")
+def warm(
+    category: Annotated[str, typer.Argument(help="A class whose data is built and checked.")],
+    batches: Annotated[int, typer.Option(help="In how many batches its normals arrive.")] = 5,
+) -> None:
+    """A chain of warm starts, each from the one before, beside a training from scratch. Run again to go on."""
+    from flows.experiments import warm_chain
+
+    layout, params = workspace()
+    typer.echo(warm_chain.bench(layout, params, category, batches))

@@ -1,0 +1,1 @@
+"""Pure values and the operating system: lineage, classes, locks, processes."""

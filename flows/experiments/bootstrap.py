@@ -1,0 +1,89 @@
+"""Intervals of detection figures: groups (physical parts) are drawn again with replacement, images follow their group.
+
+n images; G groups; D draws; K bins. A draw is a weight per image: how often its group was drawn. Groups with and
+without a defect are drawn apart, so that every draw has both. All detectors and seeds of a class see the same draws,
+hence differences are paired.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pvqae.core import seeding
+from pvqae.evaluation.metrics import PixelCounts, pixel_aupro, pixel_auroc, wins
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+DRAWS = 1000
+BINS = 4096  # of pixel histograms, of about equal weight: the error is far below the interval
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f}-{self.high:.3f})"
+
+
+def weights(groups: Sequence[str], defect: Bools, draws: int = DRAWS, seed: int = 0, name: str = "") -> Floats:
+    """D x n: how often each image counts in each draw. `name` names the class: other classes, other draws."""
+    number, names = pd.factorize(np.asarray(groups, dtype=object))
+    spoilt = np.bincount(number, weights=defect, minlength=len(names)) > 0
+    rng = seeding.numpy_generator(seed, "bootstrap", name)
+    counts = np.zeros((draws, len(names)))
+    for members in (np.flatnonzero(spoilt), np.flatnonzero(~spoilt)):
+        if len(members):
+            counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
+    drawn: Floats = counts[:, number]
+    return drawn
+
+
+def image_aurocs(defect: Bools, scores: Floats, weights_Dn: Floats) -> Floats:
+    """The image AUROC of each draw, D; NaN where a draw lacks defects or normals."""
+    above = wins(scores[defect], scores[~defect])
+    hits, alarms = weights_Dn[:, defect], weights_Dn[:, ~defect]
+    pairs = hits.sum(1) * alarms.sum(1)
+    won = ((hits @ above) * alarms).sum(1)
+    shares: Floats = np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return shares
+
+
+def pixel_figures(counts: Sequence[PixelCounts], weights_Dn: Floats) -> tuple[Floats, Floats]:
+    """Pixel AUROC and AUPRO of each draw, D each; NaN where not defined."""
+    normal, defect, region = (weights_Dn @ table for table in dense(counts))
+    auroc = [pixel_auroc(*pair) for pair in zip(normal, defect, strict=True)]
+    aupro = [pixel_aupro(*pair) for pair in zip(normal, region, strict=True)]
+    return np.array(auroc, dtype=np.float64), np.array(aupro, dtype=np.float64)
+
+
+def dense(counts: Sequence[PixelCounts], most: int = BINS) -> tuple[Floats, Floats, Floats]:
+    """Normal, defect and region counts, n x K each: neighbouring bins are joined until at most about `most` are left.
+
+    Each joined bin holds about an equal share of the normal pixels and of the regions' weight together.
+    """
+    occupied, inverse = np.unique(np.concatenate([c.bins for c in counts]), return_inverse=True)
+    normal = np.bincount(inverse, weights=np.concatenate([c.normal for c in counts]))
+    region = np.bincount(inverse, weights=np.concatenate([c.region for c in counts]))
+    share = normal / max(1.0, normal.sum()) + region / max(1e-12, region.sum())
+    joined = np.minimum((np.cumsum(share) - share / 2) / 2 * most, most - 1).astype(np.int64)
+    columns = np.unique(joined, return_inverse=True)[1]
+    tables = np.zeros((3, len(counts), int(columns.max()) + 1))
+    for image, found in enumerate(counts):
+        place = columns[np.searchsorted(occupied, found.bins)]
+        for table, values in zip(tables, (found.normal, found.defect, found.region), strict=True):
+            np.add.at(table[image], place, values)
+    return tables[0], tables[1], tables[2]
+
+
+def interval(value: float, draws: Floats) -> Interval:
+    """The central 95 % of the draws that are defined."""
+    low, high = np.nanquantile(draws, [0.025, 0.975]) if np.isfinite(draws).any() else (np.nan, np.nan)
+    return Interval(value, float(low), float(high))

@@ -1,0 +1,183 @@
+"""What the gate measures: champion and challenger on the same frozen images, through the one scoring path."""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from flows.core.processes import Supervisor
+from flows.gate import gate_statistics
+from flows.gate.rules import Measured
+from flows.versions import policy, shipping
+from flows.versions.registration import sha256
+from flows.workspace.workspace import Workspace
+from pvqae.core import config
+from pvqae.core.errors import DataError, IntegrityError
+from pvqae.core.layout import Layout
+from pvqae.evaluation.metrics import image_auroc
+from pvqae.samples import images, manifest
+from pvqae.samples import rows as checked
+
+if TYPE_CHECKING:
+    from pvqae.inference.bundle import Detector
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two versions' bundles in local folders; `champion` None when there is none yet."""
+
+    challenger: Path
+    champion: Path | None
+    tags: Mapping[str, str]  # the challenger's
+    flaws: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """`scores` has a row per gate image: sample_id, path, label, kind, group_id, champion, challenger."""
+
+    measured: Measured
+    scores: pd.DataFrame
+    list_sha256: str  # of the list of gate images with their hashes
+
+
+def workspace_of(root: Path, params: config.Params, dataset: str, manifest_sha256: str) -> Workspace:
+    """The workspace that still has the manifest of a version. Raises `DataError` when none has."""
+    place = root / ".pvqae" / "runs" / dataset
+    spaces = [Workspace(root, root, params)] if params.data.name == dataset else []
+    if (place / "params.yaml").exists():
+        spaces.append(Workspace(root, place, config.load(place / "params.yaml")))
+    for space in spaces:
+        if space.layout.manifest.exists() and sha256(space.layout.manifest) == manifest_sha256:
+            return space
+    raise DataError(
+        f"{dataset}: the gate needs the manifest {manifest_sha256[:12]} that the challenger was made from, and no "
+        "workspace has it; run `python -m flows train` with that version's params again (nothing is trained anew)"
+    )
+
+
+def frozen_rows(space: Workspace, category: str) -> pd.DataFrame:
+    """The class's gate rows, each file checked. Raises `DataError` and `IntegrityError` for what is not as listed."""
+    file = space.layout.class_rows(category, "gate")
+    rows = checked.read(space.layout, file)
+    listed = _gate_rows(space.layout, manifest.digest(space.layout.manifest))
+    listed = listed[listed["category"] == category]
+    if list(rows["sha256"]) != list(listed["sha256"]) or list(rows["sample_id"]) != list(listed["sample_id"]):
+        raise IntegrityError(f"{file}: expected the gate rows of {space.layout.manifest}, found others; run dvc repro")
+    for row in rows.to_dict("records"):
+        path = manifest.resolve(space.layout.data, row["path"])
+        found = manifest.digest(path) if path.is_file() else "no file"
+        if found != row["sha256"]:
+            raise IntegrityError(f"{path}: expected sha256 {row['sha256']}, found {found}; run dvc checkout")
+    return rows
+
+
+@lru_cache(maxsize=1)
+def _gate_rows(layout: Layout, sha256: str) -> pd.DataFrame:
+    """Of all classes, for who judges many; `sha256` is that of the manifest now."""
+    every = checked.read(layout, layout.manifest)
+    return every.loc[every["split"] == "gate", ["sample_id", "category", "sha256"]]
+
+
+def list_sha256(rows: pd.DataFrame) -> str:
+    """Hash of which images are judged and what they hold."""
+    return hashlib.sha256("\n".join(f"{a} {b}" for a, b in zip(rows["sample_id"], rows["sha256"])).encode()).hexdigest()  # noqa: B905  # columns of one table
+
+
+def measure(
+    space: Workspace, category: str, pair: Pair, limits: config.Gate, compute: config.Compute, supervisor: Supervisor
+) -> Findings:
+    """Score all gate images with both bundles; champion and challenger take turns, so that load falls on both."""
+    from pvqae.core import runtime
+    from pvqae.inference import bundle
+
+    plan = runtime.plan(compute, 1)
+    runtime.apply(plan)
+    rows = frozen_rows(space, category)
+    sides = {"challenger": pair.challenger} | ({"champion": pair.champion} if pair.champion else {})
+    detectors = {side: bundle.load(folder) for side, folder in sides.items()}
+    table, times = _score(detectors, rows, space.layout.data)
+    compared = pair.challenger.parent / "gate-scores.csv"
+    manifest.write_csv(table.rename(columns={"challenger": "image_score"}), compared)
+    difference = shipping.compare(supervisor, space, pair.challenger, compared, plan.threads) if len(table) else None
+    sizes = {side: sum(file.stat().st_size for file in folder.iterdir()) for side, folder in sides.items()}
+    measured = facts(table, detectors["challenger"], limits, difference, times, sizes, pair.flaws)
+    return Findings(measured, table, list_sha256(rows))
+
+
+def _score(
+    detectors: Mapping[str, "Detector"], rows: pd.DataFrame, data: Path
+) -> tuple[pd.DataFrame, dict[str, list[float]]]:
+    """Scores per image and side, and milliseconds per image and side from decoded pixels to score."""
+    table = rows[["sample_id", "path", "label", "kind", "group_id", "captured_at"]].copy()
+    times: dict[str, list[float]] = {side: [] for side in detectors}
+    scores: dict[str, list[float]] = {side: [] for side in detectors}
+    for index, row in enumerate(rows.to_dict("records")):
+        for side, detector in list(detectors.items())[:: -1 if index % 2 else 1]:  # who follows on a warm cache changes
+            pixels = images.read(row["path"], data, detector.scorer.image.bits)
+            if index == 0:
+                detector.scorer.one(pixels)  # warm-up
+            begun = time.perf_counter()
+            scores[side].append(detector.scorer.one(pixels, row["sample_id"]).image_score)
+            times[side].append((time.perf_counter() - begun) * 1000)
+    return table.assign(**scores), times
+
+
+def newest(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The newest normals: what arrived after the dataset was first added, then by the camera's own time."""
+    normals = table[table["label"] == "normal"]
+    arrived = normals["path"].str.contains("/arrived/", regex=False)
+    order = normals.assign(arrived=arrived).sort_values(["arrived", "captured_at", "sample_id"], ascending=False)
+    return order.head(count)
+
+
+def facts(
+    table: pd.DataFrame,
+    challenger: "Detector",
+    limits: config.Gate,
+    parity: float | None,
+    times: Mapping[str, list[float]],
+    sizes: Mapping[str, int],
+    flaws: tuple[str, ...],
+) -> Measured:
+    """What the rules judge. Raises `DataError` for a score that is not finite."""
+    defect = (table["label"] == "defect").to_numpy()
+    scores: dict[str, NDArray[np.float64]] = {side: table[side].to_numpy(dtype=np.float64) for side in sizes}
+    for side, values in scores.items():
+        if not np.isfinite(values).all():
+            raise DataError(f"{table['path'][~np.isfinite(values)].iloc[0]}: the {side} gives no finite score")
+    groups, how = list(table["group_id"]), (limits.confidence, limits.draws)
+    both = "champion" in scores
+    kinds = table["kind"].to_numpy(dtype=str)
+    normals, card = newest(table, limits.newest), challenger.card
+    health = challenger.config["health"]
+    own = normals["challenger"].to_numpy(dtype=np.float64)
+    return Measured(
+        groups=len(set(groups)),
+        normals=int((~defect).sum()),
+        defects=int(defect.sum()),
+        auroc=gate_statistics.compare(scores["champion"], scores["challenger"], defect, groups, *how) if both else None,
+        own_auroc=image_auroc(defect, scores["challenger"]),
+        kinds=gate_statistics.compare_kinds(scores["champion"], scores["challenger"], kinds, defect, groups, *how)
+        if both
+        else {},
+        tried=policy.tried_of(card),
+        alarms=gate_statistics.alarms(own, list(normals["group_id"]), challenger.threshold, limits.alarm_confidence)
+        if len(normals)
+        else None,
+        promised=float(card["interval_95"][1]),
+        target=float(card["target_rate"]),
+        parity=parity,
+        level_shares=tuple(health.get("level_shares") or ()),
+        codebook_usage=health.get("codebook_usage"),
+        latency_ms=(float(np.median(times["champion"])), float(np.median(times["challenger"]))) if both else None,
+        size_bytes=(sizes["champion"], sizes["challenger"]) if both else None,
+        flaws=flaws,
+    )

@@ -1,0 +1,210 @@
+"""The gate: which version is champion. Judges the challenger, records the verdict, moves the alias, logs the move."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from flows.adapters.tracking import Registry, RegistryError
+from flows.core import lineage, locks
+from flows.core.processes import Supervisor
+from flows.gate import gate
+from flows.gate.gate import Findings, Pair
+from flows.gate.rules import Verdict, judge, promotable
+from flows.versions import promotions, versions
+from flows.versions.promotions import PromotionError
+from flows.versions.shipping import fetch
+from flows.workspace import workspace
+from pvqae.core import config
+from pvqae.core.config import Gate, Params
+from pvqae.core.errors import IntegrityError, PvqaeError
+from pvqae.core.files import write_text
+from pvqae.samples import manifest
+
+Measure = Callable[[Pair], Findings]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who wants a verdict and why; `override`: the reason to promote whatever the rules say."""
+
+    trigger: str
+    reason: str
+    override: str | None = None
+
+
+def run(root: Path, dataset: str, category: str, *, trigger: str, reason: str, override: str | None = None) -> Verdict:
+    """`verdict_on` the class, and the dataset's page with it."""
+    verdict = verdict_on(root, dataset, category, trigger=trigger, reason=reason, override=override)
+    show(root, dataset, category)
+    return verdict
+
+
+def show(root: Path, dataset: str, category: str = "") -> None:
+    """The verdict on a class, or on all, and where the aliases are now, on the dataset's page."""
+    from flows.adapters.registry import open_registry
+
+    root = root.resolve()
+    registry, _ = open_registry(root, config.load(root / "params.yaml").flow.tracking_uri)
+    with locks.held(workspace.lock_file(root, dataset)):
+        versions.refresh(registry, root, dataset, category)
+
+
+def verdict_on(
+    root: Path, dataset: str, category: str, *, trigger: str, reason: str, override: str | None = None
+) -> Verdict:
+    """Judge the class's challenger against its champion by the `gate` section of the project's params.yaml, and move
+    the champion alias if the verdict allows it or `override` says so.
+
+    The limits are the project's, not those of the run that made the challenger: no run loosens its own gate. Raises
+    `PromotionError` when there is no such model, `IntegrityError` for a bundle or gate image that is not the recorded
+    one, `DataError` when the gate images are not at hand.
+    """
+
+    from flows.adapters.registry import open_registry
+
+    root = root.resolve()
+    params = config.load(root / "params.yaml")
+    registry, _ = open_registry(root, params.flow.tracking_uri)
+    with ExitStack() as stack:
+        lock = workspace.lock_file(root, dataset)
+        waiting = f"a flow works on {dataset}: waiting for its end"
+        held = stack.enter_context(locks.held(lock, waiting=lambda: print(waiting, flush=True)))
+        supervisor = stack.enter_context(Supervisor([held]))
+        measure = measurer(root, dataset, category, params, supervisor)
+        verdict = decide(registry, root, dataset, category, measure, params.gate, Asked(trigger, reason, override))
+    show_in_prefect(lineage.model_name(dataset, category), verdict)
+    return verdict
+
+
+def measurer(root: Path, dataset: str, category: str, params: Params, supervisor: Supervisor) -> Measure:
+    def measure(pair: Pair) -> Findings:
+        space = gate.workspace_of(root, params, dataset, pair.tags["manifest_sha256"])
+        return gate.measure(space, category, pair, params.gate, params.compute, supervisor)
+
+    return measure
+
+
+def decide(
+    registry: Registry, root: Path, dataset: str, category: str, measure: Measure, limits: Gate, asked: Asked
+) -> Verdict:
+    """The story of one verdict, with the measuring left to `measure`."""
+    # 1. The aliases as the log has them.
+    name, lock = lineage.model_name(dataset, category), promotions.lock_file(root, dataset)
+    promotions.check_owners(registry, dataset, [category])
+    with locks.held(lock):
+        promotions.complete(registry, name)
+        held = promotions.champion if asked.override else promotions.held_champion
+        champion, challenger = held(registry, name), promotions.held(registry, name, "challenger")
+    if not champion and not challenger:
+        raise PromotionError(f"{name}: no version is champion or challenger; {promotions.way_back(registry, name)}")
+    if not challenger or challenger == champion:
+        text = f"nothing to judge: version {champion} is champion, and no other version is challenger"
+        return Verdict("refused", False, (text,), {}, champion or "", champion or "")
+
+    # 2. What the challenger may not be, whatever its scores.
+    tags, log = registry.version_tags(name, challenger), registry.promotions(name)
+    forbidden = forbids(tags)
+    if asked.override and forbidden:
+        raise PromotionError(f"{name} version {challenger} can't be promoted, not by override: {'; '.join(forbidden)}")
+    taken_back = promotions.rolled_back(log).get(challenger)
+    flaws = forbidden + ((f"was rolled back: {taken_back}",) if taken_back else ())
+
+    # 3. Both bundles as they were evaluated, the measuring, the rules.
+    with tempfile.TemporaryDirectory() as place:
+        own = fetch(registry, name, challenger, Path(place) / challenger)
+        pair = Pair(own, _opponent(registry, name, champion, Path(place), asked), tags, flaws)
+        found, verdict = _judged(measure, pair, limits, bool(asked.override))
+        verdict = replace(verdict, version=challenger, champion=champion or lineage.NONE)
+
+        # 4. The verdict with the challenger's run, before anything moves.
+        record(registry, name, verdict, found, asked, Path(place))
+
+    # 5. The move, if nobody moved the champion meanwhile.
+    if not (asked.override or promotable(verdict, limits)):
+        return verdict
+    reasons = (f"override: {asked.override}",) if asked.override else (f"{asked.trigger}: {asked.reason}",)
+    kind = "override" if asked.override else "gate" if champion else "initial"
+    with locks.held(lock):
+        promotions.move(
+            registry,
+            name,
+            "champion",
+            challenger,
+            kind=kind,
+            reasons=(*reasons, *verdict.lines),
+            verdict=verdict.outcome,
+            expected=verdict.champion,
+        )
+    return replace(verdict, promoted=True)
+
+
+def _opponent(registry: Registry, name: str, champion: str | None, place: Path, asked: Asked) -> Path | None:
+    """The champion's bundle. One whose files are gone or damaged stops all but an override."""
+    if not champion:
+        return None
+    try:
+        return fetch(registry, name, champion, place / champion)
+    except (RegistryError, IntegrityError) as error:
+        if asked.override:
+            return None
+        text = "the champion can't be judged against: put its files back, see `promote rollback`, or use --override"
+        raise type(error)(f"{error}; {text}") from None
+
+
+def _judged(measure: Measure, pair: Pair, limits: Gate, overridden: bool) -> tuple[Findings | None, Verdict]:
+    """An override does not depend on whether the gate can run, but what it said, or why it did not, is kept."""
+    try:
+        found = measure(pair)
+    except PvqaeError as error:
+        if not overridden:
+            raise
+        return None, Verdict("insufficient", False, (f"undecided: the gate could not run: {error}",), {})
+    return found, judge(found.measured, limits)
+
+
+def forbids(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Why a version may never be champion: an experiment's, or one that could not be rebuilt."""
+    found = ["is marked never promotable"] if tags.get("never_promotable", "") == "true" else []
+    if lacking := lineage.missing(tags):
+        found.append(f"lineage lacks {', '.join(lacking)}")
+    return tuple(found)
+
+
+def record(registry: Registry, name: str, verdict: Verdict, found: Findings | None, asked: Asked, place: Path) -> None:
+    """The verdict as tags of the version and its run, and as files of the run."""
+    run = registry.version_tags(name, verdict.version)["mlflow_run"]
+    stem = f"gate-version-{verdict.version}-against-{verdict.champion}"
+    values = asdict(verdict) | asdict(asked) | {"gate_list_sha256": found.list_sha256 if found else ""}
+    write_text(place / f"{stem}.json", json.dumps(values, indent=1, default=str) + "\n")
+    if found:
+        manifest.write_csv(found.scores, place / f"{stem}.csv")
+    tags = {
+        "gate_outcome": verdict.outcome,
+        "gate_champion": verdict.champion,
+        "gate_verdict": "\n".join(verdict.lines),
+        "gate_list_sha256": found.list_sha256 if found else lineage.NONE,
+    }
+    registry.tag(run, tags)  # first: it refuses where a person has deleted the run
+    for file in sorted(place.glob(f"{stem}.*")):
+        registry.artifact(run, file, "gate")
+    registry.tag_version(name, verdict.version, tags)
+
+
+def summary(name: str, verdict: Verdict) -> str:
+    """One sentence."""
+    did = "is champion now" if verdict.promoted else "was not promoted"
+    return f"{name} version {verdict.version} against {verdict.champion}: {verdict.outcome}; it {did}"
+
+
+def show_in_prefect(name: str, verdict: Verdict) -> None:
+    """The verdict as an artifact of the flow run that asked for it, if one did."""
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get() is None:
+        return
+    body = "\n".join([f"# {summary(name, verdict)}", *(f"* {line}" for line in verdict.lines)])
+    create_markdown_artifact(body, key=lineage.artifact_key("gate", name))

@@ -1,0 +1,1 @@
+"""New images: decision, training, gate."""

@@ -1,0 +1,213 @@
+"""What a dataset has already: to tell copies of its images, and images that cannot be of their class.
+
+Thumbnails: T x T pixels, grey, 0 .. 255.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from pvqae.core.errors import DataError
+from pvqae.datasets import inspection
+from pvqae.datasets.layouts import Found
+from pvqae.samples import images, manifest
+
+Thumb = NDArray[np.float16]
+T = 32
+FEWEST = 8  # images of a class whose mean says what they have in common
+# Of what validation allows: it looks at the class's training normals only, which differ a little from all its normals,
+# and an image that passes here must not stop the training there. Known normals reach 3.1 of 8 sigmas.
+SHARE_OF_LIMIT = 0.75
+STATISTICS = ("mean", "std", "sharpness")
+SIZES, SHAPES = 2.0, 1.2  # an image may be so much larger or smaller, wider or narrower than its class's
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is remembered of an image."""
+
+    name: str
+    category: str
+    normal: bool
+    sha256: str
+    width: int
+    height: int
+    mean: float
+    std: float
+    sharpness: float
+    thumb: Thumb
+
+
+def thumbnail(image: images.Floats) -> Thumb:
+    """(T, T) of an image (H0, W0, 3), by area."""
+    grey = Image.fromarray(image.mean(axis=2, dtype=np.float32) * np.float32(255))
+    return np.asarray(grey.resize((T, T), Image.Resampling.BOX), dtype=np.float16)
+
+
+def known(path: Path, name: str, category: str, normal: bool, bits: images.Bits = "auto") -> Known | str:
+    """Decode a file, with `image.bits`; the reason instead when it can't be read. The reason does not name the file."""
+    facts = inspection.inspect(Path(path.name), path.parent, bits)
+    if isinstance(facts, str):
+        return facts.removeprefix(f"{path.name}: ")
+    try:
+        thumb = thumbnail(images.read(path, bits=bits))
+    except DataError as error:
+        return str(error)
+    header = facts.header
+    return Known(
+        name, category, normal, facts.sha256, header.width, header.height, **vars(facts.statistics), thumb=thumb
+    )
+
+
+class _Thumbs:
+    """Thumbnails of a class, with what they have in common taken off, and their names."""
+
+    def __init__(self, images: Sequence[Known]) -> None:
+        flat = np.stack([image.thumb for image in images]).astype(np.float32).reshape(len(images), -1)
+        self._mean = flat.mean(axis=0) if len(images) >= FEWEST else np.zeros_like(flat[0])
+        self._rows = [_normalised(flat - self._mean)]
+        self._names = [image.name for image in images]
+
+    def _row(self, image: Known) -> NDArray[np.float32]:
+        return _normalised(image.thumb.astype(np.float32).reshape(1, -1) - self._mean)
+
+    def add(self, image: Known) -> None:
+        self._rows.append(self._row(image))
+        self._names.append(image.name)
+
+    def nearest(self, image: Known) -> tuple[float, str]:
+        row = self._row(image)[0]
+        alike = np.concatenate([rows @ row for rows in self._rows])
+        return float(alike.max()), self._names[int(alike.argmax())]
+
+
+class Index:
+    """Images known so far; `add` what comes in. A new image is compared with all of its class, of every split."""
+
+    def __init__(self, images: Iterable[Known] = ()) -> None:
+        self._classes: dict[str, list[Known]] = {}
+        self._thumbs: dict[str, _Thumbs] = {}
+        self._names: dict[str, str] = {}
+        for image in images:
+            self.add(image)
+
+    def add(self, image: Known) -> None:
+        self._classes.setdefault(image.category, []).append(image)
+        self._names.setdefault(image.sha256, image.name)
+        if image.category in self._thumbs:
+            self._thumbs[image.category].add(image)
+
+    def copy_of(self, sha256: str) -> str:
+        """The image with the same bytes, "" when there is none."""
+        return self._names.get(sha256, "")
+
+    def nearest(self, image: Known) -> tuple[float, str]:
+        """The image of its class that it is most alike, with their correlation in -1 .. 1; -1 when there is none.
+
+        The class's mean is taken off first: photographs of equal parts in one place correlate by 0.9998 (bottles),
+        what is left of them by 0.97, while a JPEG of quality 50 of the same photograph keeps 0.994.
+        """
+        own = self._classes.get(image.category, [])
+        if not own:
+            return -1.0, ""
+        if image.category not in self._thumbs:
+            self._thumbs[image.category] = _Thumbs(own)
+        return self._thumbs[image.category].nearest(image)
+
+    def misfit(self, image: Known) -> str:
+        """Why an image cannot be a normal of its class: size, shape, or exposure; "" when it can."""
+        own = [other for other in self._classes.get(image.category, []) if other.normal]
+        return (_size_misfit(image, own) or _exposure_misfit(image, own)) if own else ""
+
+
+def _normalised(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    result: NDArray[np.float32] = centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-9)
+    return result
+
+
+def _size_misfit(image: Known, own: Sequence[Known]) -> str:
+    sizes = {(other.width, other.height) for other in own}
+    found = f"found {image.width} x {image.height}"
+    if len(sizes) == 1:
+        width, height = next(iter(sizes))
+        same = (image.width, image.height) == (width, height)
+        return "" if same else f"expected {width} x {height} pixels as all of its class, {found}"
+    sides, shapes = [max(size) for size in sizes], [width / height for width, height in sizes]
+    fits = min(sides) / SIZES <= max(image.width, image.height) <= max(sides) * SIZES
+    fits = fits and min(shapes) / SHAPES <= image.width / image.height <= max(shapes) * SHAPES
+    return "" if fits else f"expected sides of about {min(sides)} to {max(sides)} pixels as its class, {found}"
+
+
+def _exposure_misfit(image: Known, own: Sequence[Known]) -> str:
+    """What validation would stop the training for."""
+    rows = [(other.category, *(getattr(other, name) for name in STATISTICS)) for other in [*own, image]]
+    frame = pd.DataFrame(rows, columns=["category", *STATISTICS])
+    learnt = pd.Series([True] * len(own) + [False])
+    if not manifest.shows_something(frame, frame["std"], learnt).iloc[-1]:
+        return f"expected a picture, found a blank: grey levels spread by {image.std:g}"
+    limit = SHARE_OF_LIMIT * manifest.LIMIT
+    for name in STATISTICS:
+        away = float(manifest.deviations(frame, frame[name], learnt).iloc[-1])
+        if abs(away) > limit:
+            return f"expected {name} within {limit:g} robust sigmas of its class, found {away:.1f}"
+    return ""
+
+
+def build(found: Sequence[Found], raw: Path, cache: Path, bits: images.Bits = "auto") -> Index:
+    """The index of a dataset's images; only those that the file `cache` does not know are decoded. Unreadable ones
+    are left out."""
+    before = _load(cache)
+    states = [f"{_state(item, raw)}|{bits}" for item in found]
+    with ThreadPoolExecutor() as pool:
+
+        def look(pair: tuple[Found, str]) -> Known | str:
+            item, state = pair
+            return before.get(state) or known(
+                item.path, item.path.relative_to(raw).as_posix(), item.category, item.label == "normal", bits
+            )
+
+        seen = list(pool.map(look, zip(found, states, strict=True)))
+    after = {state: image for state, image in zip(states, seen, strict=True) if isinstance(image, Known)}
+    if after.keys() != before.keys():
+        _save(after, cache)
+    return Index(after.values())
+
+
+def _state(item: Found, raw: Path) -> str:
+    state = item.path.stat()
+    name = item.path.relative_to(raw).as_posix()
+    return f"{name}|{state.st_size}|{state.st_mtime_ns}|{item.category}|{item.label}"
+
+
+def _load(cache: Path) -> dict[str, Known]:
+    if not cache.exists():
+        return {}
+    try:
+        with np.load(cache, allow_pickle=False) as stored:
+            rows, thumbs = json.loads(str(stored["rows"])), stored["thumbs"]
+        return {state: Known(**row, thumb=thumb) for (state, row), thumb in zip(rows, thumbs, strict=True)}
+    except Exception:  # a cache: whatever is wrong with it, the images themselves are there
+        return {}
+
+
+def _save(images: dict[str, Known], cache: Path) -> None:
+    rows = [(state, _row(image)) for state, image in images.items()]
+    thumbs = np.stack([image.thumb for image in images.values()]) if images else np.zeros((0, T, T), np.float16)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    part = cache.with_name(f"part-{cache.name}")
+    np.savez(part, rows=np.array(json.dumps(rows)), thumbs=thumbs)
+    os.replace(part, cache)
+
+
+def _row(image: Known) -> dict[str, Any]:
+    return {key: value for key, value in vars(image).items() if key != "thumb"}

@@ -1,0 +1,157 @@
+"""`python -m flows review`: a local page on which a person labels images, and Apply, which makes a data version."""
+
+import functools
+import os
+import socket
+import webbrowser
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.adapters import git
+from flows.adapters.tracking import Registry
+from flows.adapters.versioning import Dvc
+from flows.core import classes, lineage, locks
+from flows.core.processes import Supervisor
+from flows.retrain.arrivals_ledger import Ledger, Places
+from flows.retrain.intake_steps import params_of, recorder, refuse_made
+from flows.retrain.labels import Log, labels_file
+from flows.review import review_queues
+from flows.review.apply import Applied, Applier
+from flows.review.session import Desk, Source
+from flows.versions import promotions
+from flows.versions.registration import sha256
+from flows.workspace import choices, workspace
+from pvqae.core.config import Params
+from pvqae.core.errors import ConfigError, PvqaeError
+from pvqae.core.layout import Layout
+
+if TYPE_CHECKING:
+    from pvqae.inference.bundle import Detector
+
+
+class Busy(PvqaeError):  # noqa: N818 - what is the matter, no fault
+    """A flow works on the dataset, and the one who asked does not want to wait."""
+
+
+def params_for(project: Path, dataset: str) -> Params:
+    """The dataset's params. Raises `ConfigError` for one that was never trained, or that a stage makes."""
+    params = choices.choose(project, params_of(project, dataset)).params
+    refuse_made(params, "so no label can come into it", "python -m flows review --dataset parts")
+    return params
+
+
+def apply(project: Path, params: Params, waiting: Callable[[str], None]) -> Applied:
+    """Bring all labels that were not applied yet into the dataset as one DVC version, and push it if the params say so.
+
+    `waiting` is told when a flow works on the dataset; it may raise. After a crash call it again.
+    """
+    places, layout = Places(project, params.data.name), Layout(project, params.data.name)
+    log = Log(labels_file(places))
+    with ExitStack() as stack:
+        lock = workspace.lock_file(project, places.dataset)
+        busy = f"a flow works on {places.dataset}"
+        held = stack.enter_context(locks.held(lock, waiting=lambda: waiting(busy)))
+        stack.enter_context(log.writing())
+        dvc = Dvc(project, stack.enter_context(Supervisor([held])))
+        if not layout.raw.is_dir() and dvc.data_hash(places.dataset):
+            dvc.checkout(places.dataset)
+        wanted = {label.sha256 for label in log.pending()}
+        every = review_queues.scored(project, places.dataset, classes.wanted(params, layout.raw))
+        seen = {item.sha256: item for item in every if item.sha256 in wanted}
+        done = Applier(places, params, Ledger(places.ledger), log).run(seen.get, dvc, recorder(project, params))
+        if params.flow.push and done.admitted:
+            dvc.push()
+    return done
+
+
+def champions(project: Path, registry: Registry, dataset: str) -> "Callable[[str], tuple[str, Detector] | None]":
+    """A class's champion, fetched and loaded once; another one is loaded when the alias has moved."""
+    from flows.serving.score import bundle_of
+    from pvqae.inference import bundle
+
+    @functools.lru_cache(maxsize=4)
+    def load(model: str, version: str) -> "Detector":
+        return bundle.parse(bundle_of(project, registry, model, version))
+
+    def champion(category: str) -> "tuple[str, Detector] | None":
+        model = lineage.model_name(dataset, category)
+        version = promotions.held_champion(registry, model)
+        return (version, load(model, version)) if version else None
+
+    return champion
+
+
+def evaluated(project: Path, registry: Registry, dataset: str) -> Callable[[str], str]:
+    """Which registered version of a class the last evaluation was of, "" if none."""
+    places = (project / ".pvqae" / "runs" / dataset, project)
+
+    def version(category: str) -> str:
+        for place in places:
+            sums = Layout(place, dataset).bundle(category) / "SHA256SUMS"
+            if sums.is_file():
+                return registry.find(lineage.model_name(dataset, category), {"bundle_sha256": sha256(sums)}) or ""
+        return ""
+
+    return version
+
+
+def default_name(project: Path) -> str:
+    """Git's user, "" where git knows none."""
+    try:
+        return git.git(project, "config", "user.name")
+    except git.GitError:
+        return ""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises `ConfigError` where that can't be."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        opened.bind((host, port))
+    except OSError as error:
+        opened.close()
+        reason = error.strerror or str(error)
+        raise ConfigError(f"--host {host} --port {port}: {reason}; choose another, --port 0 takes a free one") from None
+    return opened
+
+
+def serve(
+    project: Path, params: Params, host: str, port: int, most: int, browser: bool, say: Callable[[str], None]
+) -> None:
+    """Serve the page until Ctrl-C. Other hosts than this machine's own need the token that is printed."""
+    import uvicorn
+
+    from flows.adapters.registry import open_registry
+    from flows.review import review_app
+    from flows.review.album import Album
+    from pvqae.serving import batch_cli
+    from pvqae.serving.middleware import is_loopback
+
+    name = params.data.name
+    registry, _ = open_registry(project, params.flow.tracking_uri)
+    places = Places(project, name)
+    categories = tuple(classes.wanted(params, Layout(project, name).raw))
+    batch_cli.prepare()
+    desk = Desk(Source(places, categories, most, evaluated(project, registry, name)))
+    album = Album(project / ".pvqae" / "cache" / "review" / name, champions(project, registry, name), params.image.bits)
+
+    def refuse(busy: str) -> None:
+        raise Busy(f"{busy}: apply again when it has ended; the labels are kept")
+
+    token = "" if is_loopback(host) else os.environ.get("PVQAE_TOKEN", "") or review_app.new_token()
+    app = review_app.make(desk, album, default_name(project), lambda: apply(project, params, refuse).lines, token)
+    with listen(host, port) as opened:
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{opened.getsockname()[1]}/" + (f"?token={token}" if token else "")
+        say(f"review of {name}: {address}\nlabels: {places.review / 'labels.jsonl'}\nCtrl-C ends it")
+        if browser:
+            webbrowser.open(address)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        with suppress(KeyboardInterrupt):  # uvicorn has stopped before it passes the signal on
+            server.run(sockets=[opened])
+    waits = len(desk.log.pending())
+    say(f"stopped; {waits} labels wait for `python -m flows review --dataset {name} --apply`")

@@ -1,0 +1,202 @@
+"""Who may use the review page: this machine, or whoever has the token; and only the page itself may change things.
+
+The review page and what it asks for. Images are named by their sha256 alone: no path ever comes from the browser.
+"""
+
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, Field, StringConstraints
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flows.review.review_queues import Item
+from flows.review.session import Desk
+from pvqae.core.errors import PvqaeError
+from pvqae.serving import middleware
+
+COOKIE = "pvqae_review"
+MAX_BYTES = 16_384  # of a request
+HEADERS: Mapping[str, str] = {
+    **middleware.HEADERS,
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def new_token() -> str:
+    return secrets.token_urlsafe(24)
+
+
+@dataclass(frozen=True)
+class Door:
+    """An ASGI app around another. `token` "" serves this machine only; `page` is known to the page that we sent."""
+
+    app: ASGIApp
+    token: str = ""
+    page: str = field(default_factory=new_token)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        scope, send = middleware.as_get(scope, send)
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        answer = self._refusal(Request(scope))
+        await (answer or self.app)(scope, receive, sending)
+
+    def _refusal(self, request: Request) -> Response | None:
+        if self.token and (answer := self._stranger(request)):
+            return answer
+        if not self.token and not middleware.is_loopback(
+            urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        ):
+            # A foreign page may let its own name point to this machine; it can't choose this header.
+            return PlainTextResponse("expected a request to this machine, found another name", 421)
+        return None if request.method in ("GET", "HEAD") else self._foreign(request)
+
+    def _stranger(self, request: Request) -> Response | None:
+        """The token comes once with the address, then as a cookie that no other site's request carries."""
+        given = request.query_params.get("token", "")
+        if given and self._same(given, self.token):
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+            return answer
+        if self._same(request.cookies.get(COOKIE, ""), self.token):
+            return None
+        return PlainTextResponse("open the whole address that `python -m flows review` printed, with its token", 401)
+
+    def _foreign(self, request: Request) -> Response | None:
+        """Requests that change something: from our page alone, small."""
+        headers = request.headers
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            return PlainTextResponse(f"expected a request of this page, found one of {origin[:80]!r}", 403)
+        if not self._same(headers.get("x-page", ""), self.page):
+            return PlainTextResponse("expected a request of this page; load the page again", 403)
+        length = headers.get("content-length", "")
+        if not length.isdecimal() or int(length) > MAX_BYTES:
+            return PlainTextResponse(f"expected at most {MAX_BYTES} bytes", 413)
+        return None
+
+    @staticmethod
+    def _same(given: str, expected: str) -> bool:
+        return hmac.compare_digest(given.encode(), expected.encode())
+
+
+FILES = Path(__file__).parent / "page"
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+class Who(BaseModel):
+    who: str = Field(max_length=400)
+
+
+class Said(Who):
+    id: Sha256
+    label: Literal["good", "defect", "skip"]
+
+
+class Pictures(Protocol):
+    """`review_files.Album`."""
+
+    def picture(self, item: Item) -> Path: ...
+    def heatmap(self, item: Item) -> Path | None: ...
+
+
+def make(desk: Desk, album: Pictures, who: str, apply: Callable[[], tuple[str, ...]], token: str = "") -> Door:
+    """The ASGI app. `who`: the name the page starts with; `apply` applies all labels, and says what came of it."""
+    app = FastAPI(title="pvqae review", docs_url=None, redoc_url=None, openapi_url=None)
+    page = new_token()
+    app.add_exception_handler(PvqaeError, _explained)
+    _add_page(app, desk, who, page)
+    _add_pictures(app, desk, album)
+    _add_labels(app, desk, apply)
+    return Door(app, token, page)
+
+
+def _explained(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 409)
+
+
+def _add_page(app: FastAPI, desk: Desk, who: str, page: str) -> None:
+    environment = Environment(loader=FileSystemLoader(FILES), autoescape=True, undefined=StrictUndefined)
+
+    @app.get("/")
+    def index() -> HTMLResponse:
+        desk.refresh()
+        template = environment.get_template("review.html.j2")
+        return HTMLResponse(template.render(dataset=desk.places.dataset, who=who, page=page))
+
+    @app.get("/favicon.ico")
+    def icon() -> Response:
+        """None: browsers ask for one anyway."""
+        return Response(status_code=204)
+
+    @app.get("/{name}.{kind}")
+    def file(name: Literal["review"], kind: Literal["css", "js"]) -> FileResponse:
+        media = {"css": "text/css", "js": "text/javascript"}[kind]
+        return FileResponse(FILES / f"{name}.{kind}", media_type=f"{media}; charset=utf-8")
+
+
+def _add_pictures(app: FastAPI, desk: Desk, album: Pictures) -> None:
+    def known(sha256: str) -> Item:
+        item = desk.item(sha256)
+        if item is None:
+            raise HTTPException(404, "no such image in a queue")
+        return item
+
+    @app.get("/picture/{sha256}")
+    def picture(sha256: Sha256) -> FileResponse:
+        return FileResponse(album.picture(known(sha256)), media_type="image/webp")
+
+    @app.get("/heatmap/{sha256}")
+    def heatmap(sha256: Sha256) -> FileResponse:
+        file = album.heatmap(known(sha256))
+        if file is None:
+            raise HTTPException(404, "the class has no champion")
+        return FileResponse(file, media_type="image/webp")
+
+
+def _add_labels(app: FastAPI, desk: Desk, apply: Callable[[], tuple[str, ...]]) -> None:
+    @app.get("/state")
+    def state() -> dict[str, Any]:
+        return desk.state()
+
+    @app.post("/label")
+    def label(said: Said) -> dict[str, Any]:
+        desk.label(said.id, said.label, said.who)
+        return desk.state()
+
+    @app.post("/undo")
+    def undo(asked: Who) -> dict[str, Any]:
+        item = desk.undo(asked.who)
+        return {**desk.state(), "undone": item.sha256 if item else ""}
+
+    @app.post("/apply")
+    async def applied() -> dict[str, Any]:
+        work: Callable[..., Awaitable[tuple[str, ...]]] = run_in_threadpool
+        lines = await work(apply)
+        await run_in_threadpool(desk.refresh)
+        await run_in_threadpool(desk.write_disagreements)
+        return {**desk.state(), "lines": lines}

@@ -1,0 +1,1 @@
+"""Scores, service and drift of a registered version."""

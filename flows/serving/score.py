@@ -1,0 +1,144 @@
+"""The score flow: a registered version over a folder or a bucket prefix, and the drift of what it saw."""
+
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+
+from flows.adapters import landing
+from flows.adapters.landing import Landing, Object
+from flows.adapters.registry import open_registry
+from flows.adapters.tracking import Registry
+from flows.core import lineage, locks
+from flows.serving import drift
+from flows.versions import promotions, shipping
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, IntegrityError
+from pvqae.core.files import whole_folder
+from pvqae.inference import bundle as bundles
+from pvqae.samples.sums import Sealed
+from pvqae.serving import batch, batch_cli, batch_source
+from pvqae.serving.batch_source import Item
+
+MODEL = re.compile(rf"({lineage.MODEL.pattern})(?:@(\w+))?")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `score` came to. `drift` is None when it was not asked for."""
+
+    model: str
+    version: str
+    out: Path
+    found: batch.Outcome
+    drift: drift.Judged | None
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        words = (f"{self.model} version {self.version}: {batch_cli.sentence(self.found, self.out)}",)
+        if self.drift is None:
+            return words
+        earlier = self.drift.since != self.drift.report.since
+        first = (f"Earlier reports tell of drift without a break since {self.drift.since}.",) if earlier else ()
+        return (*words, self.drift.report.sentence, *first, str(self.out / "drift.html"))
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The images of a landing area as a source: fetched one at a time, and only what no earlier run has scored."""
+
+    area: Landing
+    url: str
+
+    def items(self) -> Iterator[Item]:
+        for found in self.area.objects():
+            if batch_source.is_image(found.key):
+                yield Item(f"{self.url}/{found.key}", f"{found.etag} {found.size} {found.key}")
+
+    def file(self, item: Item, scratch: Path) -> Path:
+        etag, size, key = item.identity.split(" ", 2)
+        target = scratch / ("image" + Path(key).suffix.lower())
+        self.area.fetch(Object(key, etag, int(size)), target)
+        return target
+
+
+def source_of(where: str) -> batch_source.Source:
+    """Images at s3://bucket/prefix, or in a folder (or a single file) of this machine."""
+    if where.startswith("s3://"):
+        return Bucket(landing.open_landing(where), where.rstrip("/"))
+    if "://" in where:
+        raise ConfigError(f"{where}: expected a folder or s3://bucket/prefix; correct the source")
+    return batch_source.Files((Path(where).expanduser(),))
+
+
+def parse(name: str, registry: Registry) -> tuple[str, str]:
+    """Model and version that `name` means: MODEL, MODEL@ALIAS or MODEL@NUMBER.
+
+    An alias is what the promotion log says, whatever a hand has moved in MLflow's pages. Raises `ConfigError` for
+    another form, or an alias that no version has, `PromotionError` for a champion that was deleted.
+    """
+    matched = MODEL.fullmatch(name)
+    if not matched:
+        raise ConfigError(f"{name}: expected pvqae-DATASET-CLASS@champion, another alias or a version's number")
+    model, label = matched[1], matched[2] or "champion"
+    version = label if label.isdigit() else promotions.held(registry, model, label)
+    if not version:
+        way = promotions.way_back(registry, model)
+        raise ConfigError(f"{name}: no version of {model} has the alias {label}; {way}")
+    return model, version
+
+
+def place(root: Path, model: str, where: str) -> Path:
+    """The folder of what `model` says of a source: one each, so that a rerun finds what is done."""
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", where.rstrip("/").rsplit("/", 1)[-1])[:40].strip("-.") or "images"
+    return root / "scores" / model / f"{slug}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+
+
+def bundle_of(root: Path, registry: Registry, model: str, version: str) -> Sealed:
+    """The files of the registered bundle, checked against its lineage; fetched once."""
+    folder = root / ".pvqae" / "bundles" / f"{model}-{version}"
+    expected = registry.version_tags(model, version)["bundle_sha256"]
+    if folder.is_dir():
+        with suppress(IntegrityError):  # changed since: fetched again
+            return shipping.check_evaluated(folder, expected)
+    with tempfile.TemporaryDirectory() as place, whole_folder(folder) as part:
+        fetched = shipping.fetch(registry, model, version, Path(place) / "fetched")
+        shutil.copytree(fetched, part, dirs_exist_ok=True)
+    return shipping.check_evaluated(folder, expected)
+
+
+@flow(name="score", persist_result=False)
+def score(
+    root: str, name: str, source: str, out: str = "", heatmaps: bool = False, judge_drift: bool = False
+) -> Result:
+    """Score what is new of `source` with the version that `name` means; with `judge_drift` compare what was scored
+    with the version's trusted normals, and send an event if it drifted.
+
+    Raises an error of `pvqae.core.errors` for what the user can repair. A killed run goes on where it was.
+    """
+    log = get_run_logger()
+    project = Path(root).resolve()
+    params = config.load(project / "params.yaml")
+
+    # 1. The version, and where its results lie; one run per place at a time.
+    registry, _ = open_registry(project, params.flow.tracking_uri)
+    model, version = parse(name, registry)
+    where = source if "://" in source else str(Path(source).expanduser().resolve())
+    folder = Path(out).resolve() if out else place(project, model, where)
+    lock = project / ".pvqae" / "locks" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.score.lock"
+    with locks.held(lock, waiting=lambda: log.warning("another run writes to %s: waiting for its end", folder)):
+        # 2. The scores.
+        batch_cli.prepare()
+        bundle = bundle_of(project, registry, model, version)
+        found = batch.run(bundles.parse(bundle), source_of(where), folder, version, heatmaps)
+        log.info("%s", batch_cli.sentence(found, folder))
+
+        # 3. Drift.
+        judged = drift.judge(bundle, folder, params.drift, model, version) if judge_drift else None
+    return Result(model, version, folder, found, judged)

@@ -1,0 +1,94 @@
+"""The service that follows an alias: a new champion is fetched, checked and tried beside the old, then takes its place.
+
+Whatever goes wrong meanwhile (the registry is down, a bundle is damaged) the version that answers goes on answering.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.adapters.registry import RegistryError, open_registry
+from flows.adapters.tracking import Registry
+from flows.core import lineage
+from flows.serving import score
+from pvqae.serving import server
+from pvqae.serving.middleware import Metrics
+from pvqae.serving.slot import Holder, Model, Trouble, load
+
+
+@dataclass
+class Follower:
+    """Looks at an alias every `seconds` and lets `holder` answer by the version that it names.
+
+    A version that did not load is not tried again until the alias has moved; a registry that did not answer is.
+    """
+
+    root: Path
+    registry: Registry
+    name: str  # MODEL, MODEL@ALIAS or MODEL@NUMBER
+    holder: Holder
+    seconds: float
+    rejected: Trouble | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set; the first look is at once."""
+        while not stop.is_set():
+            self.look()
+            stop.wait(self.seconds)
+
+    def look(self) -> None:
+        """One look, and the exchange if there is a new version. Raises nothing: the service has to go on."""
+        try:
+            model, version = score.parse(self.name, self.registry)
+        except Exception as error:  # MLflow's clients raise whatever their transport does
+            self.holder.keep("", error, "unreachable")
+            return
+        current = self.holder.current
+        if current is not None and current.version == version:
+            self.holder.trouble = None
+        elif self.rejected and self.rejected.version == version:
+            self.holder.trouble = self.rejected
+        else:
+            self._exchange(model, version)
+
+    def _exchange(self, model: str, version: str) -> None:
+        try:
+            self.holder.put(fetched(self.root, self.registry, model, version))
+            self.rejected = None
+        except (RegistryError, OSError) as error:
+            self.holder.keep(version, error, "unreachable")
+        except Exception as error:  # a damaged bundle can fail anywhere in its loading
+            self.holder.keep(version, error)
+            self.rejected = self.holder.trouble
+
+
+def fetched(root: Path, registry: Registry, model: str, version: str) -> Model:
+    """The registered version, its bundle checked against its lineage and tried with one image.
+
+    Raises `RegistryError` where it can't be fetched, `IntegrityError` where it is not what was evaluated.
+    """
+    tags = registry.version_tags(model, version)
+    bundle = score.bundle_of(root, registry, model, version)
+    return load(bundle, version, {key: tags[key] for key in lineage.REQUIRED if key in tags})
+
+
+def serve(
+    root: Path, name: str, *, host: str | None, port: int | None, token_file: Path | None,
+    overrides: tuple[str, ...], tell: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Serve what `name` means, and what it will mean, until SIGTERM or Ctrl-C. The first version is loaded while the
+    service listens already: /ready says 503 until then.
+
+    Raises `ConfigError` for a name without a version, a host without a token or a port that is taken.
+    """
+    params = server.params_here(overrides, root / "params.yaml")
+    settings, token = server.settings_of(params, host, port), server.token_of(token_file)
+    registry, _ = open_registry(root, params.flow.tracking_uri)
+    _, version = score.parse(name, registry)
+    metrics = Metrics()
+    follower = Follower(root, registry, name, Holder(metrics), settings.poll)
+    words = f"serving {name}, now version {version}, looking for another every {settings.poll:g} s"
+    server.run(
+        follower.holder, metrics, params, settings, token, lambda where: tell(f"{words}, at {where}"), follower.run
+    )

@@ -1,0 +1,131 @@
+"""What a run came to: one row per class, for the terminal, for Prefect's page and for whoever called the flow."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from flows.versions.registration import Registered
+
+FIGURES = {
+    "image AUROC": "image_auroc",
+    "pixel AUROC": "pixel_auroc",
+    "AUPRO": "aupro",
+    "threshold": "threshold",
+    "false alarms": "false_alarm_rate",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`ran` and `restored` are stages; both empty, and no version new: nothing had changed."""
+
+    dataset: str
+    figures: Mapping[str, Any]  # reports/<dataset>/metrics.json
+    ran: tuple[str, ...]
+    restored: tuple[str, ...]
+    versions: tuple[Registered, ...]
+    uncommitted: tuple[str, ...]  # code files that kept every new version from being registered
+    report: Path
+    tracking_uri: str
+    mlflow_run: str
+    warnings: tuple[str, ...] = ()  # of the check of the data
+
+    @property
+    def nothing_changed(self) -> bool:
+        return not (self.ran or self.restored or any(version.new for version in self.versions))
+
+
+def cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def version_text(version: Registered) -> str:
+    if not version.version:
+        return "not registered"
+    return f"{version.version}{' ' + version.alias if version.alias else ''}{' (new)' if version.new else ''}"
+
+
+def fate(version: Registered) -> str:
+    """What became of a new bundle and why, in words."""
+    what = f"version {version.version} is {version.alias}" if version.version else "not registered"
+    return f"{what}: {'; '.join(version.reasons)}"
+
+
+def rows(summary: Summary) -> list[dict[str, str]]:
+    """One dict per class, last the mean; column → printed value."""
+    found = []
+    registered = {item.category: version_text(item) for item in summary.versions}
+    for name, figures in summary.figures["classes"].items():
+        cells = {column: cell(figures.get(key)) for column, key in FIGURES.items()}
+        found.append({"class": name, **cells, "version": registered.get(name, "-")})
+    mean = {column: cell(summary.figures["mean"].get(key)) for column, key in FIGURES.items()}
+    return [*found, {"class": "mean", **mean, "version": ""}]
+
+
+def table(summary: Summary) -> Table:
+    """Fits 80 columns: headers wrap, figures and names don't."""
+    shown = Table(title=f"{summary.dataset}: {summary.report}", title_justify="left", box=box.SIMPLE_HEAD)
+    shown.show_edge, shown.pad_edge, shown.padding = False, False, (0, 1, 0, 0)
+    for name in rows(summary)[0]:
+        widest = max(map(len, [*name.split(), *(row[name] for row in rows(summary))]))
+        shown.add_column(name, justify="left" if name in ("class", "version") else "right", width=widest)
+    for row in rows(summary):
+        shown.add_row(*row.values(), style="bold" if row["class"] == "mean" else None)
+    return shown
+
+
+def sentences(summary: Summary) -> list[str]:
+    """What happened, in words; the reasons of what did not."""
+    if summary.nothing_changed and not summary.uncommitted:
+        return ["Nothing changed: no stage ran, no version registered.", *_warned(summary)]
+    found = [f"Stages run: {_listed(summary.ran)}. Taken from DVC's cache: {_listed(summary.restored)}."]
+    if summary.uncommitted:
+        files = ", ".join(summary.uncommitted[:10]) + (", ..." if len(summary.uncommitted) > 10 else "")
+        found.append(
+            f"NOT REGISTERED: this code differs from the last commit: {files}. A version must be rebuildable from git: "
+            "commit them, then run again (nothing is trained again)."
+        )
+    else:
+        found += [f"{item.category}: {fate(item)}" for item in summary.versions if item.new or not item.version]
+    return [*found, *_warned(summary)]
+
+
+def _warned(summary: Summary) -> list[str]:
+    return [f"Warning about the data: {text}" for text in summary.warnings]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def commands(summary: Summary, environ: Mapping[str, str], opener: str) -> list[tuple[str, str]]:
+    """What to type next: a purpose and a command each."""
+    found = [("open the report", shlex.join([opener, str(summary.report / "index.html")]))]
+    if summary.tracking_uri.startswith("http"):
+        found.append(("open MLflow", shlex.join([opener, summary.tracking_uri])))
+    else:
+        found.append(("MLflow's pages", shlex.join(["mlflow", "ui", "--backend-store-uri", summary.tracking_uri])))
+    if url := environ.get("PREFECT_API_URL"):
+        found.append(("open Prefect", shlex.join([opener, url.removesuffix("/api")])))
+    else:
+        home = shlex.quote(environ.get("PREFECT_HOME", ""))
+        found.append(("Prefect's pages", f"PREFECT_HOME={home} prefect server start"))
+    return found
+
+
+def markdown(summary: Summary) -> str:
+    """The table and the links as one Prefect artifact."""
+    lines = rows(summary)
+    head = list(lines[0])
+    body = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    body += ["| " + " | ".join(row.values()) + " |" for row in lines]
+    links = [
+        f"* report: `{summary.report / 'index.html'}`",
+        f"* MLflow: `{summary.tracking_uri}`, run `{summary.mlflow_run}`",
+    ]
+    return "\n".join([f"# {summary.dataset}", *sentences(summary), "", *body, "", *links])

@@ -1,0 +1,1 @@
+"""Housekeeping: garbage collection, doctor, new datasets."""

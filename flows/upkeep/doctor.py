@@ -1,0 +1,167 @@
+"""What `pvqae doctor` looks at, and what flows need beside it: code, DVC's remote, servers, pools, versions."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from flows.adapters import git
+from flows.adapters.outside import Outside, Real
+from flows.core import environment
+from pvqae.cli import checks, diagnosis
+from pvqae.cli.checks import Check
+from pvqae.cli.diagnosis import examine as without_services
+from pvqae.core import config
+from pvqae.core.errors import ConfigError, PvqaeError
+from pvqae.core.layout import find_root
+
+UP = "python -m flows services up"
+DOWN = "python -m flows services down"
+
+
+def examine(start: Path, outside: Outside | None = None, environ: Mapping[str, str] = os.environ) -> list[Check]:
+    """Every check, in the order in which a person would repair them; stops at what all others need."""
+    found = without_services(start, needed="flows")
+    root = find_root(start)
+    if root is None or any(check.name == "extra flows" and check.found.startswith("not installed") for check in found):
+        return found
+    _, params = diagnosis.read_params(root)
+    known, about = client_settings(root, environ)
+    seen, uri = outside or Real(), tracking_uri(root, params, known)
+    return [
+        *found,
+        *code(root),
+        remote(root, seen),
+        *about,
+        prefect(known.get("PREFECT_API_URL", ""), seen),
+        *pools(known.get("PREFECT_API_URL", ""), params, seen),
+        mlflow(uri, seen),
+        champions(uri, seen),
+        services(root, params.services),
+    ]
+
+
+def client_settings(root: Path, environ: Mapping[str, str]) -> tuple[dict[str, str], list[Check]]:
+    """The environment that flows would have; what the user has set wins over the services of this machine."""
+    try:
+        return environment.of_services(root) | dict(environ), []
+    except ConfigError as error:
+        return dict(environ), [Check("services", "bad", str(error), UP)]
+
+
+def tracking_uri(root: Path, params: config.Params, environ: Mapping[str, str]) -> str:
+    """Where runs and versions are kept, as `flows.adapters.registry.open_registry` decides it."""
+    setting = params.flow.tracking_uri
+    named = environ.get("MLFLOW_TRACKING_URI", "") or ("" if setting == "auto" else setting)
+    return named or f"sqlite:///{root / '.pvqae' / 'mlflow' / 'mlflow.db'}"
+
+
+def code(root: Path) -> list[Check]:
+    """Versions are registered of committed code only. Nothing to say where git itself is what lacks."""
+    try:
+        found = git.code(root)
+    except (PvqaeError, OSError):
+        return []
+    if not found.uncommitted:
+        return [Check("code", "ok", "all committed")]
+    files = ", ".join(found.uncommitted[:3]) + (", ..." if len(found.uncommitted) > 3 else "")
+    said = f"{len(found.uncommitted)} files differ from the last commit ({files}): no version would be registered"
+    return [
+        Check("code", "warn", said, f"cd {shlex.quote(str(root))} && git add -A . && git commit -m 'what you changed'")
+    ]
+
+
+def remote(root: Path, outside: Outside) -> Check:
+    """Where DVC pushes data and models at the end of a flow."""
+    from flows.adapters import dvc_files
+
+    if not (root / ".dvc").is_dir():
+        where = "" if (root / ".git").exists() else " --subdir"  # of a larger repository
+        repair = f"cd {shlex.quote(str(root))} && dvc init{where}"
+        return Check("DVC remote", "bad", f"{root} is no DVC project", repair)
+    section = dvc_files.default_remote(root)
+    if section is None:
+        return Check("DVC remote", "warn", "no default remote: data is on this disk only", "dvc remote add -d NAME URL")
+    if wrong := outside.trouble(section):
+        repair = f"{UP}, or another: dvc remote add --local -d NAME URL"
+        return Check("DVC remote", "bad", f"{environment.shown(section['url'])}: {wrong}", repair)
+    return Check("DVC remote", "ok", environment.shown(section["url"]))
+
+
+def prefect(api: str, outside: Outside) -> Check:
+    if not api:
+        return Check("Prefect", "ok", "no server set: each flow starts one of its own, and no schedule runs")
+    if outside.answers(f"{api}/health"):
+        return Check("Prefect", "ok", f"answers at {environment.shown(api)}")
+    return Check(
+        "Prefect",
+        "bad",
+        f"nothing answers at {environment.shown(api)} (PREFECT_API_URL)",
+        f"{UP}, or {DOWN} to go on without",
+    )
+
+
+def pools(api: str, params: config.Params, outside: Outside) -> list[Check]:
+    """The pool of schedules and triggers, and the one that trains classes elsewhere, each with a living worker."""
+    if not api or not outside.answers(f"{api}/health"):
+        return []
+    try:
+        found = outside.pools(api)
+    except OSError as error:
+        return [Check("work pools", "bad", f"{environment.shown(api)} does not tell them: {error}", UP)]
+    train = params.flow.train_pool
+    asked = {params.services.work_pool: False} | ({train: True} if train else {})
+    return [_pool(name, found, needed) for name, needed in asked.items()]
+
+
+def _pool(name: str, found: Mapping[str, int], needed: bool) -> Check:
+    """`needed`: a training waits for it; else only schedules and triggers do."""
+    title = f"work pool {name}"
+    if name not in found:
+        said = f"not there, only {', '.join(sorted(found)) or 'none'}"
+        return Check(
+            title, "bad" if needed else "warn", said, f"prefect work-pool create --type process {shlex.quote(name)}"
+        )
+    if not found[name]:
+        return Check(
+            title, "bad" if needed else "warn", "no living worker", f"python -m flows worker --pool {shlex.quote(name)}"
+        )
+    return Check(title, "ok", f"{found[name]} living workers")
+
+
+def mlflow(uri: str, outside: Outside) -> Check:
+    if not uri.startswith("http"):
+        return Check("MLflow", "ok", environment.shown(uri))
+    if outside.answers(f"{uri}/health"):
+        return Check("MLflow", "ok", f"answers at {environment.shown(uri)}")
+    return Check("MLflow", "bad", f"nothing answers at {environment.shown(uri)}", f"{UP}, or {DOWN} to go on without")
+
+
+def champions(uri: str, outside: Outside) -> Check:
+    try:
+        found = outside.champions(uri)
+    except OSError as error:
+        return Check("champions", "warn", f"can't be read: {error}", "python -m flows promote log")
+    said = ", ".join(f"{name} {'version ' + one if (one := found[name]) else 'has none'}" for name in sorted(found))
+    if lacking := [name for name in sorted(found) if not found[name]]:
+        repair = f"python -m flows score {lacking[0]}@champion . says how it gets one"
+        return Check("champions", "warn", said, repair)
+    return Check("champions", "ok", said) if found else Check("champions", "warn", "none yet", "make run")
+
+
+def services(root: Path, otherwise: config.Services) -> Check:
+    """Those of `make services` on this machine, if they are meant to run."""
+    if not environment.services_file(root).exists():
+        return Check("services", "ok", "none started on this machine")
+    if find_spec("psycopg2") is None:
+        return Check("services", "bad", "the extra services is not installed", checks.install("services", True))
+    from flows.machines import service_status
+
+    states = {
+        item.name: item.health for item in service_status.status(root, service_status.settings_of(root, otherwise))
+    }
+    wrong = [f"{name} {health}" for name, health in states.items() if health != "healthy"]
+    if wrong:
+        return Check("services", "bad", ", ".join(wrong), UP)
+    return Check("services", "ok", f"{', '.join(states)} healthy")

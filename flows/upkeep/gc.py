@@ -1,0 +1,180 @@
+"""What may go: files that no version, alias, log, running flow or workspace refers to, and that can be made again.
+
+Never touched: data/raw, scores, reports, arrivals and review (with ledger and labels), the registry's versions, the
+promotion log, DVC's remotes.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.adapters import git
+from flows.adapters.tracking import Registry
+from flows.core import lineage, locks
+from flows.upkeep import gc_data
+from flows.versions import promotions
+from pvqae.core import layout
+from pvqae.core.errors import PvqaeError
+from pvqae.datasets import inspection
+
+DAY = 86400.0
+PART_DAYS = 1.0  # after which no writer is still at a file that was begun
+UNTOUCHED = frozenset({"raw", "scores", "arrivals", "review", "remote", "mlflow", "prefect", ".git", ".venv"})
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file or folder that may go, with its size in bytes (hard links count once each) and why."""
+
+    path: Path
+    size: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`busy`: what was left alone, as a flow works on it or other projects use it."""
+
+    items: tuple[Item, ...]
+    busy: tuple[str, ...]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        reasons = dict.fromkeys(item.why for item in self.items)
+        groups = [(why, [item for item in self.items if item.why == why]) for why in reasons]
+        told = [f"{len(own):6} {why}: {megabytes(own)} MB" for why, own in groups]
+        return (*told, f"{len(self.items):6} in all: {megabytes(self.items)} MB", *self.busy)
+
+
+def megabytes(items: Sequence[Item]) -> str:
+    return f"{sum(item.size for item in items) / 1e6:.1f}"
+
+
+def collect(root: Path, registry: Registry, keep_days: float, confirm: Callable[[Plan], bool]) -> tuple[Plan, bool]:
+    """Plan, ask `confirm`, remove; no flow can start meanwhile. Returns the plan and whether it was carried out.
+
+    What was used within `keep_days` stays. Raises an error of the registry, git or a damaged file: then nothing goes.
+    """
+    with ExitStack() as stack:
+        files = sorted((root / ".pvqae" / "locks").glob("*.lock"))
+        taken = [file for file in files if not stack.enter_context(locks.tried(file))]
+        plan = make(root, registry, time.time() - keep_days * DAY, [file.name for file in taken])
+        if not plan.items or not confirm(plan):
+            return plan, False
+        failed = [said for item in plan.items if (said := _removed(item.path))]
+        git.git(root, "worktree", "prune")
+        if failed:
+            raise PvqaeError("\n".join(failed) + "\nAll else was removed. Repair this and run again.")
+        return plan, True
+
+
+def make(root: Path, registry: Registry, before: float, busy: Sequence[str]) -> Plan:
+    """What was last used `before` (seconds since 1970) and nothing refers to; `busy`: names of locks that are held."""
+    versions = list(_versions(registry))
+    datasets = {name.partition(".")[0] for name in busy}
+    home, foreign = root / ".pvqae", gc_data.shared_cache(root)
+    found = {
+        "work folders of trainings that nobody went on with": _idle(_work(home, datasets), before),
+        "workspaces of datasets without a version": _idle(_workspaces(home, datasets, registry), before),
+        "kept features, unused": _idle((home / "cache" / "features").glob("??/*"), before),
+        "facts of images, by other code": _idle(_old_facts(root), before),
+        "copies of versions without an alias": _idle(_bundles(home, registry), before),
+        "experiments' and GPU bundles' files": _idle([*home.glob("experiments/*"), *home.glob("gpu/*")], before),
+        "half-written files": _idle(_parts(root), time.time() - PART_DAYS * DAY) if not busy else [],
+        "objects of DVC's cache": [] if busy or foreign else _objects(root, versions, before),
+    }
+    told = tuple(f"left alone, a flow holds {name}" for name in busy)
+    items = [Item(path, _size(path), why) for why, paths in found.items() for path in paths]
+    told += ("DVC's cache and half-written files were left alone",) if busy else ()
+    told += (f"left alone, DVC's cache {foreign} is not this project's alone",) if foreign else ()
+    return Plan(_outermost(items), told)
+
+
+def _versions(registry: Registry) -> Iterator[dict[str, str]]:
+    """The tags of every version, also of models that a person has renamed."""
+    for name in registry.models(""):
+        for number in range(1, int(registry.find(name, {}) or 0) + 1):
+            try:
+                yield registry.version_tags(name, str(number))
+            except PvqaeError:  # deleted by a person
+                continue
+
+
+def _objects(root: Path, versions: Sequence[dict[str, str]], before: float) -> list[Path]:
+    commits = {tags["data_sha"] for tags in versions if tags.get("data_sha", lineage.NONE) != lineage.NONE}
+    return gc_data.unneeded(root, commits, lambda paths: _idle(paths, before))
+
+
+def _work(home: Path, busy: set[str]) -> Iterator[Path]:
+    for place in (home, *home.glob("runs/*/.pvqae"), *home.glob("jobs/*/.pvqae")):
+        yield from (path for path in place.glob("work/*/*/*") if path.parts[-3] not in busy)
+
+
+def _workspaces(home: Path, busy: set[str], registry: Registry) -> list[Path]:
+    """A dataset's workspace has its params of then: it stays while it has versions. A worker's holds nothing alone."""
+    spaces = [path for path in home.glob("runs/*") if not promotions.models_of(registry, path.name)]
+    return [path for path in [*spaces, *home.glob("jobs/*")] if path.name not in busy]
+
+
+def _old_facts(root: Path) -> list[Path]:
+    cache = layout.Layout(root, "any").cache
+    return [path for path in cache.glob("facts-*.sqlite*") if not path.name.startswith(inspection.file(cache).name)]
+
+
+def _bundles(home: Path, registry: Registry) -> Iterator[Path]:
+    for path in home.glob("bundles/*"):
+        name, _, version = path.name.rpartition("-")
+        if version not in {registry.alias(name, alias) for alias in ("champion", "challenger")}:
+            yield path
+
+
+def _parts(root: Path) -> Iterator[Path]:
+    for folder in (root / "data", root / "models", root / "reports", root / ".pvqae"):
+        for place, below, names in os.walk(folder):
+            yield from (Path(place, name) for name in (*below, *names) if name.endswith(".part"))
+            below[:] = [name for name in below if name not in UNTOUCHED and not name.endswith(".part")]
+
+
+def _idle(paths: Iterable[Path], before: float) -> list[Path]:
+    return sorted(path for path in paths if _last_used(path) < before)
+
+
+def _last_used(path: Path) -> float:
+    return max((one.lstat().st_mtime for one in _all(path)), default=0.0)
+
+
+def _size(path: Path) -> int:
+    return sum(one.lstat().st_size for one in _all(path) if not one.is_dir() or one.is_symlink())
+
+
+def _all(path: Path) -> Iterator[Path]:
+    yield path
+    if path.is_dir() and not path.is_symlink():
+        for place, below, names in os.walk(path):
+            yield from (Path(place, name) for name in (*below, *names))
+
+
+def _outermost(items: Sequence[Item]) -> tuple[Item, ...]:
+    """Without what lies in a folder that goes anyway."""
+    going = {item.path for item in items}
+    return tuple(item for item in items if going.isdisjoint(item.path.parents))
+
+
+def _removed(path: Path) -> str:
+    """Remove `path`; why it could not be removed, "" when it is gone."""
+    try:
+        _remove(path)
+    except (PvqaeError, OSError) as error:
+        return f"{path}: {error}"
+    return f"{path}: could not be removed; see its owner and permissions" if os.path.lexists(path) else ""
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)

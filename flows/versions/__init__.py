@@ -1,0 +1,1 @@
+"""Registered versions: register, move aliases, rebuild."""

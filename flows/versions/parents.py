@@ -1,0 +1,131 @@
+"""What a network's training goes on from: the bundle of its class's champion, and the folds trained beside it.
+
+A network with the parent `data/parents/none` starts from scratch; with `data/parents/<network>`, from what lies there.
+Both are dependencies of its stage, so DVC trains again when the parent changes, and its hash is in dvc.lock.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.adapters.tracking import Registry, RegistryError
+from flows.core import classes, lineage
+from flows.versions import promotions
+from flows.workspace.workspace import Workspace
+from pvqae.core.errors import IntegrityError
+from pvqae.core.files import write_text
+from pvqae.samples.classes import FROM_SCRATCH
+
+KEPT = "warm"  # a folder among the artifacts of a class's run
+BACKBONE = "backbone.safetensors"  # in exported bundles only
+WHY = "Networks with this parent start from scratch; see flows/versions/parents.py.\n"
+
+
+def keep(registry: Registry, run: str, space: Workspace, category: str) -> None:
+    """Log to a class's run what a later training may start from beside the bundle: who learned from what, the folds."""
+    from pvqae.training import warm  # imports torch: only when something is registered
+
+    folder = _network(space, category)
+    if folder is None:
+        return
+    with tempfile.TemporaryDirectory() as beside:
+        warm.keep(folder, Path(beside) / KEPT)
+        registry.artifact(run, Path(beside) / KEPT)
+
+
+def sha256_of(space: Workspace, category: str) -> str:
+    """Of the bundle that the class's network was given to go on from, or "none"."""
+    folder = _network(space, category)
+    if folder is None or not (folder / "origin.json").exists():
+        return lineage.NONE
+    return str(json.loads((folder / "origin.json").read_text("utf-8"))["parent_bundle_sha256"])
+
+
+def _network(space: Workspace, category: str) -> Path | None:
+    """The folder of the class's network, None where there is none."""
+    known = classes.read(space.layout.classes_file).get("classes", {})
+    found = space.layout.network(known[category]["network"]) if category in known else None
+    return found if found and found.is_dir() else None
+
+
+def place(space: Workspace, registry: Registry, graph: Mapping[str, Any], warm: bool) -> dict[str, Any]:
+    """`graph` (the content of data/classes.yaml) with each network's parent, which lies in its place afterwards.
+
+    Where `warm` is wanted, that is the champion of the network's first class that has one; without a champion, or with
+    one of which no folds were kept, the network starts from scratch. Raises `IntegrityError` for a damaged champion.
+    """
+    write_text(space.path / FROM_SCRATCH, WHY)
+    networks = {}
+    for name, item in graph["networks"].items():
+        found = warm and _champion(space, registry, name, item["classes"])
+        if not found:
+            shutil.rmtree(folder(space.path, name), ignore_errors=True)
+        parent = folder(space.path, name).relative_to(space.path).as_posix() if found else FROM_SCRATCH
+        networks[name] = {**item, "parent": parent}
+    return {**graph, "networks": networks}
+
+
+def _champion(space: Workspace, registry: Registry, network: str, members: list[str]) -> bool:
+    found = champion(registry, space.params.data.name, members)
+    try:
+        return found is not None and bring(registry, *found, folder(space.path, network))
+    except RegistryError as error:
+        print(f"{error}; the network {network} starts from scratch", flush=True)
+        return False
+
+
+def champion(registry: Registry, dataset: str, members: list[str]) -> tuple[str, str] | None:
+    """Model and version that a network of the classes `members` goes on from: the first champion among them."""
+    models = [lineage.model_name(dataset, category) for category in sorted(members)]
+    champions = [(model, version) for model in models if (version := promotions.champion(registry, model))]
+    return champions[0] if champions else None
+
+
+def folder(workspace: Path, network: str) -> Path:
+    """Where a network's parent lies in a workspace."""
+    return workspace / "data" / "parents" / network
+
+
+def restore(registry: Registry, dataset: str, model: str, version: str, workspace: Path, network: str) -> bool:
+    """Put the parent that a version was trained from into a workspace, to train it again; False: it was none.
+
+    Raises `IntegrityError` where the parent is no longer registered.
+    """
+    sha256 = registry.version_tags(model, version).get("parent_bundle_sha256", lineage.NONE)
+    if sha256 == lineage.NONE:
+        return False
+    siblings = (other for other in promotions.models_of(registry, dataset) if other != model)
+    for name in (model, *siblings):  # of a shared network
+        found = registry.find(name, {"bundle_sha256": sha256})
+        if found and bring(registry, name, found, folder(workspace, network)):
+            return True
+    raise IntegrityError(f"{model} version {version}: its parent, bundle {sha256}, is no longer in the registry")
+
+
+def bring(registry: Registry, model: str, version: str, out: Path) -> bool:
+    """Make `out` the parent that a version is; False where nothing was kept beside its bundle.
+
+    Raises `IntegrityError` when the files are not those that were registered.
+    """
+    from pvqae.inference import bundle as bundles
+    from pvqae.training import warm
+
+    tags = registry.version_tags(model, version)
+    with tempfile.TemporaryDirectory() as beside:
+        kept = registry.fetch(tags["mlflow_run"], KEPT, Path(beside) / "kept")
+        if kept is None:
+            return False
+        bundle = registry.download(model, version, Path(beside) / "model")
+        bundles.verify(bundle)
+        (bundle / BACKBONE).unlink(missing_ok=True)  # 13 MB that every project has by their hash
+        found = bundles.seal(bundle)
+        if found != tags["bundle_sha256"]:
+            raise IntegrityError(
+                f"{model} version {version}: expected the bundle {tags['bundle_sha256']}, found {found}; "
+                "promote another version, or train without --warm"
+            )
+        warm.place(bundle, kept, out)
+    return True

@@ -1,0 +1,97 @@
+"""Decisions with their reasons. Pure: facts in, a decision out; imports no tool."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pvqae.calibration import collapse as limits
+
+Alias = Literal["champion", "challenger"]
+
+# A score (of order 1 to 30, in deviations of normals) after a reload in a fresh process. With another number of
+# threads sums have another order: 1.6e-5 on a score of 31 (measured). What is wrong with a bundle changes far more.
+PARITY_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a bundle before it may become a version."""
+
+    parity_difference: float | None  # None: the check did not give a figure
+    missing_lineage: tuple[str, ...]
+    uncommitted: tuple[str, ...]  # code files that differ from the commit that the lineage names
+    level_shares: tuple[float, ...]
+    codebook_usage: float | None
+    image_auroc: float | None = None  # of the test split; None without defects in it
+    tried: tuple[int, int] | None = None  # its own synthetic defects, and those above its threshold; None: unknown
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`alias` None: not to be registered. `reasons` has one line per rule, kept or broken."""
+
+    alias: Alias | None
+    reasons: tuple[str, ...]
+
+
+def obstacles(facts: Facts) -> tuple[str, ...]:
+    """Why the bundle can't be registered at all; empty when it can."""
+    found = []
+    if facts.parity_difference is None:
+        found.append("parity with a fresh process was not established")
+    elif not facts.parity_difference <= PARITY_TOLERANCE:
+        found.append(f"scores change by {facts.parity_difference:.3g} on reload, allowed {PARITY_TOLERANCE:g}")
+    if facts.missing_lineage:
+        found.append(f"lineage lacks {', '.join(facts.missing_lineage)}")
+    if facts.uncommitted:
+        found.append(f"code differs from the commit: {', '.join(facts.uncommitted)}")
+    return tuple(found)
+
+
+def collapse(facts: Facts) -> tuple[str, ...]:
+    """What of the hierarchy or the codebook went unused; a single level cannot collapse."""
+    found = []
+    if limits.of_levels(facts.level_shares):
+        found.append(f"one level has {max(facts.level_shares):.1%} of the cells, limit {limits.LEVEL_LIMIT:.0%}")
+    if facts.codebook_usage is not None and limits.of_codebook(facts.codebook_usage):
+        found.append(f"{facts.codebook_usage:.1%} of the codes are used, at least {limits.USAGE_LIMIT:.0%} wanted")
+    return tuple(found)
+
+
+def useless(facts: Facts, first_auroc: float) -> tuple[str, ...]:
+    """That it does not tell defects from normals, where there are defects to try it on, or finds none of those that it
+    was tried on itself: its threshold is out of reach, however well its scores are ordered."""
+    found = []
+    if facts.image_auroc is not None and not facts.image_auroc > first_auroc:
+        found.append(f"image AUROC {facts.image_auroc:.4f}, above {first_auroc:g} wanted of a first champion")
+    if facts.tried and blind(facts.tried):
+        found.append(f"none of its own {facts.tried[0]} synthetic defects scores above its threshold")
+    return tuple(found)
+
+
+def tried_of(card: Mapping[str, Any]) -> tuple[int, int] | None:
+    """`Facts.tried` by a bundle's calibration card; older ones do not say."""
+    synthetic = card.get("synthetic")
+    return (synthetic["n"], synthetic["found"]) if synthetic else None
+
+
+def blind(tried: tuple[int, int] | None) -> bool:
+    """Whether a detector that was tried on synthetic defects found none."""
+    return tried is not None and tried[0] > 0 and tried[1] == 0
+
+
+def first_version(facts: Facts, first_auroc: float = 0.5) -> Decision:
+    """The first version of a model: champion by absolute rules, there is nothing to compare it with."""
+    if against := obstacles(facts):
+        return Decision(None, against)
+    if flaws := (*collapse(facts), *useless(facts, first_auroc)):
+        return Decision("challenger", flaws)
+    seen = "no defects to try it on" if facts.image_auroc is None else f"image AUROC {facts.image_auroc:.4f}"
+    return Decision("champion", ("parity holds", "lineage is complete", "code is committed", "no collapse", seen))
+
+
+def later_version(facts: Facts) -> Decision:
+    """A version beside a champion waits for the promotion gate."""
+    if against := obstacles(facts):
+        return Decision(None, against)
+    return Decision("challenger", ("a champion exists: the gate decides", *collapse(facts)))

@@ -1,0 +1,256 @@
+"""The promotion log: who moved which alias, when, why, from where to where. Only appended to; the aliases follow it."""
+
+import datetime
+import getpass
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from flows.adapters.tracking import Promotion, Registry
+from flows.core import lineage, locks
+from pvqae.core.errors import PvqaeError
+
+ALIASES = ("champion", "challenger")
+KEPT = ("git_sha", "data_sha", "manifest_sha256", "bundle_sha256", "trigger")  # lineage that an entry repeats
+
+
+HEAD = ("when", "model", "alias", "from", "to", "kind", "verdict", "who", "why", "code", "data")
+NARROW = ("when", "model", "from", "to", "kind", "why")
+WIDE = 150  # columns of a terminal from which all of HEAD is readable
+
+
+class PromotionError(PvqaeError):
+    """An alias can't be moved as asked; the text says what to do."""
+
+
+def lock_file(root: Path, dataset: str) -> Path:
+    """Held while an alias moves: shorter than the dataset's lock, so a rollback never waits for a training."""
+    return root / ".pvqae" / "locks" / f"{dataset}.aliases.lock"
+
+
+def models_of(registry: Registry, dataset: str) -> list[str]:
+    """Return the models of a dataset: `demo` has none of `demo2`, `a` none of `a-b`."""
+    found = registry.owners(lineage.model_name(dataset, ""))
+    return [name for name, owner in found.items() if owner is None or owner.dataset == dataset]
+
+
+def check_owners(registry: Registry, dataset: str, categories: Iterable[str]) -> None:
+    """Raises `PromotionError` where a class's model is that of another dataset's class."""
+    known = registry.owners(lineage.model_name(dataset, ""))
+    for owner in (lineage.Owner(dataset, category) for category in categories):
+        name = lineage.model_name(dataset, owner.category)
+        if (other := known.get(name)) not in (None, owner):
+            raise PromotionError(
+                f"{owner}: expected a model of its own, but {name} is that of {other}; give the dataset another name "
+                "(--set data.name=...), or rename the folder of the class"
+            )
+
+
+def champions(log: Sequence[Promotion]) -> list[str]:
+    """The champions that a rollback could return to, oldest first; the last is the present one."""
+    found: list[str] = []
+    for entry in (entry for entry in log if entry.alias == "champion"):
+        if entry.kind == "rollback":
+            while found and found[-1] != entry.to_version:
+                found.pop()
+        if not found or found[-1] != entry.to_version:
+            found.append(entry.to_version)
+    return found
+
+
+def rolled_back(log: Sequence[Promotion]) -> dict[str, str]:
+    """Versions that a person took back, with the reason: the gate does not promote them again."""
+    return {entry.from_version: entry.reasons[0] for entry in log if entry.kind == "rollback"}
+
+
+def complete(registry: Registry, name: str) -> None:
+    """Make every alias what the log's last entry of it says: a kill between log and alias, or a hand, is made good.
+    An alias whose version was deleted stays as it is; `held` tells of it."""
+    last = {entry.alias: entry.to_version for entry in registry.promotions(name)}
+    for alias, version in last.items():
+        if registry.alias(name, alias) != version and registry.exists(name, version):
+            registry.set_alias(name, alias, version)
+
+
+def held(registry: Registry, name: str, alias: str) -> str | None:
+    """The version that has an alias by the log, which no hand in MLflow's page has moved; by the registry where the log
+    is silent. None where no version has it, or had.
+
+    Raises `PromotionError` for a champion that was deleted while an earlier one is left, with the way back.
+    """
+    log = registry.promotions(name)
+    said = next((entry.to_version for entry in reversed(log) if entry.alias == alias), None)
+    if said is None:
+        return registry.alias(name, alias)
+    if registry.exists(name, said):
+        return said
+    if alias == "champion" and _left(registry, name, log):
+        raise PromotionError(f"{name}: version {said}, the champion, was deleted; {way_back(registry, name)}")
+    return None
+
+
+def held_champion(registry: Registry, name: str) -> str | None:
+    """`held` of the champion."""
+    return held(registry, name, "champion")
+
+
+def champion(registry: Registry, name: str) -> str | None:
+    """The champion; None also where it was deleted: for those who can do without."""
+    try:
+        return held_champion(registry, name)
+    except PromotionError:
+        return None
+
+
+def way_back(registry: Registry, name: str) -> str:
+    """What gives a model a champion that has none: the commands are tried by a test."""
+    place = " ".join(shlex.quote(part) for part in _parts(registry, name))
+    if left := _left(registry, name, registry.promotions(name)):
+        command = f"python -m flows promote rollback {place} --reason 'the champion was deleted'"
+        return f"back to version {left[-1]}, the newest champion that is left: {command}"
+    if challenger := held(registry, name, "challenger"):
+        return f"ask the gate about version {challenger}: python -m flows promote run {place}"
+    known = ", ".join(registry.models("pvqae-")) or "none"
+    return registry.astray(name) or f"run `python -m flows train` first; registered models: {known}"
+
+
+def _parts(registry: Registry, name: str) -> tuple[str, str]:
+    """Dataset and class of a model, whose name alone does not say where one ends."""
+    origin = registry.origin(name)
+    if origin and lineage.model_name(*origin) == name:
+        return origin
+    dataset, _, category = name.removeprefix("pvqae-").rpartition("-")
+    return dataset, category
+
+
+def _left(registry: Registry, name: str, log: Sequence[Promotion]) -> list[str]:
+    return [version for version in champions(log) if registry.exists(name, version)]
+
+
+def move(
+    registry: Registry,
+    name: str,
+    alias: str,
+    version: str,
+    *,
+    kind: str,
+    reasons: tuple[str, ...],
+    verdict: str = "",
+    expected: str | None = None,
+    present: str | None = None,
+) -> Promotion:
+    """Append an entry, then move the alias. `expected`: the version that the decision took for the alias' present one;
+    `present`: what the log calls so, where that was deleted.
+
+    Raises `PromotionError` when the alias was moved meanwhile.
+    """
+    present = present or registry.alias(name, alias) or lineage.NONE
+    if expected is not None and present != expected:
+        raise PromotionError(
+            f"{name}: {alias} was version {expected} when this was decided, now it is {present}; run the command again"
+        )
+    tags = registry.version_tags(name, version)
+    entry = Promotion(
+        when=_now(registry.promotions(name)),
+        who=getpass.getuser(),
+        alias=alias,
+        from_version=present,
+        to_version=version,
+        kind=kind,
+        reasons=reasons,
+        run=tags.get("mlflow_run", ""),
+        verdict=verdict,
+        lineage={key: tags[key] for key in KEPT if key in tags},
+    )
+    registry.promote(name, alias, entry)
+    return entry
+
+
+def _now(log: Sequence[Promotion]) -> str:
+    """UTC, but always after the last entry: the log's order must survive a clock that was set back."""
+    now = datetime.datetime.now(datetime.UTC)
+    if log:
+        now = max(now, datetime.datetime.fromisoformat(log[-1].when) + datetime.timedelta(microseconds=1))
+    return now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def rollback(registry: Registry, root: Path, dataset: str, name: str, reason: str, version: str = "") -> Promotion:
+    """Restore the champion before the present one. `version`: the one to take back, so that a rollback that was killed
+    can be asked for again: what is taken back already is left so.
+
+    Raises `PromotionError` when there is no earlier one, when `version` is not champion, or without a reason.
+    """
+    if not reason.strip():
+        raise PromotionError("a rollback needs a reason: --reason TEXT")
+    with locks.held(lock_file(root, dataset)):
+        complete(registry, name)
+        log = registry.promotions(name)
+        known = _left(registry, name, log)
+        present = next((entry.to_version for entry in reversed(log) if entry.alias == "champion"), "")
+        if present and present not in known:  # deleted: to the newest that is left
+            return _restored(registry, name, known, present, reason, version)
+        if version and known[-1:] != [version]:
+            return _taken_back(name, version, [entry for entry in log if entry.alias == "champion"])
+        if len(known) < 2:
+            raise PromotionError(f"{name}: no earlier champion in the log; promote one with `promote run --override`")
+        return move(registry, name, "champion", known[-2], kind="rollback", reasons=(reason,), expected=known[-1])
+
+
+def _restored(
+    registry: Registry, name: str, known: Sequence[str], deleted: str, reason: str, version: str
+) -> Promotion:
+    if version not in ("", deleted):
+        raise PromotionError(f"{name}: expected version {version} as champion, found {deleted}, which was deleted")
+    if not known:
+        raise PromotionError(f"{name}: version {deleted} was deleted; {way_back(registry, name)}")
+    return move(registry, name, "champion", known[-1], kind="rollback", reasons=(reason,), present=deleted)
+
+
+def _taken_back(name: str, version: str, moves: Sequence[Promotion]) -> Promotion:
+    """The entry by which `version` was taken back, if that was the last move."""
+    if moves and (moves[-1].kind, moves[-1].from_version) == ("rollback", version):
+        return moves[-1]
+    present = moves[-1].to_version if moves else lineage.NONE
+    raise PromotionError(f"{name}: expected version {version} as champion, found {present}; see `promote log`")
+
+
+def as_json(log: Mapping[str, Sequence[Promotion]]) -> str:
+    """Every entry with all its reasons and its lineage."""
+    return json.dumps({name: [asdict(entry) for entry in own] for name, own in log.items()}, indent=1)
+
+
+def table(log: Mapping[str, Sequence[Promotion]], narrow: bool = False) -> Table:
+    """`narrow`: what 80 columns hold; only the reason wraps. The kind says which alias, `--json` has the rest."""
+    head = NARROW if narrow else HEAD
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in head:
+        shown.add_column(name, no_wrap=name != "why", overflow="fold")
+    for row in rows(log):
+        shown.add_row(*((row[name][:10] if narrow and name == "when" else row[name]) for name in head))
+    return shown
+
+
+def rows(log: Mapping[str, Sequence[Promotion]]) -> list[dict[str, str]]:
+    """One printable row per entry of the models' logs, oldest first."""
+    entries = sorted(((entry, name) for name, own in log.items() for entry in own), key=lambda pair: pair[0].when)
+    return [
+        {
+            "when": entry.when[:19] + "Z",
+            "model": name,
+            "alias": entry.alias,
+            "from": entry.from_version,
+            "to": entry.to_version,
+            "kind": entry.kind,
+            "verdict": entry.verdict or "-",
+            "who": entry.who,
+            "why": entry.reasons[0] if entry.reasons else "",
+            "code": entry.lineage.get("git_sha", "")[:12],
+            "data": entry.lineage.get("data_sha", "")[:12],
+        }
+        for entry, name in entries
+    ]

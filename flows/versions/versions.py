@@ -1,0 +1,139 @@
+"""The lineage and the comparison with the champion on the report's page, from the registry.
+
+The page lies in the project's `reports/<dataset>/`; its file of versions belongs to no stage, so writing both leaves
+`dvc status` as it is.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.adapters.tracking import Promotion, Registry
+from flows.core import lineage
+from flows.versions import promotions
+from flows.versions.registration import Registered
+from pvqae.core.errors import PvqaeError
+from pvqae.report import versions
+from pvqae.report.report import rewrite_page
+from pvqae.report.versions import Comparison, Fact, Version
+
+Figures = Mapping[str, float | None]
+
+LINEAGE = {  # tag → words, whether it is a hash
+    "git_sha": ("code (git)", True),
+    "data_sha": ("data versions (pvqae/data)", True),
+    "data_hash": ("raw data (DVC)", True),
+    "manifest_sha256": ("manifest", True),
+    "params_sha256": ("params", True),
+    "bundle_sha256": ("bundle", True),
+    "dvc_lock_sha256": ("dvc.lock", True),
+    "environment": ("environment", True),
+    "seed": ("seed", False),
+    "parent_version": ("champion when trained", False),
+    "parent_bundle_sha256": ("trained on from bundle", True),
+    "trigger": ("trigger", False),
+    "reason": ("reason", False),
+    "mlflow_run": ("MLflow run", True),
+    "flow_run": ("flow run", True),
+}
+
+
+def publish(
+    registry: Registry,
+    reports: Path,
+    dataset: str,
+    found: Sequence[Registered],
+    demo: bool,
+    others: Mapping[str, versions.Values] = {},
+) -> None:
+    """Write the versions that `found` names into the dataset's folder of reports, and the page with them. `others`: the
+    classes whose versions are as they were."""
+    metrics = json.loads((reports / "metrics.json").read_text("utf-8"))["classes"]
+    names = {item.category: lineage.model_name(dataset, item.category) for item in found}
+    known = {
+        item.category: _version(registry, names[item.category], item.version, item.reasons, metrics[item.category])
+        for item in found
+    }
+    versions.write(reports, {**others, **known}, demo)
+    rewrite_page(reports, demo)
+
+
+def refresh(registry: Registry, root: Path, dataset: str, category: str = "") -> None:
+    """The same once more after an alias moved or a verdict was given; nothing where the flow has written no page.
+
+    `category`: the class that it concerns; without it all are looked up. A page that can't be written (its figures were
+    removed) stops no promotion: the next training writes it.
+    """
+    reports = root / "reports" / dataset
+    kept = versions.read(reports)
+    if kept is None:
+        return
+    found = [
+        Registered(name, one["number"], False, one["alias"], tuple(one["reasons"]))
+        for name, one in kept.classes.items()
+        if category in ("", name)
+    ]
+    try:
+        publish(registry, reports, dataset, found, kept.demo, others=kept.classes)
+    except PvqaeError as error:
+        print(f"{reports}: the page was not written again: {error}")
+
+
+def opponent(version: str, tags: Mapping[str, str], champion: str | None, log: Sequence[Promotion]) -> tuple[str, str]:
+    """Whom a version is shown beside, and in which role; "" for none.
+
+    The one that the gate compared it with; else the present champion; else, when it is that itself, the one before.
+    """
+    judged = tags.get("gate_champion", "")
+    if judged not in ("", lineage.NONE, version):
+        return judged, "champion" if judged == champion else "champion at the gate"
+    if champion and champion != version:
+        return champion, "champion"
+    before = [one for one in promotions.champions(log) if one != version]
+    return (before[-1], "champion before it") if champion and before else ("", "")
+
+
+def _version(
+    registry: Registry, name: str, number: str, reasons: tuple[str, ...], metrics: Mapping[str, Any]
+) -> Version:
+    log = registry.promotions(name)
+    if number and not registry.exists(name, number):
+        number, reasons = "", (f"version {number} was deleted in MLflow",)
+    champion = promotions.champion(registry, name)
+    tags = registry.version_tags(name, number) if number else {}
+    alias = next((one for one in promotions.ALIASES if number and registry.alias(name, one) == number), "")
+    return Version(
+        model=name,
+        number=number,
+        alias=alias,
+        registered=next((f"{one.when[:19]}Z" for one in log if number and one.to_version == number), ""),
+        reasons=tuple(tags.get("decided_reasons", "").split("\n")) if number else reasons,
+        lineage=tuple(Fact(words, tags[key], is_hash) for key, (words, is_hash) in LINEAGE.items() if key in tags),
+        comparison=_comparison(registry, name, tags, opponent(number, tags, champion, log), metrics),
+        verdict=_verdict(tags),
+    )
+
+
+def _comparison(
+    registry: Registry, name: str, tags: Mapping[str, str], beside: tuple[str, str], metrics: Mapping[str, Any]
+) -> Comparison | None:
+    other, role = beside
+    if not other or not registry.exists(name, other):
+        return None
+    theirs = registry.version_tags(name, other)
+    own = _figures(tags) or {key: metrics.get(key) for key in lineage.FIGURES}
+    same = bool(tags) and theirs.get("manifest_sha256") == tags.get("manifest_sha256")
+    return Comparison(other, role, same, own, _figures(theirs))
+
+
+def _figures(tags: Mapping[str, str]) -> Figures:
+    """Empty for versions that were registered before figures were kept with them."""
+    return dict(json.loads(tags.get("figures", "{}")))
+
+
+def _verdict(tags: Mapping[str, str]) -> versions.Verdict | None:
+    if "gate_outcome" not in tags:
+        return None
+    against = tags["gate_champion"]
+    return versions.Verdict(tags["gate_outcome"], against, tuple(tags["gate_verdict"].split("\n")))

@@ -1,0 +1,140 @@
+"""The verb `pvqae calibrate C`: fit the class's scorer, set its threshold on unseen normals, write its bundle."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from pvqae.calibration import choice, fitting, thresholds
+from pvqae.calibration.fitting import Fitted
+from pvqae.core import config, runtime
+from pvqae.core.errors import CalibrationError
+from pvqae.core.layout import Layout
+from pvqae.core.progress import track
+from pvqae.datasets import folds
+from pvqae.drift import profile
+from pvqae.features.examples import Examples, prepare, retake
+from pvqae.features.features import Store
+from pvqae.inference import bundle
+from pvqae.inference.measures import Networks
+from pvqae.inference.scoring import Scorer
+from pvqae.prior.grouping import prior_facts
+from pvqae.samples import classes, images, manifest
+from pvqae.samples import rows as checked
+
+RETAKEN = 4  # images of a fit that are taken again
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What a fit says of normals that it has not seen."""
+
+    frame: pd.DataFrame  # sample_id, group_id, score
+    peaks: NDArray[np.float64]  # highest map value of each
+    medians: NDArray[np.float64]  # median map value of each
+
+
+def calibrate(layout: Layout, params: config.Params, category: str) -> str:
+    """Write models/<dataset>/<category>/bundle; returns its sha256."""
+    known = classes.read(layout.classes_file, layout.name)
+    member = known.member(category)
+    runtime.apply(runtime.plan(params.compute, len(known.networks)))
+    file = layout.class_rows(category, "normals")
+    rows = folds.assign(checked.read(layout, file), params.calibration)
+    fits = folds.names(rows)
+    found = {fit: fitting.load_networks(layout, params, member.network, member.prior, fit) for fit in fits}
+    store = Store(layout.features, params.compute.cache_gb)
+    examples = prepare(rows, layout.data, params.image, found[folds.FULL].backbone, "none", store=store)
+    print(f"{category}: {store.counts}", flush=True)
+    scorers, table = fit_all(found, examples, rows, params, layout.data)
+    judged = _judge(scorers, rows, layout)
+    facts = prior_facts(layout.prior(member.prior), category)
+    health = fitting.health(found[folds.FULL], _seen(examples, rows, folds.FULL), facts)
+    chosen = thresholds.threshold(judged.frame["score"].to_numpy(), params.calibration.false_alarm_rate)
+    method = "held_out" if len(fits) == 1 else "cross_fit"
+    middle = float(np.median(judged.medians))
+    health["readouts"] = table.round(4).to_dict("records")
+    card = thresholds.card(chosen, judged.frame, judged.peaks, middle, method, manifest.digest(file))
+    shipped = scorers[folds.FULL]
+    card["synthetic"] = choice.tried(
+        shipped, chosen.value, _pictures(rows, choice.TRIED, layout.data, params.image.bits, "trying defects")
+    )
+    card["warnings"] = [*chosen.warnings, *choice.blind(card["synthetic"], chosen.value)]
+    small = thresholds.smallest(rows, shipped.networks.backbone.spec, shipped.image, shipped.score)
+    card["smallest_defect"] = small
+    print(f"{category}: {thresholds.sentence(small)}", flush=True)
+    for words in [*card["warnings"], *health["warnings"]]:
+        print(f"WARNING {category}: {words}", flush=True)
+    trusted = profile.build(shipped, examples, rows, judged.frame, layout.data)
+    return bundle.save(layout.bundle(category), shipped, params, category, health, card, trusted)
+
+
+def fit_all(
+    found: dict[str, Networks], examples: Examples, rows: pd.DataFrame, params: config.Params, data_root: Path
+) -> tuple[dict[str, Scorer], pd.DataFrame]:
+    """A scorer per fit, all with the read-out that suits the class, and what each read-out reached (may be empty).
+
+    `rows`: the class's normals with column `fold`, paths below `data_root`; `examples`: their views; `found`: the
+    networks of each fit.
+    """
+    fitted = {}
+    for fit, networks in track(found.items(), "memory", len(found)):
+        seen = _seen(examples, rows, fit)
+        some = np.unique(seen.rows[torch.linspace(0, len(seen) - 1, RETAKEN).long()]).tolist()
+        again = retake(rows, some, data_root, params.image, networks.backbone, params.seed)
+        fitted[fit] = fitting.fit(networks, seen, fitting.group_numbers(rows, seen), params, fit, again)
+    score, table = _choose(fitted, rows, data_root, params.score)
+    return {fit: item.reading(score) for fit, item in fitted.items()}, table
+
+
+def _seen(examples: Examples, rows: pd.DataFrame, fit: str) -> Examples:
+    return examples.subset(torch.from_numpy(folds.learns(rows, fit)))
+
+
+def _choose(
+    fitted: dict[str, Fitted], rows: pd.DataFrame, data_root: Path, score: config.Score
+) -> tuple[config.Score, pd.DataFrame]:
+    """The class's read-outs, by normals that the fits have not seen."""
+    if not choice.is_open(score):
+        return score, pd.DataFrame()
+    judges = {fit: rows[folds.judges(rows, fit)] for fit in fitted}
+    share = min(1.0, choice.MOST / max(1, sum(len(mine) for mine in judges.values())))
+    looks = []
+    for fit, mine in judges.items():
+        if len(mine):
+            scorer, count = fitted[fit].scorer, round(share * len(mine))
+            pictures = _pictures(mine, count, data_root, scorer.image.bits, f"choosing the read-out, {fit}")
+            looks.append(choice.look(scorer, pictures))
+    return choice.choose(score, looks)
+
+
+def _pictures(
+    rows: pd.DataFrame, most: int, data_root: Path, bits: images.Bits, what: str
+) -> Iterator[tuple[str, images.Floats]]:
+    """sample_id and pixels of at most `most` of the rows, and of one at least, spread evenly."""
+    count = max(1, min(most, len(rows)))
+    some = rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+    for sample_id, path in track(zip(some["sample_id"], some["path"], strict=True), what, count):
+        yield sample_id, images.read(path, data_root, bits)
+
+
+def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> Judged:
+    """Every normal that a fit may judge, through the one scoring path."""
+    parts, peaks, medians = [], [], []
+    for fit, scorer in scorers.items():
+        mine = rows[folds.judges(rows, fit)]
+        pairs = zip(mine["sample_id"], mine["path"], strict=True)
+        for scored in track(scorer.many(pairs, layout.data), f"calibrating {fit}", total=len(mine)):
+            parts.append((scored.sample_id, scored.image_score))
+            peaks.append(float(scored.anomaly_map.max()))
+            medians.append(float(np.median(scored.anomaly_map)))
+    if not parts:
+        raise CalibrationError(
+            "no normals are left for calibration: expected rows with split calibrate; raise data.shares"
+        )
+    frame = pd.DataFrame(parts, columns=["sample_id", "score"]).merge(rows[["sample_id", "group_id"]], on="sample_id")
+    return Judged(frame, np.array(peaks), np.array(medians))

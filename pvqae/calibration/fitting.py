@@ -1,0 +1,198 @@
+"""Fit what is not learned by gradient: memory, whitening and statistics of normals → a `Scorer`.
+
+n views of the normals of one class.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pvqae.calibration import choice
+from pvqae.calibration import collapse as limits
+from pvqae.core import config
+from pvqae.core.files import read_tensors
+from pvqae.core.layout import Layout
+from pvqae.datasets import folds
+from pvqae.features.examples import Batch, Examples
+from pvqae.inference import measures, memory, readout
+from pvqae.inference.scoring import Scale, Scorer
+from pvqae.model import backbones
+from pvqae.model.autoencoder import load_autoencoder
+from pvqae.model.backbones import Features
+from pvqae.model.cells import cells_of, on_grid
+from pvqae.prior.grouping import load_prior
+
+CHUNK = 16
+RESIDUALS = 20000  # cells that the covariance is taken from; more change nothing
+
+
+def load_networks(layout: Layout, params: config.Params, network: str, prior: str, fit: str) -> measures.Networks:
+    """The trained parts of one fit, memory still empty."""
+    backbone = backbones.make(params.model).eval()
+    own = layout.network(network) / f"{fit}.safetensors"
+    weights = own if own.exists() else own.with_name(f"{folds.FULL}.safetensors")  # see `folds.of_networks`
+    autoencoder = load_autoencoder(read_tensors(weights), params.model, backbone)
+    side = params.image.size // 32
+    weights = layout.prior(prior) / f"{fit}.safetensors"
+    learned = load_prior(weights, (side, side), params.model.levels, params.prior.width)
+    return measures.Networks(backbone, autoencoder, learned, (), None, params.score.prior)
+
+
+def _features(found: measures.Networks, batch: Batch) -> Features:
+    features: Features = batch.features if batch.features is not None else found.backbone(batch.images)
+    return features
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a fit measured of some of its training images."""
+
+    rows: Tensor  # n, the row of the frame that each view comes from
+    raw: list[measures.Raw]  # of the views, in their order, several in each
+
+    def values(self, name: str) -> tuple[Tensor, Tensor]:
+        """A measure of all views, and which of its cells are image, n x h_r x w_r each."""
+        if name == "prior":
+            return torch.cat([r.budget.unlikely for r in self.raw]), torch.cat([r.budget.valid for r in self.raw])
+        return torch.cat([r.maps[name] for r in self.raw]), torch.cat([r.valid[name] for r in self.raw])
+
+    def scores(self, scorer: Scorer, name: str) -> "pd.Series[float]":
+        """Image scores of a part by row, each image from all its views."""
+        views = [batch.view(index) for batch in self.raw for index in range(len(batch.cells))]
+        cells: dict[int, list[Tensor]] = {}
+        for row, view in zip(self.rows.tolist(), views, strict=True):
+            cells.setdefault(row, []).append(scorer.part_map(view, scorer.for_image, name)[view.cells])
+        return pd.Series({row: scorer.image_part(name, torch.cat(parts), len(parts)) for row, parts in cells.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A scorer with what it measured of its training normals, so that another read-out costs no new measurement.
+
+    Few or nearly equal normals have deviations near zero by chance or by geometry (fewer cells than channels are all
+    equally far from each other once they are white), and every score in them is huge. So no deviation is below what
+    the measure of an image changes by when it is `retaken`: what a camera can't tell apart, the detector need not.
+    """
+
+    scorer: Scorer
+    normals: Measured
+    retaken: Measured | None  # some of them, taken again (`examples.retake`)
+
+    def reading(self, score: config.Score) -> Scorer:
+        """The scorer with these settings in place of its own, and scales that fit them."""
+        scorer = replace(self.scorer, score=score, scales={})
+        return replace(scorer, scales={name: self._scale(scorer, name) for name in ("s_prior", "s_recon")})
+
+    def _scale(self, scorer: Scorer, name: str) -> Scale:
+        scores, grain = self.normals.scores(scorer, name), 0.0
+        if self.retaken is not None:
+            again = self.retaken.scores(scorer, name)
+            grain = float(((again - scores[again.index]) ** 2).mean() ** 0.5)
+        mean = float(scores.mean())
+        return Scale(mean, max(readout.floor(mean, grain), float(scores.std(ddof=0))))
+
+
+def fit(
+    found: measures.Networks,
+    examples: Examples,
+    groups_n: Tensor,
+    params: config.Params,
+    name: str,
+    retaken: Examples | None = None,
+) -> Fitted:
+    """A scorer whose memory and statistics come from `examples` only; `groups_n` numbers each view's group. `retaken`:
+    some of their images again, all views of each."""
+    if params.score.recon in ("memory", "both"):
+        found = replace(found, memory=tuple(_memory(found, examples, groups_n, params, name)))
+    if params.score.recon in ("decoder", "both"):
+        found = replace(found, whitening=_whitening(found, examples))
+    seen = Measured(examples.rows, list(_measured(found, examples, groups_n)))
+    again = None
+    if retaken is not None:
+        owners = dict(zip(examples.rows.tolist(), groups_n.tolist(), strict=True))
+        own = torch.tensor([owners[row] for row in retaken.rows.tolist()])
+        again = Measured(retaken.rows, list(_measured(found, retaken, own)))
+    normals = {
+        name: readout.fit(*seen.values(name), _grain(seen, again, name)) for name in (*seen.raw[0].maps, "prior")
+    }
+    return Fitted(Scorer(found, normals, {}, params.image, choice.settled(params.score)), seen, again)
+
+
+def _grain(seen: Measured, again: Measured | None, name: str) -> float:
+    """Root mean square of what a measure changes by when images are taken again."""
+    if again is None:
+        return 0.0
+    (before, valid), (after, _) = seen.values(name), again.values(name)
+    twins = torch.isin(seen.rows, again.rows)
+    return float((after - before[twins])[valid[twins]].square().mean().sqrt())
+
+
+@torch.no_grad()
+def _memory(
+    found: measures.Networks, examples: Examples, groups_n: Tensor, params: config.Params, name: str
+) -> Iterator[memory.Level]:
+    settings = params.memory
+    per_batch = [[x.half() for x in _features(found, batch).levels] for _, batch in examples.batches(CHUNK)]
+    for r, parts in enumerate(zip(*per_batch, strict=True)):
+        label = f"{name}/{r}"
+        yield memory.fit_level(torch.cat(parts), examples.valid, groups_n, settings, params.seed, label)
+
+
+@torch.no_grad()
+def _whitening(found: measures.Networks, examples: Examples) -> Tensor:
+    kept, passed, step = [], 0, 0
+    for _, batch in examples.batches(CHUNK):
+        features = _features(found, batch)
+        levels = found.autoencoder.allocate(found.autoencoder.codes(features)).levels
+        left = measures.residual(found, features, levels, batch.valid)
+        cells = left.movedim(1, -1)[on_grid(batch.valid, left.shape[-2:])]
+        step = step or max(1, int(cells_of(examples.valid, left.shape[-2:]).sum()) // RESIDUALS)
+        kept.append(cells[-passed % step :: step])  # every step-th of all
+        passed += len(cells)
+    return measures.whitening_of(torch.cat(kept)).half().float()
+
+
+@torch.no_grad()
+def _measured(found: measures.Networks, examples: Examples, groups_n: Tensor) -> Iterator[measures.Raw]:
+    for indices, batch in examples.batches(CHUNK):
+        yield measures.measure(found, _features(found, batch), batch.valid, groups_n[indices]).settled()
+
+
+@torch.no_grad()
+def health(found: measures.Networks, examples: Examples, facts: dict[str, float | None]) -> dict[str, Any]:
+    """Level shares, codebook usage and the prior's cross-entropies, with loud words for a collapse."""
+    counts = torch.zeros(len(found.autoencoder.spec.channels), dtype=torch.float64)
+    uses = torch.zeros(len(found.autoencoder.codebook.codes), dtype=torch.bool)
+    for _, batch in examples.batches(CHUNK):
+        features = _features(found, batch)
+        output = found.autoencoder.reconstruct(features, on_grid(batch.valid, features.levels[-1].shape[-2:]))
+        coarse = on_grid(batch.valid, output.allocation.onehot.shape[-2:])
+        counts += torch.bincount(output.allocation.levels[coarse], minlength=len(counts))
+        uses[output.indices.flatten()] = True
+    shares = [round(s, 6) for s in (counts / counts.sum()).tolist()]
+    used = round(float(uses.float().mean()), 6)
+    warnings = collapse(shares, used)
+    return {"level_shares": shares, "codebook_usage": used, **facts, "warnings": warnings}
+
+
+def collapse(level_shares: list[float], codebook_usage: float) -> list[str]:
+    """Words for each way in which the mechanism does not work; empty when it does."""
+    words = []
+    if limits.of_levels(level_shares):
+        words.append(
+            f"collapse: level {level_shares.index(max(level_shares))} has {max(level_shares):.1%} of the cells, so the "
+            "allocation says nothing; change train.kappa or train.steps"
+        )
+    if limits.of_codebook(codebook_usage):
+        words.append(f"collapse: {codebook_usage:.1%} of the codebook is in use; lower model.codes or train longer")
+    return words
+
+
+def group_numbers(rows: pd.DataFrame, examples: Examples) -> Tensor:
+    """The number of each view's group."""
+    numbers = pd.factorize(rows["group_id"])[0]
+    return torch.from_numpy(numbers)[examples.rows]

@@ -1,0 +1,134 @@
+"""Thresholds from normals only, and the card that says how (split conformal prediction; Vovk et al. 2005).
+
+n scores of normals that the model has not seen. The threshold is the k-th smallest of them, k = ceil((n+1)(1-rate)):
+the chance that the next normal exceeds it is at most the target rate, whatever the scores' distribution.
+
+How small a defect can be to be seen, in pixels of the images themselves: the geometry, before anything is measured.
+
+`python -m flows bench smallest` measures it.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+
+from pvqae.core import config
+from pvqae.core.errors import CalibrationError
+from pvqae.model.backbones import Spec
+from pvqae.samples import geometry
+
+RULE = "k-th smallest of n scores of unseen normals, k = ceil((n + 1) * (1 - target rate)); above it is a defect"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold with what is known of its false-alarm rate."""
+
+    value: float
+    target_rate: float
+    smallest_supported_rate: float  # 1 / (n + 1)
+    interval_95: tuple[float, float]  # of the realised rate, over draws of the n normals
+    n: int
+    warnings: tuple[str, ...]
+
+
+def threshold(scores: NDArray[np.float64], rate: float) -> Threshold:
+    """The threshold for a target false-alarm `rate`.
+
+    A rate below 1/(n+1) can't be had from n normals: the threshold is then their maximum, with a warning. Raises
+    `CalibrationError` for no scores, or scores that are not finite.
+    """
+    n = len(scores)
+    if n == 0 or not np.isfinite(scores).all():
+        raise CalibrationError(f"expected finite scores of unseen normals, found {n}: add normal images and run again")
+    wanted = math.ceil((n + 1) * (1 - rate) - 1e-9)  # 150 * (1 - 0.18) is a little above 123 in floats
+    k = min(wanted, n)
+    warnings: tuple[str, ...] = ()
+    if wanted > n:
+        need = math.ceil(1 / rate) - 1
+        warnings = (
+            f"a false-alarm rate of {rate:.2%} needs at least {need} normals for calibration, there are {n}: "
+            f"the threshold is their maximum, good for about {1 / (n + 1):.2%}",
+        )
+    # The rate realised by the k-th of n order statistics is Beta(n + 1 - k, k) distributed.
+    low, high = betaincinv(n + 1 - k, k, [0.025, 0.975])
+    return Threshold(float(np.sort(scores)[k - 1]), rate, 1 / (n + 1), (float(low), float(high)), n, warnings)
+
+
+def card(
+    chosen: Threshold,
+    judged: pd.DataFrame,
+    peaks: NDArray[np.float64],
+    middle: float,
+    method: str,
+    manifest_sha256: str,
+) -> dict[str, Any]:
+    """calibration.json: everything that someone who asks "why this threshold?" needs.
+
+    `judged`: sample_id, group_id, score of the n normals; `peaks`: the highest value of each one's anomaly map;
+    `middle`: the median of those maps. The colours of heatmaps are fixed here: a normal part never glows.
+    """
+    ceiling = threshold(peaks, chosen.target_rate).value
+    facts = asdict(chosen)
+    return {
+        "threshold": facts.pop("value"),
+        "map_threshold": ceiling,
+        "map_scale": [middle, middle + 1.5 * (ceiling - middle)],
+        "rule": RULE,
+        "method": method,
+        "n_groups": int(judged["group_id"].nunique()),
+        "manifest_sha256": manifest_sha256,
+        "scores": sorted(float(f"{s:.6g}") for s in judged["score"]),
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in facts.items()},
+    }
+
+
+def realised_rates(
+    scores: NDArray[np.float64], groups: list[str], rate: float, draws: int, seed: int
+) -> NDArray[np.float64]:
+    """False-alarm rates on one half of the groups with the threshold of the other half, over seeded random halves."""
+    rng = np.random.default_rng(seed)
+    names = np.array(sorted(set(groups)))
+    owner = np.array(groups)
+    rates = []
+    for _ in range(draws):
+        chosen = np.isin(owner, rng.permutation(names)[: len(names) // 2])
+        rates.append(float((scores[~chosen] > threshold(scores[chosen], rate).value).mean()))
+    return np.array(rates)
+
+
+COARSEST, FWHM = 32, 2.355  # stride of the prior's grid; width of a Gaussian at half its height, in sigmas
+
+
+def stride(spec: Spec, fusion: str) -> int:
+    """Model pixels between the finest cells that make the score."""
+    return COARSEST if fusion == "prior" else COARSEST >> (len(spec.channels) - 1)
+
+
+def smallest(rows: pd.DataFrame, spec: Spec, image: config.Image, score: config.Score) -> dict[str, Any]:
+    """Part of the card. `pixels`: the side of one finest cell in the image; of a smaller defect a cell sees only a
+    part, so that contrast decides. `apart`: nearer to each other, two defects are one spot of the map. `image`: median
+    (width, height) of `rows`, the class's normals.
+    """
+    width, height = int(rows["width"].median()), int(rows["height"].median())
+    scale = min(geometry.scale_of((height, width), image))
+    cell = stride(spec, score.fusion) / scale
+    return {
+        "pixels": round(cell, 1),
+        "apart": round(max(cell, FWHM * score.blur / scale), 1),
+        "image": [width, height],
+        "scale": round(scale, 4),
+    }
+
+
+def sentence(found: dict[str, Any]) -> str:
+    shape = " x ".join(map(str, found["image"]))
+    return (
+        f"smallest defect: about {found['pixels']} pixels of an image of {shape}, by geometry (two of them at least "
+        f"{found['apart']} apart); `python -m flows bench smallest` measures it"
+    )

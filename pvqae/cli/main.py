@@ -1,0 +1,245 @@
+"""`pvqae <verb>`: what needs no service. The stages of dvc.yaml work on params.yaml of the current folder."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pvqae.cli import bench, forkserver, watchdog
+from pvqae.cli.console import Door, console, leave, quiet, to_json, workspace
+from pvqae.core import surroundings
+
+STAGES, USE, ABOUT = "Stages, on params.yaml of the current folder", "A bundle in use", "Looking and measuring"
+app = typer.Typer(
+    cls=Door,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help=__doc__,
+    epilog="Example: pvqae score models/demo/brick/bundle ~/photos. Exit codes: docs/operations.md.",
+)
+Category = Annotated[str, typer.Argument(help="A class of data/classes.yaml.")]
+Bundle = Annotated[Path, typer.Argument(help="A bundle's folder, e.g. models/demo/brick/bundle.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON alone on stdout, for programs; all else goes to stderr.")]
+data = typer.Typer(no_args_is_help=True, help="Datasets: make the demo, download, build the manifest, check it.")
+app.add_typer(data, name="data", rich_help_panel=STAGES)
+app.add_typer(bench.app, name="bench", rich_help_panel=ABOUT)
+
+
+@data.command("demo", epilog="Example: pvqae data demo data/raw/demo")
+def data_demo(
+    out: Annotated[Path, typer.Argument(help="Folder to make, e.g. data/raw/demo.")],
+    count: Annotated[int, typer.Option("--surfaces", min=0, help="So many made surfaces instead, of one class.")] = 0,
+) -> None:
+    """Make the demo dataset (synthetic, no quality claim) from photographs that ship inside scikit-image."""
+    from pvqae.datasets import demo, surfaces
+
+    if count:
+        surfaces.make(out, count)
+    else:
+        demo.make(out)
+
+
+@data.command("fetch", epilog="Example: pvqae data fetch btad downloads/btad --accept-licence")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="mvtec, btad or mtsd.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, e.g. downloads/mvtec.")],
+    url: Annotated[str | None, typer.Option(help="Another address of the archive.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="The archive's hash; else recorded now, enforced later.")] = None,
+    accept_licence: Annotated[bool, typer.Option("--accept-licence", help="You have read its licence.")] = False,
+) -> None:
+    """Download a public dataset: the only command that uses a network, and only when you run it."""
+    from pvqae.datasets import fetch
+
+    typer.echo(fetch.fetch(name, out, Path("data/sources.json"), url, sha256, accept_licence))
+
+
+@data.command("build", epilog="Example: pvqae data build")
+def data_build() -> None:
+    """Scan data/raw/<name>, decode every image once, write data/manifest.csv."""
+    from pvqae.datasets import build
+
+    _, params = workspace()
+    typer.echo(build.build(Path.cwd(), params))
+
+
+@data.command("check", epilog="Example: pvqae data check --json")
+def data_check(as_json: Json = False) -> None:
+    """Validate the manifest with Great Expectations; write data/rows only if all is well."""
+    from pvqae.datasets import validation
+
+    with quiet(as_json):
+        found = validation.check(*workspace())
+    typer.echo(to_json(found) if as_json else found)
+
+
+@app.command("train", epilog="Example: pvqae train brick", rich_help_panel=STAGES)
+def train(network: Annotated[str, typer.Argument(help="A network of data/classes.yaml.")]) -> None:
+    """Train a network's autoencoder (and its folds); resumes what a kill left."""
+    from pvqae.training import network as stage
+
+    stage.train(*workspace(), network)
+
+
+@app.command("prior", epilog="Example: pvqae prior brick", rich_help_panel=STAGES)
+def prior(group: Annotated[str, typer.Argument(help="A prior of data/classes.yaml.")]) -> None:
+    """Train a budget prior on the allocations of normal images."""
+    from pvqae.prior import learn as stage
+
+    stage.train(*workspace(), group)
+
+
+@app.command("calibrate", epilog="Example: pvqae calibrate brick", rich_help_panel=STAGES)
+def calibrate(category: Category) -> None:
+    """Fit memory and statistics, set the threshold on unseen normals, write the class's bundle."""
+    from pvqae.calibration import calibrate as stage
+
+    typer.echo(f"bundle {stage.calibrate(*workspace(), category)}")
+
+
+@app.command("evaluate", epilog="Example: pvqae evaluate brick", rich_help_panel=STAGES)
+def evaluate(category: Category, as_json: Json = False) -> None:
+    """Score the class's test images with its bundle."""
+    from pvqae.evaluation import stage
+
+    with quiet(as_json):
+        metrics = stage.run(*workspace(), category)
+    if as_json:
+        typer.echo(to_json(metrics))
+        return
+    shown = ("image_auroc", "pixel_auroc", "aupro", "false_alarm_rate", "miss_rate")
+    typer.echo(", ".join(f"{key} {metrics[key]:.4f}" for key in shown if metrics[key] is not None))
+
+
+@app.command("report", epilog="Example: pvqae report", rich_help_panel=STAGES)
+def report() -> None:
+    """Merge the classes' results into reports/<dataset>/index.html and metrics.json."""
+    from pvqae.report.report import report as merge
+
+    layout, _ = workspace()
+    merge(layout)
+    typer.echo(layout.reports / "index.html")
+
+
+@app.command("score", epilog="Example: pvqae score models/demo/brick/bundle ~/photos --csv", rich_help_panel=USE)
+def score(
+    bundle: Bundle,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for scores.jsonl, scores.csv; scores only what is new. Else: stdout.")
+    ] = None,
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Draw them below OUT/heatmaps.")] = False,
+    table: Annotated[bool, typer.Option("--csv", help="CSV to stdout instead of a JSON object per line.")] = False,
+) -> None:
+    """Score images with a bundle. Exit code 1: some could not be scored, their rows say why."""
+    from pvqae.serving import batch_cli
+
+    raise typer.Exit(batch_cli.score(bundle, images, out, heatmaps, table))
+
+
+@app.command("drift", epilog="Example: pvqae drift models/demo/brick/bundle FOLDER", rich_help_panel=USE)
+def drift(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that made the scores.")],
+    scores: Annotated[Path, typer.Argument(help="A folder that `pvqae score --out` wrote.")],
+    as_json: Json = False,
+) -> None:
+    """Compare scored images with the bundle's trusted normals. Exit code 3: drift; 4: too few images to say."""
+    from pvqae.core import config
+    from pvqae.serving import batch_cli
+
+    raise typer.Exit(batch_cli.drift(bundle, scores, config.load("params.yaml").drift, as_json))
+
+
+@app.command("export", epilog="Example: pvqae export models/demo/brick/bundle exported/brick", rich_help_panel=USE)
+def export(
+    bundle: Bundle,
+    out: Annotated[
+        Path, typer.Argument(help="Folder to write: model.onnx, card.json, run.py, reading.zip, SHA256SUMS.")
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images for the parity check. Else: the class's test images here.")
+    ] = None,
+) -> None:
+    """Write a detector as ONNX with a script that needs only numpy and onnxruntime, if it gives the bundle's scores."""
+    from pvqae.export import export as stage
+
+    stage.run(bundle, out, images, typer.echo)
+
+
+@app.command("serve", epilog="Example: pvqae serve models/demo/brick/bundle --port 8080", rich_help_panel=USE)
+def serve(
+    bundle: Bundle,
+    host: Annotated[str | None, typer.Option(help="Another than service.host; wants a token.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Another than service.port.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that callers must send; else PVQAE_TOKEN, if set.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override of params.yaml, key=value.")] = None,
+) -> None:
+    """Score images over HTTP with a bundle: POST /v1/score, /v1/score/batch; /openapi.json describes all."""
+    from pvqae.serving import server
+
+    params = server.params_here(tuple(set_ or ()))
+    settings = server.settings_of(params, host, port)
+    server.serve(bundle, params, settings, server.token_of(token_file), typer.echo)
+
+
+@app.command("pack", epilog="Example: pvqae pack models/demo/brick/bundle packed", hidden=True)
+def pack(bundle: Bundle, out: Annotated[Path, typer.Argument(help="Folder to make.")]) -> None:
+    """Copy a bundle and put the backbone's weights into the copy, for the registry."""
+    from pvqae.inference import bundle as bundles
+
+    bundles.export(bundle, out)
+
+
+@app.command("parity", epilog="Example: pvqae parity packed reports/demo/classes/brick/images.csv data", hidden=True)
+def parity(
+    bundle: Bundle,
+    images: Annotated[Path, typer.Argument(help="Table of an evaluation: sample_id, path, image_score.")],
+    data: Annotated[Path, typer.Argument(help="Folder that the paths are below.")],
+    rows: Annotated[int, typer.Option(min=1, help="So many of them, evenly spread.")] = 16,
+    threads: Annotated[
+        int, typer.Option(min=1, help="As the evaluation had: another number sums in another order.")
+    ] = 1,
+) -> None:
+    """Score images of an evaluation again; print the largest difference of a score as JSON."""
+    import torch
+
+    from pvqae.export import parity as check
+
+    torch.set_num_threads(threads)
+    typer.echo(json.dumps(check.compare(bundle, images, data, rows)))
+
+
+@app.command("doctor", epilog="Example: pvqae doctor", rich_help_panel=ABOUT)
+def doctor(as_json: Json = False) -> None:
+    """What is installed, which device, how the project is; what is wrong, and the repair.
+
+    Exit code 1: something is bad. `python -m flows doctor` looks at servers and versions, too.
+    """
+    from pvqae.cli import checks, diagnosis
+
+    found = diagnosis.examine(Path.cwd())
+    checks.show(found, as_json, console())
+    raise typer.Exit(checks.exit_code(found))
+
+
+def main() -> None:
+    """The console script."""
+    surroundings.complete()
+    code = forkserver.ask(sys.argv[1:])
+    if code is not None:
+        os._exit(code)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
+    watchdog.start()
+    try:
+        app(prog_name="pvqae")
+    except SystemExit as ended:
+        leave(ended.code)
+
+
+if __name__ == "__main__":
+    main()

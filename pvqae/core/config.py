@@ -1,0 +1,436 @@
+"""params.yaml as frozen, typed values. An unknown key is an error that names the nearest known one."""
+
+import difflib
+import gc
+import re
+import reprlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pvqae.core.errors import ConfigError
+
+Auto = Literal["auto"]
+Place = tuple[str | int, ...]  # of a value below sections and lists
+MOST_ALIASES = 20  # of a YAML file
+ODD = (RecursionError, LookupError, AttributeError, TypeError)  # what readers of YAML raise for tags like `!!bool z`
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Shares(Section):
+    calibrate: float = Field(0.15, ge=0, lt=1)
+    gate: float = Field(0.10, ge=0, lt=1)
+    test: float = Field(0.20, ge=0, lt=1)
+
+
+class Data(Section):
+    name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)
+    source: str = "demo"
+    root: str = ""  # only the flows read it: where `data add` takes the images from
+    categories: tuple[str, ...] = ()
+    protocol: Literal["grouped", "random"] = "grouped"
+    shares: Shares = Shares()
+    min_normals: int = Field(8, ge=2)
+    max_quarantine: float = Field(0.05, ge=0, le=1)
+
+
+class Image(Section):
+    size: int = Field(320, ge=64, le=2048, multiple_of=32)
+    aspect: Literal["auto", "letterbox", "squash", "tile"] = "auto"
+    overlap: float = Field(0.25, ge=0, le=0.5)
+    tiles: int = Field(1, ge=1, le=64)
+    bits: Annotated[int, Field(ge=8, le=16)] | Auto = "auto"
+
+
+class Model(Section):
+    backbone: str = "efficientnet_lite0"
+    levels: int = Field(3, ge=1, le=4)
+    width: int = Field(64, ge=8, multiple_of=8)
+    code_dim: int = Field(32, ge=4, multiple_of=4)
+    codes: int = Field(512, ge=2)
+    commitment: float = Field(0.25, ge=0)
+    ema_decay: float = Field(0.99, gt=0, lt=1)
+    network: Literal["per_class", "shared"] = "per_class"
+
+
+class Memory(Section):
+    codes: int = Field(2048, ge=1)
+    patches: int = Field(60000, ge=1)
+    ridge: float = Field(0.1, gt=0)
+
+
+class Train(Section):
+    steps: int = Field(60, ge=1)
+    batch: int = Field(16, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    warmup: float = Field(0.1, ge=0, le=1)
+    random_cells: float = Field(0.3, ge=0, le=1)
+    temperature: tuple[float, float] = (1.0, 0.5)
+    schedule: str = "linear"
+    lambda_max: float = Field(1.25, ge=0)
+    kappa: float | Auto = "auto"
+    richness: str = "dwt_entropy"
+    horizontal_flip: bool = False
+    adversarial: bool = False
+    warm_steps: int | Auto = "auto"
+
+
+class Prior(Section):
+    grouping: str = "per_class"
+    clusters: int = Field(4, ge=1)
+    steps: int = Field(150, ge=1)
+    width: int = Field(64, ge=8, multiple_of=8)
+    lr: float = Field(3e-3, gt=0)
+
+
+class Score(Section):
+    recon: str = "memory"
+    prior: str = "gaussian"
+    fusion: str = "recon"
+    image_levels: str = "auto"
+    image_scale: str = "auto"
+    map_levels: str = "auto"
+    map_scale: str = "auto"
+    blur: float = Field(4.0, ge=0)
+    top: float = Field(0.01, gt=0, le=1)
+
+
+class Calibration(Section):
+    false_alarm_rate: float = Field(0.05, gt=0, lt=1)
+    kfold_below: int = Field(200, ge=0)
+    folds: int = Field(4, ge=2)
+
+
+class Evaluation(Section):
+    pictures: int = Field(6, ge=0, le=50)
+
+
+class Gate(Section):
+    margin: float = Field(0.01, gt=0, lt=1)
+    confidence: float = Field(0.90, gt=0.5, lt=1)
+    draws: int = Field(2000, ge=100)
+    min_groups: int = Field(20, ge=2)
+    newest: int = Field(200, ge=1)
+    alarm_confidence: float = Field(0.95, gt=0.5, lt=1)
+    min_kind: int = Field(10, ge=1)
+    kind_drop: float = Field(0.05, ge=0, le=1)
+    level_share: float = Field(0.98, gt=0, le=1)
+    codebook_usage: float = Field(0.05, ge=0, le=1)
+    latency_ratio: float = Field(1.5, gt=0)
+    size_ratio: float = Field(1.5, gt=0)
+    first_auroc: float = Field(0.5, ge=0, le=1)
+    insufficient_promotes: bool = False
+    verify_auroc: float = Field(0.01, ge=0, le=1)
+    verify_score: float = Field(0.1, ge=0)
+
+
+class Landing(Section):
+    url: str = ""
+    max_bytes: int = Field(64 * 2**20, ge=1)
+    max_objects: int = Field(1000, ge=1)
+    retries: int = Field(4, ge=0)
+    poll: float = Field(15.0, gt=0)
+
+
+class Retrain(Section):
+    min_new: int = Field(20, ge=1)
+    max_age_days: float = Field(30.0, gt=0)
+    on_drift: bool = True
+    gate_share: float = Field(0.2, ge=0, lt=1)
+    screen_margin: float = Field(0.25, ge=0)
+    duplicate: float = Field(0.993, gt=0, le=1)
+
+
+class Drift(Section):
+    min_images: int = Field(30, ge=10)
+    rate: float = Field(0.02, gt=0, lt=1)
+    draws: int = Field(1000, ge=100)
+
+
+class Compute(Section):
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    parallel: int | Auto = "auto"
+    threads: int | Auto = "auto"
+    cache_gb: float = Field(4.0, ge=0)
+
+
+class Flow(Section):
+    retries: int = Field(2, ge=0)
+    push: bool = True
+    train_pool: str = ""
+    tracking_uri: str = "auto"
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Bucket = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")]  # S3's own rule, without dots
+
+
+Pool = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+
+
+class Services(Section):
+    postgres_port: Port = 5433
+    s3_port: Port = 8333
+    mlflow_port: Port = 5000
+    prefect_port: Port = 4200
+    dvc_bucket: Bucket = "dvc"
+    mlflow_bucket: Bucket = "mlflow"
+    landing_bucket: Bucket = "landing"
+    work_pool: Pool = "pvqae"
+    train_pool: Pool = "pvqae-train"
+    worker_limit: int = Field(4, ge=1)
+    timeout: float = Field(120.0, gt=0)
+
+
+class Service(Section):
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    max_bytes: int = Field(32 * 2**20, ge=1)
+    max_batch: int = Field(16, ge=1)
+    rate: float = Field(50.0, ge=0)
+    burst: int = Field(100, ge=1)
+    queue: int = Field(16, ge=1)
+    timeout: float = Field(30.0, gt=0)
+    poll: float = Field(15.0, gt=0)
+
+
+class Params(Section):
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: Data = Data()
+    image: Image = Image()
+    model: Model = Model()
+    memory: Memory = Memory()
+    train: Train = Train()
+    prior: Prior = Prior()
+    score: Score = Score()
+    calibration: Calibration = Calibration()
+    evaluation: Evaluation = Evaluation()
+    gate: Gate = Gate()
+    landing: Landing = Landing()
+    retrain: Retrain = Retrain()
+    drift: Drift = Drift()
+    compute: Compute = Compute()
+    flow: Flow = Flow()
+    services: Services = Services()
+    service: Service = Service()
+
+
+def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
+    """Every dotted key of `Params`, e.g. `train.steps`."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        keys += known_keys(cast(type[BaseModel], kind), f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+    return keys
+
+
+def _explain(error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        quotes = "; a text that reads as something else needs quotes" * (error["type"] == "string_type")
+        return f"{key}: {error['msg']}, found {reprlib.repr(error['input'])}{quotes}"  # short, whatever was nested
+    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.4)
+    return f"{key}: unknown key" + (f", did you mean {near[0]}?" if near else "")
+
+
+def parse(values: dict[str, Any], where: str = "params") -> Params:
+    """Checked `Params` from nested dicts. Raises `ConfigError` that lists every wrong key of `where`."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(cast(dict[str, Any], item)) for item in error.errors()]
+        raise ConfigError(f"{where} is not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def _merge(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {key}: {parent} is a value, not a section; give --set {parent}=VALUE")
+        values = child
+    values[last] = value
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and few aliases: of aliases of aliases a few lines make more values than memory holds."""
+
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MOST_ALIASES:
+                raise yaml.composer.ComposerError(None, None, f"more than {MOST_ALIASES} aliases", None)
+        return super().compose_node(parent, index)
+
+
+class _TextLoader(_Loader):
+    """Takes every value for the text that it is written as: 08, no and null are names."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # as its base has it
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 (PyYAML) or 1.2 (DVC) would not read as a text. PyYAML itself sees to the words; all other
+    texts of which 1.2 makes something begin like a number."""
+
+
+_Dumper.add_implicit_resolver("!quoted", re.compile(""), list("-+.0123456789"))
+
+
+def parse_yaml(text: str, loader: type[_Loader] = _Loader) -> Any:
+    """Return the content of a YAML text. Raises `ValueError` for anything else, and for more than a few aliases."""
+    collecting = gc.isenabled()
+    gc.disable()  # it would walk over all that is parsed again and again, and free nothing
+    try:
+        return yaml.load(text, loader)  # a SafeLoader
+    except (yaml.YAMLError, *ODD) as error:
+        raise ValueError(str(error)) from None
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def dump_yaml(content: Any) -> str:
+    """Return YAML text that PyYAML and DVC both read as `content`: a class may be called 08, 1e5 or no."""
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False))
+
+
+def _misread(text: str, ours: Any) -> dict[Place, Any]:
+    """Return what DVC reads where it is not what we read. Raises `ValueError` for what DVC does not read at all."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return dict(_differences(ours, YAML(typ="safe", pure=True).load(text)))
+    except (YAMLError, *ODD) as error:
+        raise ValueError(str(error).partition("\nTo suppress")[0].rstrip()) from None
+
+
+def _differences(ours: Any, theirs: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    if isinstance(ours, dict) and isinstance(theirs, dict) and list(ours) == list(theirs):
+        for key in ours:
+            yield from _differences(ours[key], theirs[key], (*place, key))
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for i, pair in enumerate(zip(ours, theirs, strict=True)):
+            yield from _differences(*pair, (*place, i))
+    elif repr(ours) != repr(theirs):
+        yield place, theirs
+
+
+def _explain_misread(params: Params, place: Place, theirs: Any) -> str:
+    """Return "" where both come to the same value, as for 2e-3: a text to PyYAML, a number once it is checked."""
+    value: Any = params
+    for part in place:
+        value = getattr(value, part) if isinstance(part, str) else value[part]
+    if value == theirs and isinstance(value, bool) == isinstance(theirs, bool):
+        return ""
+    ways = [value] + [theirs] * (type(theirs) is type(value))
+    written = " or ".join(dump_yaml([way]).removeprefix("- ").strip() for way in ways)
+    key = ".".join(map(str, place))
+    return f"{key}: read as {value!r} here (YAML 1.1), as {theirs!r} by DVC (YAML 1.2); write {written}"
+
+
+def _kind(key: str) -> Any:
+    """Return the type of what a dotted key holds, None for an unknown one."""
+    kind: Any = Params
+    for part in key.split("."):
+        fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+        kind = fields[part].annotation if part in fields else None
+    return kind
+
+
+def _override(values: dict[str, Any], misread: Mapping[Place, Any], item: str) -> dict[Place, Any]:
+    """Put `key=value` into `values`; returns what DVC would misread of them then."""
+    key, equals, text = (part.strip() for part in item.partition("="))
+    if not equals:
+        raise ConfigError(f"--set {item}: expected key=value, e.g. train.steps=100")
+    place: Place = tuple(key.split("."))
+    kept = {other: theirs for other, theirs in misread.items() if other[: len(place)] != place}
+    kind = _kind(key)
+    try:
+        if kind in (str, tuple[str, ...]):  # texts as they were typed
+            typed = kind is str and not text.startswith(("'", '"'))
+            _merge(values, key, text if typed else parse_yaml(text, _TextLoader))
+            return kept
+        value = parse_yaml(text)
+        _merge(values, key, value)
+        return kept | {(*place, *below): theirs for below, theirs in _misread(text, value).items()}
+    except ValueError as error:
+        raise ConfigError(f"--set {item}: the value is not YAML: {error}") from None
+
+
+def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> Params:
+    """Read a params file and apply `key=value` overrides: values are YAML, those of texts may do without quotes.
+
+    Raises `ConfigError` when the file is missing, is not YAML, a key or value is not known, or DVC, which reads the
+    file too, takes a value for another one.
+    """
+    values, misread = _read(Path(path))
+    for item in overrides:
+        misread = _override(values, misread, item)
+    where = str(path) + (f" with {', '.join(overrides)}" if overrides else "")
+    params = parse(values, where)
+    if lines := [line for place, theirs in misread.items() if (line := _explain_misread(params, place, theirs))]:
+        raise ConfigError(f"{where} is not valid:\n  " + "\n  ".join(lines))
+    return params
+
+
+def usable(path: Path) -> tuple[Params, str]:
+    """The params with the default of each value that is not valid, and what is wrong, "" if nothing is: for what shows
+    or stops things, which an error in the file must not keep from it."""
+    try:
+        return load(path), ""
+    except ConfigError as error:
+        wrong = str(error)
+    try:
+        values, _ = _read(path)
+    except ConfigError:
+        return Params(), wrong
+    while True:
+        try:
+            return Params.model_validate(values), wrong
+        except ValidationError as error:
+            for item in error.errors():
+                _drop(values, item["loc"])
+
+
+def _drop(values: dict[str, Any], place: tuple[int | str, ...]) -> None:
+    """Remove the section or key that an error is about; all where it names none."""
+    section, *rest = place or ("",)
+    inner = values.get(str(section))
+    if rest and isinstance(inner, dict) and rest[0] in inner:
+        del inner[rest[0]]
+    elif section in values:
+        del values[str(section)]
+    else:
+        values.clear()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Place, Any]]:
+    """Return the content of a params file, not checked, and what DVC reads where it differs. Raises `ConfigError`."""
+    try:
+        text = path.read_text("utf-8")
+        read = parse_yaml(text)
+        values, misread = read or {}, _misread(text, read)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; run from the project's root or name the file") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections with keys, found {type(values).__name__}")
+    return values, misread
+
+
+def dump(params: Params) -> str:
+    """Return the params as YAML text that `load` reads back to an equal value."""
+    return dump_yaml(params.model_dump(mode="json"))

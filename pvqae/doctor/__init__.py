@@ -1,1 +1,0 @@
-"""What is installed, what this machine offers, how the project is; what is wrong, and the repair."""

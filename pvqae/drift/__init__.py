@@ -1,0 +1,1 @@
+"""Whether scored images still look like the trusted normals."""

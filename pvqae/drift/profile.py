@@ -1,0 +1,81 @@
+"""profile.json: what the class's trusted normals look like. It travels in the bundle, so drift can be judged anywhere.
+
+One row per normal that calibration judged: its group as a number, the statistics of `datasets.drift.measure`, its
+image score by a fit that had not seen it, and the shares of the resolution levels that the shipped fit spends on it.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pvqae.core.errors import IntegrityError
+from pvqae.core.progress import track
+from pvqae.drift import drift
+from pvqae.features.examples import Examples
+from pvqae.inference.measures import spent
+from pvqae.inference.scoring import Scorer, stitch_levels
+from pvqae.samples import geometry, images
+from pvqae.samples.sums import Sealed
+
+FILE = "profile.json"
+MOST = 1000  # rows; more make the limits no sharper than the parts of a batch do
+
+
+def level_shares(levels: NDArray[np.int64], count: int) -> dict[str, float]:
+    """Share of the cells (any shape, -1 padding) that each of `count` levels has, coarsest first, as features."""
+    cells = levels[levels >= 0]
+    counts = np.bincount(cells, minlength=count) / max(1, len(cells))
+    return {f"level_{r}": round(float(share), 6) for r, share in enumerate(counts)}
+
+
+def build(scorer: Scorer, examples: Examples, rows: pd.DataFrame, judged: pd.DataFrame, root: Path) -> dict[str, Any]:
+    """The content of profile.json. `judged`: sample_id and score; `examples`: the views of all `rows`, paths below
+    `root`."""
+    scores = dict(zip(judged["sample_id"], judged["score"], strict=True))
+    chosen = [number for number in _whole_groups(rows) if rows["sample_id"].iloc[number] in scores]
+    table = []
+    for number in track(chosen, "profile", total=len(chosen)):
+        row = rows.iloc[number]
+        table.append(_features(scorer, examples, number, images.read(row["path"], root, scorer.image.bits)))
+        table[-1][drift.SCORE] = float(f"{scores[row['sample_id']]:.6g}")
+    frame = pd.DataFrame(table)
+    frame[drift.GROUP] = pd.factorize(rows["group_id"].iloc[chosen])[0]
+    return {"columns": {str(name): frame[name].tolist() for name in frame.columns}}
+
+
+def _features(scorer: Scorer, examples: Examples, number: int, pixels: images.Floats) -> dict[str, float]:
+    batch = examples.batch((examples.rows == number).nonzero()[:, 0])
+    kept = batch.features if batch.features is not None else scorer.networks.backbone(batch.images)
+    levels = stitch_levels(geometry.canvas(pixels, scorer.image), spent(scorer.networks, kept, batch.valid))
+    return {**drift.measure(pixels), **level_shares(levels, len(scorer.networks.autoencoder.spec.channels))}
+
+
+def _whole_groups(rows: pd.DataFrame) -> list[int]:
+    """Positions of at most about `MOST` rows: whole groups, in the order of their names' hashes."""
+    keys = [hashlib.sha256(str(group).encode()).hexdigest() for group in rows["group_id"]]
+    order = sorted(range(len(rows)), key=lambda number: (keys[number], number))
+    last = keys[order[min(MOST, len(order)) - 1]]
+    return [number for number in range(len(rows)) if keys[number] <= last]
+
+
+def read(files: Sealed) -> pd.DataFrame:
+    """The rows of the profile in a bundle's files, finite numbers. Raises `IntegrityError` where it has none."""
+    file = files.folder / FILE
+    if FILE not in files.files:
+        raise IntegrityError(
+            f"{files.folder}: expected {FILE}, the profile of trusted normals, found none; it was made by an older "
+            "version: run `python -m flows train` and promote the new one"
+        )
+    needed = {*drift.STATISTICS, drift.SCORE, drift.GROUP}
+    try:
+        frame = pd.DataFrame(files.json(FILE, "train it again")["columns"])
+        finite = bool(np.isfinite(frame.to_numpy(dtype=np.float64)).all())
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise IntegrityError(f"{file}: expected columns of numbers, found {error!r}; train it again") from None
+    if needed - set(frame.columns) or not finite:
+        raise IntegrityError(f"{file}: expected finite {', '.join(sorted(needed))}; train it again")
+    return frame

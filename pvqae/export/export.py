@@ -1,0 +1,193 @@
+"""The verb `pvqae export BUNDLE OUT`: a detector as ONNX that needs neither torch nor this project.
+
+model.onnx   views of an image → scores and maps: the functions of `scoring`, see `onnx_graph`
+card.json    threshold, preprocessing, what goes in and out, where it comes from
+run.py       reads, resizes, runs and stitches with numpy and onnxruntime alone (Pillow reads the files)
+reading.zip  the modules of this project by which it finds and reads images
+SHA256SUMS   of all the others
+
+The folder appears only if `run.py`, in a process that knows nothing else, gives the bundle's scores and maps.
+"""
+
+import ast
+import json
+import logging
+import re
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pvqae
+from pvqae.core import config
+from pvqae.core.errors import ConfigError
+from pvqae.core.files import whole_folder
+from pvqae.export import parity
+from pvqae.export.onnx_graph import Graph, Outputs
+from pvqae.export.parity import Parity
+from pvqae.inference import bundle
+from pvqae.inference.bundle import Detector
+from pvqae.samples import sums
+
+OPSET = 18
+PACKAGE = "pvqae_reading"  # in reading.zip
+BACKBONES = ("efficientnet_lite0", "vqgan")
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+OUTPUTS = {  # shapes by the letters of `onnx_graph`
+    "image_score": "B; fused, compared with the threshold",
+    "margin": "B; image_score - threshold, above 0 is a defect",
+    "anomaly_map": "B x S x S; of the fusion, blurred, in pixels of the view; means nothing where valid is false",
+    "s_prior": "B; in deviations of training normals",
+    "s_recon": "B; in deviations of training normals",
+    "product": "B; the paper's S_prior x S_recon",
+    "s_prior_cells": "B x H x W; of an image of several views, all cells make the image score together (run.py)",
+    "s_recon_cells": "B x H x W",
+    "product_cells": "B x H x W",
+    "valid_cells": "B x H x W booleans; false on padding",
+    "levels": "B x h x w; resolution level spent, 0 the coarsest, -1 padding",
+    "expected_levels": "B x h x w; the level that normal images spend there",
+}
+
+
+def run(folder: Path, out: Path, images: Path | None, tell: Callable[[str], None]) -> Parity:
+    """`export`, its parity checked on the images below `images`; else on the class's test images in this workspace;
+    else on made-up ones."""
+    if images is not None:
+        return export(folder, out, parity.in_folder(images), tell)
+    if found := parity.of_class(folder, Path.cwd()):
+        return export(folder, out, found, tell)
+    with tempfile.TemporaryDirectory() as scratch:
+        tell("no test images of the class here: the parity is checked on made-up images; better name some, --images")
+        return export(folder, out, parity.made_up(Path(scratch)), tell)
+
+
+def export(folder: Path, out: Path, images: Sequence[Path], tell: Callable[[str], None] = print) -> Parity:
+    """Write the folder `out`, whole or not at all; `images` are files that parity is checked on.
+
+    Raises `ConfigError` for what can't be exported, before anything is written, `ParityError` where an image's score or
+    map differs by more than `export_check.TOLERANCE`.
+    """
+    _refuse_foreign(out)
+    detector = bundle.load(folder)
+    _refuse(detector)
+    with whole_folder(out) as part:
+        tell("writing the graph (about half a minute)")
+        write_graph(detector, part / "model.onnx")
+        (part / "card.json").write_text(json.dumps(card(detector), indent=1, sort_keys=True) + "\n", "utf-8")
+        write_program(part)
+        sums.write(part)
+        found = parity.check(detector, part, images)
+        tell(found.words())
+        found.insist()
+    tell(f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.1f} MB")
+    return found
+
+
+def _refuse_foreign(out: Path) -> None:
+    """The folder is replaced whole: only an earlier export may be."""
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "model.onnx").is_file())):
+        raise ConfigError(f"{out}: expected a new folder or an earlier export, found something else; name another")
+
+
+def _refuse(detector: Detector) -> None:
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ConfigError(
+            f"export: expected the packages {', '.join(NEEDED)}, missing {', '.join(missing)}; install pvqae[export]"
+        )
+    backbone = detector.config["model"]["backbone"]
+    if backbone not in BACKBONES:
+        raise ConfigError(
+            f"model.backbone: export knows {', '.join(BACKBONES)}, found {backbone}; use the bundle itself, or "
+            "add the backbone to pvqae.export.export.BACKBONES and look at the parity"
+        )
+
+
+def write_graph(detector: Detector, path: Path) -> None:
+    """ONNX of opset `OPSET` with a dynamic batch; inputs pixels (B x 3 x S x S) and valid (B x S x S)."""
+    graph = Graph(detector.scorer, config.Model(**detector.config["model"]), detector.threshold)
+    side, batch = detector.scorer.image.size, torch.export.Dim("batch", min=1)
+    example = torch.rand(2, 3, side, side), torch.ones(2, side, side, dtype=torch.bool)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator that ONNX lacks
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nothing here needs
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter about itself
+            program = torch.onnx.export(
+                graph,
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["pixels", "valid"],
+                output_names=list(Outputs._fields),
+                dynamic_shapes=({0: batch}, {0: batch}),
+                verbose=False,
+            )
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    assert program is not None  # it raises where it fails
+    program.save(str(path))
+
+
+def write_program(folder: Path) -> None:
+    """run.py, and in reading.zip all of this project that it imports, as a package of another name: where pvqae is
+    installed, too, an export reads images as it did when it was checked. The same bytes for the same code."""
+    own = Path(pvqae.__file__).parent
+    program = own / "export" / "run_exported.py"
+    (folder / "run.py").write_text(_renamed(program), "utf-8")
+    with zipfile.ZipFile(folder / "reading.zip", "w") as packed:
+        for file in imported(own, program):
+            for package in reversed(file.relative_to(own).parents):
+                name = f"{PACKAGE}/{package / '__init__.py'}"
+                if name not in packed.namelist():
+                    packed.writestr(zipfile.ZipInfo(name), "")
+            packed.writestr(zipfile.ZipInfo(f"{PACKAGE}/{file.relative_to(own).as_posix()}"), _renamed(file))
+
+
+def _renamed(file: Path) -> str:
+    return re.sub(r"^(\s*from) pvqae\b", rf"\1 {PACKAGE}", file.read_text("utf-8"), flags=re.MULTILINE)
+
+
+def imported(own: Path, program: Path) -> list[Path]:
+    """The modules of the package at `own` that `program` imports, and those that they import."""
+    found: list[Path] = []
+    left = [program]
+    while left:
+        for node in ast.parse(left.pop().read_text("utf-8")).body:
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != own.name:
+                continue
+            place = own.joinpath(*(node.module or "").split(".")[1:])
+            names = [place / f"{name.name}.py" for name in node.names] if place.is_dir() else [place.with_suffix(".py")]
+            new = [file for file in names if file not in found]
+            found, left = found + new, left + new
+    return sorted(found)
+
+
+def card(detector: Detector) -> dict[str, Any]:
+    """What someone needs who has only this folder; the same for the same bundle and packages."""
+    scorer, facts = detector.scorer, detector.config
+    scales = {name: [scale.mean, scale.deviation] for name, scale in scorer.scales.items()}
+    return {
+        **{key: facts[key] for key in ("dataset", "category")},
+        **{key: detector.card[key] for key in ("threshold", "map_threshold", "map_scale")},
+        "smallest_defect": detector.card.get("smallest_defect"),
+        "preprocessing": {
+            **scorer.image.model_dump(mode="json"),
+            "colour": "RGB, grey repeated, alpha on white",
+            "range": "float32 in [0, 1]; the graph normalises",
+            "resize": "antialiased bilinear (run.py)",
+            "padding": "repeats the border; valid is false there",
+        },
+        "image_score": {"fusion": scorer.score.fusion, "top": scorer.score.top, "scales": scales},
+        "inputs": {"pixels": "B x 3 x S x S float32, B any, S size", "valid": "B x S x S booleans, false on padding"},
+        "outputs": OUTPUTS,
+        "bundle_sha256": detector.sha256,
+        "opset": OPSET,
+        "versions": {name: version(name) for name in ("pvqae", "torch", *NEEDED, "numpy")},
+    }

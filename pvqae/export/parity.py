@@ -1,0 +1,149 @@
+"""Does an exported folder give the bundle's scores? Asked of its own `run.py`, in a process without this project.
+
+Does a bundle give the scores that were evaluated? `pvqae parity` asks it before anything is registered.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pvqae.core.errors import DataError, ParityError
+from pvqae.core.layout import Layout
+from pvqae.core.progress import track
+from pvqae.inference import bundle
+from pvqae.inference.bundle import Detector
+from pvqae.samples import images, manifest
+
+TOLERANCE = 1e-4
+SHAPES = ((256, 256), (400, 300), (120, 500), (640, 320))  # of made-up images, where there are no others
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest differences to the bundle over `images`, in the score's and the map's own units (deviations of normals),
+    relative where a value is above 1; `worst` is the image. Median milliseconds per image, one thread each."""
+
+    images: int
+    score: float
+    anomaly_map: float
+    worst: str
+    bundle_ms: float
+    onnx_ms: float
+
+    def words(self) -> str:
+        return (
+            f"parity on {self.images} images: largest difference {self.score:.1e} of a score, {self.anomaly_map:.1e} "
+            f"of a map (limit {TOLERANCE:.0e}); {self.onnx_ms:.0f} ms per image, "
+            f"{self.bundle_ms:.0f} ms by torch, one thread"
+        )
+
+    def insist(self) -> None:
+        """Raises `ParityError` above the limit."""
+        if not max(self.score, self.anomaly_map) <= TOLERANCE:
+            raise ParityError(
+                f"{self.worst}: expected scores and maps within {TOLERANCE:.0e} of the bundle's, found differences of "
+                f"{self.score:.1e} and {self.anomaly_map:.1e}; nothing was written. Use the bundle itself"
+            )
+
+
+def check(detector: Detector, folder: Path, files: Sequence[Path]) -> Parity:
+    """Score `files` with the bundle and with `folder`'s run.py."""
+    if not files:
+        raise DataError("export: expected images to check the parity on, found none; name a folder of images")
+    with tempfile.TemporaryDirectory() as scratch:
+        answers = _exported(folder, files, Path(scratch))
+        rows = [
+            _differences(detector, file, answer, Path(scratch) / f"{number}.npy")
+            for number, (file, answer) in enumerate(zip(track(files, "parity", len(files)), answers, strict=True))
+        ]
+    scores, maps, ours = (np.array(column) for column in zip(*rows, strict=True))
+    worst = files[int(np.maximum(scores, maps).argmax())]
+    theirs = [answer["milliseconds"] for answer in answers]
+    return Parity(
+        len(files), scores.max(), maps.max(), worst.as_posix(), float(np.median(ours)), float(np.median(theirs))
+    )
+
+
+def _exported(folder: Path, files: Sequence[Path], maps: Path) -> list[dict[str, float]]:
+    """What run.py says of each file; isolated, so that it finds nothing but installed packages."""
+    command = [sys.executable, "-I", str(folder / "run.py"), "--threads", "1", "--maps", str(maps)]
+    names = "".join(f"{file.absolute()}\n" for file in files)
+    done = subprocess.run(command, input=names, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ParityError(f"{folder / 'run.py'}: expected scores, found an error: {done.stderr.strip()[-500:]}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _differences(detector: Detector, file: Path, answer: dict[str, float], kept: Path) -> tuple[float, float, float]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        begun = time.perf_counter()
+        scored = detector.score(file)
+        took = (time.perf_counter() - begun) * 1000
+    finally:
+        torch.set_num_threads(threads)
+    found = np.load(kept, allow_pickle=False)
+    kept.unlink()
+    if found.shape != scored.anomaly_map.shape:
+        return np.inf, np.inf, took
+    return (
+        _away(np.array(answer["score"]), np.array(scored.image_score)),
+        _away(found, scored.anomaly_map),
+        took,
+    )
+
+
+def _away(found: np.ndarray, wanted: np.ndarray) -> float:
+    away = np.abs(found.astype(np.float64) - wanted) / np.maximum(1, np.abs(wanted))
+    return float(away.max()) if np.isfinite(away).all() else np.inf
+
+
+def of_class(bundle: Path, root: Path) -> list[Path]:
+    """The test images of a bundle's class in the workspace `root`; none where its manifest does not know them."""
+    facts = json.loads((bundle / "config.json").read_text("utf-8")) if (bundle / "config.json").is_file() else {}
+    layout = Layout(root, facts.get("dataset", ""))
+    if not facts or not layout.manifest.is_file():
+        return []
+    rows = manifest.read(layout.manifest)
+    mine = rows[(rows["category"] == facts["category"]) & (rows["split"] == "test")]
+    return [layout.data / path for path in mine["path"] if (layout.data / path).is_file()]
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """All images below `folder`."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder of images, found none; correct the path")
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.SUFFIXES and path.is_file())
+
+
+def made_up(folder: Path) -> list[Path]:
+    """Soft noise in several shapes, written to `folder`."""
+    rng, files = np.random.default_rng(0), []
+    for number, (height, width) in enumerate(SHAPES):
+        coarse = torch.from_numpy(rng.random((1, 3, 9, 9), dtype=np.float32))
+        smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+        noisy = smooth[0].permute(1, 2, 0).numpy() + 0.05 * rng.standard_normal((height, width, 3), dtype=np.float32)
+        files.append(folder / f"{number}.png")
+        images.write(files[-1], noisy.clip(0, 1))
+    return files
+
+
+def compare(folder: Path, images_csv: Path, data_root: Path, rows: int) -> dict[str, float | int]:
+    """Score `rows` images of an evaluation's images.csv again, evenly spread; the largest difference of a score."""
+    table = pd.read_csv(images_csv, dtype=str, keep_default_na=False).astype({"image_score": float})
+    chosen = table.iloc[:: max(1, len(table) // max(1, rows))].head(rows)
+    detector = bundle.load(folder)
+    again = detector.score_many(zip(chosen["sample_id"], chosen["path"], strict=True), data_root)
+    pairs = zip(again, chosen["image_score"], strict=True)
+    differences = [abs(scored.image_score - evaluated) for scored, evaluated in pairs]
+    return {"max_abs_difference": max(differences, default=float("inf")), "images": len(differences)}

@@ -1,0 +1,264 @@
+"""Score images with an exported detector: `python run.py IMAGES... [--maps FOLDER]`, a JSON object per line.
+
+An image that can't be read gets a line with "error" instead of a score, and the exit status is 1. Needs numpy and
+onnxruntime; Pillow only reads the files. It stands beside model.onnx, card.json and reading.zip, which SHA256SUMS
+vouches for; reading.zip holds the modules by which `pvqae score` finds and reads images, so both score the same. The
+graph judges square views of `size` pixels; what it does not do is here: decode, resize, lay out views, judge several
+views of one image together, stitch their maps.
+H0 W0 pixels of the file; H W of the canvas (the image in model pixels); S side of a view; V views of an image.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+
+sys.path.insert(0, str(Path(__file__).parent / "reading.zip"))
+from pvqae.core.errors import DataError, PvqaeError
+from pvqae.core.files import digest
+from pvqae.serving import batch_source  # in an export: of reading.zip
+from pvqae.serving.batch_source import Files, Item
+
+CHUNK = 8  # views through the graph at once: memory does not grow with the image
+FILES = ("card.json", "model.onnx", "reading.zip")
+READ = ("bits",)  # settings of how files are read
+PARTS = ("s_prior", "s_recon", "product")
+Array = np.ndarray[Any, Any]
+
+
+class View(NamedTuple):
+    """A square of the canvas; negative `top` or `left` where padding comes first."""
+
+    pixels: Array  # 3 x S x S in [0, 1], float32
+    valid: Array  # S x S, False on padding
+    top: int
+    left: int
+
+
+def resize(image: Array, height: int, width: int) -> Array:
+    """Antialiased bilinear (a triangle as wide as the reduction), columns first; float32 as the training's."""
+    if image.shape[:2] == (height, width):
+        return image
+    across = _along(image, width)
+    return np.clip(_along(across.swapaxes(0, 1), height).swapaxes(0, 1), 0, 1)
+
+
+def _along(image: Array, size: int) -> Array:
+    """Resize axis 1 of an (n, m, 3) image."""
+    length, f = image.shape[1], np.float32
+    scale = f(length) / f(size)
+    support = max(scale, f(1))
+    centre = scale * (np.arange(size, dtype=f) + f(0.5))
+    first = np.maximum((centre - support + f(0.5)).astype(np.int64), 0)
+    last = np.minimum((centre + support + f(0.5)).astype(np.int64), length)
+    taps = np.arange(int((last - first).max()))
+    place = first[:, None] + taps
+    away = (place.astype(f) - centre[:, None] + f(0.5)) / support
+    weights = np.where(place < last[:, None], np.maximum(f(1) - np.abs(away), f(0)), f(0)).astype(f)
+    weights /= weights.sum(axis=1, keepdims=True)
+    out = np.zeros((image.shape[0], size, 3), dtype=f)
+    for tap in taps:
+        out += image[:, np.minimum(place[:, tap], length - 1)] * weights[None, :, tap, None]
+    return out
+
+
+def layout(height: int, width: int, card: dict[str, Any]) -> tuple[int, int, list[tuple[int, int]]]:
+    """H, W and the (top, left) of each view, for an image of `height` x `width` pixels."""
+    size, aspect = card["size"], card["aspect"]
+    if aspect == "auto":
+        aspect = "squash" if 0.8 <= width / height <= 1.25 else "letterbox"
+    if aspect == "squash":
+        return size, size, [(0, 0)]
+    if aspect == "letterbox":
+        scale = size / max(height, width)
+        high, wide = max(1, round(height * scale)), max(1, round(width * scale))
+        return high, wide, [(-((size - high) // 2), -((size - wide) // 2))]
+    high, wide = tiled(height, width, card)
+    rows, columns = (_starts(length, size, card["overlap"]) for length in (high, wide))
+    return high, wide, [(top, left) for top in rows for left in columns]
+
+
+def tiled(height: int, width: int, card: dict[str, Any]) -> tuple[int, int]:
+    """H, W of an image that is cut into views that overlap, `tiles` of them along its short side."""
+    size = card["size"]
+    wanted = math.floor(size * (1 + (card["tiles"] - 1) * (1 - card["overlap"])) + 1e-6)
+    scale = max(size, min(wanted, height, width)) / min(height, width)
+    return max(size, round(height * scale)), max(size, round(width * scale))
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    count = 1 + math.ceil((length - side) / (side * (1 - overlap)) - 1e-6)
+    return [round(start) for start in np.linspace(0, length - side, count)]
+
+
+def views(image: Array, card: dict[str, Any]) -> tuple[tuple[int, int], list[View]]:
+    """(H, W) and the views of an image; padding repeats the border."""
+    height, width, places = layout(image.shape[0], image.shape[1], card)
+    canvas = resize(image, height, width)
+    return (height, width), [_view(canvas, top, left, card["size"]) for top, left in places]
+
+
+def _view(canvas: Array, top: int, left: int, side: int) -> View:
+    part = canvas[max(top, 0) : top + side, max(left, 0) : left + side]
+    before = (max(-top, 0), max(-left, 0))
+    around = [(b, side - b - n) for b, n in zip(before, part.shape[:2], strict=True)]
+    pixels = np.pad(part, [*around, (0, 0)], mode="edge").transpose(2, 0, 1)
+    return View(np.ascontiguousarray(pixels), np.pad(np.ones(part.shape[:2], bool), around), top, left)
+
+
+def stitch(shape: tuple[int, int], found: list[View], maps: Array) -> Array:
+    """H x W from V x S x S, padding dropped; overlaps averaged with weights that fall to a view's border."""
+    total, weight = np.zeros((2, *shape))
+    for view, values in zip(found, maps, strict=True):
+        side = len(values)
+        ramp = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)) / side
+        high, wide = int(view.valid.any(1).sum()), int(view.valid.any(0).sum())
+        row, column = max(view.top, 0), max(view.left, 0)
+        place = np.s_[row : row + high, column : column + wide]
+        inside = np.ix_(view.valid.any(1), view.valid.any(0))
+        tent = np.outer(ramp, ramp)[inside]
+        total[place] += tent * values[inside]
+        weight[place] += tent
+    return (total / weight).astype(np.float32)
+
+
+def check(folder: Path) -> dict[str, bytes]:
+    """The content of every file by its name, the exported ones. Raises `ValueError` or `OSError`, naming the file that
+    is another. What runs is what was checked: nothing is read again."""
+    lines = (folder / "SHA256SUMS").read_text("utf-8", errors="replace").split("\n")
+    listed = {name: expected for expected, _, name in (line.partition("  ") for line in lines if line)}
+    contents = {name: (folder / name).read_bytes() for name in sorted({*FILES, *listed})}
+    for name, data in contents.items():
+        found = hashlib.sha256(data).hexdigest()
+        if found != listed.get(name):
+            expected = listed.get(name, "one in SHA256SUMS")
+            raise ValueError(f"{folder / name}: expected sha256 {expected}, found {found}; export the detector again")
+    return contents
+
+
+class Detector:
+    """`Detector(folder).score(image)`; image a file or H0 x W0 x 3 pixels in [0, 1]."""
+
+    def __init__(self, folder: Path | str, threads: int = 0):
+        files = check(Path(folder))
+        self.card = json.loads(files["card.json"].decode("utf-8"))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads  # 0: one per core
+        self.session = onnxruntime.InferenceSession(files["model.onnx"], options, providers=["CPUExecutionProvider"])
+        self.names = [output.name for output in self.session.get_outputs()]
+
+    def score(self, image: Path | str | Array) -> dict[str, Any]:
+        """score, threshold, margin, decision, parts, and anomaly_map (H x W)."""
+        pixels = image if isinstance(image, np.ndarray) else self.read(Path(image))
+        shape, found = views(pixels, self.card["preprocessing"])
+        graph = self.graph(found)
+        parts = {name: graph[name][0] for name in PARTS}
+        score = graph["image_score"][0]
+        if len(found) > 1:  # the graph judged each view alone
+            parts = {name: self._pooled(name, graph) for name in PARTS}
+            score = self._fused(parts)
+        score, threshold = float(score), self.card["threshold"]
+        return {
+            "score": score,
+            "threshold": threshold,
+            "margin": score - threshold,
+            "decision": "defect" if score > threshold else "normal",
+            "parts": {name: float(value) for name, value in parts.items()},
+            "anomaly_map": stitch(shape, found, graph["anomaly_map"]),
+        }
+
+    def read(self, file: Path) -> Array:
+        """H0 x W0 x 3 in [0, 1]. Raises `DataError` for what the bundle would not score either."""
+        settings = self.card["preprocessing"]
+        pixels, _ = batch_source.read(file, **{key: settings[key] for key in READ if key in settings})
+        if reason := batch_source.unfit(pixels):
+            raise DataError(reason)
+        return pixels
+
+    def graph(self, found: list[View]) -> dict[str, Array]:
+        """All outputs of the graph (card.json says what they are), a row per view."""
+        runs = []
+        for start in range(0, len(found), CHUNK):
+            some = found[start : start + CHUNK]
+            pixels, valid = np.stack([view.pixels for view in some]), np.stack([view.valid for view in some])
+            runs.append(self.session.run(self.names, {"pixels": pixels, "valid": valid}))
+        return {name: np.concatenate(parts) for name, parts in zip(self.names, zip(*runs, strict=True), strict=True)}
+
+    def _pooled(self, name: str, graph: dict[str, Array]) -> float:
+        """The image score of a part over the cells of all views."""
+        cells = np.sort(graph[f"{name}_cells"][graph["valid_cells"]])
+        count = max(1, round(self.card["image_score"]["top"] * len(cells) / len(graph["valid_cells"])))
+        mean, deviation = self.card["image_score"]["scales"].get(name, (0.0, 1.0))
+        found: float = (float(cells[-count:].mean(dtype=np.float64)) - mean) / deviation
+        return found
+
+    def _fused(self, parts: dict[str, Any]) -> float:
+        recon, prior, product = parts["s_recon"], parts["s_prior"], parts["product"]
+        fused = {"recon": recon, "prior": prior, "product": product, "gated": recon + 0.25 * max(0.0, prior)}
+        chosen: float = fused[self.card["image_score"]["fusion"]]
+        return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "images",
+        nargs="*",
+        help="images, or folders of images; without any, their names are read from stdin, one a line",
+    )
+    parser.add_argument("--maps", type=Path, help="folder for anomaly maps, NAME.npy per image, NAME its number from 0")
+    parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0: one per core")
+    given = parser.parse_args()
+    sys.exit(run(given))
+
+
+def run(given: argparse.Namespace) -> int:
+    """The exit status: 1 when an image got no score."""
+    try:
+        detector = Detector(Path(__file__).parent, given.threads)
+        return judge(detector, given)
+    except (OSError, ValueError, PvqaeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def judge(detector: Detector, given: argparse.Namespace) -> int:
+    """Print a line per image; 1 when one got no score."""
+    if given.maps:
+        given.maps.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    source = Files(tuple(map(Path, given.images or sys.stdin.read().splitlines())))
+    for number, item in enumerate(source.items()):
+        row = scored(detector, source, item, given.maps and given.maps / f"{number}.npy")
+        failed += "error" in row
+        print(json.dumps(row), flush=True)
+    return int(failed > 0)
+
+
+def scored(detector: Detector, source: Files, item: Item, target: Path | None) -> dict[str, Any]:
+    """The line of an image; its map is written to `target`."""
+    begun = time.perf_counter()
+    try:
+        file = source.file(item, Path())
+        digest(file)  # as `pvqae score` does first: the same files are refused, in the same words
+        result = detector.score(file)
+    except (PvqaeError, OSError) as error:
+        return {"image": item.path, "error": str(error)}
+    numbers = [result["score"], *result["parts"].values()]
+    if not all(map(math.isfinite, numbers)):
+        return {"image": item.path, "error": f"expected finite scores, found {numbers}; calibrate this class again"}
+    milliseconds = round((time.perf_counter() - begun) * 1000, 2)
+    anomaly_map = result.pop("anomaly_map")
+    if target:
+        np.save(target, anomaly_map)
+    return {"image": item.path, **result, "milliseconds": milliseconds}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a network reads of an image: frozen features, targets, richness."""

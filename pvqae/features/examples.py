@@ -1,0 +1,188 @@
+"""The images of some manifest rows as the network reads them, decoded and pushed through the backbone once.
+
+n views (one per image, several where images are tiled); R levels; h w coarsest grid; H W finest; S side of a view.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pvqae.core import config, seeding
+from pvqae.core.errors import DataError
+from pvqae.core.progress import track
+from pvqae.features import richness
+from pvqae.features.features import Reader, Store, Views
+from pvqae.features.spill import Column
+from pvqae.model.backbones import Backbone, Features
+from pvqae.model.cells import on_grid
+from pvqae.samples import geometry, images
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One training step's input on the device."""
+
+    images: Tensor | None  # B x 3 x S x S, where the backbone itself is trained
+    features: Features | None  # where it is frozen
+    cost: Tensor  # B x h x w in [0, 1]
+    valid: Tensor  # B x S x S; False on padding
+
+    def mirrored(self) -> "Batch":
+        """Left-right; of frozen features the mirror is approximate, and good enough."""
+        kept = self.features
+        return Batch(
+            None if self.images is None else self.images.flip(-1),
+            None if kept is None else Features([x.flip(-1) for x in kept.levels], kept.target.flip(-1)),
+            self.cost.flip(-1),
+            self.valid.flip(-1),
+        )
+
+
+class Learned(Protocol):
+    """What a fit learns from."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor, device: str = "cpu") -> Batch:
+        """The views at `indices` as float32 on `device`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """All views: half precision, about 1 MB of features per view at 256 px; many lie in files (`spill`)."""
+
+    rows: Tensor  # n, the row of the frame that each view comes from
+    images: Tensor | None
+    features: Features | None
+    cost: Tensor
+    valid: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Tensor, device: str = "cpu") -> Batch:
+        """The views at `indices` as float32 on `device`."""
+
+        def take(x: Tensor) -> Tensor:
+            chosen = x[indices].to(device)
+            return chosen.float() if chosen.is_floating_point() else chosen
+
+        kept = self.features
+        features = None if kept is None else Features([take(x) for x in kept.levels], take(kept.target))
+        return Batch(None if self.images is None else take(self.images), features, take(self.cost), take(self.valid))
+
+    def batches(self, size: int, device: str = "cpu") -> Iterator[tuple[Tensor, Batch]]:
+        """Every view once, in order, with its indices."""
+        for indices in torch.split(torch.arange(len(self)), size):
+            yield indices, self.batch(indices, device)
+
+    def chosen(self, keep_rows: Tensor) -> "Chosen":
+        """The views of the rows where `keep_rows` (booleans over the frame) holds, not copied."""
+        return Chosen(self, keep_rows[self.rows].nonzero()[:, 0])
+
+    def subset(self, keep_rows: Tensor) -> "Examples":
+        """A copy of the views of the rows where `keep_rows` holds."""
+        chosen = keep_rows[self.rows].nonzero()[:, 0]
+        kept = self.features
+        return Examples(
+            self.rows[chosen],
+            None if self.images is None else self.images[chosen],
+            None if kept is None else Features([x[chosen] for x in kept.levels], kept.target[chosen]),
+            self.cost[chosen],
+            self.valid[chosen],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some views of `examples`, which stay where they are."""
+
+    examples: Examples
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def rows(self) -> Tensor:
+        """The row of the frame that each view comes from."""
+        return self.examples.rows[self.indices]
+
+    def batch(self, indices: Tensor, device: str = "cpu") -> Batch:
+        return self.examples.batch(self.indices[indices], device)
+
+
+def views(rows: pd.DataFrame, data_root: Path, params: config.Image, what: str) -> Iterator[tuple[int, geometry.View]]:
+    """Each view with the position of its row; images are decoded one after another."""
+    for position, path in enumerate(track(rows["path"], what, total=len(rows))):
+        for view in geometry.canvas(images.read(path, data_root, params.bits), params).views:
+            yield position, view
+
+
+def prepare(
+    rows: pd.DataFrame,
+    data_root: Path,
+    image: config.Image,
+    backbone: Backbone,
+    measure: str,
+    device: str = "cpu",
+    store: Store | None = None,
+) -> Examples:
+    """The views of every image of `rows`: decoded and pushed through a frozen backbone, or as `store` has kept them.
+
+    The result is the same to the last bit with and without a store. Raises `DataError` without rows, `IntegrityError`
+    for an image that is not the one of its row's sha256 (where there is such a column).
+    """
+    if rows.empty:
+        raise DataError("there are no training images: expected rows in the manifest with split train")
+    store = store or Store()
+    reader = Reader(data_root, image, backbone, measure, device, store)
+    columns: dict[str, Column] = {}
+    expected = rows["sha256"] if "sha256" in rows else [""] * len(rows)
+    pairs = zip(rows["path"], expected, strict=True)
+    for position, (path, sha256) in enumerate(track(pairs, "reading images", total=len(rows))):
+        one = reader.read(path, sha256)
+        for name, x in _columns(torch.full((len(one.valid),), position), one).items():
+            columns.setdefault(name, Column(store.folder)).append(x)
+    store.trim()
+    return _examples({name: column.tensor() for name, column in columns.items()})
+
+
+def retake(
+    rows: pd.DataFrame, positions: list[int], data_root: Path, image: config.Image, backbone: Backbone, seed: int
+) -> Examples:
+    """The views of the images at some `positions` of `rows`, taken again (see `Reader.retake`)."""
+    reader, columns = Reader(data_root, image, backbone, "none", "cpu", Store()), dict[str, Column]()
+    for position in positions:
+        path = str(rows["path"].iloc[position])
+        one = reader.retake(path, seeding.numpy_generator(seed, "retake", path))
+        for name, x in _columns(torch.full((len(one.valid),), position), one).items():
+            columns.setdefault(name, Column()).append(x)
+    return _examples({name: column.tensor() for name, column in columns.items()})
+
+
+def _columns(rows: Tensor, one: Views) -> dict[str, Tensor]:
+    cells = on_grid(one.valid, one.cost.shape[-2:])
+    found = {"rows": rows, "cost": one.cost, "valid": one.valid, "cells": cells}
+    if one.images is not None:
+        found["images"] = one.images
+    if one.features is not None:
+        found |= {"target": one.features.target} | {f"level_{r}": x for r, x in enumerate(one.features.levels)}
+    return found
+
+
+def _examples(found: dict[str, Tensor]) -> Examples:
+    levels = [found[f"level_{r}"] for r in range(sum(name.startswith("level_") for name in found))]
+    return Examples(
+        found["rows"],
+        found.get("images"),
+        Features(levels, found["target"]) if levels else None,
+        richness.rescale(found["cost"].float(), found["cells"]),
+        found["valid"],
+    )

@@ -1,0 +1,1 @@
+"""The budget prior: which allocation normal images get."""

@@ -1,0 +1,232 @@
+"""Facts about manifest rows as plain columns, one per thing that can be wrong: what the expectations look at.
+
+The checked rows that training, calibration and evaluation read: data/rows, written whole or not at all.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from pvqae.core import runtime
+from pvqae.core.errors import DataError, IntegrityError
+from pvqae.core.files import write_text
+from pvqae.core.layout import ARRIVED, Layout
+from pvqae.samples import manifest
+from pvqae.samples.classes import Classes
+from pvqae.samples.images import Bits, marked
+
+MASKS = ("readable", "of_image_size", "marks_something", "leaves_something")
+SENSORS = (8, 10, 12)  # bits of cameras whose files have 16; a quarter of the range, 14 bits, may be an exposure
+DARK, BRIGHT = 1 / 16, 15 / 16  # a class that does not reach the one, or never leaves the other, is hardly a picture
+TRAINING = ("train", "calibrate")  # small classes are calibrated by folds and train on both
+
+
+def in_one_split(frame: pd.DataFrame, key: str) -> pd.Series:
+    """True on rows whose value of `key` occurs in a single split."""
+    pairs = frame[[key, "split"]].drop_duplicates()
+    return ~frame[key].isin(pairs.loc[pairs[key].duplicated(), key])
+
+
+def mask_kept(frame: pd.DataFrame) -> pd.Series:
+    """False on defects without a mask in a class where another defect has one.
+
+    Synthetic defects (below gate/) have masks in every class, so they promise nothing for the photographed ones; those
+    that a person labelled in review have none, and need none at the gate.
+    """
+    defect, masked = frame["label"] == "defect", frame["mask_path"] != ""
+    made = frame["path"].str.startswith("gate/")
+    arrived = frame["path"].str.contains(f"/{ARRIVED}/", regex=False)
+    promised = (defect & masked).groupby([frame["category"], made, arrived]).transform("any")
+    return ~defect | masked | ~promised
+
+
+def _mask_problem(data: Path, path: str, height: int, width: int) -> tuple[str, str]:
+    try:
+        mask, seen = marked(Path(path), data)
+    except DataError as error:
+        return "readable", str(error)
+    if mask.shape != (height, width):
+        return "of_image_size", f"{path} is {mask.shape[1]} x {mask.shape[0]}, its image {width} x {height}"
+    if mask.all() or not mask.any():
+        name = "marks_something" if not mask.any() else "leaves_something"
+        return name, f"{path} has {seen}, expected 0 where there is no defect and other values where there is one"
+    return "", ""
+
+
+def mask_problems(frame: pd.DataFrame, data: Path) -> pd.DataFrame:
+    """Per row and column of `MASKS` "" or what is wrong with its mask. Decodes the masks of defects only."""
+    rows = frame[(frame["label"] == "defect") & (frame["mask_path"] != "")]
+    with ThreadPoolExecutor(max_workers=min(8, runtime.cores())) as pool:  # decoding leaves the interpreter free
+        problems = list(pool.map(partial(_mask_problem, data), rows["mask_path"], rows["height"], rows["width"]))
+    columns = {f"mask_{name}": [text if name == kind else "" for kind, text in problems] for name in MASKS}
+    return pd.DataFrame(columns, index=rows.index, dtype=str).reindex(frame.index, fill_value="")
+
+
+def _deviations(frame: pd.DataFrame, statistics: pd.DataFrame) -> pd.DataFrame:
+    """Per statistic two columns, of normals to train with and of held-out ones; NaN on all other rows."""
+    normal = frame["label"] == "normal"
+    training = normal & frame["split"].isin(TRAINING)
+    facts = pd.DataFrame(index=frame.index)
+    for name in manifest.STATISTICS:
+        distance = manifest.deviations(frame, statistics[name], normal & (frame["split"] == "train")).round(3)
+        facts[f"{name}_deviation"] = distance.where(training)
+        facts[f"{name}_deviation_held_out"] = distance.where(normal & ~training)
+    return facts
+
+
+def of_images(frame: pd.DataFrame, statistics: pd.DataFrame, data: Path) -> pd.DataFrame:
+    """`frame` with its facts. `statistics`: one column each, indexed by sha256, with `std`; `data` holds the masks."""
+    known = statistics.reindex(frame["sha256"]).set_index(frame.index)
+    normal = frame["label"] == "normal"
+    defective_groups = frame.loc[~normal, "group_id"].unique()
+    facts = {
+        "group_in_one_split": in_one_split(frame, "group_id"),
+        "image_in_one_split": in_one_split(frame, "sha256"),
+        "trains_on_normal_group": ~(frame["split"].isin(TRAINING) & frame["group_id"].isin(defective_groups)),
+        "kind_fits_label": normal == (frame["kind"] == "good"),
+        "mask_present": mask_kept(frame),
+        # `isin` takes ten times as long
+        "has_statistics": statistics.index.get_indexer(pd.Index(frame["sha256"])) >= 0,
+        "not_inverted": ~manifest.inverted(frame, known["mean"], known["skew"], normal & (frame["split"] == "train")),
+        "shows_something": ~normal
+        | manifest.shows_something(frame, known["std"], normal & (frame["split"] == "train")),
+    }
+    return pd.concat([frame, pd.DataFrame(facts), mask_problems(frame, data), _deviations(frame, known)], axis=1)
+
+
+def _unused_range(rows: pd.DataFrame, bits: Bits, sensors: Sequence[int]) -> str:
+    """Of files of 16 bit read as such: what their highest value says about the camera."""
+    deep = rows[rows["bit_depth"] == 16]
+    highest = round(deep["highest"].max() * 65535) if len(deep) else 65535
+    fitting = [own for own in sensors if highest < 2**own]
+    if bits != "auto" or not fitting:
+        return ""
+    reached = f"nothing above {2 ** fitting[0] - 1} of 65535 in {len(deep)} files of 16 bit"
+    return f"{reached}: set image.bits to {fitting[0]}, the camera's bits; to 16 if these images are really that dark"
+
+
+def _shade(rows: pd.DataFrame) -> str:
+    if rows["highest"].max() < DARK:
+        return f"nearly black, nothing above {rows['highest'].max():.3f} of 1"
+    if rows["lowest"].min() > BRIGHT:
+        return f"nearly white, nothing below {rows['lowest'].min():.3f} of 1"
+    return ""
+
+
+def _mixed(values: pd.Series, what: str) -> str:
+    counts = values.value_counts().sort_index()
+    return ", ".join(f"{count} images of {value} {what}" for value, count in counts.items()) if len(counts) > 1 else ""
+
+
+def ranges(frame: pd.DataFrame, statistics: pd.DataFrame, bits: Bits) -> pd.DataFrame:
+    """Per class, by name, "" or what is suspicious about the pixels of its photographed images."""
+    known = statistics.reindex(frame["sha256"]).set_index(frame.index)[["lowest", "highest"]]
+    photographed = pd.concat([frame, known], axis=1)[~frame["path"].str.startswith("gate/")]
+    return pd.DataFrame(
+        {
+            str(name): {
+                "range_used": _unused_range(rows, bits, SENSORS),
+                "range_mostly_used": "" if _unused_range(rows, bits, SENSORS) else _unused_range(rows, bits, (14,)),
+                "shade": _shade(rows),
+                "one_bit_depth": _mixed(rows["bit_depth"], "bit"),
+                "one_channel_count": _mixed(rows["channels"], "channels"),
+            }
+            for name, rows in photographed.groupby("category")
+        }
+    ).T
+
+
+def of_classes(frame: pd.DataFrame, classes: Classes, statistics: pd.DataFrame, bits: Bits) -> pd.DataFrame:
+    """One row per class of the manifest or of classes.yaml: where it is named, how many images it has, and what is
+    suspicious about their pixels."""
+    present = set(frame["category"])
+    names = sorted(present | set(classes.classes))
+    normal, test = frame["label"] == "normal", frame["split"] == "test"
+
+    def count(rows: pd.Series) -> list[int]:
+        counts = frame.loc[rows, "category"].value_counts()
+        return [int(counts.get(name, 0)) for name in names]
+
+    table = pd.DataFrame(
+        {
+            "category": names,
+            "in_classes_file": [name in classes.classes for name in names],
+            "in_manifest": [name in present for name in names],
+            "training_normals": count(normal & frame["split"].isin(TRAINING)),
+            "test_images": count(test),
+            "test_normals": count(normal & test),
+            "test_defects": count(~normal & test),
+        }
+    )
+    return table.join(ranges(frame, statistics, bits).reindex(names, fill_value=""), on="category")
+
+
+def split_sizes(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Per class, then per split, the number of images."""
+    counts = frame.groupby(["category", "split"]).size().reset_index(name="n")
+    sizes: dict[str, dict[str, int]] = {}
+    for category, split, count in zip(counts["category"], counts["split"], counts["n"], strict=True):
+        sizes.setdefault(category, {})[split] = int(count)
+    return sizes
+
+
+SUMS, MANIFEST = "SHA256SUMS", "../manifest.csv"
+PARTS = {"normals": TRAINING, "test": ("test",), "gate": ("gate",)}
+
+
+def clear(layout: Layout) -> None:
+    """Remove the rows of an earlier check: nothing may train on rows that no longer pass."""
+    shutil.rmtree(layout.rows, ignore_errors=True)
+
+
+def write(frame: pd.DataFrame, classes: Classes, layout: Layout) -> None:
+    """Write one file per network (its classes' normals of train and calibrate) and three per class."""
+    part = layout.rows.with_name("rows.part")
+    shutil.rmtree(part, ignore_errors=True)
+    of_class = {str(name): rows for name, rows in frame.groupby("category")}
+
+    def select(names: tuple[str, ...], splits: tuple[str, ...]) -> pd.DataFrame:
+        rows = pd.concat([of_class[name] for name in names])
+        return rows[rows["split"].isin(splits)]
+
+    for network, names in classes.networks.items():
+        target = part / layout.network_rows(network).relative_to(layout.rows)
+        manifest.write(select(names, TRAINING), target)
+    for name in classes.classes:
+        for kind, splits in PARTS.items():
+            target = part / layout.class_rows(name, kind).relative_to(layout.rows)
+            own = part / layout.network_rows(name).relative_to(layout.rows)
+            if splits == TRAINING and classes.networks.get(name) == (name,):  # a class alone in its network
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(own, target)
+            else:
+                manifest.write(select((name,), splits), target)
+    _list(part, layout)
+    clear(layout)
+    os.replace(part, layout.rows)
+
+
+def _list(part: Path, layout: Layout) -> None:
+    """The hashes of the rows in the folder `part`, and of the manifest that they come from."""
+    files = {file.relative_to(part).as_posix(): file for file in sorted(part.rglob("*.csv"))}
+    files[MANIFEST] = layout.manifest
+    lines = [f"{manifest.digest(file)}  {name}\n" for name, file in files.items() if file.is_file()]
+    write_text(part / SUMS, "".join(lines))
+
+
+def read(layout: Layout, path: Path) -> pd.DataFrame:
+    """The manifest rows of a file of this folder, or of the manifest itself, as they were checked.
+
+    Raises `IntegrityError` where they were changed since, and as `manifest.read`.
+    """
+    name = MANIFEST if path == layout.manifest else path.relative_to(layout.rows).as_posix()
+    sums = layout.rows / SUMS
+    listed = sums.read_text("utf-8", errors="replace").splitlines() if sums.is_file() else []
+    if listed and path.is_file() and f"{manifest.digest(path)}  {name}" not in listed:
+        raise IntegrityError(f"{path}: expected the rows that were checked, found others; run `dvc repro`")
+    return manifest.read(path)

@@ -1,0 +1,67 @@
+"""The rows that a batch gives: one dictionary per image, as a line of JSON and as a flat row of CSV."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from pvqae.drift import drift
+from pvqae.drift.drift import flatten
+from pvqae.evaluation.metrics import is_defect
+from pvqae.inference.bundle import Detector
+from pvqae.inference.scoring import PARTS
+
+Values = dict[str, Any]
+KEYS = {"path", "taken", "score", "bundle_sha256", "level_shares", "parts", "statistics", "error"}  # that readers need
+JSONL, CSV = "scores.jsonl", "scores.csv"
+
+
+def of(detector: Detector, version: str, path: str, sha256: str, modified: str, record: Values) -> Values:
+    """A row of the output. margin = score - threshold: above 0 is a defect. decision "" means not scored."""
+    score, threshold = record.get("score"), detector.threshold
+    return {
+        "path": path,
+        "sha256": sha256,
+        "taken": record.get("captured_at") or modified,
+        "score": score,
+        "threshold": threshold,
+        "decision": "" if score is None else "defect" if is_defect(score, threshold) else "normal",
+        "margin": None if score is None else score - threshold,
+        "version": version,
+        "bundle_sha256": detector.sha256,
+        "level_shares": record.get("level_shares"),
+        "parts": record.get("parts"),
+        "statistics": record.get("statistics"),
+        "error": record["error"],
+    }
+
+
+def write(out: Path, found: Iterable[Values], levels: int) -> tuple[int, int]:
+    """Both files, whole or not at all; the numbers of defects and of failures."""
+    parts = [out / f"{name}.part" for name in (JSONL, CSV)]
+    defects = failed = 0
+    with ExitStack() as stack:
+        lines, table = (stack.enter_context(part.open("w", encoding="utf-8", newline="")) for part in parts)
+        writer = csv.DictWriter(table, columns(levels), lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        for row in found:
+            defects, failed = defects + (row["decision"] == "defect"), failed + bool(row["error"])
+            lines.write(as_json(row) + "\n")
+            writer.writerow(flatten(row))
+    for part in parts:
+        os.replace(part, part.with_suffix(""))
+    return defects, failed
+
+
+def as_json(row: Values) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def columns(levels: int) -> list[str]:
+    """The columns of the CSV."""
+    first = ("path", "sha256", "taken", "score", "threshold", "decision", "margin", "version", "bundle_sha256")
+    shares = [f"level_{r}" for r in range(levels)]
+    return [*first, *PARTS, *shares, *drift.STATISTICS, "heatmap", "error"]
