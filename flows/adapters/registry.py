@@ -28,7 +28,7 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 from PIL import Image
 
-from flows.adapters import registry, servers
+from flows.adapters import servers
 from flows.adapters.tracking import Promotion, Registry
 from flows.adapters.tracking import RegistryError as RegistryError
 from flows.core import lineage
@@ -416,6 +416,6 @@ def open_registry(project: Path, setting: str) -> tuple[Registry, str]:
     """MLflow where the environment or the params say, else the project's own database; and its address."""
     named = os.environ.get("MLFLOW_TRACKING_URI", "") or ("" if setting == "auto" else setting)
     if named:
-        return registry.Mlflow(named), named
+        return Mlflow(named), named
     uri = servers.prepare(project)
-    return registry.Mlflow(uri, project / ".pvqae" / "mlflow" / "artifacts"), uri
+    return Mlflow(uri, project / ".pvqae" / "mlflow" / "artifacts"), uri

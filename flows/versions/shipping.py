@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from flows.adapters.tracking import Registry
 from flows.core import environment
 from flows.core.processes import Supervisor
-from flows.versions import shipping
 from flows.workspace.workspace import Workspace
 from pvqae.cli.forkserver import ADDRESS
 from pvqae.core.errors import IntegrityError, PvqaeError
@@ -85,7 +84,7 @@ def fetch(registry: Registry, name: str, version: str, out: Path) -> Path:
     out.mkdir()
     bundle = registry.download(name, version, out)
     try:
-        shipping.check_evaluated(bundle, registry.version_tags(name, version)["bundle_sha256"])
+        check_evaluated(bundle, registry.version_tags(name, version)["bundle_sha256"])
     except IntegrityError as error:
         raise IntegrityError(f"{name} version {version}: {error}") from None
     return bundle

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from pvqae.core import config
 from pvqae.core.files import read_tensors
-from pvqae.prior import grouping
 from pvqae.prior import prior as single
 from pvqae.prior.groups import GROUPINGS as GROUPINGS
 from pvqae.prior.prior import BudgetPrior, Expected
@@ -103,12 +102,12 @@ def expect(prior: Prior, logits_BRhw: Tensor, valid_Bhw: Tensor) -> Expected:
     return out
 
 
-def load_prior(weights: Path, grid: tuple[int, int], levels: int, width: int) -> grouping.Prior:
+def load_prior(weights: Path, grid: tuple[int, int], levels: int, width: int) -> Prior:
     """The prior of a weights file, in evaluation mode."""
-    return grouping.from_tensors(read_tensors(weights), grid, levels, width)
+    return from_tensors(read_tensors(weights), grid, levels, width)
 
 
 def prior_facts(folder: Path, category: str) -> dict[str, float | None]:
     """`prior_cross_entropy` and `frequency_cross_entropy` of a class's unseen normals, in nats per cell."""
-    found: dict[str, float | None] = json.loads((folder / "prior_facts.json").read_text("utf-8"))[category]
+    found: dict[str, float | None] = json.loads((folder / "facts.json").read_text("utf-8"))[category]
     return found

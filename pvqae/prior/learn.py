@@ -166,7 +166,7 @@ def train(layout: Layout, params: config.Params, group: str) -> None:
             save_file(prior.state_dict(), part / f"{name}.safetensors")
             for category, values in scores.items():
                 values += _judged(prior, found, name, category)
-        _facts(scores, part / "prior_facts.json")
+        _facts(scores, part / "facts.json")
         (part / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), "utf-8")
 
 
@@ -180,10 +180,10 @@ def _judged(prior: grouping.Prior, found: Allocations, fit_name: str, category: 
 
 def _facts(scores: dict[str, list[tuple[float, float]]], path: Path) -> None:
     """One pair per class: means over its fits, null where no normal was unseen."""
-    prior_facts: dict[str, dict[str, float | None]] = {}
+    facts: dict[str, dict[str, float | None]] = {}
     for category, pairs in scores.items():
         own, frequency = np.mean(pairs, axis=0).tolist() if pairs else (math.nan, math.nan)
         print(f"{category}: cross-entropy of unseen normals: prior {own:.4f}, frequencies {frequency:.4f}", flush=True)
         both = {"prior_cross_entropy": own, "frequency_cross_entropy": frequency}
-        prior_facts[category] = {k: None if math.isnan(v) else round(v, 6) for k, v in both.items()}
-    path.write_text(json.dumps(prior_facts, indent=1) + "\n", "utf-8")
+        facts[category] = {k: None if math.isnan(v) else round(v, 6) for k, v in both.items()}
+    path.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")

@@ -189,7 +189,7 @@ def said(place: Place, command: str) -> str:
 
 def carried_out(place: Place, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Do what an error says."""
-    command = re.search(r"(python -m flows promote .*|MLFLOW_TRACKING_URI=.*|back: (\S+python\S* -c .*))$", text)
+    command = re.search(r"(python -m flows promote .*|MLFLOW_TRACKING_URI=.*|back: (.+ -c .*))$", text)
     assert command, text
     words = shlex.split(command[2] or command[1])
     if words[:4] == ["python", "-m", "flows", "promote"] and words[4] == "rollback":
