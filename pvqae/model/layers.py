@@ -2,7 +2,7 @@
 
 There its backward pass through a channels-last map takes five times as long as reading the map does, a third of a
 training step of the pixel backbone. Here a map goes through in pieces that stay in the processor's cache, in single
-precision inside, which is nearer to the exact gradient, too (`tests/model/test_norm.py`).
+precision inside, which is nearer to the exact gradient, too (`tests/pvqae/model/test_norm.py`).
 B images; C channels; n cells of an image; G groups; m cells of a piece.
 
 The convolutional encoder of the pixel backbone (VQ-GAN style), whose last R stages form the hierarchy Z_1..Z_R.

@@ -20,7 +20,7 @@ from pvqae.samples.classes import read
 from tests.bench import gates
 from tests.bench.processes import run
 from tests.bench.rows import Row, Size, at_most, seconds
-from tests.evaluation.conftest import made
+from tests.pvqae.evaluation.conftest import made
 
 PROJECT = Path(__file__).parents[2]
 JUDGED = 10  # classes that the gate is asked about

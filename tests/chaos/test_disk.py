@@ -27,8 +27,8 @@ from tests.chaos import invariants, projects
 from tests.chaos.figures import Figure, record, size
 from tests.chaos.projects import Project, train
 from tests.chaos.test_s3_faults import PARAMS, screen
-from tests.evaluation.test_batch import Detector
-from tests.flows.test_arrivals import encoded, photograph
+from tests.flows.retrain.test_arrivals import encoded, photograph
+from tests.pvqae.serving.test_batch import Detector
 
 SEED = 31
 PAGE = 4096  # a tmpfs gives room by pages

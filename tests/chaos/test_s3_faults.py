@@ -20,8 +20,8 @@ from pvqae.core.layout import ARRIVED
 from pvqae.samples.manifest import digest
 from tests.chaos.faulty_s3 import GHOST, OF_LISTS, OF_OBJECTS, FaultyS3, in_front_of, plan
 from tests.chaos.figures import Figure, record, size
-from tests.flows.test_arrivals import encoded, photograph
-from tests.flows.test_landing import client, point_at, server  # noqa: F401 - the fixture of a real server
+from tests.flows.adapters.test_landing import client, point_at, server  # noqa: F401 - the fixture of a real server
+from tests.flows.retrain.test_arrivals import encoded, photograph
 
 SEED = 20
 RETRIES, PAUSE = 2, 0.01

@@ -12,11 +12,12 @@ import torch
 
 from pvqae.datasets import sources
 from pvqae.samples import images
-from tests.datasets import test_anomalies, test_sources
 from tests.docs.commands import ROOT
-from tests.flows import test_gate_rules
-from tests.model import test_grouping
-from tests.training import test_budget, test_richness
+from tests.flows.gate import test_gate_rules
+from tests.pvqae.datasets import test_anomalies, test_sources
+from tests.pvqae.features import test_richness
+from tests.pvqae.prior import test_grouping
+from tests.pvqae.training import test_budget
 
 TEXT = (ROOT / "docs" / "extending.md").read_text("utf-8")
 CODE = r"```python\n# (?P<file>\S+)\n(?P<code>(?:(?!```).)*?)\n"

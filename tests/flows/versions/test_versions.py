@@ -1,0 +1,114 @@
+"""The versions on a report's page: whom each is compared with, and that a moved alias shows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.adapters.fakes import Runs
+from flows.adapters.tracking import Promotion
+from flows.core import lineage
+from flows.versions import promotions, versions
+from flows.versions.registration import Registered
+
+MODEL = "pvqae-x-part"
+METRICS = {"image_auroc": 0.9, "latency_ms": 5.0}
+
+
+def _champion(to: str, kind: str = "gate", before: str = "none") -> Promotion:
+    return Promotion("2026-01-01T00:00:00", "me", "champion", before, to, kind, ("r",), "run")
+
+
+@pytest.mark.parametrize(
+    ("version", "tags", "champion", "expected"),
+    [
+        ("1", {}, "1", ("", "")),
+        ("3", {}, "2", ("2", "champion")),
+        ("", {}, "2", ("2", "champion")),
+        ("2", {}, "2", ("1", "champion before it")),
+        ("2", {"gate_champion": "1"}, "2", ("1", "champion at the gate")),
+        ("3", {"gate_champion": "2"}, "2", ("2", "champion")),
+        ("1", {"gate_champion": "none"}, None, ("", "")),
+    ],
+)
+def test_a_version_is_compared_with_whom_the_gate_judged_it_by_or_the_champion(
+    version: str, tags: dict[str, str], champion: str | None, expected: tuple[str, str]
+) -> None:
+    log = [_champion("1", "initial")] + ([_champion("2", before="1")] if champion == "2" else [])
+    assert versions.opponent(version, tags, champion, log) == expected
+
+
+@pytest.fixture
+def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "reports" / "x"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps({"classes": {"part": METRICS}}))
+    monkeypatch.setattr(versions, "rewrite_page", lambda reports, demo: None)  # tests/pvqae/report/test_versions.py
+    return folder
+
+
+def _add(runs: Runs, alias: str, **figures: float) -> str:
+    tags = dict.fromkeys(lineage.REQUIRED, "known") | lineage.figures(METRICS | figures, 7)
+    version = runs.register(MODEL, "run", "model", tags | {"decided_alias": alias, "decided_reasons": "a\nb"})
+    promotions.move(runs, MODEL, alias, version, kind="initial", reasons=("r",))
+    return version
+
+
+def _shown(reports: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((reports / "versions.json").read_text())["classes"]["part"]
+    return content
+
+
+def test_lineage_and_figures_come_from_the_registry(reports: Path) -> None:
+    runs = Runs()
+    _add(runs, "champion")
+    found = Registered("part", _add(runs, "challenger", image_auroc=0.95), True, "challenger", ())
+    versions.publish(runs, reports, "x", [found], demo=False)
+    shown = _shown(reports)
+    assert (shown["number"], shown["alias"], shown["reasons"]) == ("2", "challenger", ["a", "b"])
+    assert len(shown["lineage"]) == len(lineage.REQUIRED)
+    comparison = shown["comparison"]
+    assert (comparison["other"], comparison["same_images"]) == ("1", True)
+    assert comparison["this_figures"]["image_auroc"] == 0.95
+    assert comparison["other_figures"]["size_bytes"] == 7
+
+
+def test_an_unregistered_bundle_is_compared_by_its_report(reports: Path) -> None:
+    runs = Runs()
+    _add(runs, "champion")
+    versions.publish(runs, reports, "x", [Registered("part", "", False, "", ("code differs",))], demo=False)
+    shown = _shown(reports)
+    assert (shown["number"], shown["reasons"], shown["lineage"]) == ("", ["code differs"], [])
+    assert shown["comparison"]["this_figures"]["image_auroc"] == 0.9
+    assert shown["comparison"]["same_images"] is False
+
+
+def test_a_moved_alias_and_a_verdict_show_after_a_refresh(reports: Path) -> None:
+    runs = Runs()
+    _add(runs, "champion")
+    second = _add(runs, "challenger")
+    versions.publish(runs, reports, "x", [Registered("part", second, True, "challenger", ())], demo=False)
+    runs.tag_version(MODEL, second, {"gate_outcome": "pass", "gate_champion": "1", "gate_verdict": "kept: a: b"})
+    promotions.move(runs, MODEL, "champion", second, kind="gate", reasons=("r",))
+    versions.refresh(runs, reports.parents[1], "x")
+    shown = _shown(reports)
+    assert shown["alias"] == "champion"
+    assert shown["verdict"] == {"outcome": "pass", "against": "1", "lines": ["kept: a: b"]}
+    assert shown["comparison"]["role"] == "champion at the gate"
+
+
+def test_a_refresh_of_one_class_asks_about_no_other(reports: Path) -> None:
+    runs = Runs()
+    found = Registered("part", _add(runs, "champion"), True, "champion", ())
+    versions.publish(runs, reports, "x", [found], demo=False)
+    before = _shown(reports)
+    runs.tag_version(MODEL, "1", {"gate_outcome": "pass", "gate_champion": "1", "gate_verdict": "kept: a: b"})
+    versions.refresh(runs, reports.parents[1], "x", "other")
+    assert _shown(reports) == before
+    versions.refresh(runs, reports.parents[1], "x", "part")
+    assert _shown(reports)["verdict"]
+
+
+def test_a_refresh_without_a_page_does_nothing(tmp_path: Path) -> None:
+    versions.refresh(Runs(), tmp_path, "x")
+    assert list(tmp_path.iterdir()) == []

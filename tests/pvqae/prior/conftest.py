@@ -1,0 +1,1 @@
+from tests.pvqae.training.conftest import one_thread  # noqa: F401 - fixtures
