@@ -21,7 +21,7 @@ from pathlib import Path
 import requests
 
 from flows.core import locks
-from flows.core.processes import end
+from flows.core.processes import end_groups
 from pvqae.core.errors import PvqaeError
 
 QUICK = 2.0  # seconds for one answer of a server on this machine
@@ -88,8 +88,8 @@ GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 def begin(environ: MutableMapping[str, str] = os.environ) -> Callable[[], None]:
     """Start one, if needed, and point `environ` at it. What is returned waits until it answers.
 
-    Call this before Prefect is imported, which reads `environ` then, and after `Guard`, which ends the server of a
-    killed flow. It ends with this process.
+    Call this before Prefect is imported, which reads `environ` then, and after `ProcessReaper`, which ends the server
+    of a killed flow. It ends with this process.
     """
     if not _needed(environ):
         return lambda: None
@@ -103,7 +103,7 @@ def begin(environ: MutableMapping[str, str] = os.environ) -> Callable[[], None]:
         found.listen(128)
         address = f"http://127.0.0.1:{found.getsockname()[1]}"
         process = _started(found.fileno(), environ)
-    atexit.register(end, [process], GRACE)
+    atexit.register(end_groups, [process], GRACE)
     environ[API] = environ[OWN] = f"{address}/api"
     environ.setdefault("PREFECT_UI_URL", "")  # no pages: its log would name an address that ends with the command
     print(f"starting a temporary Prefect server on {address}", file=sys.stderr, flush=True)

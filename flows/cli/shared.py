@@ -32,15 +32,15 @@ def project() -> Path:
 
 
 def guarded_server() -> Callable[[], None]:
-    """A watchdog for this process, and Prefect's server where none is known. What is returned waits for the latter, and
+    """A reaper for this process, and Prefect's server where none is known. What is returned waits for the latter, and
     is to be called when Prefect is imported, before its first use.
 
-    To be called before anything imports Prefect. The server is ended before the watchdog, in the reverse order.
+    To be called before anything imports Prefect. The server is ended before the reaper, in the reverse order.
     """
     from flows.adapters import prefect_server
-    from flows.core.processes import Guard
+    from flows.core.processes import ProcessReaper
 
-    atexit.register(Guard().close)  # a command that is killed leaves nothing behind
+    atexit.register(ProcessReaper().close)  # a command that is killed leaves nothing behind
     wait = prefect_server.begin()
 
     def ready() -> None:

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pvqae.cli.forkserver import ADDRESS
+from pvqae.cli.processes import ADDRESS
 from pvqae.core.errors import ConfigError
 from pvqae.core.layout import find_root as find_root
 from pvqae.core.layout import outside_hooks

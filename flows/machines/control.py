@@ -12,6 +12,7 @@ import psutil
 
 from flows.adapters import dvc_files
 from flows.core import locks
+from flows.core.processes import alive
 from flows.machines import catalogue, clients, service_processes, weed
 from flows.machines.catalogue import Service
 from flows.machines.place import REGION, Place, ServiceError, secrets_of, write_private
@@ -97,7 +98,7 @@ def _still_healthy(place: Place, service: Service) -> bool:
 def _wait(place: Place, service: Service, started: psutil.Process, given_up: threading.Event) -> None:
     deadline = time.monotonic() + place.settings.timeout
     while not _healthy(place, service):
-        ended = not service_processes.alive(started)
+        ended = not alive(started)
         if ended or time.monotonic() > deadline:
             what = "ended by itself" if ended else f"does not answer after {place.settings.timeout:.0f} s"
             log = place.log(service.name)

@@ -31,7 +31,7 @@ class FanOut:
     ) -> None:
         self._pool, self._versioning, self._order_of, self._stopped = pool, versioning, order_of, stopped
         self._poll, self._patience = poll, patience
-        self._gate = threading.Lock()  # DVC pushes and fetches one at a time
+        self._lock = threading.Lock()  # DVC pushes and fetches one at a time
         self._pushed = False
 
     def work(self, stages: Sequence[str], say: Say) -> None:
@@ -39,7 +39,7 @@ class FanOut:
 
         Raises `StageFailed` with the worker's words, `PoolError` when no worker lives, `Cancelled` at the flow's end.
         """
-        with self._gate:
+        with self._lock:
             if not self._pushed:
                 self._versioning.push()
                 self._pushed = True
@@ -53,7 +53,7 @@ class FanOut:
             raise
         if state.kind != "done":
             raise failure(stages, state)
-        with self._gate:
+        with self._lock:
             self._versioning.fetch_results()
 
     def _ended(self, run: str, say: Say) -> State:

@@ -14,7 +14,7 @@ from flows.adapters.registry import open_registry
 from flows.adapters.versioning import Dvc
 from flows.core import environment, locks
 from flows.core.processes import Supervisor
-from flows.machines import forkserver, job_space, worker
+from flows.machines import job_space, worker
 from flows.machines.job_spec import Order, parse
 from flows.versions import parents
 
@@ -37,7 +37,7 @@ def job(order: dict[str, Any], root: str = "") -> None:
         # 2. Code, params and inputs.
         space = job_space.prepare(project, asked, threads())
         bring_parents(project, asked, space)
-        forkserver.start(space, supervisor, set(asked.stages))
+        supervisor.start_fork_server(space, set(asked.stages))
         dvc = Dvc(space, supervisor)
         dvc.pull_paths(["data/rows"])
         dvc.pull_paths(job_space.inputs(space, asked))

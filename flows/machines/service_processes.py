@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from flows.core.processes import alive, has_mark
 from flows.machines.place import HOST, Place
 
 MARK = "PVQAE_SERVICE"
@@ -25,29 +26,11 @@ def _mark(place: Place, name: str) -> str:
     return f"{place.home.resolve()}:{name}"
 
 
-def alive(process: psutil.Process) -> bool:
-    """Whether it runs; a zombie does not."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
-
-
-def _carries(process: psutil.Process, mark: str) -> bool | None:
-    """None where that can't be told: another user's, whom not even root of a container may look at."""
-    try:
-        return bool(process.environ().get(MARK) == mark)
-    except psutil.AccessDenied:
-        return None
-    except (psutil.Error, OSError):  # ended meanwhile
-        return False
-
-
 def members(place: Place, name: str) -> list[psutil.Process]:
     """Every living process of the service, children whose environment can't be read included."""
     mark, first, found = _mark(place, name), leader(place, name), {}
     for process in psutil.process_iter():
-        if process.pid == os.getpid() or not (_carries(process, mark) or process == first):
+        if process.pid == os.getpid() or not (has_mark(process, MARK, mark) or process == first):
             continue
         with contextlib.suppress(psutil.Error):
             found.update({child.pid: child for child in (process, *process.children(recursive=True))})
@@ -59,7 +42,7 @@ def leader(place: Place, name: str) -> psutil.Process | None:
     try:
         pid, *began = place.pid_file(name).read_text("utf-8").split()
         process = psutil.Process(int(pid))
-        ours = _carries(process, _mark(place, name))
+        ours = has_mark(process, MARK, _mark(place, name))
         if ours is None and began:
             ours = abs(process.create_time() - float(began[0])) < 1
     except (OSError, ValueError, psutil.Error):

@@ -11,7 +11,6 @@ from flows.adapters.registry import open_registry
 from flows.adapters.versioning import Dvc
 from flows.core import classes, environment, locks, metrics
 from flows.core.processes import Supervisor
-from flows.machines import forkserver
 from flows.train import elsewhere, stages, steps
 from flows.train.recording import Recorder
 from flows.train.stages import Done
@@ -74,7 +73,7 @@ def train(
         if changed:
             plan = steps.plan(space, len(graph["networks"]))
             log.info("%s", plan)
-            forkserver.start(space.path, supervisor, changed)
+            supervisor.start_fork_server(space.path, changed)
             pipeline = stages.Pipeline(dvc, changed, recorder)
             done = stages.run(stages.each(stages.first_stages(graph)), pipeline, supervisor, 1, settings.retries)
             ready = done[-1:]  # the checked manifest

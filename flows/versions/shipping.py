@@ -10,7 +10,7 @@ from flows.adapters.tracking import Registry
 from flows.core import environment
 from flows.core.processes import Supervisor
 from flows.workspace.workspace import Workspace
-from pvqae.cli.forkserver import ADDRESS
+from pvqae.cli.processes import ADDRESS
 from pvqae.core.errors import IntegrityError, PvqaeError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pvqae.cli import bench, forkserver, watchdog
+from pvqae.cli import bench, processes
 from pvqae.cli.console import Door, console, leave, quiet, to_json, workspace
 from pvqae.core import surroundings
 
@@ -230,11 +230,13 @@ def doctor(as_json: Json = False) -> None:
 def main() -> None:
     """The console script."""
     surroundings.complete()
-    code = forkserver.ask(sys.argv[1:])
+    if sys.argv[1:2] == ["fork-server"]:  # started by a flow
+        processes.serve(main, *sys.argv[2:])
+    code = processes.ask(sys.argv[1:])
     if code is not None:
         os._exit(code)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on CUDA
-    watchdog.start()
+    processes.end_with_flow()
     try:
         app(prog_name="pvqae")
     except SystemExit as ended:

@@ -8,7 +8,6 @@ import pytest
 
 from flows.core import environment
 from flows.core.processes import Supervisor
-from flows.machines import forkserver
 from pvqae.core import runtime
 from tests.waiting import until
 
@@ -25,12 +24,12 @@ def test_a_stage_is_a_fork_and_nothing_is_left_behind(tmp_path: Path) -> None:
     socket.parent.mkdir()
     socket.touch()  # of a flow that was killed
     with Supervisor() as supervisor:
-        forkserver.start(tmp_path, supervisor, {"train@part"})
+        supervisor.start_fork_server(tmp_path, {"train@part"})
         until(socket.is_socket, 60, pause=0.05)
         lines: list[str] = []
         command = [sys.executable, "-X", "importtime", "-m", "pvqae.cli.main", "train", "part"]
         assert supervisor.run(command, tmp_path, environment.for_stages(tmp_path), lines.append) == 2
-        server = [child for child in psutil.Process().children() if "pvqae.cli.forkserver" in child.cmdline()]
+        server = [child for child in psutil.Process().children() if "fork-server" in child.cmdline()]
         assert len(server) == 1
     assert "error: params.yaml: No such file or directory" in "".join(lines)
     assert not any(line.endswith(" torch") for line in lines)
@@ -39,15 +38,15 @@ def test_a_stage_is_a_fork_and_nothing_is_left_behind(tmp_path: Path) -> None:
 
 def test_a_flow_that_validates_has_its_library_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(forkserver, "_run", lambda command, workspace, supervisor: asked.append(command))
-    for stages in ({"manifest"}, {"train@part", "report"}):
-        forkserver.start(tmp_path, Supervisor(), stages)
+    monkeypatch.setattr(Supervisor, "run", lambda self, command, *others: asked.append(command))
+    for number, stages in enumerate(({"manifest"}, {"train@part", "report"}), start=1):
+        Supervisor().start_fork_server(tmp_path, stages)
+        until(lambda number=number: len(asked) == number)
     assert [command[-1] for command in asked] == ["validates", environment.FORKSERVER]
 
 
 def test_none_is_started_where_a_gpu_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "nvidiactl").touch()
     monkeypatch.setattr(runtime, "DRIVERS", (tmp_path / "nvidiactl",))
-    monkeypatch.setattr(forkserver, "_run", lambda command, workspace, supervisor: pytest.fail("started"))
-    forkserver.start(tmp_path, Supervisor(), {"train@part"})
+    Supervisor().start_fork_server(tmp_path, {"train@part"})
     assert not (tmp_path / ".pvqae").exists()

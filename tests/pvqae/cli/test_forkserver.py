@@ -11,15 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pvqae.cli import forkserver
+from pvqae.cli import processes
 from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="flows start it on Linux only")
 # Imports nothing; its command line does what the first argument says.
 SERVER = """
-import os, sys, time, types
-from pvqae.cli import forkserver
-forkserver.NEEDED = ()
+import os, sys, time
+from pvqae.cli import processes
+processes._NEEDED = ()
 def main():
     what = sys.argv[1]
     if what == "tell":
@@ -32,12 +32,9 @@ def main():
         os.kill(os.getpid(), 9)
     print(os.getpid(), flush=True)
     time.sleep(60)
-sys.modules["pvqae.cli.main"] = types.SimpleNamespace(main=main)
-import pvqae
-pvqae.cli.main = sys.modules["pvqae.cli.main"]
-forkserver.serve("socket", False)
+processes.serve(main, "socket")
 """
-CLIENT = "import sys; from pvqae.cli import forkserver; sys.exit(forkserver.ask(sys.argv[1:]))"
+CLIENT = "import sys; from pvqae.cli import processes; sys.exit(processes.ask(sys.argv[1:]))"
 
 
 @pytest.fixture
@@ -50,7 +47,7 @@ def server(tmp_path: Path) -> Iterator[psutil.Process]:
 
 
 def client(folder: Path, *words: str) -> subprocess.Popen[str]:
-    environ = os.environ | {forkserver.ADDRESS: "socket", "ASKED": "x" * 100_000}  # more than one packet
+    environ = os.environ | {processes.ADDRESS: "socket", "ASKED": "x" * 100_000}  # more than one packet
     command = [sys.executable, "-c", CLIENT, *words]
     return subprocess.Popen(command, cwd=folder, env=environ, stdout=-1, stderr=-1, text=True)
 
@@ -99,9 +96,9 @@ def test_only_this_user_may_ask(server: psutil.Process, tmp_path: Path) -> None:
 
 def test_where_nobody_listens_the_command_does_it_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(forkserver.ADDRESS, "socket")
-    assert forkserver.ask(["report"]) is None
-    assert forkserver.ADDRESS not in os.environ  # nor do those that it starts
+    monkeypatch.setenv(processes.ADDRESS, "socket")
+    assert processes.ask(["report"]) is None
+    assert processes.ADDRESS not in os.environ  # nor do those that it starts
     (tmp_path / "socket").touch()
-    monkeypatch.setenv(forkserver.ADDRESS, "socket")
-    assert forkserver.ask(["report"]) is None
+    monkeypatch.setenv(processes.ADDRESS, "socket")
+    assert processes.ask(["report"]) is None
