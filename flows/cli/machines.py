@@ -1,24 +1,26 @@
-"""Commands about machines and what starts by itself: doctor, deploy, worker, watch, arrived."""
+"""Commands for machines, servers and triggers: doctor, deploy, worker, watch, arrived, gc, services."""
 
 import contextlib
 import os
 import platform
+import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from flows.cli.shared import Json, notifier, project
-from pvqae.cli.console import console
+from flows.cli.shared import Json, Overrides, notifier, project, project_root, registry
+from pvqae.cli.console import FAILED, console
 
 app = typer.Typer()
+services = typer.Typer(no_args_is_help=True, help="Real servers on this machine.")
 PANEL = "Machines, servers, triggers"
 
 
-@app.command(epilog="Example: python -m flows doctor", rich_help_panel=PANEL)
-def doctor(as_json: Json = False) -> None:
-    """What is installed, which device, which servers answer, how the project is; what is wrong, and the repair.
+@app.command("doctor", epilog="Example: python -m flows doctor", rich_help_panel=PANEL)
+def _doctor(as_json: Json = False) -> None:
+    """Check what is installed, the device, the servers and the project; say what is wrong and how to repair it.
 
     Exit code 1: something is bad.
     """
@@ -30,8 +32,8 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(checks.exit_code(found))
 
 
-@app.command(epilog="Example: python -m flows deploy", rich_help_panel=PANEL)
-def deploy() -> None:
+@app.command("deploy", epilog="Example: python -m flows deploy", rich_help_panel=PANEL)
+def _deploy() -> None:
     """Register the schedule and the triggers of infra/prefect.yaml at the Prefect server."""
     root = project()
     from flows.machines import worker as deployments
@@ -41,36 +43,38 @@ def deploy() -> None:
     print(f"registered at {os.environ['PREFECT_API_URL']}: {', '.join(names)}")
 
 
-@app.command(epilog="Example: python -m flows worker --pool pvqae-train --device 0", rich_help_panel=PANEL)
-def worker(
+@app.command("worker", epilog="Example: python -m flows worker --pool pvqae-train --device 0", rich_help_panel=PANEL)
+def _worker(
     pool: Annotated[str, typer.Option(help="The work pool to work for.")] = "pvqae-train",
-    name: Annotated[str, typer.Option(help="Of this worker; default: this machine and the folder.")] = "",
+    name: Annotated[str, typer.Option(help="This worker's name; default: the machine and the folder.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="Flow runs at once.")] = 1,
-    device: Annotated[str, typer.Option(help="One training at a time on it; the index of a GPU, or any name.")] = "",
-    threads: Annotated[int, typer.Option(min=0, help="Of each training; 0: as the params say.")] = 0,
+    device: Annotated[
+        str, typer.Option(help="Run one training at a time on this device: a GPU's index, or any name.")
+    ] = "",
+    threads: Annotated[int, typer.Option(min=0, help="Threads of each training; 0: as the params say.")] = 0,
 ) -> None:
-    """Work for a pool with this folder's code and DVC remote, until ended."""
+    """Work for a pool with this folder's code and DVC remote until stopped."""
     root = project()
     from flows.machines import worker as workers
 
     workers.start(root, pool, name or f"{platform.node()}-{root.name}", limit, device, threads)
 
 
-@app.command(epilog="Example: python -m flows watch", rich_help_panel=PANEL)
-def watch() -> None:
-    """Look for new images at landing.url, until ended; tell Prefect, which starts a retraining."""
+@app.command("watch", epilog="Example: python -m flows watch", rich_help_panel=PANEL)
+def _watch() -> None:
+    """Watch landing.url for new images until stopped; tell Prefect, which starts a retraining."""
     root = project()
     from flows.retrain import watch as watching
 
-    watching.watch(watching.Watcher(root, notifier(), say))
+    watching.watch(watching.Watcher(root, notifier(), _say))
 
 
-@app.command(epilog="Example: python -m flows arrived parts --class gravel", rich_help_panel=PANEL)
-def arrived(
+@app.command("arrived", epilog="Example: python -m flows arrived parts --class gravel", rich_help_panel=PANEL)
+def _arrived(
     dataset: Annotated[str, typer.Argument(help="The dataset's name.")],
-    category: Annotated[str, typer.Option("--class", help="The class of which images came.")] = "",
+    category: Annotated[str, typer.Option("--class", help="The class of the new images.")] = "",
 ) -> None:
-    """Say that new images arrived: what the watcher does by itself. A retraining starts at once."""
+    """Report new images, as the watcher does by itself. A retraining starts at once."""
     project()
     from flows.retrain import watch as watching
 
@@ -78,6 +82,77 @@ def arrived(
     print(f"told {os.environ['PREFECT_API_URL']}: {watching.EVENT} for {dataset}")
 
 
-def say(line: str) -> None:
+def _say(line: str) -> None:
+    """Print a line of the watcher's log."""
     with contextlib.suppress(OSError):  # a log on a full disk ends no watcher
         print(time.strftime("%Y-%m-%dT%H:%M:%S"), line, flush=True)
+
+
+@app.command("gc", epilog="Example: python -m flows gc --keep-days 30", rich_help_panel=PANEL)
+def _gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+    keep_days: Annotated[float, typer.Option(min=0, help="Keep what was used within this many days.")] = 14,
+) -> None:
+    """Remove what can be made again and no version, alias, log, running flow or workspace refers to.
+
+    Print what and how much, then ask; without a terminal only print, unless --yes.
+    """
+    root = project()
+    from flows.upkeep import gc as collector
+
+    def confirm(plan: Any) -> bool:
+        print(*plan.lines, sep="\n")
+        if dry_run or yes:
+            return yes and not dry_run
+        return sys.stdin.isatty() and typer.confirm("Remove them?")
+
+    plan, done = collector.collect(root, registry(root, strict=not dry_run), keep_days, confirm)
+    if not plan.items:
+        print(*plan.busy, "nothing to remove", sep="\n")
+    else:
+        print(f"{'removed' if done else 'nothing was removed; would free'} {collector.megabytes(plan.items)} MB")
+
+
+@services.command("up", epilog="Example: python -m flows services up --set services.mlflow_port=5001")
+def _up(overrides: Overrides = []) -> None:  # noqa: B006  # typer reads the default
+    """Start PostgreSQL, S3, MLflow, Prefect and a worker where they are not healthy; flows then use them."""
+    from flows.machines import control, service_status
+
+    root = project_root()
+    settings = service_status.settings(root, tuple(overrides))
+    control.up(root, settings)
+    service_status.show(service_status.status(root, settings))
+
+
+@services.command("down", epilog="Example: python -m flows services down")
+def _down() -> None:
+    """Stop the servers and all they started; flows use the built-in ones again. Data and keys stay."""
+    from flows.machines import control, service_status
+
+    root = project_root()
+    control.down(root, service_status.running(root))
+
+
+@services.command("status", epilog="Example: python -m flows services status --json")
+def _status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Show pid, port, health, memory and log of each server. Exit code 1 when one is not healthy."""
+    from flows.machines import service_status
+
+    root = project_root()
+    found = service_status.status(root, service_status.running(root))
+    service_status.show(found, as_json)
+    if any(item.health != "healthy" for item in found):
+        raise typer.Exit(FAILED)
+
+
+@services.command("logs", epilog="Example: python -m flows services logs mlflow -n 20")
+def _logs(
+    name: Annotated[str, typer.Argument(help="postgres | s3 | prefect | mlflow | worker | watcher")],
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Number of lines.")] = 50,
+) -> None:
+    """Show the end of a server's log."""
+    from flows.machines import service_status
+
+    root = project_root()
+    print(service_status.log(root, service_status.running(root), name, lines))

@@ -1,10 +1,10 @@
-"""The command line `python -m flows`: declare the commands, without logic of their own."""
+"""The command line `python -m flows`: all commands in one application."""
 
 from collections.abc import Callable
 
 import typer
 
-from flows.cli import bench, data, gc, machines, promotion, services, training, use
+from flows.cli import laboratory, machines, training, use
 from pvqae.cli.console import Door, leave
 
 # No completion: a shell completes the names of programs, and this is `python` with an option. `pvqae` has it.
@@ -17,16 +17,17 @@ app = typer.Typer(
     epilog="Example: python -m flows train. Exit codes: docs/operations.md.",
 )
 app.add_typer(training.app)
-app.add_typer(data.app, name="data", rich_help_panel=training.PANEL)
-app.add_typer(promotion.app, name="promote", rich_help_panel=training.PANEL)
+app.add_typer(laboratory.app)
+app.add_typer(training.data, name="data", rich_help_panel=training.PANEL)
+app.add_typer(use.promote, name="promote", rich_help_panel=training.PANEL)
 app.add_typer(use.app)
 app.add_typer(machines.app)
-app.add_typer(gc.app)
-app.add_typer(bench.app, name="bench", rich_help_panel=training.PANEL)
-app.add_typer(services.app, name="services", rich_help_panel=machines.PANEL)
+app.add_typer(laboratory.bench, name="bench", rich_help_panel=training.PANEL)
+app.add_typer(machines.services, name="services", rich_help_panel=machines.PANEL)
 
 
 def main(run: Callable[[], None] = app) -> None:
+    """Run the command line and leave with its exit code."""
     try:
         run()
     except SystemExit as ended:

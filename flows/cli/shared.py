@@ -17,13 +17,11 @@ Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one param; may be repeated.")
 ]
 ParamsFile = Annotated[str, typer.Option(help="A params file instead of the project's params.yaml.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON alone on stdout, for programs; all else goes to stderr.")]
-Dataset = Annotated[str, typer.Argument(help="The dataset's name.")]
-Class = Annotated[str, typer.Argument(metavar="CLASS", help="The class of the model pvqae-DATASET-CLASS.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout, for programs; all else goes to stderr.")]
 
 
 def project() -> Path:
-    """The project that the command is run in, with the environment of what it starts set."""
+    """Return the project's folder, with the environment of all that it starts set. Raises `ConfigError` outside one."""
     from flows.core import environment  # hashes and sockets: not for --help
 
     root = project_root()
@@ -32,10 +30,10 @@ def project() -> Path:
 
 
 def guarded_server() -> Callable[[], None]:
-    """A reaper for this process, and Prefect's server where none is known. What is returned waits for the latter, and
-    is to be called when Prefect is imported, before its first use.
+    """Start a reaper for this process, and Prefect's server where none is known.
 
-    To be called before anything imports Prefect. The server is ended before the reaper, in the reverse order.
+    Call this before anything imports Prefect, and what it returns after that, before Prefect's first use: it waits for
+    the server. The server ends before the reaper does.
     """
     from flows.adapters import prefect_server
     from flows.core.processes import ProcessReaper
@@ -44,13 +42,14 @@ def guarded_server() -> Callable[[], None]:
     wait = prefect_server.begin()
 
     def ready() -> None:
-        no_tracebacks()
+        _no_tracebacks()
         wait()
 
     return ready
 
 
 def project_root() -> Path:
+    """Return the project's folder. Raises `ConfigError` outside one."""
     root = find_root(Path.cwd())
     if root is None:
         raise ConfigError(f"{Path.cwd()}: expected params.yaml and dvc.yaml here or above; run in the project's folder")
@@ -58,8 +57,10 @@ def project_root() -> Path:
 
 
 def registry(root: Path, strict: bool = True) -> Any:
-    """The registry where the project's versions are. Without `strict` an error in params.yaml is told of only: for
-    commands that show or take back."""
+    """Open the registry of the project's versions.
+
+    With `strict` an invalid params.yaml raises `ConfigError`; commands that show or take back only warn of it.
+    """
     from flows.adapters.registry import open_registry
     from pvqae.core import config
 
@@ -73,7 +74,7 @@ def registry(root: Path, strict: bool = True) -> Any:
 
 
 def notifier() -> Any:
-    """Who tells Prefect. Raises `ConfigError` without a server."""
+    """Return the client that sends events to Prefect. Raises `ConfigError` without a server."""
     from flows.adapters.notify import Http
 
     if not (api := os.environ.get("PREFECT_API_URL", "")):
@@ -81,14 +82,14 @@ def notifier() -> Any:
     return Http(api)
 
 
-def without_tracebacks(record: logging.LogRecord) -> bool:
-    """A log filter: what the door prints needs no traceback in the log."""
+def _without_tracebacks(record: logging.LogRecord) -> bool:
+    """Filter the traceback out of a log record whose error the command line prints anyway."""
     if record.exc_info and isinstance(record.exc_info[1], PvqaeError):
         record.exc_info = None
     return True
 
 
-def no_tracebacks() -> None:
-    """To be called once Prefect is imported."""
+def _no_tracebacks() -> None:
+    """Install the filter; to be called once Prefect is imported."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(without_tracebacks)
+        logging.getLogger(name).addFilter(_without_tracebacks)

@@ -1,58 +1,54 @@
-"""Commands that make versions: train, retrain, verify, experiment."""
+"""Commands that make datasets and versions: data add, train, retrain, verify."""
 
 import contextlib
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.cli.shared import Json, Overrides, ParamsFile, guarded_server, project, registry
+from flows.cli.shared import Json, Overrides, ParamsFile, guarded_server, project
 from pvqae.cli.console import FAILED, console, quiet, to_json
 from pvqae.core.errors import PvqaeError
 
+if TYPE_CHECKING:
+    from flows.train.summary import Summary
+
 app = typer.Typer()
+data = typer.Typer(no_args_is_help=True, help="Datasets and their versions.")
 PANEL = "From images to champions"
 
 
-class Trigger(StrEnum):
-    manual = "manual"
-    schedule = "schedule"
-    samples = "samples"
-    drift = "drift"
-
-
 @app.command(
+    "train",
     epilog="Example: python -m flows train --set data.source=mvtec --set data.root=~/mvtec --set train.steps=100",
     rich_help_panel=PANEL,
 )
-def train(
+def _train(
     params: ParamsFile = "",
     overrides: Overrides = [],  # noqa: B006  # typer reads the default
-    reason: Annotated[str, typer.Option(help="Why this run is; kept with every version it registers.")] = "asked for",
-    warm: Annotated[bool, typer.Option("--warm", help="Go on from the champions' weights, in fewer steps.")] = False,
+    reason: Annotated[str, typer.Option(help="Why you train; kept with every version it registers.")] = "asked for",
+    warm: Annotated[bool, typer.Option("--warm", help="Start from the champions' weights, with fewer steps.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train, calibrate, evaluate and register every class; only what changed since the last run is done.
 
-    Ends with a table and the commands that open the report, MLflow and Prefect.
+    Print a table and the commands that open the report, MLflow and Prefect.
     """
     with quiet(as_json):
         root = project()
         ready = guarded_server()
-        prepare_database(root, params, overrides)
-        from flows.train import summary
+        _prepare_database(root, params, overrides)
         from flows.train.train import train as flow
 
         ready()
         result = flow(str(root), params, tuple(overrides), "manual", reason, warm)
-    print(to_json(result)) if as_json else show(result, summary)
+    print(to_json(result)) if as_json else _show(result)
 
 
-def prepare_database(root: Path, params: str, overrides: list[str]) -> None:
-    """Begin with the project's own tracking database, if runs go there, while everything else starts."""
+def _prepare_database(root: Path, params: str, overrides: list[str]) -> None:
+    """Create the project's own tracking database, if runs go there, while everything else starts."""
     from flows.adapters import servers
     from flows.workspace import choices
 
@@ -63,41 +59,48 @@ def prepare_database(root: Path, params: str, overrides: list[str]) -> None:
 
 
 @app.command(
+    "retrain",
     epilog="Example: python -m flows retrain --dataset parts --set landing.url=s3://landing/parts",
     rich_help_panel=PANEL,
 )
-def retrain(
-    dataset: Annotated[str, typer.Option(help="A dataset that was trained before, with its params of then.")] = "",
+def _retrain(
+    dataset: Annotated[
+        str, typer.Option(help="A dataset that was trained before, with the params of that training.")
+    ] = "",
     params: ParamsFile = "",
     overrides: Overrides = [],  # noqa: B006  # typer reads the default
-    force: Annotated[str, typer.Option(metavar="REASON", help="Train whatever the rules say, for this reason.")] = "",
-    trigger: Annotated[Trigger, typer.Option(help="What caused this run; kept with every version.")] = Trigger.manual,
+    force: Annotated[str, typer.Option(metavar="REASON", help="Train whatever the rules say, with this reason.")] = "",
+    trigger: Annotated[
+        Literal["manual", "schedule", "samples", "drift"],
+        typer.Option(help="What caused this run; kept with every version."),
+    ] = "manual",
     drift: Annotated[str, typer.Option(metavar="WHAT", help="What drifted: a reason to train.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would come in and be decided.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would come in and be decided.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Take in the images that arrived at landing.url, decide with reasons whether to train, train, ask the gate.
+    """Take in the images that arrived at landing.url, decide whether to train and say why, train, ask the gate.
 
-    Bad files go to .pvqae/arrivals/DATASET/quarantine, doubtful ones to .pvqae/review/DATASET; each with a list.
+    Bad files go to .pvqae/arrivals/DATASET/quarantine, doubtful ones to .pvqae/review/DATASET, each with a list.
     """
     with quiet(as_json):
         root = project()
         ready = guarded_server()
         from flows.retrain.retrain import retrain as flow
-        from flows.train import summary
 
         ready()
-        result = flow(str(root), params, tuple(overrides), trigger.value, force, drift, dry_run, dataset)
+        result = flow(str(root), params, tuple(overrides), trigger, force, drift, dry_run, dataset)
     if as_json:
         print(to_json(result))
         return
     print(*result.lines, sep="\n")
     if result.trained:
-        show(result.trained, summary)
+        _show(result.trained)
 
 
-def show(result: Any, summary: Any) -> None:
+def _show(result: "Summary") -> None:
+    """Print a training's table, what happened, and what to type next."""
     from flows.adapters import prefect_server
+    from flows.train import summary
 
     screen = console()
     screen.print(summary.table(result))
@@ -108,14 +111,15 @@ def show(result: Any, summary: Any) -> None:
         screen.print(f"{purpose + ':':18}{command}", soft_wrap=True, highlight=False)
 
 
-@app.command(epilog="Example: python -m flows verify pvqae-demo-brick 1", rich_help_panel=PANEL)
-def verify(
+@app.command("verify", epilog="Example: python -m flows verify pvqae-demo-brick 1", rich_help_panel=PANEL)
+def _verify(
     name: Annotated[str, typer.Argument(help="The registered model, pvqae-DATASET-CLASS.")],
     version: Annotated[str, typer.Argument(help="Its version.")],
     as_json: Json = False,
 ) -> None:
-    """Rebuild a version from its lineage in a clean clone and compare. Exit code 0: the same bundle, or scores within
-    the tolerance of the params; 1: not.
+    """Rebuild a version from its lineage in a clean clone and compare.
+
+    Exit code 0: the same bundle, or scores within the tolerance of the params; 1: not.
     """
     with quiet(as_json):
         root = project()
@@ -131,18 +135,20 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-@app.command(epilog="Example: python -m flows experiment lambda", rich_help_panel="The method")
-def experiment(
-    name: Annotated[str, typer.Argument(help="An experiment's name, all, or list.")],
-    quick: Annotated[bool, typer.Option("--quick", help="The demo only, tiny; its numbers mean nothing.")] = False,
-    data: Annotated[str, typer.Option(help="Folder with mvtec and mtsd; default $PVQAE_DATASETS.")] = "",
+@data.command("add", epilog="Example: python -m flows data add bottles ~/photos/bottles --source folder")
+def _add(
+    name: Annotated[str, typer.Argument(help="The dataset's name: data/raw/NAME.")],
+    root: Annotated[Path, typer.Argument(help="The folder of the original images, which stay untouched.")],
+    source: Annotated[
+        str, typer.Option(help="The folder's layout, checked when given: mvtec | btad | mtsd | folder")
+    ] = "",
+    link: Annotated[
+        Literal["copy", "hardlink"],
+        typer.Option(help="hardlink saves the space of a copy, but makes the originals read-only."),
+    ] = "copy",
 ) -> None:
-    """Answer an open question of the method by numbers: a page in docs/experiments. Run again to go on after a kill."""
-    from flows.experiments import run as experiments
+    """Bring a dataset into the project as a DVC version; a dataset that changed becomes a new version."""
+    folder = project()
+    from flows.upkeep.data import add as flow
 
-    if name == "list":
-        print("\n".join(experiments.listing()))
-        return
-    root = project()
-    for page in experiments.run(root, name, registry(root), quick, data):
-        print(page)
+    print(flow(folder, name, root, source, link))

@@ -1,23 +1,28 @@
-"""Commands that use versions: score, drift, serve, review."""
+"""Commands that use and choose versions: score, drift, serve, review, promote."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.cli.shared import Json, Overrides, guarded_server, project
-from pvqae.cli.console import FAILED, quiet, to_json
+from flows.cli.shared import Json, Overrides, guarded_server, project, project_root, registry
+from pvqae.cli.console import FAILED, INSUFFICIENT, console, quiet, to_json
 
 app = typer.Typer()
+promote = typer.Typer(no_args_is_help=True, help="Which version is champion.")
 PANEL = "Versions in use"
+Dataset = Annotated[str, typer.Argument(help="The dataset's name.")]
+Class = Annotated[str, typer.Argument(metavar="CLASS", help="The class of the model pvqae-DATASET-CLASS.")]
+Reason = typer.Option(help="The reason; kept in the promotion log.")
 Model = Annotated[
     str, typer.Argument(metavar="NAME@ALIAS", help="pvqae-DATASET-CLASS@champion, or a version's number.")
 ]
 Source = Annotated[str, typer.Argument(help="A folder of images, or s3://bucket/prefix.")]
-Out = Annotated[str, typer.Option(help="Another folder than scores/MODEL/SOURCE.")]
+Out = Annotated[str, typer.Option(help="Write here instead of to scores/MODEL/SOURCE.")]
 
 
-def scored(name: str, source: str, out: str, heatmaps: bool, drift: bool, as_json: bool) -> Any:
+def _scored(name: str, source: str, out: str, heatmaps: bool, drift: bool, as_json: bool) -> Any:
     """Run the score flow and print what it came to."""
     with quiet(as_json):
         root = project()
@@ -31,43 +36,52 @@ def scored(name: str, source: str, out: str, heatmaps: bool, drift: bool, as_jso
 
 
 @app.command(
+    "score",
     epilog="Example: python -m flows score pvqae-demo-brick@champion s3://camera/today --heatmaps",
     rich_help_panel=PANEL,
 )
-def score(
+def _score(
     name: Model,
     source: Source,
     out: Out = "",
-    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Draw them, too.")] = False,
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Draw heatmaps, too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score a folder or a bucket prefix; only what is new is scored. Exit code 1: some images could not be."""
-    if scored(name, source, out, heatmaps, False, as_json).found.failed:
+    """Score the new images of a folder or a bucket prefix. Exit code 1: some images could not be scored."""
+    if _scored(name, source, out, heatmaps, False, as_json).found.failed:
         raise typer.Exit(FAILED)
 
 
-@app.command(epilog="Example: python -m flows drift pvqae-demo-brick@champion s3://camera/today", rich_help_panel=PANEL)
-def drift(name: Model, source: Source, out: Out = "", as_json: Json = False) -> None:
-    """Score what is new, then compare all of it with the version's trusted normals; drift sends an event.
+@app.command(
+    "drift",
+    epilog="Example: python -m flows drift pvqae-demo-brick@champion s3://camera/today",
+    rich_help_panel=PANEL,
+)
+def _drift(name: Model, source: Source, out: Out = "", as_json: Json = False) -> None:
+    """Score the new images, then compare all of them with the version's trusted normals; drift sends an event.
 
     Exit code 0: no drift, 3: drift, 4: too few images or normals to tell.
     """
-    raise typer.Exit(scored(name, source, out, False, True, as_json).drift.exit_code)
+    raise typer.Exit(_scored(name, source, out, False, True, as_json).drift.exit_code)
 
 
-@app.command(epilog="Example: python -m flows serve pvqae-demo-brick@champion --port 8080", rich_help_panel=PANEL)
-def serve(
+@app.command(
+    "serve", epilog="Example: python -m flows serve pvqae-demo-brick@champion --port 8080", rich_help_panel=PANEL
+)
+def _serve(
     name: Model,
-    host: Annotated[str | None, typer.Option(help="Another than service.host; wants a token.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Another than service.port.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Override service.host; a non-loopback host requires a token.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Override service.port.")] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the token that callers must send; else PVQAE_TOKEN, if set.")
+        Path | None, typer.Option(help="File with the token that callers must send; default: PVQAE_TOKEN, if set.")
     ] = None,
     overrides: Overrides = [],  # noqa: B006  # typer reads the default
 ) -> None:
-    """Score images over HTTP with the version that an alias names; when the alias moves, with the new one.
+    """Score images over HTTP with the version that an alias names; follow the alias when it moves.
 
-    The version that answers goes on answering when the new one is damaged, or the registry is down.
+    The version that answers keeps answering when the new one is damaged or the registry is down.
     """
     root = project()
     from flows.serving import serve as serving
@@ -78,18 +92,18 @@ def serve(
     )  # fmt: skip
 
 
-@app.command(epilog="Example: python -m flows review --dataset parts", rich_help_panel=PANEL)
-def review(
-    dataset: Annotated[str, typer.Option(help="A dataset that was trained before; default the project's own.")] = "",
-    apply: Annotated[bool, typer.Option("--apply", help="No page: bring the labels into the dataset.")] = False,
-    host: Annotated[str, typer.Option(help="Any other than this machine's own needs the printed token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8090,
-    most: Annotated[int, typer.Option(min=1, help="Scored images per queue, at most.")] = 100,
+@app.command("review", epilog="Example: python -m flows review --dataset parts", rich_help_panel=PANEL)
+def _review(
+    dataset: Annotated[str, typer.Option(help="A dataset that was trained before; default: the project's own.")] = "",
+    apply: Annotated[bool, typer.Option("--apply", help="Apply the labels without serving the page.")] = False,
+    host: Annotated[str, typer.Option(help="A non-loopback host requires the printed token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8090,
+    most: Annotated[int, typer.Option(min=1, help="At most this many scored images per queue.")] = 100,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
-    """Label images on a local page with keys: held back ones, those nearest the threshold, false alarms.
+    """Label images on a local page by keyboard: those held back, those nearest the threshold, false alarms.
 
-    Apply makes one DVC version of the dataset and a commit that says who labelled what when; retrain counts them.
+    Apply makes one DVC version of the dataset and a commit that says who labelled what and when.
     """
     root = project()
     from flows.review import review as page
@@ -101,3 +115,89 @@ def review(
     done = page.apply(root, params, lambda busy: print(f"{busy}: waiting for its end", flush=True))
     for line in done.lines:
         print(line)
+
+
+@promote.command("run", epilog="Example: python -m flows promote run demo brick --reason 'new lamp'")
+def _run(
+    dataset: Dataset,
+    category: Class,
+    reason: Annotated[str, Reason] = "asked for",
+    override: Annotated[str, typer.Option(help="Promote whatever the rules say, with this reason.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Judge the challenger against the champion on the frozen gate images; promote it if it keeps every rule.
+
+    Exit code 0: promoted, 1: refused, 3: too few gate images to tell.
+    """
+    with quiet(as_json):
+        root = project()
+        from flows.core import lineage
+        from flows.gate import promote
+
+        verdict = promote.run(root, dataset, category, trigger="manual", reason=reason, override=override or None)
+    if as_json:
+        print(to_json(verdict))
+    else:
+        print(*verdict.lines, promote.summary(lineage.model_name(dataset, category), verdict), sep="\n")
+    if not verdict.promoted:
+        raise typer.Exit(INSUFFICIENT if verdict.outcome == "insufficient" else FAILED)
+
+
+@promote.command("log", epilog="Example: python -m flows promote log demo")
+def _log(
+    dataset: Annotated[str, typer.Argument(help="Only this dataset.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print complete entries as JSON.")] = False,
+) -> None:
+    """Show every move of an alias: when, who, from which version to which, why, on what verdict."""
+    root = project()
+    from flows.core import lineage
+    from flows.versions import promotions
+
+    found = registry(root, strict=False)
+    names = promotions.models_of(found, dataset) if dataset else found.models(lineage.OURS)
+    entries = {name: found.promotions(name) for name in names}
+    if not entries:
+        known = ", ".join(found.models("")) or "none"
+        print(f"no model pvqae-{dataset}... is registered; there are: {known}", file=sys.stderr)
+    if as_json:
+        print(promotions.as_json(entries))
+        return
+    screen = console()
+    screen.print(promotions.table(entries, narrow=screen.width < promotions.WIDE))
+
+
+@promote.command("rollback", epilog="Example: python -m flows promote rollback demo brick --reason 'misses scratches'")
+def _rollback(
+    dataset: Dataset,
+    category: Class,
+    reason: Annotated[str, Reason],
+    version: Annotated[str, typer.Option(help="Take back only this version: safe to repeat.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Restore the previous champion. The gate does not promote the version taken back again."""
+    with quiet(as_json):
+        root = project()
+        from flows.core import lineage, locks
+        from flows.versions import promotions, versions
+        from flows.workspace import workspace
+
+        found, name = registry(root, strict=False), lineage.model_name(dataset, category)
+        promotions.check_owners(found, dataset, [category])
+        entry = promotions.rollback(found, root, dataset, name, reason, version)
+        with locks.tried(workspace.lock_file(root, dataset)) as free:
+            if free:  # else a flow works on the dataset, which writes the page at its end; a rollback waits for nothing
+                versions.refresh(found, root, dataset, category)
+    if as_json:
+        print(to_json(entry))
+    else:
+        print(f"{name}: champion is version {entry.to_version} again, version {entry.from_version} was taken back")
+
+
+@promote.command("power", epilog="Example: python -m flows promote power --draws 200")
+def _power(draws: Annotated[int, typer.Option(min=1, help="Simulated gates per row.")] = 500) -> None:
+    """Simulate how reliably the gate decides with the project's limits, by the number of parts at it."""
+    root = project_root()
+    from flows.gate import gate_power
+    from pvqae.core import config
+
+    console().print(gate_power.table(config.load(root / "params.yaml").gate, draws))

@@ -18,7 +18,7 @@ from configobj import ConfigObj
 from typer.testing import CliRunner
 
 from flows.adapters import dvc_files
-from flows.cli import services
+from flows.cli import machines
 from flows.core import environment
 from flows.machines import catalogue, clients, control, postgres, service_processes, service_status, weed
 from flows.machines.catalogue import Service
@@ -348,6 +348,6 @@ def test_what_shows_or_stops_services_needs_no_valid_settings(
         (tmp_path / ".pvqae" / "services" / "settings.json").write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dvc_files, "former_remote", lambda root, file: None)
-    done = CliRunner().invoke(services.app, list(words))
+    done = CliRunner().invoke(machines.services, list(words))
     assert done.exit_code == (1 if words[0] == "status" else 0), done.output
     assert done.exception is None or isinstance(done.exception, SystemExit)

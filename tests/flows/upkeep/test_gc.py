@@ -201,8 +201,8 @@ def test_the_command_removes_only_when_told(
     many: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], gone: bool
 ) -> None:
     monkeypatch.chdir(many)
-    monkeypatch.setattr("flows.cli.gc.registry", lambda root, strict: Runs())
-    monkeypatch.setattr("flows.cli.gc.project", lambda: many)
+    monkeypatch.setattr("flows.cli.machines.registry", lambda root, strict: Runs())
+    monkeypatch.setattr("flows.cli.machines.project", lambda: many)
     result = CliRunner().invoke(main.app, ["gc", *words])
     assert result.exit_code == 0, result.output
     assert "     4 in all: 0.0 MB" in result.output

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from flows.adapters.outside import Real
 from flows.adapters.registry import Mlflow
 from flows.adapters.tracking import RegistryError
-from flows.cli import promotion
+from flows.cli import use
 from flows.core import lineage
 from flows.gate import promote
 from flows.gate.gate import Findings, Pair
@@ -193,9 +193,9 @@ def carried_out(place: Place, text: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert command, text
     words = shlex.split(command[2] or command[1])
     if words[:4] == ["python", "-m", "flows", "promote"] and words[4] == "rollback":
-        monkeypatch.setattr(promotion, "project", lambda: place.root)
-        monkeypatch.setattr(promotion, "registry", lambda root, strict: place.registry)
-        done = CliRunner().invoke(promotion.app, words[4:])
+        monkeypatch.setattr(use, "project", lambda: place.root)
+        monkeypatch.setattr(use, "registry", lambda root, strict: place.registry)
+        done = CliRunner().invoke(use.promote, words[4:])
         assert done.exit_code == 0, done.output
     elif words[:4] == ["python", "-m", "flows", "promote"]:
         assert words[4:] == ["run", DATASET, CLASS]

@@ -1,4 +1,4 @@
-"""`python -m flows bench`: measure what the documentation claims."""
+"""`python -m flows bench` and `experiment`: measure what the documentation claims, answer open questions."""
 
 import re
 from pathlib import Path
@@ -6,13 +6,32 @@ from typing import Annotated
 
 import typer
 
+from flows.cli.shared import project, registry
 from pvqae.cli.console import workspace
 
-app = typer.Typer(no_args_is_help=True, help="Measure what the documentation claims.")
+app = typer.Typer()
+bench = typer.Typer(no_args_is_help=True, help="Measure what the documentation claims.")
 
 
-@app.command("accuracy", epilog="Example: python -m flows bench accuracy --quick")
-def accuracy(
+@app.command("experiment", epilog="Example: python -m flows experiment lambda", rich_help_panel="The method")
+def _experiment(
+    name: Annotated[str, typer.Argument(help="An experiment's name, all, or list.")],
+    quick: Annotated[bool, typer.Option("--quick", help="The demo only, tiny; its numbers mean nothing.")] = False,
+    data: Annotated[str, typer.Option(help="Folder with mvtec and mtsd; default $PVQAE_DATASETS.")] = "",
+) -> None:
+    """Answer an open question of the method with numbers, on a page of docs/experiments. After a kill run it again."""
+    from flows.experiments import run as experiments
+
+    if name == "list":
+        print("\n".join(experiments.listing()))
+        return
+    root = project()
+    for page in experiments.run(root, name, registry(root), quick, data):
+        print(page)
+
+
+@bench.command("accuracy", epilog="Example: python -m flows bench accuracy --quick")
+def _accuracy(
     data: Annotated[
         Path | None,
         typer.Option(envvar="PVQAE_DATASETS", help="Folder with mvtec/, btad/, mtsd/ or folder/, or one such layout."),
@@ -21,10 +40,10 @@ def accuracy(
     seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0,1,2",
     methods: Annotated[str, typer.Option(help="E.g. pvqae,patchcore_1,control; empty: all.")] = "",
     out: Annotated[Path, typer.Option(help="Folder for accuracy.md, .json and .csv.")] = Path("reports/accuracy"),
-    quick: Annotated[bool, typer.Option("--quick", help="Demo, small and barely trained: does it run?")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override of params.yaml, key=value.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The demo, small and barely trained: does it run?")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override one param: key=value.")] = None,
 ) -> None:
-    """Ours beside PatchCore and a no-model control: same manifests, splits, seeds, metrics. It looks at test images."""
+    """Compare our detector, PatchCore and a no-model control on the same test images, splits, seeds and metrics."""
     from flows.experiments import accuracy, accuracy_table, bench_subjects
     from pvqae.core import config, runtime
 
@@ -41,9 +60,9 @@ def accuracy(
     typer.echo(out / "accuracy.md")
 
 
-@app.command("calibration", epilog="Example: python -m flows bench calibration brick")
-def calibration(category: Annotated[str, typer.Argument(help="A class with a bundle.")]) -> None:
-    """Realised false-alarm rates over 200 random halves of the class's unseen normals."""
+@bench.command("calibration", epilog="Example: python -m flows bench calibration brick")
+def _calibration(category: Annotated[str, typer.Argument(help="A class with a bundle.")]) -> None:
+    """Measure the false-alarm rate over 200 random halves of the class's unseen normals."""
     from flows.experiments import limits
 
     found = limits.calibration(*workspace(), category)
@@ -54,20 +73,20 @@ def calibration(category: Annotated[str, typer.Argument(help="A class with a bun
     )
 
 
-@app.command("smallest", epilog="Example: python -m flows bench smallest brick")
-def smallest(category: Annotated[str, typer.Argument(help="A class with a bundle.")]) -> None:
-    """The smallest defect that is found, in pixels of the image: spots of falling size on unseen normals."""
+@bench.command("smallest", epilog="Example: python -m flows bench smallest brick")
+def _smallest(category: Annotated[str, typer.Argument(help="A class with a bundle.")]) -> None:
+    """Find the smallest visible defect, in pixels of the image, with ever smaller spots on unseen normals."""
     from flows.experiments import limits
 
     typer.echo(limits.smallest(*workspace(), category))
 
 
-@app.command("warm", epilog="Example: python -m flows bench warm brick --batches 3")
-def warm(
+@bench.command("warm", epilog="Example: python -m flows bench warm brick --batches 3")
+def _warm(
     category: Annotated[str, typer.Argument(help="A class whose data is built and checked.")],
     batches: Annotated[int, typer.Option(help="In how many batches its normals arrive.")] = 5,
 ) -> None:
-    """A chain of warm starts, each from the one before, beside a training from scratch. Run again to go on."""
+    """Compare a chain of warm starts, each from the one before, with a training from scratch. Run again to go on."""
     from flows.experiments import warm_chain
 
     layout, params = workspace()
