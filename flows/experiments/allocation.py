@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvqae.calibration.choice import over_kinds
-from pvqae.inference.ranks import auroc
+from pvqae.calibration.thresholds import auroc
 from pvqae.inference.readout import top_mean
 from pvqae.inference.scoring import Scorer
 from pvqae.samples import geometry, images

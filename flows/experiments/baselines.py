@@ -13,12 +13,14 @@ from torch import Tensor
 
 from flows.experiments.patchcore import patchcore
 from flows.experiments.verdict import CHUNK, HALF, Detector, Verdict, features_of, to_canvas
+from pvqae.calibration import normals
 from pvqae.core import seeding
 from pvqae.core.config import Params
 from pvqae.datasets import folds
 from pvqae.features.examples import Examples
-from pvqae.inference import memory, readout
-from pvqae.inference.measures import whiten, whitening_of
+from pvqae.inference import measures, readout
+from pvqae.inference.measures import whiten
+from pvqae.inference.readout import SCALES
 from pvqae.model.backbones import Features, Spec
 from pvqae.model.cells import on_grid, repeat_border
 from pvqae.samples import geometry
@@ -56,7 +58,7 @@ class Control:
         lengths = [part.lengths(features) for part in (self.fine, self.coarse)]
         normals = (self.fine.normal, self.coarse.normal)
         valid = on_grid(valid_BSS, lengths[0].shape[-2:])
-        total = sum(readout.per_location(n, x)[valid] for n, x in zip(normals, lengths, strict=True))
+        total = sum(SCALES["location"](n, x)[valid] for n, x in zip(normals, lengths, strict=True))
         assert isinstance(total, Tensor)
         return Verdict(sample_id, readout.top_mean(total, TOP), to_canvas(lengths[0], valid, canvas))
 
@@ -78,10 +80,10 @@ def _residual(examples: Examples, params: Params, channels: slice) -> Residual:
         left = (x - mean).movedim(1, -1)[valid[:, 0]]
         draws = seeding.generator(params.seed, "control", number)
         cells.append(left[torch.randperm(len(left), generator=draws)[: len(left) // 4 + 1]])
-    whitening = whitening_of(torch.cat(cells))
+    whitening = normals.residual_whitening(torch.cat(cells))
     pairs = [(whiten(x - mean, whitening), valid[:, 0]) for x, valid in _targets(examples, channels)]
     lengths, valids = (torch.cat(values) for values in zip(*pairs, strict=True))
-    return Residual(channels, mean, whitening, readout.fit(lengths, valids))
+    return Residual(channels, mean, whitening, normals.fit_statistics(lengths, valids))
 
 
 def _targets(examples: Examples, channels: slice) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,7 +97,7 @@ def _targets(examples: Examples, channels: slice) -> Iterator[tuple[Tensor, Tens
 class Covering:
     """One covering codebook per level; distances in deviations of normals, levels added."""
 
-    levels: tuple[memory.Level, ...]
+    levels: tuple[measures.Level, ...]
     normals: tuple[readout.Normal, ...]
 
     @property
@@ -106,7 +108,7 @@ class Covering:
     def _total(self, distances: list[Tensor], valid_BSS: Tensor, scale: str) -> Tensor:
         grid = distances[-1].shape[-2:]
         scaled = [
-            repeat_border(readout.SCALES[scale](normal, x), on_grid(valid_BSS, x.shape[-2:]))
+            repeat_border(SCALES[scale](normal, x), on_grid(valid_BSS, x.shape[-2:]))
             for normal, x in zip(self.normals, distances, strict=True)
         ]
         return torch.stack([F.interpolate(x[:, None], grid, mode="bilinear")[:, 0] for x in scaled]).sum(0)
@@ -119,7 +121,7 @@ class Covering:
 
 
 def _distances(
-    levels: tuple[memory.Level, ...], features: Features, valid_BSS: Tensor, without_group: Tensor | None = None
+    levels: tuple[measures.Level, ...], features: Features, valid_BSS: Tensor, without_group: Tensor | None = None
 ) -> Iterator[Tensor]:
     for level, x in zip(levels, features.levels, strict=True):
         yield level.distances(x.float(), on_grid(valid_BSS, x.shape[-2:]), without_group)
@@ -130,7 +132,7 @@ def covering(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) -
     training image is measured without its own part's codes."""
     features, settings = features_of(examples), params.memory.model_copy(update={"ridge": STANDARDISED})
     levels = tuple(
-        memory.fit_level(x, examples.valid, groups_n, settings, params.seed, f"{folds.FULL}/{r}")
+        normals.fit_level(x, examples.valid, groups_n, settings, params.seed, f"{folds.FULL}/{r}")
         for r, x in enumerate(features.levels)
     )
     found = [
@@ -138,7 +140,7 @@ def covering(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) -
         for indices, batch in examples.batches(CHUNK)
     ]
     per_level = [torch.cat(values) for values in zip(*found, strict=True)]
-    normals = tuple(readout.fit(x, on_grid(examples.valid, x.shape[-2:])) for x in per_level)
+    normals = tuple(normals.fit_statistics(x, on_grid(examples.valid, x.shape[-2:])) for x in per_level)
     return Covering(levels, normals)
 
 

@@ -35,7 +35,7 @@ from pvqae.samples import geometry, images
 OURS = "pvqae"
 METHODS = (OURS, *BASELINES)
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
-JUDGES = ("flows/experiments/judging.py", "pvqae/evaluation/metrics.py", "pvqae/inference/ranks.py")
+JUDGES = ("flows/experiments/judging.py", "pvqae/evaluation/metrics.py", "pvqae/calibration/thresholds.py")
 YARDSTICKS = (*bench_views.SOURCES, "flows/experiments/verdict.py", "pvqae/inference/readout.py")
 
 
@@ -163,7 +163,8 @@ def _depends(method: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return ("seed", "image", "model"), (*YARDSTICKS, "flows/experiments/patchcore.py")
     own = (
         "flows/experiments/baselines.py",
-        *(f"pvqae/inference/{name}.py" for name in ("memory", "measures", "readout")),
+        "pvqae/calibration/normals.py",
+        *(f"pvqae/inference/{name}.py" for name in ("measures", "readout")),
     )
     return ("seed", "image", "model", "memory"), (*YARDSTICKS, *own)
 

@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 
 from pvqae.calibration import thresholds
-from pvqae.calibration.thresholds import realised_rates
+from pvqae.calibration.thresholds import is_defect, realised_rates
 from pvqae.core import config, runtime
 from pvqae.core.errors import CalibrationError
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
-from pvqae.evaluation.metrics import is_defect
 from pvqae.inference import bundle
 from pvqae.inference.bundle import Detector
 from pvqae.samples import images, manifest

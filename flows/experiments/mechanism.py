@@ -30,7 +30,7 @@ from pvqae.training.losses import ERRORS
 
 CHUNK = 16
 REAL_USE = (
-    0.02  # share of the cells below which a level is not in real use: `pvqae.calibration.collapse` from the other end
+    0.02  # share of the cells below which a level is not in real use: `pvqae.calibration.thresholds` from the other end
 )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pvqae.calibration import collapse as limits
+from pvqae.calibration.thresholds import LEVEL_LIMIT, USAGE_LIMIT, collapsed_codebook, collapsed_levels
 
 Alias = Literal["champion", "challenger"]
 
@@ -51,10 +51,10 @@ def obstacles(facts: Facts) -> tuple[str, ...]:
 def collapse(facts: Facts) -> tuple[str, ...]:
     """What of the hierarchy or the codebook went unused; a single level cannot collapse."""
     found = []
-    if limits.of_levels(facts.level_shares):
-        found.append(f"one level has {max(facts.level_shares):.1%} of the cells, limit {limits.LEVEL_LIMIT:.0%}")
-    if facts.codebook_usage is not None and limits.of_codebook(facts.codebook_usage):
-        found.append(f"{facts.codebook_usage:.1%} of the codes are used, at least {limits.USAGE_LIMIT:.0%} wanted")
+    if collapsed_levels(facts.level_shares):
+        found.append(f"one level has {max(facts.level_shares):.1%} of the cells, limit {LEVEL_LIMIT:.0%}")
+    if facts.codebook_usage is not None and collapsed_codebook(facts.codebook_usage):
+        found.append(f"{facts.codebook_usage:.1%} of the codes are used, at least {USAGE_LIMIT:.0%} wanted")
     return tuple(found)
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pvqae.calibration.thresholds import auroc
 from pvqae.core import config
 from pvqae.datasets.anomalies import ANOMALIES, SELECTION_KINDS
 from pvqae.inference import readout
-from pvqae.inference.ranks import auroc
 from pvqae.inference.readout import READOUTS, Readout
 from pvqae.inference.scoring import Scorer
 from pvqae.samples import geometry, images

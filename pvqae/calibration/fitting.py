@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from pvqae.calibration import choice
-from pvqae.calibration import collapse as limits
+from pvqae.calibration.normals import fit_level, fit_statistics, floor, residual_whitening
+from pvqae.calibration.thresholds import collapsed_codebook, collapsed_levels
 from pvqae.core import config
 from pvqae.core.files import read_tensors
 from pvqae.core.layout import Layout
 from pvqae.datasets import folds
 from pvqae.features.examples import Batch, Examples
-from pvqae.inference import measures, memory, readout
+from pvqae.inference import measures
 from pvqae.inference.scoring import Scale, Scorer
 from pvqae.model import backbones
 from pvqae.model.autoencoder import load_autoencoder
@@ -93,7 +94,7 @@ class Fitted:
             again = self.retaken.scores(scorer, name)
             grain = float(((again - scores[again.index]) ** 2).mean() ** 0.5)
         mean = float(scores.mean())
-        return Scale(mean, max(readout.floor(mean, grain), float(scores.std(ddof=0))))
+        return Scale(mean, max(floor(mean, grain), float(scores.std(ddof=0))))
 
 
 def fit(
@@ -117,7 +118,7 @@ def fit(
         own = torch.tensor([owners[row] for row in retaken.rows.tolist()])
         again = Measured(retaken.rows, list(_measured(found, retaken, own)))
     normals = {
-        name: readout.fit(*seen.values(name), _grain(seen, again, name)) for name in (*seen.raw[0].maps, "prior")
+        name: fit_statistics(*seen.values(name), _grain(seen, again, name)) for name in (*seen.raw[0].maps, "prior")
     }
     return Fitted(Scorer(found, normals, {}, params.image, choice.settled(params.score)), seen, again)
 
@@ -134,12 +135,12 @@ def _grain(seen: Measured, again: Measured | None, name: str) -> float:
 @torch.no_grad()
 def _memory(
     found: measures.Networks, examples: Examples, groups_n: Tensor, params: config.Params, name: str
-) -> Iterator[memory.Level]:
+) -> Iterator[measures.Level]:
     settings = params.memory
     per_batch = [[x.half() for x in _features(found, batch).levels] for _, batch in examples.batches(CHUNK)]
     for r, parts in enumerate(zip(*per_batch, strict=True)):
         label = f"{name}/{r}"
-        yield memory.fit_level(torch.cat(parts), examples.valid, groups_n, settings, params.seed, label)
+        yield fit_level(torch.cat(parts), examples.valid, groups_n, settings, params.seed, label)
 
 
 @torch.no_grad()
@@ -153,7 +154,7 @@ def _whitening(found: measures.Networks, examples: Examples) -> Tensor:
         step = step or max(1, int(cells_of(examples.valid, left.shape[-2:]).sum()) // RESIDUALS)
         kept.append(cells[-passed % step :: step])  # every step-th of all
         passed += len(cells)
-    return measures.whitening_of(torch.cat(kept)).half().float()
+    return residual_whitening(torch.cat(kept)).half().float()
 
 
 @torch.no_grad()
@@ -182,12 +183,12 @@ def health(found: measures.Networks, examples: Examples, facts: dict[str, float 
 def collapse(level_shares: list[float], codebook_usage: float) -> list[str]:
     """Words for each way in which the mechanism does not work; empty when it does."""
     words = []
-    if limits.of_levels(level_shares):
+    if collapsed_levels(level_shares):
         words.append(
             f"collapse: level {level_shares.index(max(level_shares))} has {max(level_shares):.1%} of the cells, so the "
             "allocation says nothing; change train.kappa or train.steps"
         )
-    if limits.of_codebook(codebook_usage):
+    if collapsed_codebook(codebook_usage):
         words.append(f"collapse: {codebook_usage:.1%} of the codebook is in use; lower model.codes or train longer")
     return words
 

@@ -1,16 +1,14 @@
-"""Thresholds from normals only, and the card that says how (split conformal prediction; Vovk et al. 2005).
+"""What image scores say: thresholds from normals only, the card that explains them, decisions, and their limits.
 
-n scores of normals that the model has not seen. The threshold is the k-th smallest of them, k = ceil((n+1)(1-rate)):
-the chance that the next normal exceeds it is at most the target rate, whatever the scores' distribution.
-
-How small a defect can be to be seen, in pixels of the images themselves: the geometry, before anything is measured.
-
-`python -m flows bench smallest` measures it.
+The threshold is the k-th smallest of n scores of normals that the model has not seen, k = ceil((n+1)(1-rate)) (split
+conformal prediction; Vovk et al. 2005): the chance that the next normal exceeds it is at most the target rate, whatever
+the scores' distribution. Imports no torch.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,10 +17,36 @@ from scipy.special import betaincinv
 
 from pvqae.core import config
 from pvqae.core.errors import CalibrationError
-from pvqae.model.backbones import Spec
 from pvqae.samples import geometry
 
-RULE = "k-th smallest of n scores of unseen normals, k = ceil((n + 1) * (1 - target rate)); above it is a defect"
+if TYPE_CHECKING:
+    from pvqae.model.backbones import Spec
+
+_RULE = "k-th smallest of n scores of unseen normals, k = ceil((n + 1) * (1 - target rate)); above it is a defect"
+
+
+LEVEL_LIMIT = 0.98  # share of cells on one level above which the allocation has collapsed
+USAGE_LIMIT = 0.05  # share of codes in use below which the codebook has collapsed
+
+
+def is_defect(scores: NDArray[np.floating] | float, threshold: float) -> NDArray[np.bool_]:
+    """Return the decision: True for a score strictly above the threshold.
+
+    A threshold that is a normal's score passes that normal.
+    """
+    return np.asarray(np.asarray(scores) > threshold)
+
+
+def auroc(defect_n: NDArray[np.bool_], score_n: NDArray[np.floating]) -> float:
+    """Return the area under the ROC curve (Mann-Whitney) of N scores; `defect_n` is their label, N bools.
+
+    It is the share of the pairs of a defect and a normal in which the defect scores higher, ties counting half. Needs
+    at least one of each. Written out because scikit-learn takes half a second to import.
+    """
+    normal, defect = np.sort(score_n[~defect_n]), score_n[defect_n]
+    below = np.searchsorted(normal, defect, "left").sum(dtype=np.int64)
+    up_to = np.searchsorted(normal, defect, "right").sum(dtype=np.int64)
+    return float((below + up_to) / 2 / (len(normal) * len(defect)))
 
 
 @dataclass(frozen=True)
@@ -79,7 +103,7 @@ def card(
         "threshold": facts.pop("value"),
         "map_threshold": ceiling,
         "map_scale": [middle, middle + 1.5 * (ceiling - middle)],
-        "rule": RULE,
+        "rule": _RULE,
         "method": method,
         "n_groups": int(judged["group_id"].nunique()),
         "manifest_sha256": manifest_sha256,
@@ -102,15 +126,15 @@ def realised_rates(
     return np.array(rates)
 
 
-COARSEST, FWHM = 32, 2.355  # stride of the prior's grid; width of a Gaussian at half its height, in sigmas
+_COARSEST, _FWHM = 32, 2.355  # stride of the prior's grid; width of a Gaussian at half its height, in sigmas
 
 
-def stride(spec: Spec, fusion: str) -> int:
+def stride(spec: "Spec", fusion: str) -> int:
     """Model pixels between the finest cells that make the score."""
-    return COARSEST if fusion == "prior" else COARSEST >> (len(spec.channels) - 1)
+    return _COARSEST if fusion == "prior" else _COARSEST >> (len(spec.channels) - 1)
 
 
-def smallest(rows: pd.DataFrame, spec: Spec, image: config.Image, score: config.Score) -> dict[str, Any]:
+def smallest(rows: pd.DataFrame, spec: "Spec", image: config.Image, score: config.Score) -> dict[str, Any]:
     """Part of the card. `pixels`: the side of one finest cell in the image; of a smaller defect a cell sees only a
     part, so that contrast decides. `apart`: nearer to each other, two defects are one spot of the map. `image`: median
     (width, height) of `rows`, the class's normals.
@@ -120,7 +144,7 @@ def smallest(rows: pd.DataFrame, spec: Spec, image: config.Image, score: config.
     cell = stride(spec, score.fusion) / scale
     return {
         "pixels": round(cell, 1),
-        "apart": round(max(cell, FWHM * score.blur / scale), 1),
+        "apart": round(max(cell, _FWHM * score.blur / scale), 1),
         "image": [width, height],
         "scale": round(scale, 4),
     }
@@ -132,3 +156,13 @@ def sentence(found: dict[str, Any]) -> str:
         f"smallest defect: about {found['pixels']} pixels of an image of {shape}, by geometry (two of them at least "
         f"{found['apart']} apart); `python -m flows bench smallest` measures it"
     )
+
+
+def collapsed_levels(shares: Sequence[float]) -> bool:
+    """Return whether one of several levels has nearly all cells; a single level can't collapse."""
+    return len(shares) > 1 and max(shares) > LEVEL_LIMIT
+
+
+def collapsed_codebook(usage: float) -> bool:
+    """Return whether nearly no code is in use; `usage` is the share of the codebook in [0, 1]."""
+    return usage < USAGE_LIMIT

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label as connected_regions
 
-from pvqae.inference.ranks import auroc
+from pvqae.calibration.thresholds import auroc, is_defect
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -29,11 +29,6 @@ class Rates:
 
     false_alarm: float | None
     miss: float | None
-
-
-def is_defect(scores: Floats | float, threshold: float) -> Bools:
-    """The decision: a score strictly above the threshold. A threshold that is a normal's score passes that normal."""
-    return np.asarray(np.asarray(scores) > threshold)
 
 
 def rates(defect: Bools, scores: Floats, threshold: float) -> Rates:

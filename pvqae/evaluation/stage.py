@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pvqae.calibration.thresholds import is_defect
 from pvqae.core.errors import DataError
 from pvqae.core.files import whole_folder
 from pvqae.evaluation import figures
 from pvqae.evaluation.figures import PARTS
-from pvqae.evaluation.metrics import PixelMetrics, is_defect
+from pvqae.evaluation.metrics import PixelMetrics
 from pvqae.report.gallery import Gallery, draw
 from pvqae.samples.geometry import mask_of
 from pvqae.samples.manifest import write_csv

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvqae.core import config
-from pvqae.inference import memory, readout
-from pvqae.inference.measures import measure
-from pvqae.inference.memory import Level
+from pvqae.inference import measures, readout
+from pvqae.inference.measures import Level, measure
 from pvqae.inference.scoring import PARTS, Scorer
 from pvqae.model.autoencoder import Autoencoder, Output
 from pvqae.model.codebook import nearest
@@ -46,8 +45,8 @@ class BatchedLevel(Level):
     """The distances of all views in one product."""
 
     def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
-        least = memory.to_nearest(self.vectors(x_BChw).flatten(0, 1), self.codes)
-        return memory.smoothed(least.view(valid_Bhw.shape), valid_Bhw)
+        least = measures.to_nearest(self.vectors(x_BChw).flatten(0, 1), self.codes)
+        return measures.smoothed(least.view(valid_Bhw.shape), valid_Bhw)
 
 
 class BatchedAutoencoder(Autoencoder):

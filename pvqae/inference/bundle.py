@@ -26,8 +26,7 @@ from torch import Tensor
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
 from pvqae.core.files import whole_folder
-from pvqae.inference.measures import Networks
-from pvqae.inference.memory import Level, as_bytes
+from pvqae.inference.measures import Level, Networks
 from pvqae.inference.readout import Normal
 from pvqae.inference.scoring import Scale, Scored, Scorer
 from pvqae.model import backbones, weights
@@ -36,14 +35,14 @@ from pvqae.prior import grouping
 from pvqae.samples import images, sums
 from pvqae.samples.sums import Sealed
 
-FORMAT = 4
-READABLE = (3, FORMAT)  # 3: the decoder in half precision
+_FORMAT = 4
+_READABLE = (3, _FORMAT)  # 3: the decoder in half precision
 SUMS = sums.FILE
 NEEDED = ("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json")
 REPAIR = "train it again"
-DECODER = "autoencoder.decoder."
+_DECODER = "autoencoder.decoder."
 BACKBONE = "backbone.safetensors"
-NORMAL_FIELDS = ("mean", "deviation", "global_mean", "global_deviation")
+_NORMAL_FIELDS = ("mean", "deviation", "global_mean", "global_deviation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +91,7 @@ def save(
 
 def _config(scorer: Scorer, params: config.Params, category: str, health: dict[str, Any]) -> dict[str, Any]:
     return {
-        "format": FORMAT,
+        "format": _FORMAT,
         "dataset": params.data.name,
         "category": category,
         "image": scorer.image.model_dump(mode="json"),
@@ -114,7 +113,7 @@ def _weights(found: Networks, recon: str) -> dict[str, Tensor]:
     if not found.backbone.spec.frozen:
         tensors |= {f"backbone.{k}": v for k, v in found.backbone.state_dict().items()}
     tensors |= {f"prior.{k}": v for k, v in found.prior.state_dict().items()}
-    unused = {k for k, v in tensors.items() if recon == "memory" and k.startswith(DECODER) and v.ndim > 1}
+    unused = {k for k, v in tensors.items() if recon == "memory" and k.startswith(_DECODER) and v.ndim > 1}
     # All was rounded to half precision when its training ended, so that loses nothing.
     kept = _half({k: v for k, v in tensors.items() if k not in unused})
     for name in sorted(unused):
@@ -125,12 +124,12 @@ def _weights(found: Networks, recon: str) -> dict[str, Tensor]:
 def _statistics(scorer: Scorer) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for r, level in enumerate(scorer.networks.memory):
-        tensors |= {f"memory_{r}.codes": as_bytes(level), f"memory_{r}.step": level.step}
+        tensors |= {f"memory_{r}.codes": level.as_bytes(), f"memory_{r}.step": level.step}
         tensors |= {f"memory_{r}.mean": level.mean, f"memory_{r}.whitening": level.whitening.half()}
     if scorer.networks.whitening is not None:
         tensors["whitening"] = scorer.networks.whitening.half()
     for name, normal in scorer.normals.items():
-        tensors |= {f"normal.{name}.{field}": getattr(normal, field) for field in NORMAL_FIELDS}
+        tensors |= {f"normal.{name}.{field}": getattr(normal, field) for field in _NORMAL_FIELDS}
     return {k: v.contiguous().clone() for k, v in tensors.items()}
 
 
@@ -179,8 +178,8 @@ def _load(files: Sealed) -> Detector:
     if missing := [name for name in NEEDED if name not in files.files]:
         raise IntegrityError(f"{files.folder}: expected the files {', '.join(NEEDED)}, found no {missing[0]}; {REPAIR}")
     facts = files.json("config.json", REPAIR)
-    if facts.get("format") not in READABLE:
-        raise IntegrityError(f"{files.folder}: expected bundle format {FORMAT}, found {facts.get('format')}; {REPAIR}")
+    if facts.get("format") not in _READABLE:
+        raise IntegrityError(f"{files.folder}: expected bundle format {_FORMAT}, found {facts.get('format')}; {REPAIR}")
     card = files.json("calibration.json", REPAIR)
     _check_finite(card["threshold"], card["map_threshold"], *card["map_scale"])
     model, image = config.Model(**facts["model"]), config.Image(**facts["image"])
@@ -265,7 +264,7 @@ def _memory(tensors: dict[str, Tensor]) -> tuple[Level, ...]:
 
 def _normals(tensors: dict[str, Tensor]) -> dict[str, Normal]:
     names = {name.split(".")[1] for name in tensors if name.startswith("normal.")}
-    return {name: Normal(*(tensors[f"normal.{name}.{field}"] for field in NORMAL_FIELDS)) for name in sorted(names)}
+    return {name: Normal(*(tensors[f"normal.{name}.{field}"] for field in _NORMAL_FIELDS)) for name in sorted(names)}
 
 
 def export(folder: Path, out: Path) -> str:

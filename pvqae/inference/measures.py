@@ -1,6 +1,12 @@
 """Raw measures of abnormality, one map each, before any normalisation (METHOD section 5).
 
-B views; N = h*w coarse cells; R levels; H W the finest grid; S side of a view; T channels of the target.
+The memory of normality holds codes that cover the features of training normals on every level; its measure is the
+distance to the nearest code. Features are averaged over 3x3 cells and whitened first, so that these are Mahalanobis
+distances. Measured (docs/decisions.md): covering codes on all levels beat the residual of a trained decoder on average,
+and whitening helps small objects and textures alike.
+
+B views; N = h*w coarse cells; R levels; H W the finest grid; S side of a view; T channels of the target; K codes;
+C_r channels of level r, h_r w_r its grid.
 """
 
 from collections.abc import Callable
@@ -8,17 +14,75 @@ from dataclasses import dataclass, fields
 from functools import cache, cached_property, partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pvqae.inference.memory import Level
 from pvqae.model.autoencoder import Autoencoder
 from pvqae.model.backbones import Backbone, Features
-from pvqae.model.cells import on_grid
+from pvqae.model.cells import on_grid, repeat_border
+from pvqae.model.codebook import nearest
 from pvqae.model.router import as_onehot
 from pvqae.prior.grouping import Prior, expect
 from pvqae.prior.prior import Expected
 
-PROBABILITY_FLOOR = 1e-3
+_CELLS = 400  # vectors compared at once: their distances to all codes stay in the processor's cache
+_PROBABILITY_FLOOR = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """The codes of one resolution."""
+
+    mean: Tensor  # C_r, of training normals
+    whitening: Tensor  # C_r x C_r, makes training normals white
+    codes: Tensor  # K x C_r, white; multiples of `step` from -127 to 127
+    step: Tensor  # C_r: codes are kept as bytes, which halves a bundle
+    owners: Tensor  # K, the group that each code was taken from; kept while fitting only
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """K, of the codes' lengths."""
+        return self.codes.square().sum(1)
+
+    def as_bytes(self) -> Tensor:
+        """Return the codes as K x C_r signed bytes, in steps."""
+        return (self.codes / self.step).round().to(torch.int8)
+
+    def vectors(self, x_BChw: Tensor) -> Tensor:
+        """B x h*w x C white vectors."""
+        return (pooled(x_BChw).flatten(2).transpose(1, 2) - self.mean) @ self.whitening
+
+    def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
+        """B x h x w distances to the nearest code, smoothed over 3x3 cells; padding adds nothing to them.
+
+        `without_group` (B): codes that come from that group don't count. A training image is then judged by what the
+        other parts taught, as a new image will be.
+        """
+        maps = []
+        for index, vectors in enumerate(self.vectors(x_BChw)):
+            others = None if without_group is None else self.owners != without_group[index]
+            every = others is None or not others.any()  # or its part owns all
+            codes, squares = (self.codes, self.squares) if every else (self.codes[others], self.squares[others])
+            maps.append(torch.cat([to_nearest(part, codes, squares) for part in vectors.split(_CELLS)]))
+        return smoothed(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
+
+
+def to_nearest(vectors_nC: Tensor, codes_KC: Tensor, squares_K: Tensor | None = None) -> Tensor:
+    """Distance of each vector to its nearest code, n. Taken anew from the two: of `nearest`'s difference of large
+    squares nothing but rounding is left where a vector is a code, as on a plain background."""
+    return (vectors_nC - codes_KC[nearest(vectors_nC, codes_KC, squares_K)[1]]).square().sum(1).sqrt()
+
+
+def smoothed(distances_Bhw: Tensor, valid_Bhw: Tensor) -> Tensor:
+    """Mean over 3x3 cells, padding taking the value of the nearest image cell."""
+    grid = repeat_border(distances_Bhw, valid_Bhw)
+    return F.avg_pool2d(grid[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+
+
+def pooled(x_BChw: Tensor) -> Tensor:
+    """Mean over 3x3 cells. Cells on padding count: their pixels repeat the image's border, and leaving them out makes
+    border cells noisier (measured: docs/decisions.md)."""
+    return F.avg_pool2d(x_BChw, 3, 1, 1, count_include_pad=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +158,7 @@ def join(runs: list[Raw]) -> Raw:
 
 def cross_entropy(expected: Expected, logits_BNR: Tensor) -> Tensor:
     """Of the soft allocation under the expected one, probabilities floored (paper); B x N."""
-    log_expected = expected.logits.softmax(-1).clamp_min(PROBABILITY_FLOOR).log()
+    log_expected = expected.logits.softmax(-1).clamp_min(_PROBABILITY_FLOOR).log()
     nats: Tensor = -logits_BNR.softmax(-1) * log_expected
     return nats.sum(-1)
 
@@ -106,7 +170,7 @@ def gaussian(expected: Expected, logits_BNR: Tensor) -> Tensor:
     return squares.mean(-1)
 
 
-PRIOR_MEASURES: dict[str, Callable[[Expected, Tensor], Tensor]] = {
+_PRIOR_MEASURES: dict[str, Callable[[Expected, Tensor], Tensor]] = {
     "cross_entropy": cross_entropy,
     "gaussian": gaussian,
 }
@@ -118,15 +182,6 @@ def residual(networks: Networks, features: Features, expected_Bhw: Tensor, valid
     onehot = as_onehot(expected_Bhw, len(features.levels))
     output = autoencoder.reconstruct(features, on_grid(valid_BSS, features.levels[-1].shape[-2:]), onehot)
     return (autoencoder.standardised_target(features) - output.reconstruction).float()
-
-
-def whitening_of(residuals_nT: Tensor, ridge: float = 0.01) -> Tensor:
-    """T x T matrix that makes normal residuals white; `ridge` is relative to their mean variance."""
-    centred = residuals_nT - residuals_nT.mean(0)
-    covariance = centred.T @ centred / len(centred)
-    covariance += ridge * covariance.diagonal().mean() * torch.eye(len(covariance))
-    factor: Tensor = torch.linalg.cholesky(torch.linalg.inv(covariance.double()))
-    return factor.float()
 
 
 def whiten(residual_BTHW: Tensor, whitening_TT: Tensor) -> Tensor:
@@ -152,7 +207,7 @@ def _budget(networks: Networks, features: Features, valid_BSS: Tensor) -> Budget
     logits = networks.autoencoder.router(networks.autoencoder.codes(features))
     valid = on_grid(valid_BSS, logits.shape[-2:])
     expected = expect(networks.prior, logits, valid)
-    unlikely = PRIOR_MEASURES[networks.prior_measure](expected, logits.flatten(2).transpose(1, 2))
+    unlikely = _PRIOR_MEASURES[networks.prior_measure](expected, logits.flatten(2).transpose(1, 2))
     normal = expected.logits.argmax(-1).view(valid.shape)
     return Budget(valid, unlikely.view(valid.shape), _chosen(logits, valid), normal)
 

@@ -1,10 +1,6 @@
-"""What the measures are on normals, and how far a value is from that.
+"""From measures to maps and image scores: how far a value is from normal, which terms count, how they are fused.
 
-n views; h_r w_r the grid of a measure.
-
-From measures to maps and image scores: which terms count, how they are fused, how a map becomes a number.
-
-H W the finest grid of a view, or the canvas.
+n views; h_r w_r the grid of a measure; H W the finest grid of a view, or the canvas.
 """
 
 from collections.abc import Callable
@@ -12,9 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-ROUNDING = 2**-11  # relative, of half precision, in which networks and features are kept
-PSEUDO = 8  # views of the global statistics that each location starts with: few own views say little
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,37 +20,17 @@ class Normal:
     global_deviation: Tensor  # scalar, > 0
 
 
-def fit(values_nhw: Tensor, valid_nhw: Tensor, grain: float = 0.0) -> Normal:
-    """Statistics over valid cells; those of a location are drawn towards the global ones, as if it had seen `PSEUDO`
-    views of them: few views make a local deviation small by chance, and the score huge. `grain`: how far a value moves
-    when the same part is photographed again (see `fitting.Retaken`); no deviation is below it."""
-    every = values_nhw[valid_nhw]
-    mean, deviation = every.mean(), every.std(correction=min(1, len(every) - 1))
-    deviation = deviation.clamp_min(floor(float(mean), grain))
-    weight = valid_nhw.to(values_nhw)
-    count = weight.sum(0) + PSEUDO
-    kept = torch.where(valid_nhw, values_nhw, mean)
-    local = (kept * weight).sum(0).add(PSEUDO * mean) / count
-    squares = ((kept - local).square() * weight).sum(0)
-    return Normal(local, ((squares + PSEUDO * deviation.square()) / count).sqrt(), mean, deviation)
-
-
-def floor(mean: float, grain: float) -> float:
-    """The least deviation of values about `mean` that says something: what is below is rounding, or the camera's."""
-    return max(grain, ROUNDING * max(1.0, abs(mean)))
-
-
-def per_location(normal: Normal, values: Tensor) -> Tensor:
+def _per_location(normal: Normal, values: Tensor) -> Tensor:
     """Deviations from what is normal at that place: helps image scores where parts lie alike."""
     return (values - normal.mean) / normal.deviation
 
 
-def one_for_all(normal: Normal, values: Tensor) -> Tensor:
+def _per_measure(normal: Normal, values: Tensor) -> Tensor:
     """Deviations from what is normal anywhere: helps maps."""
     return (values - normal.global_mean) / normal.global_deviation
 
 
-SCALES: dict[str, Callable[[Normal, Tensor], Tensor]] = {"location": per_location, "global": one_for_all}
+SCALES: dict[str, Callable[[Normal, Tensor], Tensor]] = {"location": _per_location, "global": _per_measure}
 
 
 LEVELS: dict[str, int] = {"all": 0, "finer": -2, "finest": -1}  # the first level that counts, of coarse to fine
@@ -68,7 +41,7 @@ class Readout:
     """How measures become a map: whose distances count, and against which statistics of normals."""
 
     levels: str  # key of LEVELS
-    scale: str  # key of statistics.SCALES
+    scale: str  # key of SCALES
 
 
 # Preferred first, where several do equally well: more levels average more, and what is the same place on every part
@@ -94,32 +67,22 @@ RECON: dict[str, Callable[[dict[str, Tensor]], list[Tensor]]] = {
 Part = Callable[[str], float]  # s_recon | s_prior | product → its image score, computed when it is asked for
 
 
-def recon_alone(part: Part) -> float:
-    return part("s_recon")
+def _gated(part: Part) -> float:
+    """Add to S_recon a quarter of what the allocation exceeds the normal one by.
 
-
-def prior_alone(part: Part) -> float:
-    return part("s_prior")
-
-
-def literal_product(part: Part) -> float:
-    """S = S_prior x S_recon, cell by cell (paper)."""
-    return part("product")
-
-
-def gated(part: Part) -> float:
-    """S_recon, plus a quarter of what the allocation exceeds the normal one by: never less than S_recon, so an
-    uninformative prior adds noise of a quarter at most."""
+    It is never less than S_recon, so an uninformative prior adds noise of a quarter at most.
+    """
     prior = part("s_prior")
     return part("s_recon") + 0.125 * (prior + abs(prior))  # a quarter of max(0, prior), for tensors, too
 
 
-# image scores of S_recon, S_prior and their product, the first two in deviations of normals → the image score
+# Image scores of S_recon, S_prior and their cell-wise product (paper) → the image score. The first two are in
+# deviations of normals.
 FUSIONS: dict[str, Callable[[Part], float]] = {
-    "recon": recon_alone,
-    "prior": prior_alone,
-    "product": literal_product,
-    "gated": gated,
+    "recon": lambda part: part("s_recon"),
+    "prior": lambda part: part("s_prior"),
+    "product": lambda part: part("product"),
+    "gated": _gated,
 }
 # The map that goes with a fusion: adding the coarse prior to the map blurs it, so only its literal forms do.
 FUSION_MAP = {"recon": "s_recon", "prior": "s_prior", "product": "product", "gated": "s_recon"}

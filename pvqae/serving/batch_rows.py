@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pvqae.calibration.thresholds import is_defect
 from pvqae.drift import drift
 from pvqae.drift.drift import flatten
-from pvqae.evaluation.metrics import is_defect
 from pvqae.inference.bundle import Detector
 from pvqae.inference.scoring import PARTS
 

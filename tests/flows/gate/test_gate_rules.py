@@ -9,7 +9,7 @@ from flows.gate.gate_power import NOTHING_WRONG
 from flows.gate.gate_statistics import Alarms, Comparison
 from flows.gate.rules import RULES, Measured, judge, promotable
 from flows.versions import policy
-from pvqae.calibration import collapse
+from pvqae.calibration import thresholds
 from pvqae.core.config import Gate
 
 LIMITS = Gate()
@@ -111,7 +111,7 @@ def test_a_first_champion_needs_the_absolute_rules_only() -> None:
 
 
 def test_limits_of_collapse_are_those_that_training_warns_by() -> None:
-    assert (LIMITS.level_share, LIMITS.codebook_usage) == (collapse.LEVEL_LIMIT, collapse.USAGE_LIMIT)
+    assert (LIMITS.level_share, LIMITS.codebook_usage) == (thresholds.LEVEL_LIMIT, thresholds.USAGE_LIMIT)
 
 
 def test_a_first_version_must_tell_defects_from_normals() -> None:

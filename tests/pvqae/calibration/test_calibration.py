@@ -80,7 +80,7 @@ def test_the_card_says_everything_as_plain_json() -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["threshold"], found["n"], found["n_groups"]) == (chosen.value, 40, 20)
     assert (found["target_rate"], found["method"], found["manifest_sha256"]) == (0.1, "cross_fit", "ab" * 32)
-    assert found["rule"] == thresholds.RULE
+    assert found["rule"] == thresholds._RULE
     scores = found["scores"]
     assert isinstance(scores, list)
     assert scores == sorted(scores)

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from pvqae.calibration import calibrate, choice, fitting, thresholds
+from pvqae.calibration.normals import _ROUNDING as ROUNDING
 from pvqae.core import config
 from pvqae.datasets import folds
 from pvqae.features.examples import prepare, retake
-from pvqae.inference import measures
 from pvqae.inference.measures import Networks
-from pvqae.inference.readout import ROUNDING
 from pvqae.inference.scoring import Scorer
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
@@ -149,7 +148,7 @@ def test_the_residuals_of_many_views_are_thinned_as_they_come(
     examples = prepare(rows, tmp_path, PARAMS.image, found.backbone, "none")
     every: list[torch.Tensor] = []
     monkeypatch.setattr(fitting, "RESIDUALS", 10**9)
-    monkeypatch.setattr(measures, "whitening_of", lambda x: every.append(x) or torch.eye(2))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(fitting, "residual_whitening", lambda x: every.append(x) or torch.eye(2))  # type: ignore[func-returns-value]
     fitting._whitening(found, examples)
     monkeypatch.setattr(fitting, "RESIDUALS", most)
     fitting._whitening(found, examples)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from pvqae.calibration import choice, fitting
+from pvqae.calibration import choice, fitting, normals
 from pvqae.core import config
 from pvqae.inference import measures
-from pvqae.inference.measures import PRIOR_MEASURES
+from pvqae.inference.measures import _PRIOR_MEASURES as PRIOR_MEASURES
 from pvqae.inference.scoring import Scorer
 from pvqae.prior.prior import BudgetPrior, Expected
 
@@ -37,7 +37,7 @@ def test_certainty_in_the_wrong_is_bounded(name: str) -> None:
     expected = Expected(certain.flip(-1), certain, torch.full_like(certain, -6))
     assert torch.isfinite(PRIOR_MEASURES[name](expected, certain)).all()
     assert PRIOR_MEASURES["cross_entropy"](expected, certain).item() == pytest.approx(
-        -np.log(measures.PROBABILITY_FLOOR), rel=1e-4
+        -np.log(measures._PROBABILITY_FLOOR), rel=1e-4
     )
 
 
@@ -49,7 +49,7 @@ def test_gaussian_deviations_are_in_expected_deviations() -> None:
 def test_whitened_normals_are_white_and_lengths_are_mahalanobis() -> None:
     mix = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
     residuals = torch.randn(4000, 5, generator=torch.Generator().manual_seed(1)) @ mix
-    whitening = measures.whitening_of(residuals, ridge=0.0)
+    whitening = normals.residual_whitening(residuals, ridge=0.0)
     white = residuals @ whitening
     torch.testing.assert_close(white.T @ white / 4000, torch.eye(5), atol=0.01, rtol=0)
     x = torch.randn(1, 5, 2, 3, generator=torch.Generator().manual_seed(2))
@@ -62,7 +62,7 @@ def test_whitened_normals_are_white_and_lengths_are_mahalanobis() -> None:
 def test_a_channel_without_variance_is_whitened_finitely() -> None:
     residuals = torch.randn(100, 3)
     residuals[:, 2] = 0
-    assert torch.isfinite(measures.whitening_of(residuals)).all()
+    assert torch.isfinite(normals.residual_whitening(residuals)).all()
 
 
 @pytest.fixture

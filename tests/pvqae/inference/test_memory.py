@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+from pvqae.calibration.normals import _rounded as rounded
+from pvqae.calibration.normals import _whitening as whitening
+from pvqae.calibration.normals import fit_level
 from pvqae.core import config
-from pvqae.inference.memory import Level, as_bytes, fit_level, pooled, rounded, whitening
+from pvqae.inference.measures import Level, pooled
 
 
 def features(seed: int = 0, views: int = 4, side: int = 6) -> torch.Tensor:
@@ -45,7 +48,7 @@ def test_every_code_is_one_of_the_white_vectors_of_its_group() -> None:
 
 def test_codes_are_what_bytes_keep() -> None:
     level = fitted(features())
-    kept = as_bytes(level)
+    kept = level.as_bytes()
     assert kept.dtype == torch.int8
     assert (kept.abs().amax(0) == 127).all()
     assert torch.equal(kept.float() * level.step, level.codes)

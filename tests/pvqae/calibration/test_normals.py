@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from pvqae.inference import readout
-from pvqae.inference.readout import PSEUDO, SCALES
+from pvqae.calibration import normals
+from pvqae.calibration.normals import _PSEUDO as PSEUDO
+from pvqae.inference.readout import SCALES
 
 
 def values(views: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
@@ -14,7 +15,7 @@ def values(views: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("name", SCALES)
 def test_normals_are_near_zero_and_what_exceeds_them_ranks_higher(name: str) -> None:
     x, valid = values()
-    normal = readout.fit(x, valid)
+    normal = normals.fit_statistics(x, valid)
     scaled = SCALES[name](normal, x)
     assert scaled.shape == x.shape
     assert scaled.mean().abs() < 0.05
@@ -24,7 +25,7 @@ def test_normals_are_near_zero_and_what_exceeds_them_ranks_higher(name: str) -> 
 
 def test_a_place_is_compared_with_itself_or_with_all() -> None:
     x, valid = values()
-    normal = readout.fit(x, valid)
+    normal = normals.fit_statistics(x, valid)
     local, everywhere = (SCALES[name](normal, x) for name in ("location", "global"))
     assert local.mean(0).abs().max() < 0.2  # drawn a little towards the mean of all places
     assert everywhere.mean(0).abs().max() > 1
@@ -39,7 +40,7 @@ def test_padding_is_in_no_statistic() -> None:
     x, valid = values()
     valid[:20, 0] = False
     garbage = torch.where(valid, x, torch.full_like(x, 1e6))
-    one, other = readout.fit(x, valid), readout.fit(garbage, valid)
+    one, other = normals.fit_statistics(x, valid), normals.fit_statistics(garbage, valid)
     for name in ("mean", "deviation", "global_mean", "global_deviation"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     torch.testing.assert_close(one.mean[0], x[20:, 0].mean(0), atol=0.5, rtol=0)
@@ -49,7 +50,7 @@ def test_a_place_that_few_views_show_borrows_from_all() -> None:
     x, valid = values()
     valid[2:, 0, 0] = False
     valid[:, 1, 2] = False
-    normal = readout.fit(x, valid)
+    normal = normals.fit_statistics(x, valid)
     torch.testing.assert_close(normal.mean[1, 2], normal.global_mean)
     torch.testing.assert_close(normal.deviation[1, 2], normal.global_deviation)
     own, lent = x[:2, 0, 0].mean(), normal.global_mean
@@ -58,6 +59,6 @@ def test_a_place_that_few_views_show_borrows_from_all() -> None:
 
 
 def test_values_that_never_vary_give_finite_scores() -> None:
-    normal = readout.fit(torch.full((5, 2, 2), 3.0), torch.ones(5, 2, 2, dtype=torch.bool))
-    assert torch.isfinite(readout.per_location(normal, torch.full((1, 2, 2), 4.0))).all()
+    normal = normals.fit_statistics(torch.full((5, 2, 2), 3.0), torch.ones(5, 2, 2, dtype=torch.bool))
+    assert torch.isfinite(SCALES["location"](normal, torch.full((1, 2, 2), 4.0))).all()
     assert normal.global_deviation > 0

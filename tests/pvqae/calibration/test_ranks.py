@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pvqae.inference.ranks import auroc
+from pvqae.calibration.thresholds import auroc
 
 
 @pytest.mark.parametrize("values", [3, 10, 10_000])
