@@ -13,7 +13,7 @@ else
 TORCH := --torch-backend=auto
 endif
 
-.PHONY: help run test integration chaos bench flames audit lint format clean services experiment gpu-bundle accuracy rooms
+.PHONY: help run test integration chaos bench flames audit lint format clean services experiment gpu-bundle accuracy rooms install
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/uv pip install -q --python $(BIN)/python $(TORCH) -c constraints.txt -e '.[dev]'
 	@touch $@
+
+install: $(STAMP) ## install everything into .venv, run nothing
 
 run: $(STAMP) ## train, calibrate, evaluate and register detectors; ARGS="--set key=value ..." is passed on
 	@$(BIN)/python -m flows train $(ARGS)

@@ -2,7 +2,7 @@
 
 Scores are drawn, then judged by the very rules that judge a real challenger. Models of the same quality differ by
 their training's randomness: `AGREEMENT` is the correlation of two of them on images of one label, `PART` the share of
-variance that exposures of one part have in common. Both were measured (docs/decisions.md).
+variance that exposures of one part have in common. Both were measured (docs/decisions/11-gate.md).
 """
 
 from collections.abc import Iterator

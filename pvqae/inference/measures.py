@@ -2,8 +2,8 @@
 
 The memory of normality holds codes that cover the features of training normals on every level; its measure is the
 distance to the nearest code. Features are averaged over 3x3 cells and whitened first, so that these are Mahalanobis
-distances. Measured (docs/decisions.md): covering codes on all levels beat the residual of a trained decoder on average,
-and whitening helps small objects and textures alike.
+distances. Measured (docs/experiments/trials.md): covering codes on all levels beat the residual of a trained decoder on
+average, and whitening helps small objects and textures alike.
 
 B views; N = h*w coarse cells; R levels; H W the finest grid; S side of a view; T channels of the target; K codes;
 C_r channels of level r, h_r w_r its grid.
@@ -81,7 +81,7 @@ def smoothed(distances_Bhw: Tensor, valid_Bhw: Tensor) -> Tensor:
 
 def pooled(x_BChw: Tensor) -> Tensor:
     """Mean over 3x3 cells. Cells on padding count: their pixels repeat the image's border, and leaving them out makes
-    border cells noisier (measured: docs/decisions.md)."""
+    border cells noisier (measured: docs/experiments/trials.md)."""
     return F.avg_pool2d(x_BChw, 3, 1, 1, count_include_pad=False)
 
 

@@ -206,7 +206,7 @@ def test_a_checkpoint_is_ignored(tmp_path: Path) -> None:
     for place in rng.sample(range(len(data)), min(len(data), size(40, 300))):
         file.write_bytes(data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :])
         tried, lost = tried + 1, lost + ([f"byte {place}: {what}"] if (what := check(file)) else [])
-    judge("checkpoint", "bit flipped in a checkpoint: training begins anew", begun, tried, lost)
+    judge("checkpoint", "bit flipped in a checkpoint: training begins again", begun, tried, lost)
 
 
 def test_kept_features_are_computed_again(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from flows.cli import main as flows_cli
 from pvqae.cli import main as pvqae_cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "experiments").glob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), ROOT / "data" / "README.md", ROOT / "infra" / "README.md", *(ROOT / "docs").rglob("*.md")]
+)
 DOORS = {"pvqae": pvqae_cli.app, "python -m flows": flows_cli.app}
 # What the Makefile puts before ARGS.
 MADE = {
