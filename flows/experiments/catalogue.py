@@ -223,7 +223,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "image_auroc",
         measure="mechanism",
         base=DECODER,
-        note="S_recon is the decoder's, reconstructing with each budget in turn; statistics of normals are fitted anew "
+        note="S_recon is the decoder's, reconstructing with each budget in turn; statistics of normals are fitted again "
         "for each.",
     ),
     "mechanism_longer": Experiment(
@@ -284,7 +284,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "image_auroc",
         measure="draws",
         seeds=5,
-        note="Each seed divides the tiles without a defect anew, as many of them in each split as in the manifest, "
+        note="Each seed divides the tiles without a defect again, as many of them in each split as in the manifest, "
         "whose own draw is seed 0; exposures of one tile stay together, tiles with a defect are always test.",
     ),
 }

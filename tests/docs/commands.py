@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [*ROOT.glob("*.md"), ROOT / "data" / "README.md", ROOT / "infra" / "README.md", *(ROOT / "docs").rglob("*.md")]
 )
-DOORS = {"pvqae": pvqae_cli.app, "python -m flows": flows_cli.app}
+PROGRAMS = {"pvqae": pvqae_cli.app, "python -m flows": flows_cli.app}
 # What the Makefile puts before ARGS.
 MADE = {
     "run": "python -m flows train",
@@ -62,17 +62,17 @@ def _end(line: str) -> int:
     return found.start() if found else len(line)
 
 
-def command_tree(door: str) -> Any:
-    return typer.main.get_command(DOORS[door])
+def command_tree(program: str) -> Any:
+    return typer.main.get_command(PROGRAMS[program])
 
 
 def problem(command: str) -> str:
     """What of a documented command the command line does not know; "" if it knows all."""
     if command.startswith("make "):
         return _make_problem(shlex.split(command)[1:])
-    door = next(name for name in DOORS if command.startswith(f"{name} "))
-    words = shlex.split(command.removeprefix(door))
-    here = command_tree(door)
+    program = next(name for name in PROGRAMS if command.startswith(f"{name} "))
+    words = shlex.split(command.removeprefix(program))
+    here = command_tree(program)
     while hasattr(here, "commands") and words:
         verb = words.pop(0)
         if verb.startswith(("<", "-")) or verb in ("...", "VERB"):

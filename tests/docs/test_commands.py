@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from tests.docs.commands import DOORS, PAGES, ROOT, commands, problem, text_of
+from tests.docs.commands import PAGES, PROGRAMS, ROOT, commands, problem, text_of
 
 LINK = re.compile(r"\]\((?!\w+://)([^)#\s]*)(?:#([\w-]+))?\)")
 # Names of a branch and of events look like modules.
@@ -93,7 +93,7 @@ def every_command(group: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield f"{path} {name}", command
 
 
-COMMANDS = [item for door, app in DOORS.items() for item in every_command(typer.main.get_command(app), door)]
+COMMANDS = [item for program, app in PROGRAMS.items() for item in every_command(typer.main.get_command(app), program)]
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[path for path, _ in COMMANDS])
