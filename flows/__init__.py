@@ -1,5 +1,5 @@
 """When, where and whether: Prefect flows around the stages of dvc.yaml, and the adapters to outside tools."""
 
-from pvqae.core import surroundings
+from pvqae.core import runtime
 
-surroundings.complete()  # before any library reads its settings; all that a flow starts has them, too
+runtime.complete_environment()  # before any library reads its settings; all that a flow starts has them, too

@@ -8,8 +8,7 @@ from typing import Any
 from pvqae.core.config import Params, dump_yaml, parse_yaml
 from pvqae.core.errors import ConfigError, DataError
 from pvqae.core.files import write_text
-from pvqae.prior.groups import GROUPINGS, Grouping
-from pvqae.samples.classes import FROM_SCRATCH
+from pvqae.samples.classes import FROM_SCRATCH, GROUPINGS, Grouping
 
 HEADER = "# Which networks, priors and classes the stages of dvc.yaml run over. Written by `python -m flows`.\n"
 

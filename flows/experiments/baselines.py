@@ -21,8 +21,7 @@ from pvqae.features.examples import Examples
 from pvqae.inference import measures, readout
 from pvqae.inference.measures import whiten
 from pvqae.inference.readout import SCALES
-from pvqae.model.backbones import Features, Spec
-from pvqae.model.cells import on_grid, repeat_border
+from pvqae.model.backbones import Features, Spec, on_grid, repeat_border
 from pvqae.samples import geometry
 
 TOP = 0.01  # of the cells, for the image scores

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pvqae.core import config
-from pvqae.core.files import read_tensors, write_tensors
+from pvqae.core.files import write_tensors
+from pvqae.core.tensors import read_tensors
 from pvqae.features.examples import Examples, prepare
 from pvqae.model.backbones import Backbone, Features
 from pvqae.samples import geometry

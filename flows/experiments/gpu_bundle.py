@@ -16,7 +16,7 @@ from PIL import Image
 
 from flows.experiments import subjects
 from flows.experiments.run import datasets_root
-from pvqae.core import config
+from pvqae.core import config, files
 from pvqae.core.errors import ConfigError, DataError, PvqaeError
 from pvqae.core.files import whole_folder, write_text
 from pvqae.samples import geometry, images, manifest
@@ -56,7 +56,7 @@ def _small(row: dict[Any, Any], source: Path, folder: Path, bits: images.Bits) -
     eight = Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).resize((width, height), Image.Resampling.LANCZOS)
     path = f"images/{row['sample_id']}.png"
     images.write(folder / path, (np.asarray(eight) / 255).astype(np.float32), channels=int(row["channels"]))
-    changed: dict[str, Any] = {"path": path, "sha256": manifest.digest(folder / path), "height": height, "width": width}
+    changed: dict[str, Any] = {"path": path, "sha256": files.digest(folder / path), "height": height, "width": width}
     if row["mask_path"]:
         changed["mask_path"] = f"images/{row['sample_id']}_mask.png"
         mask = geometry.resize_mask(images.read_mask(row["mask_path"], root=source), height, width)

@@ -20,12 +20,9 @@ from torch import Tensor
 from pvqae.core import seeding
 from pvqae.features.examples import Batch, Examples
 from pvqae.inference.measures import Networks
-from pvqae.model.autoencoder import Autoencoder, Output
-from pvqae.model.backbones import Features
-from pvqae.model.cells import on_grid
-from pvqae.model.router import as_onehot
-from pvqae.prior.grouping import expect
-from pvqae.prior.prior import BudgetPrior, Expected
+from pvqae.model.autoencoder import Autoencoder, Output, as_onehot
+from pvqae.model.backbones import Features, on_grid
+from pvqae.prior.prior import BudgetPrior, Expected, expect
 from pvqae.training.losses import ERRORS
 
 CHUNK = 16

@@ -13,8 +13,7 @@ from flows.experiments.verdict import CHUNK, HALF, Verdict, features_of, to_canv
 from pvqae.core import seeding
 from pvqae.core.config import Params
 from pvqae.features.examples import Examples
-from pvqae.model.backbones import Features, Spec
-from pvqae.model.cells import on_grid
+from pvqae.model.backbones import Features, Spec, on_grid
 from pvqae.model.codebook import cover, nearest
 from pvqae.samples import geometry
 

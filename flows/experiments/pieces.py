@@ -23,7 +23,8 @@ from flows.experiments import bench_views, judging, mechanism, trial
 from flows.experiments.subjects import Subject
 from pvqae.calibration import fitting
 from pvqae.core import config
-from pvqae.core.files import read_tensors, write_text
+from pvqae.core.files import write_text
+from pvqae.core.tensors import read_tensors
 from pvqae.datasets import folds
 from pvqae.features import richness
 from pvqae.features.examples import Examples
@@ -31,8 +32,9 @@ from pvqae.features.examples import views as read_views
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scored, Scorer
 from pvqae.model import backbones
-from pvqae.model.cells import on_grid
-from pvqae.prior import grouping, learn
+from pvqae.model.backbones import on_grid
+from pvqae.prior import learn, prior
+from pvqae.samples import classes
 from pvqae.training.losses import costs
 
 Row = dict[str, float | None]
@@ -165,7 +167,7 @@ def judge_grouped(params: config.Params, members: list[Trained], work: Path) -> 
     """`judge` the first of `members` with the prior of the group that `prior.grouping` puts it in; size and time of
     that prior."""
     found = members[0]
-    groups = grouping.GROUPINGS[params.prior.grouping]([member.subject.name for member in members])
+    groups = classes.GROUPINGS[params.prior.grouping]([member.subject.name for member in members])
     mates = next(names for names in groups.values() if found.subject.name in names)
     chosen = sorted((m for m in members if m.subject.name in mates), key=lambda m: m.subject.name)
     learned = _group_prior(params, chosen, work)
@@ -174,7 +176,7 @@ def judge_grouped(params: config.Params, members: list[Trained], work: Path) -> 
     return judge(grouped) | {"megabytes": size, "milliseconds": _milliseconds(grouped)}
 
 
-def _group_prior(params: config.Params, members: list[Trained], work: Path) -> grouping.Prior:
+def _group_prior(params: config.Params, members: list[Trained], work: Path) -> prior.Prior:
     pairs = [mechanism.logits_of(member.networks, member.learnt) for member in members]
     logits, valid = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     key = bench_views.key_of(
@@ -191,7 +193,7 @@ def _group_prior(params: config.Params, members: list[Trained], work: Path) -> g
         save_file({k: v.contiguous() for k, v in learned.state_dict().items()}, part)
         part.replace(file)
     grid = (logits.shape[-2], logits.shape[-1])
-    return grouping.from_tensors(read_tensors(file), grid, params.model.levels, params.prior.width)
+    return prior.from_tensors(read_tensors(file), grid, params.model.levels, params.prior.width)
 
 
 def _digest(x: Tensor) -> str:
@@ -204,6 +206,6 @@ def _milliseconds(found: Trained, repeats: int = 10) -> float:
     times = []
     for _ in range(repeats):
         begun = time.perf_counter()
-        grouping.expect(found.networks.prior, logits, valid)
+        prior.expect(found.networks.prior, logits, valid)
         times.append((time.perf_counter() - begun) * 1000)
     return float(np.median(times))

@@ -17,17 +17,17 @@ from flows.experiments.judging import Judged, figures_of, judged, scored_rows
 from pvqae.calibration import calibrate, choice, fitting
 from pvqae.core import config, runtime
 from pvqae.core.errors import DataError
-from pvqae.core.files import read_tensors, write_tensors
+from pvqae.core.files import write_tensors
+from pvqae.core.tensors import read_tensors
 from pvqae.datasets import folds
 from pvqae.features.examples import Examples
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scorer
 from pvqae.model import backbones
 from pvqae.model.autoencoder import load_autoencoder
-from pvqae.model.backbones import Backbone
-from pvqae.model.cells import on_grid
+from pvqae.model.backbones import Backbone, on_grid
 from pvqae.prior import learn
-from pvqae.prior.grouping import Prior, load_prior
+from pvqae.prior.prior import Prior, load_prior
 from pvqae.training import loop, network
 from pvqae.training.run import start
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pvqae.features.examples import Batch, Examples
 from pvqae.inference import readout
-from pvqae.model.backbones import Features
-from pvqae.model.cells import repeat_border
+from pvqae.model.backbones import Features, repeat_border
 from pvqae.samples import geometry
 
 CHUNK = 16  # views at once

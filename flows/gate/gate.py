@@ -18,7 +18,7 @@ from flows.gate.rules import Measured
 from flows.versions import policy, shipping
 from flows.versions.registration import sha256
 from flows.workspace.workspace import Workspace
-from pvqae.core import config
+from pvqae.core import config, files
 from pvqae.core.errors import DataError, IntegrityError
 from pvqae.core.layout import Layout
 from pvqae.evaluation.metrics import image_auroc
@@ -67,13 +67,13 @@ def frozen_rows(space: Workspace, category: str) -> pd.DataFrame:
     """The class's gate rows, each file checked. Raises `DataError` and `IntegrityError` for what is not as listed."""
     file = space.layout.class_rows(category, "gate")
     rows = checked.read(space.layout, file)
-    listed = _gate_rows(space.layout, manifest.digest(space.layout.manifest))
+    listed = _gate_rows(space.layout, files.digest(space.layout.manifest))
     listed = listed[listed["category"] == category]
     if list(rows["sha256"]) != list(listed["sha256"]) or list(rows["sample_id"]) != list(listed["sample_id"]):
         raise IntegrityError(f"{file}: expected the gate rows of {space.layout.manifest}, found others; run dvc repro")
     for row in rows.to_dict("records"):
-        path = manifest.resolve(space.layout.data, row["path"])
-        found = manifest.digest(path) if path.is_file() else "no file"
+        path = files.resolve(space.layout.data, row["path"])
+        found = files.digest(path) if path.is_file() else "no file"
         if found != row["sha256"]:
             raise IntegrityError(f"{path}: expected sha256 {row['sha256']}, found {found}; run dvc checkout")
     return rows

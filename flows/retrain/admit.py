@@ -12,9 +12,9 @@ from flows.adapters.versioning import Versioning
 from flows.retrain import labels
 from flows.retrain.arrivals_ledger import Entry, Ledger, Places, put
 from pvqae.core.errors import DataError
+from pvqae.core.files import digest
 from pvqae.core.layout import ARRIVED
 from pvqae.datasets import arrivals
-from pvqae.samples.manifest import digest
 
 
 def admit(

@@ -17,9 +17,9 @@ from flows.retrain.arrivals_index import Index, Known, known
 from flows.retrain.arrivals_ledger import Entry, Ledger, Places, State, put, write_lists
 from pvqae.core import config, errors
 from pvqae.core.errors import PvqaeError
+from pvqae.core.files import digest
 from pvqae.datasets import arrivals, splits
 from pvqae.samples import images
-from pvqae.samples.manifest import digest
 
 # A file and its class → the champion's score of it, and the score above which a person should look at it.
 Screen = Callable[[str, Path], tuple[float, float]]

@@ -17,8 +17,8 @@ from typing import Literal
 
 from flows.adapters.landing import Object
 from flows.core import lines
+from pvqae.core import files
 from pvqae.core.files import write_text
-from pvqae.samples import manifest
 
 # accepted: kept beside the dataset; versioned: in a DVC version of it; lost: its kept file is gone, so it is as new.
 # The others are final unless a person decides.
@@ -164,8 +164,6 @@ def write_lists(places: Places, ledger: Ledger) -> None:
         for entry in entries:
             file = places.file(entry)
             kept = file.relative_to(folder).as_posix() if file and file.exists() else ""
-            rows.writerow(
-                (entry.category, manifest.shown(entry.key), entry.size, entry.reason, entry.score or "", kept)
-            )
+            rows.writerow((entry.category, files.shown(entry.key), entry.size, entry.reason, entry.score or "", kept))
         if entries or folder.is_dir():
             write_text(folder / f"{folder.name if state == 'quarantined' else 'review'}.csv", out.getvalue())

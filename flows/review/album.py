@@ -15,9 +15,9 @@ from flows.adapters import landing
 from flows.adapters.landing import Object
 from flows.review.review_queues import Item
 from pvqae.core.errors import DataError
+from pvqae.core.files import digest
 from pvqae.report import pictures
 from pvqae.samples import images
-from pvqae.samples.manifest import digest
 from pvqae.serving import batch
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any
 from flows.core import lineage
 from flows.retrain.arrivals_ledger import Ledger, Places
 from flows.retrain.labels import Origin
+from pvqae.core import files
 from pvqae.core.errors import DataError
 from pvqae.core.layout import Layout
-from pvqae.samples import manifest
 
 QUEUES = ("held", "near", "alarms")
 
@@ -110,8 +110,8 @@ def _test(layout: Layout, row: dict[str, str], figures: dict[str, Any], versions
     """None for an image that is not there any more: the report may be older than the data."""
     category = row["class"]
     try:
-        file = manifest.resolve(layout.data, row["path"])
-        sha256 = manifest.digest(file)
+        file = files.resolve(layout.data, row["path"])
+        sha256 = files.digest(file)
     except (DataError, OSError):
         return None
     said = f"{row['kind']} in the test split, yet above the threshold"

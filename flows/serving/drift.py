@@ -8,10 +8,9 @@ from typing import Any
 
 from flows.adapters.notify import Notifier, Prefect
 from pvqae.core import config
-from pvqae.core.files import write_text
+from pvqae.core.files import Sealed, write_text
 from pvqae.drift.drift_report import Report
 from pvqae.inference import bundle as bundles
-from pvqae.samples.sums import Sealed
 from pvqae.serving import batch_cli
 
 EVENT = "pvqae.drift.detected"

@@ -20,9 +20,8 @@ from flows.serving import drift
 from flows.versions import promotions, shipping
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, IntegrityError
-from pvqae.core.files import whole_folder
+from pvqae.core.files import Sealed, whole_folder
 from pvqae.inference import bundle as bundles
-from pvqae.samples.sums import Sealed
 from pvqae.serving import batch, batch_cli, batch_source
 from pvqae.serving.batch_source import Item
 

@@ -12,11 +12,10 @@ from flows.core.processes import Supervisor
 from flows.workspace.workspace import Workspace
 from pvqae.cli.processes import ADDRESS
 from pvqae.core.errors import IntegrityError, PvqaeError
+from pvqae.core.files import SUMS
 
 if TYPE_CHECKING:
-    from pvqae.samples.sums import Sealed
-if TYPE_CHECKING:
-    from pvqae.samples.sums import Sealed
+    from pvqae.core.files import Sealed
 
 PARITY_ROWS = 8  # images scored again by the exported bundle, in a process that has nothing else in memory
 
@@ -69,7 +68,7 @@ def check_evaluated(bundle: Path, expected: str) -> "Sealed":
     from pvqae.inference import bundle as bundles  # imports torch
 
     files = bundles.read(bundle)
-    lines = files.files[bundles.SUMS].decode().splitlines(keepends=True)
+    lines = files.files[SUMS].decode().splitlines(keepends=True)
     own = "".join(line for line in lines if not line.endswith(f"  {BACKBONE}\n"))
     found = hashlib.sha256(own.encode()).hexdigest()
     if found != expected:

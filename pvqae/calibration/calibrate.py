@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pvqae.calibration import choice, fitting, thresholds
 from pvqae.calibration.fitting import Fitted
-from pvqae.core import config, runtime
+from pvqae.core import config, files, runtime
 from pvqae.core.errors import CalibrationError
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
@@ -22,8 +22,8 @@ from pvqae.features.features import Store
 from pvqae.inference import bundle
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scorer
-from pvqae.prior.grouping import prior_facts
-from pvqae.samples import classes, images, manifest
+from pvqae.prior.prior import prior_facts
+from pvqae.samples import classes, images
 from pvqae.samples import rows as checked
 
 RETAKEN = 4  # images of a fit that are taken again
@@ -58,7 +58,7 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     method = "held_out" if len(fits) == 1 else "cross_fit"
     middle = float(np.median(judged.medians))
     health["readouts"] = table.round(4).to_dict("records")
-    card = thresholds.card(chosen, judged.frame, judged.peaks, middle, method, manifest.digest(file))
+    card = thresholds.card(chosen, judged.frame, judged.peaks, middle, method, files.digest(file))
     shipped = scorers[folds.FULL]
     card["synthetic"] = choice.tried(
         shipped, chosen.value, _pictures(rows, choice.TRIED, layout.data, params.image.bits, "trying defects")

@@ -15,17 +15,16 @@ from pvqae.calibration import choice
 from pvqae.calibration.normals import fit_level, fit_statistics, floor, residual_whitening
 from pvqae.calibration.thresholds import collapsed_codebook, collapsed_levels
 from pvqae.core import config
-from pvqae.core.files import read_tensors
 from pvqae.core.layout import Layout
+from pvqae.core.tensors import read_tensors
 from pvqae.datasets import folds
 from pvqae.features.examples import Batch, Examples
 from pvqae.inference import measures
 from pvqae.inference.scoring import Scale, Scorer
 from pvqae.model import backbones
 from pvqae.model.autoencoder import load_autoencoder
-from pvqae.model.backbones import Features
-from pvqae.model.cells import cells_of, on_grid
-from pvqae.prior.grouping import load_prior
+from pvqae.model.backbones import Features, cells_of, on_grid
+from pvqae.prior.prior import load_prior
 
 CHUNK = 16
 RESIDUALS = 20000  # cells that the covariance is taken from; more change nothing

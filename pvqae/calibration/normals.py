@@ -6,11 +6,10 @@ n vectors or views; K codes; C channels of a level, h w its grid; T channels of 
 import torch
 from torch import Tensor
 
-from pvqae.core import config, seeding
+from pvqae.core import config, seeding, tensors
 from pvqae.inference.measures import Level, pooled
 from pvqae.inference.readout import Normal
-from pvqae.model import weights
-from pvqae.model.cells import cells_of
+from pvqae.model.backbones import cells_of
 from pvqae.model.codebook import cover
 
 _CHUNK = 32  # views pooled at once
@@ -65,7 +64,7 @@ def fit_level(
 
 def _rounded(codes_KC: Tensor) -> tuple[Tensor, Tensor]:
     """Return the codes as multiples of a step per channel that a signed byte can hold, and the steps."""
-    step = weights.steps(codes_KC, dim=0)
+    step = tensors.steps(codes_KC, dim=0)
     return (codes_KC / step).round() * step, step
 
 

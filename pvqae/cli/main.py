@@ -10,7 +10,7 @@ import typer
 
 from pvqae.cli import bench, processes
 from pvqae.cli.console import Door, console, leave, quiet, to_json, workspace
-from pvqae.core import surroundings
+from pvqae.core import runtime
 
 STAGES, USE, ABOUT = "Stages, on params.yaml of the current folder", "A bundle in use", "Looking and measuring"
 app = typer.Typer(
@@ -229,7 +229,7 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """The console script."""
-    surroundings.complete()
+    runtime.complete_environment()
     if sys.argv[1:2] == ["fork-server"]:  # started by a flow
         processes.serve(main, *sys.argv[2:])
     code = processes.ask(sys.argv[1:])

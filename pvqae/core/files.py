@@ -1,5 +1,7 @@
-"""Outputs appear whole or not at all: written beside their place, then renamed. What is read is a file, and inside its
-folder."""
+"""Files that appear whole or not at all, are read only from inside their folder, and are checked by their sha256.
+
+A folder is sealed by `SHA256SUMS`, a single file by its hash in a file beside it.
+"""
 
 import errno
 import glob
@@ -9,20 +11,27 @@ import os
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pvqae.core.errors import DataError, IntegrityError
+from pvqae.core.tensors import parse_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+SUMS = "SHA256SUMS"
+# What breaks a line of a table or a terminal, or is no text at all (a name that is not UTF-8).
+_ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file to read. Raises `OSError` for what is none: to open a pipe would wait for who writes into it."""
+    """Open a file to read. Raises `OSError` for what is none: to open a pipe would wait for a writer."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(number).st_mode):
         return os.fdopen(number, "rb")
@@ -31,28 +40,25 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def digest(path: Path) -> str:
-    """Hex sha256 of a file's bytes. Raises `OSError` for what is no regular file."""
+    """Return the hex sha256 of a file's bytes. Raises `OSError` for what is no regular file."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# What breaks a line of a table or a terminal, or is no text at all (a name that is not UTF-8).
-_ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
 def shown(name: str) -> str:
-    """A file's name as text that every table holds: control characters and bytes that are not UTF-8 as \\x.. codes."""
+    """Return a file's name as text that every table holds: control characters and bytes that are not UTF-8 as \\x..
+    codes."""
     return _ODD.sub(lambda found: ascii(found[0])[1:-1], name)
 
 
-def _short(error: Exception) -> str:
-    """Without absolute paths: what is told of a dataset is the same on every machine."""
+def _reason(error: Exception) -> str:
+    """Return what is wrong without absolute paths: reports about a dataset are the same on every machine."""
     circle = isinstance(error, RuntimeError)
     return "links in a circle" if circle else getattr(error, "strerror", None) or str(error)
 
 
 def resolve(root: Path, relative: str) -> Path:
-    """The file that a POSIX path `relative` to `root` names.
+    """Return the file that a POSIX path `relative` to `root` names.
 
     Raises `DataError` if it is absolute, climbs with `..`, leaves `root` through a link, or can't be a path: a manifest
     may come from elsewhere and must not read other files of this machine.
@@ -62,7 +68,7 @@ def resolve(root: Path, relative: str) -> Path:
     try:
         path = (inside / parts).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # too long; with a zero byte; links in a circle
-        raise DataError(f"{shown(relative)[:300]}: expected a path, found {_short(error)}; correct it") from None
+        raise DataError(f"{shown(relative)[:300]}: expected a path, found {_reason(error)}; correct it") from None
     if parts.is_absolute() or ".." in parts.parts or not path.is_relative_to(inside):
         raise DataError(
             f"{relative}: expected a path inside {root.name}/, found one that leaves it; copy the file to there"
@@ -71,7 +77,7 @@ def resolve(root: Path, relative: str) -> Path:
 
 
 def read_json(path: Path, repair: str) -> dict[str, Any]:
-    """The JSON object of a file. Raises as `parse_json`, also where there is no file."""
+    """Return the JSON object of a file. Raises as `parse_json`, also where there is no file."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -80,8 +86,10 @@ def read_json(path: Path, repair: str) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, path: Path, repair: str) -> dict[str, Any]:
-    """The JSON object in the content of a file; NaN and Infinity are no JSON. Raises `IntegrityError`, naming it, for
-    anything else; `repair` says what helps."""
+    """Return the JSON object in the content of the file `path`; NaN and Infinity are no JSON.
+
+    Raises `IntegrityError`, naming the file and how to `repair` it, for anything else.
+    """
     try:
         found = json.loads(data.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
@@ -97,7 +105,7 @@ def _refuse(constant: str) -> None:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place when the block ends without an error."""
+    """Give a new folder beside `out` that takes its place when the block ends without an error."""
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -110,47 +118,29 @@ def whole_folder(out: Path) -> Iterator[Path]:
     os.replace(part, out)
 
 
-def checksum(tensors: "Mapping[str, Tensor]", *texts: str) -> str:
-    """Hex sha256 of tensors (on the processor) by name, and of texts: safetensors files have none of their own."""
-    total = hashlib.sha256()
-    for name, x in sorted(tensors.items()):
-        total.update(f"{name}{x.dtype}{tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes())
-    total.update("".join(texts).encode())
-    return total.hexdigest()
+@contextmanager
+def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Give a file beside `path` to write, which takes its place when the block ends; makes the folder.
 
-
-def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """Read the tensors of a safetensors file by value. Mapped into memory, as `load_file` gives them, they would change
-    with the file, and a file cut short would end the process."""
-    return parse_tensors(path.read_bytes())
-
-
-def parse_tensors(data: bytes) -> "dict[str, Tensor]":
-    """The tensors in the content of a safetensors file."""
-    from safetensors.torch import load  # torch: not for those who read text
-
-    return load(data)
-
-
-def parse_notes(data: bytes) -> dict[str, str]:
-    """The texts that were written with the tensors in the content of a safetensors file."""
-    notes: dict[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
-    return notes
-
-
-def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """Write safetensors; makes the folder. Several processes may write the same file."""
-    from safetensors.torch import save_file  # torch: not for those who write text
-
+    After an error the part is gone: a full disk needs its room. `shared` is for what several processes may write.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-        if not _running(left.name.split(".")[-2]):
-            left.unlink(missing_ok=True)  # of a process that was killed
-    with _placed(path.with_name(f"{path.name}.{os.getpid()}.part"), path) as part:
-        save_file(dict(tensors), part)
+    part = path.with_name(f"{path.name}.part")
+    if shared:
+        part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+        for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+            if not _runs(left.name.split(".")[-2].partition("-")[0]):
+                left.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        part.unlink(missing_ok=True)  # what a killed process has left may be a link into DVC's cache by now
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
-def _running(pid: str) -> bool:
+def _runs(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):
@@ -162,40 +152,89 @@ def _running(pid: str) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 with `\\n` line ends; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _placed(path.with_name(path.name + ".part"), path) as part:
+    with whole_file(path) as part:
         part.write_text(text, "utf-8", newline="\n")
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Write safetensors; makes the folder. Several processes may write the same file."""
+    from safetensors.torch import save_file  # torch: not for those who write text
+
+    with whole_file(path, shared=True) as part:
+        save_file(dict(tensors), part)
 
 
 def seal(path: Path) -> None:
     """Write the sha256 of a finished file beside it. Several processes may seal the same file."""
-    sums = path.with_suffix(".sha256")
-    with _placed(sums.with_name(f"{sums.name}.{os.getpid()}.part"), sums) as part:
-        part.write_text(hashlib.sha256(path.read_bytes()).hexdigest(), "utf-8")
+    with whole_file(path.with_suffix(".sha256"), shared=True) as part:
+        part.write_text(digest(path), "utf-8")
 
 
 def sealed(path: Path) -> bytes | None:
-    """The content of a file; None where it is not there, or not what was sealed."""
+    """Return the content of a file; None where it is absent, or not what was sealed."""
     sums = path.with_suffix(".sha256")
     try:
         expected, data = sums.read_text("utf-8", errors="replace"), path.read_bytes()
-    except OSError:  # not there, or in a folder that this user may not pass
+    except OSError:  # absent, or in a folder that this user may not pass
         return None
     return data if expected == hashlib.sha256(data).hexdigest() else None
 
 
-def is_sealed(path: Path) -> bool:
-    """Whether a file is there and is what was sealed."""
-    return sealed(path) is not None
+@dataclass(frozen=True, eq=False)
+class Sealed:
+    """A folder's files as they were read and checked: what is computed from them is computed from what was checked,
+    whatever happens to the files meanwhile."""
+
+    folder: Path
+    sha256: str  # of SHA256SUMS
+    files: Mapping[str, bytes]  # SHA256SUMS included
+
+    def json(self, name: str, repair: str) -> dict[str, Any]:
+        """Return the JSON object of a file that is there. Raises `IntegrityError` for anything else."""
+        return parse_json(self.files[name], self.folder / name, repair)
+
+    def tensors(self, name: str) -> "dict[str, Tensor]":
+        """Return the tensors of a safetensors file that is there."""
+        return parse_tensors(self.files[name])
 
 
-@contextmanager
-def _placed(part: Path, path: Path) -> Iterator[Path]:
-    """`part` takes the place of `path` when the block ends, and is gone after an error: a full disk needs its room."""
+def seal_folder(folder: Path) -> str:
+    """List all files of `folder` in its SHA256SUMS; return the sha256 of that list."""
+    names = sorted(p.name for p in folder.iterdir() if p.name != SUMS)
+    (folder / SUMS).write_text("".join(f"{digest(folder / n)}  {n}\n" for n in names), "utf-8")
+    return digest(folder / SUMS)
+
+
+def read_folder(folder: Path, what: str, repair: str) -> Sealed:
+    """Read every file of a sealed folder, once, and check it against SHA256SUMS.
+
+    Raises `IntegrityError` for a missing, foreign or changed file; it says `what` the folder should be and how to
+    `repair` it.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise IntegrityError(f"{folder}: expected {what} with {SUMS}, found none; {repair}")
+    text = sums.read_bytes()
+    if not re.fullmatch(rb"([0-9a-f]{64}  [\w.-]+\n)+", text):
+        raise IntegrityError(f"{sums}: expected lines of sha256 and name, found others; {repair}")
+    lines = (line.split("  ") for line in text.decode().splitlines())
+    listed = {name: sha256 for sha256, name in lines}
+    present = {p.name for p in folder.iterdir()} - {SUMS}
+    if present != set(listed):
+        raise IntegrityError(f"{folder}: expected the files {sorted(listed)}, found {sorted(present)}; {repair}")
+    files = {SUMS: text}
+    for name, expected in listed.items():
+        files[name], found = _content(folder / name)
+        if found != expected:
+            raise IntegrityError(f"{folder / name}: expected sha256 {expected}, found {found}; {repair}")
+    return Sealed(folder, hashlib.sha256(text).hexdigest(), files)
+
+
+def _content(path: Path) -> tuple[bytes, str]:
+    """Return what is in a file, and its sha256, or in words why there is none."""
     try:
-        part.unlink(missing_ok=True)  # what a killed process has left may be a link into DVC's cache by now
-        yield part
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        with open_regular(path) as file:
+            data = file.read()
+    except OSError as error:
+        return b"", f"none ({error.strerror})"
+    return data, hashlib.sha256(data).hexdigest()

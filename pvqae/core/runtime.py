@@ -1,21 +1,36 @@
-"""What this machine offers, and how much of it one process takes: device, precision, threads, processes at once."""
+"""What this machine offers and how a process uses it: cores, GPU, precision, threads, environment, cache folders.
+
+Containers and networks of companies leave gaps in the environment: a name, a home, proxies that spare the servers of
+this machine, certificates. `complete_environment` fills them, so that every library sees the same; what the user has
+set stays. It is the first thing that a command does, so nothing heavy is imported here.
+"""
 
 import ctypes
 import math
 import os
 import re
+import stat
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pvqae.core.errors import PvqaeError
 
 if TYPE_CHECKING:  # every command counts cores, few have params
     from pvqae.core.config import Compute
 
 # NVIDIA's, Tegra's, AMD's, Windows': without them torch, which takes seconds to import, finds no GPU.
 DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")))
+_USER_NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")  # where Python's getpass looks before it asks the system
+# Each library reads this list in its own way: some know no networks, some no IPv6 in brackets.
+_LOOPBACK = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")
+# Where requests and boto3, httpx and Python itself, and curl look for the certificates of a company.
+_CERTIFICATES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
+_COUNTS = ("OMP_NUM_THREADS", "LOKY_MAX_CPU_COUNT", "PYTHON_CPU_COUNT")
 
 
 @dataclass(frozen=True)
@@ -33,25 +48,25 @@ class Plan:
 
 
 def cores() -> int:
-    """How many cores this process may use: of its affinity, and of the quota of its container; at least one."""
+    """Return how many cores this process may use by its affinity and the quota of its container; at least one."""
     return max(1, int(min(affinity(), quota())))
 
 
 def affinity() -> int:
-    """The cores that this process may run on, which is also what a cpuset leaves."""
+    """Return how many cores this process may run on, which is also what a cpuset leaves."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def quota(process: Path = Path("/proc/self")) -> float:
-    """Cores' worth of time that the control groups around a process allow it (`docker --cpus`, limits of Kubernetes);
-    infinite without any."""
+    """Return how many cores' worth of time the control groups around a process allow it (`docker --cpus`, limits of
+    Kubernetes); infinite without any."""
     return min((_limit(folder) for folder in _groups(process)), default=math.inf)
 
 
 def _groups(process: Path) -> Iterator[Path]:
-    """The folder of each control group of a process with the folders above it, whose limits hold below, too.
+    """Yield the folder of each control group of a process and the folders above it, whose limits hold below, too.
 
-    A container sees a part of the tree; where its groups lie outside of what is mounted, the mount is what it is in.
+    A container sees a part of the tree; where its groups are outside of what is mounted, the mount is its group.
     """
     try:
         belongs = [line.split(":", 2)[1:] for line in (process / "cgroup").read_text("utf-8", "replace").splitlines()]
@@ -71,7 +86,7 @@ def _groups(process: Path) -> Iterator[Path]:
 
 
 def _limit(group: Path) -> float:
-    """Quota by period, of version 2 or 1; infinite where the group has none."""
+    """Return quota by period, of version 2 or 1; infinite where the group has none."""
     for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             found, period = " ".join((group / file).read_text("utf-8") for file in files).split()
@@ -81,32 +96,33 @@ def _limit(group: Path) -> float:
     return math.inf
 
 
-def cpu_has_bf16() -> bool:
-    """Whether the processor computes in bf16; False where nothing says so."""
+def _cpu_has_bf16() -> bool:
+    """Return whether the processor computes in bf16; False where nothing says so."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def plan(compute: "Compute", n_networks: int) -> Plan:
-    """Two processes of two threads on two cores ran five times slower than two of one: cores are divided."""
+    """Choose for a run of `n_networks`, whose processes share the cores: two processes of two threads on two cores ran
+    five times slower than two of one."""
     if compute.device == "cpu" or not may_have_gpu():
         return without_gpu(compute, n_networks)
     import torch  # a second, and 200 MB that a flow keeps
 
     cuda = torch.cuda.is_available()
     gpus = torch.cuda.device_count() if cuda else 0
-    return _divide(compute, n_networks, gpus, torch.cuda.is_bf16_supported() if cuda else cpu_has_bf16())
+    return _divide(compute, n_networks, gpus, torch.cuda.is_bf16_supported() if cuda else _cpu_has_bf16())
 
 
 def may_have_gpu() -> bool:
-    """False where no driver has made a device, whatever torch would say."""
+    """Return False where no driver has made a device, whatever torch would say."""
     return not sys.platform.startswith("linux") or any(driver.exists() for driver in DRIVERS)
 
 
 def without_gpu(compute: "Compute", n_networks: int) -> Plan:
-    """The plan of a machine that has no GPU for certain; torch is not imported."""
-    return _divide(compute, n_networks, 0, cpu_has_bf16())
+    """Return the plan of a machine that has no GPU for certain; torch is not imported."""
+    return _divide(compute, n_networks, 0, _cpu_has_bf16())
 
 
 def _divide(compute: "Compute", n_networks: int, gpus: int, fast: bool) -> Plan:
@@ -129,7 +145,8 @@ def apply(chosen: Plan) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Without this glibc returns each 24 MB activation to the kernel and faults it in again, a third of a step."""
+    """Keep large blocks: glibc would return each 24 MB activation to the kernel and fault it in again, a third of a
+    step."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, its maximum
@@ -139,9 +156,90 @@ def _keep_freed_memory() -> None:
 
 
 def autocast(chosen: Plan) -> AbstractContextManager[object]:
-    """bf16 autocast where the plan says so; half the time of a training step where the processor has it."""
+    """Return bf16 autocast where the plan says so; half the time of a training step where the processor has it."""
     import torch
 
     if chosen.precision == "float32":
         return nullcontext()
     return torch.autocast(chosen.device, dtype=torch.bfloat16)
+
+
+def complete_environment(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Fill the gaps of `environ`, for this process and all that it starts. A second time changes nothing."""
+    _identity(environ)
+    _proxies(environ)
+    if bundle := next((environ[name] for name in _CERTIFICATES if Path(environ.get(name) or "/").is_file()), ""):
+        for name in _CERTIFICATES:
+            environ.setdefault(name, bundle)
+    if region := environ.get("AWS_REGION"):
+        environ.setdefault("AWS_DEFAULT_REGION", region)  # the name that boto3 reads
+    if quota() < affinity():  # elsewhere libraries count for themselves
+        for name in _COUNTS:
+            environ.setdefault(name, str(cores()))
+
+
+def _entry() -> tuple[str, str] | None:
+    """Return name and home of the present user in the system's list; None for a number that is not in it."""
+    try:
+        import pwd
+
+        found = pwd.getpwuid(os.getuid())
+    except (ImportError, KeyError):
+        return None
+    return found.pw_name, found.pw_dir
+
+
+def _identity(environ: MutableMapping[str, str]) -> None:
+    entry = _entry()
+    if entry is None and hasattr(os, "getuid") and not any(environ.get(name) for name in _USER_NAMES):
+        environ["LOGNAME"] = environ["USER"] = f"uid{os.getuid()}"
+    if not environ.get("HOME") and (environ.pop("HOME", None) is not None or entry is None):
+        environ["HOME"] = entry[1] if entry else str(private_folder())
+
+
+def _proxies(environ: MutableMapping[str, str]) -> None:
+    """Give each setting in both spellings, since some libraries read one, some the other."""
+    for kind in ("http", "https", "all"):
+        lower, upper = f"{kind}_proxy", f"{kind}_proxy".upper()
+        value = environ.get(lower, environ.get(upper))
+        if value is None and environ.get("all_proxy", environ.get("ALL_PROXY", "")).startswith("http"):
+            value = environ.get("all_proxy") or environ["ALL_PROXY"]  # which boto3 and urllib do not read
+        if value is not None:
+            environ.setdefault(lower, value)
+            environ.setdefault(upper, value)
+    listed = [item.strip() for key in ("no_proxy", "NO_PROXY") for item in environ.get(key, "").split(",")]
+    hosts = ["*"] if "*" in listed else list(dict.fromkeys([*filter(None, listed), *_LOOPBACK]))
+    environ["no_proxy"] = environ["NO_PROXY"] = ",".join(hosts)
+
+
+def writable(folder: Path) -> bool:
+    """Make `folder`; return whether it is there and can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def private_folder() -> Path:
+    """Return a folder for this user alone, for what can be made again where there is no home.
+
+    Raises `PvqaeError` where all of its names are taken by other users.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    named = Path(tempfile.gettempdir()) / f"pvqae-{user}"
+    for folder in (named, *(named.with_name(f"{named.name}-{number}") for number in range(1, 100))):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == user:
+            return folder  # else another's, perhaps one who has the same number in another container
+    raise PvqaeError(f"{named}: expected a folder of this user, found others'; set HOME to a folder for its caches")
+
+
+def cache_folders() -> Iterator[Path]:
+    """Yield the user's folders for what can be made again: XDG_CACHE_HOME or ~/.cache, then `private_folder` for where
+    that can't be written to."""
+    home = os.environ.get("HOME") or (_entry() or ("", ""))[1]
+    if given := os.environ.get("XDG_CACHE_HOME") or (home and str(Path(home) / ".cache")):
+        yield Path(given)
+    yield private_folder()

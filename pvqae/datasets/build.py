@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pvqae.core import files
 from pvqae.core.config import Params, Shares
 from pvqae.core.errors import DataError
 from pvqae.core.layout import Layout
@@ -139,9 +140,9 @@ def _write(
     layout.manifest.unlink(missing_ok=True)
     shutil.rmtree(layout.gate_images, ignore_errors=True)
     os.replace(gate_images, layout.gate_images)
-    quarantine = sorted((manifest.shown(path.relative_to(layout.data).as_posix()), reason) for path, reason in out)
+    quarantine = sorted((files.shown(path.relative_to(layout.data).as_posix()), reason) for path, reason in out)
     manifest.write_csv(pd.DataFrame(quarantine, columns=["path", "reason"]), layout.quarantine)
-    ignored = [(manifest.shown(f"raw/{layout.name}/{item.path}"), item.kind, item.reason) for item in left]
+    ignored = [(files.shown(f"raw/{layout.name}/{item.path}"), item.kind, item.reason) for item in left]
     manifest.write_csv(pd.DataFrame(sorted(ignored), columns=["path", "kind", "reason"]), layout.ignored)
     manifest.write_csv(measured, layout.statistics)
     manifest.write(frame, layout.manifest)

@@ -6,10 +6,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pvqae.core import files
 from pvqae.core.errors import ConfigError, DataError, IntegrityError
 from pvqae.datasets import sources
 from pvqae.datasets.archives import download, extract
-from pvqae.samples import manifest
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def fetch(
     expected = _expected(archive, url, sha256, record)
     file = out.with_name(f".{out.name}.archive")
     download(url, file)
-    found = manifest.digest(file)
+    found = files.digest(file)
     if expected not in (None, found):
         file.unlink()
         raise IntegrityError(

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from pvqae.core import files
 from pvqae.core.errors import DataError
-from pvqae.samples import images, manifest
+from pvqae.samples import images
 from pvqae.samples.images import Bits, Floats, Header
 
 CHUNK = 1024  # images
@@ -84,7 +85,7 @@ def inspect(path: Path, root: Path, bits: Bits = "auto") -> Facts | str:
             path, root, bits
         )  # first: it looks at nothing outside the root, and its errors name no root
         pixels = images.read(path, root, bits)
-        return Facts(manifest.digest(root / path), header, statistics(pixels), range_of(pixels))
+        return Facts(files.digest(root / path), header, statistics(pixels), range_of(pixels))
     except (DataError, OSError) as error:
         return str(error)
 
@@ -92,7 +93,7 @@ def inspect(path: Path, root: Path, bits: Bits = "auto") -> Facts | str:
 def _sha256(path: Path, root: Path) -> str:
     """ "" where the file can't be read: `inspect` says why."""
     try:
-        return manifest.digest(manifest.resolve(root, path.as_posix()))
+        return files.digest(files.resolve(root, path.as_posix()))
     except (DataError, OSError):
         return ""
 

@@ -5,12 +5,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pvqae.core.files import shown
 from pvqae.core.layout import ARRIVED
 from pvqae.datasets import layouts, masks
 from pvqae.datasets.layouts import Found
 from pvqae.datasets.masks import Parts
 from pvqae.samples import images
-from pvqae.samples.manifest import shown
 
 NAMED, FOLDERS = 5, 12  # files and folders that a message names
 # Pictures, videos and arrays that `images.SUFFIXES` has not.

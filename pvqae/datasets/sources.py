@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pvqae.core import files
 from pvqae.core.errors import DataError
 from pvqae.core.layout import ARRIVED
 from pvqae.datasets import arrivals, layouts, leftover, mtsd
 from pvqae.datasets.layouts import Found
 from pvqae.datasets.leftover import Left
-from pvqae.samples import manifest
 from pvqae.samples.classes import unusable
 
 
@@ -111,7 +111,7 @@ def _first(names: Sequence[str]) -> str:
 def _judged(found: Found, root: Path) -> Found:
     """With a flaw where a name can't be in a table: it would break a line, or a spreadsheet would run it."""
     names = "".join(path.relative_to(root).as_posix() for path in (found.path, found.mask_path) if path)
-    if "\\" in names or manifest.shown(names) != names:
+    if "\\" in names or files.shown(names) != names:
         return replace(found, flaw="expected names of UTF-8 without control characters and backslashes; rename it")
     if found.kind.startswith(("=", "+", "-", "@")):
         return replace(found, flaw=f"expected the name of a kind, found a formula: {found.kind}; rename the folder")

@@ -13,13 +13,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pvqae.core.errors import IntegrityError
+from pvqae.core.files import Sealed
 from pvqae.core.progress import track
 from pvqae.drift import drift
 from pvqae.features.examples import Examples
 from pvqae.inference.measures import spent
 from pvqae.inference.scoring import Scorer, stitch_levels
 from pvqae.samples import geometry, images
-from pvqae.samples.sums import Sealed
 
 FILE = "profile.json"
 MOST = 1000  # rows; more make the limits no sharper than the parts of a batch do

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import pvqae
-from pvqae.core import config
+from pvqae.core import config, files
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import whole_folder
 from pvqae.export import parity
@@ -33,7 +33,6 @@ from pvqae.export.onnx_graph import Graph, Outputs
 from pvqae.export.parity import Parity
 from pvqae.inference import bundle
 from pvqae.inference.bundle import Detector
-from pvqae.samples import sums
 
 OPSET = 18
 PACKAGE = "pvqae_reading"  # in reading.zip
@@ -81,7 +80,7 @@ def export(folder: Path, out: Path, images: Sequence[Path], tell: Callable[[str]
         write_graph(detector, part / "model.onnx")
         (part / "card.json").write_text(json.dumps(card(detector), indent=1, sort_keys=True) + "\n", "utf-8")
         write_program(part)
-        sums.write(part)
+        files.seal_folder(part)
         found = parity.check(detector, part, images)
         tell(found.words())
         found.insist()

@@ -16,11 +16,9 @@ from pvqae.core import config
 from pvqae.inference import measures, readout
 from pvqae.inference.measures import Level, measure
 from pvqae.inference.scoring import PARTS, Scorer
-from pvqae.model.autoencoder import Autoencoder, Output
+from pvqae.model.autoencoder import Allocation, Autoencoder, Output, merge
 from pvqae.model.codebook import nearest
-from pvqae.model.router import Allocation, merge
-from pvqae.prior.grouping import Clustered, Prior
-from pvqae.prior.prior import BudgetPrior, Expected
+from pvqae.prior.prior import BudgetPrior, Clustered, Expected, Prior
 
 
 class Outputs(NamedTuple):

@@ -18,8 +18,7 @@ from pvqae.core.progress import track
 from pvqae.features import richness
 from pvqae.features.features import Reader, Store, Views
 from pvqae.features.spill import Column
-from pvqae.model.backbones import Backbone, Features
-from pvqae.model.cells import on_grid
+from pvqae.model.backbones import Backbone, Features, on_grid
 from pvqae.samples import geometry, images
 
 

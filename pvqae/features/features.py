@@ -23,11 +23,11 @@ from torch import Tensor
 
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
-from pvqae.core.files import checksum, open_regular, parse_notes, parse_tensors
+from pvqae.core.files import open_regular, resolve
+from pvqae.core.tensors import checksum, parse_notes, parse_tensors
 from pvqae.features import richness
 from pvqae.model.backbones import Backbone, Features
 from pvqae.samples import geometry, images
-from pvqae.samples.manifest import resolve
 
 PACKAGE = Path(__file__).parent.parent
 DECODING = ("samples/decoding.py", "samples/geometry.py", "samples/images.py", "features/features.py")

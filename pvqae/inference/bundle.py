@@ -25,19 +25,18 @@ from torch import Tensor
 
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
-from pvqae.core.files import whole_folder
+from pvqae.core.files import SUMS, Sealed, read_folder, seal_folder, whole_folder
+from pvqae.core.tensors import pack, unpack
 from pvqae.inference.measures import Level, Networks
 from pvqae.inference.readout import Normal
 from pvqae.inference.scoring import Scale, Scored, Scorer
-from pvqae.model import backbones, weights
+from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
-from pvqae.prior import grouping
-from pvqae.samples import images, sums
-from pvqae.samples.sums import Sealed
+from pvqae.prior.prior import from_tensors
+from pvqae.samples import images
 
 _FORMAT = 4
 _READABLE = (3, _FORMAT)  # 3: the decoder in half precision
-SUMS = sums.FILE
 NEEDED = ("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json")
 REPAIR = "train it again"
 _DECODER = "autoencoder.decoder."
@@ -117,7 +116,7 @@ def _weights(found: Networks, recon: str) -> dict[str, Tensor]:
     # All was rounded to half precision when its training ended, so that loses nothing.
     kept = _half({k: v for k, v in tensors.items() if k not in unused})
     for name in sorted(unused):
-        kept |= weights.packed(name, tensors[name])
+        kept |= pack(name, tensors[name])
     return kept
 
 
@@ -141,7 +140,7 @@ def seal(folder: Path) -> str:
     """Write SHA256SUMS over all files of `folder`; returns its own sha256."""
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors makes them private to the user
-    return sums.write(folder)
+    return seal_folder(folder)
 
 
 def verify(folder: Path) -> str:
@@ -154,7 +153,7 @@ def verify(folder: Path) -> str:
 
 def read(folder: Path) -> Sealed:
     """The checked files of a bundle. Raises as `verify`."""
-    return sums.read(folder, "a bundle", "run `dvc repro` or fetch it again")
+    return read_folder(folder, "a bundle", "run `dvc repro` or fetch it again")
 
 
 def load(folder: Path | str) -> Detector:
@@ -229,10 +228,10 @@ def _networks(
     backbone: backbones.Backbone,
     width: int,
 ) -> Networks:
-    tensors = weights.unpacked(files.tensors("weights.safetensors"))
+    tensors = unpack(files.tensors("weights.safetensors"))
     autoencoder = Autoencoder(model, backbone.spec)
     side = image.size // 32
-    prior = grouping.from_tensors(_below("prior.", tensors), (side, side), model.levels, width)
+    prior = from_tensors(_below("prior.", tensors), (side, side), model.levels, width)
     for prefix, module in (("autoencoder.", autoencoder), ("backbone.", backbone)):
         if own := _below(prefix, tensors):
             module.load_state_dict(own)

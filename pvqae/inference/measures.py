@@ -17,13 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvqae.model.autoencoder import Autoencoder
-from pvqae.model.backbones import Backbone, Features
-from pvqae.model.cells import on_grid, repeat_border
+from pvqae.model.autoencoder import Autoencoder, as_onehot
+from pvqae.model.backbones import Backbone, Features, on_grid, repeat_border
 from pvqae.model.codebook import nearest
-from pvqae.model.router import as_onehot
-from pvqae.prior.grouping import Prior, expect
-from pvqae.prior.prior import Expected
+from pvqae.prior.prior import Expected, Prior, expect
 
 _CELLS = 400  # vectors compared at once: their distances to all codes stay in the processor's cache
 _PROBABILITY_FLOOR = 1e-3

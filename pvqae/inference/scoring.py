@@ -18,8 +18,7 @@ from pvqae.core import config
 from pvqae.inference import readout
 from pvqae.inference.measures import Budget, Networks, Raw, join, measure
 from pvqae.inference.readout import SCALES, Normal, Readout
-from pvqae.model.backbones import Backbone, Features
-from pvqae.model.cells import repeat_border
+from pvqae.model.backbones import Backbone, Features, repeat_border
 from pvqae.samples import geometry, images
 
 Map = NDArray[np.float32]

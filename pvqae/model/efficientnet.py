@@ -6,21 +6,17 @@ compares the two.
 """
 
 import hashlib
-import os
-import tempfile
 from io import BytesIO
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pvqae.core import surroundings
+from pvqae.core import runtime
 from pvqae.core.errors import IntegrityError
-from pvqae.core.files import is_sealed, parse_tensors, seal, sealed
-from pvqae.model.weights import SHA256 as CHECKPOINT_SHA256
-from pvqae.model.weights import packaged as _packaged_checkpoint
+from pvqae.core.files import seal, sealed, write_tensors
+from pvqae.core.tensors import CHECKPOINT_SHA256, packaged_checkpoint, parse_tensors
 
 # repeats, kernel, stride of the first, expansion, channels in, channels out
 STAGES = (
@@ -32,10 +28,10 @@ STAGES = (
     (4, 5, 2, 6, 112, 192),
     (1, 3, 1, 6, 192, 320),
 )
-BATCH_NORM_EPSILON = 1e-3
+_BATCH_NORM_EPSILON = 1e-3
 
 
-class SameConv(nn.Conv2d):
+class _SameConv(nn.Conv2d):
     """Convolution padded as TensorFlow does: for stride 2 on even sizes the odd pixel goes to the right and below."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
@@ -49,7 +45,7 @@ class SameConv(nn.Conv2d):
         return super().forward(x if self.edges is None else F.pad(x, self.edges))
 
 
-class Pointwise(nn.Conv2d):
+class _Pointwise(nn.Conv2d):
     """1x1 convolution as a matrix product over cells that lie channels last: PyTorch's own takes a slow path there for
     small batches on one thread, a quarter of the time of scoring one image."""
 
@@ -60,15 +56,15 @@ class Pointwise(nn.Conv2d):
         return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """Inverted bottleneck: expand, depthwise, project; with a skip where the shapes allow it."""
 
     def __init__(self, kernel: int, stride: int, expansion: int, inputs: int, outputs: int):
         super().__init__()
         inner = inputs * expansion
-        self.expand = Pointwise(inputs, inner) if expansion > 1 else None
-        self.depthwise = SameConv(inner, inner, kernel, stride, groups=inner)
-        self.project = Pointwise(inner, outputs)
+        self.expand = _Pointwise(inputs, inner) if expansion > 1 else None
+        self.depthwise = _SameConv(inner, inner, kernel, stride, groups=inner)
+        self.project = _Pointwise(inner, outputs)
         self.skip = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,17 +74,17 @@ class Block(nn.Module):
         return out
 
 
-class EfficientNetLite0(nn.Module):
+class _EfficientNetLite0(nn.Module):
     """`forward(x_B3HW, taps)`: RGB in [0, 1] → the outputs of the named blocks (0..15), in the order of `taps`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = SameConv(3, 32, 3, stride=2)
+        self.stem = _SameConv(3, 32, 3, stride=2)
         blocks = []
         for repeats, kernel, stride, expansion, inputs, outputs in STAGES:
             for i in range(repeats):
                 first = i == 0
-                blocks.append(Block(kernel, stride if first else 1, expansion, inputs if first else outputs, outputs))
+                blocks.append(_Block(kernel, stride if first else 1, expansion, inputs if first else outputs, outputs))
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x_B3HW: Tensor, taps: tuple[int, ...]) -> list[Tensor]:
@@ -102,7 +98,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def _fold(state: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tensor]:
-    scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + BATCH_NORM_EPSILON)
+    scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + _BATCH_NORM_EPSILON)
     return state[f"{conv}.weight"] * scale[:, None, None, None], state[f"{norm}.bias"] - state[
         f"{norm}.running_mean"
     ] * scale
@@ -124,7 +120,7 @@ def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _checkpoint() -> bytes:
     """Return the content of the installed package's file. Raises `IntegrityError` when it is another."""
-    source = _packaged_checkpoint()
+    source = packaged_checkpoint()
     data = source.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != CHECKPOINT_SHA256:
@@ -132,42 +128,42 @@ def _checkpoint() -> bytes:
     return data
 
 
-def cached_weights() -> Path:
-    """The folded weights as safetensors in the user's cache, or a private folder where that can't be written, converted
-    once from the installed package; again where the file is no longer what was written.
+def _cached_weights() -> Path:
+    """Return the folded weights as safetensors in the user's cache, or a private folder where that can't be written:
+    converted once from the installed package, and again where the file is no longer what was written.
 
     The package ships a pickle; it is the only one this project ever reads, once, by its pinned hash and with
     `weights_only`. Raises `IntegrityError` when the installed file is another.
     """
     name = f"efficientnet_lite0-{CHECKPOINT_SHA256[:16]}.safetensors"
     data = b""
-    for folder in surroundings.caches():
+    for folder in runtime.cache_folders():
         target = folder / "pvqae" / name
-        if is_sealed(target):
+        if sealed(target) is not None:
             return target
         data = data or _checkpoint()  # before a folder is made
-        if surroundings.writable(target.parent):
+        if runtime.writable(target.parent):
             break
     tensors = _folded(torch.load(BytesIO(data), map_location="cpu", weights_only=True))
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as beside:
-        pass
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside.name)
-    os.replace(beside.name, target)
+    write_tensors(target, {name: tensor.contiguous() for name, tensor in tensors.items()})
     seal(target)
     return target
 
 
 def weights() -> bytes:
-    """The content of `cached_weights`. Raises `IntegrityError` where it is no longer what was written."""
-    file = cached_weights()
+    """Return the frozen weights, the content of a safetensors file that is kept in the user's cache.
+
+    Raises `IntegrityError` where the file is not what was written, or the installed package has other weights.
+    """
+    file = _cached_weights()
     data = sealed(file)
     if data is None:
         raise IntegrityError(f"{file}: expected the weights that were written, found others; run again")
     return data
 
 
-def load(data: bytes) -> EfficientNetLite0:
-    """The frozen network in evaluation mode, from the content of a safetensors file."""
-    network = EfficientNetLite0()
+def load(data: bytes) -> _EfficientNetLite0:
+    """Return the frozen network in evaluation mode, from the content of a safetensors file."""
+    network = _EfficientNetLite0()
     network.load_state_dict(parse_tensors(data))
     return network.eval().requires_grad_(False)

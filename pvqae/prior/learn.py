@@ -17,12 +17,23 @@ from torch import Tensor
 
 from pvqae.core import config, runtime, seeding
 from pvqae.core.errors import DataError
-from pvqae.core.files import read_tensors, whole_folder
+from pvqae.core.files import whole_folder
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
+from pvqae.core.tensors import read_tensors
 from pvqae.datasets import folds
-from pvqae.prior import grouping
-from pvqae.prior.prior import BudgetPrior, Expected, level_frequencies, random_masks
+from pvqae.prior.prior import (
+    BudgetPrior,
+    Clustered,
+    Expected,
+    Prior,
+    centres,
+    describe,
+    expect,
+    level_frequencies,
+    most_clusters,
+    random_masks,
+)
 from pvqae.samples import classes
 
 BATCH = 32
@@ -122,31 +133,29 @@ def fit(
 
 def fit_group(
     params: config.Params, fit_name: str, logits: Tensor, valid: Tensor, history: list[dict[str, object]]
-) -> grouping.Prior:
+) -> Prior:
     """One prior of the given views, or one per cluster of them; a fold's clusters come from its own views, too."""
-    most = grouping.most_clusters(params.prior)
+    most = most_clusters(params.prior)
     if most == 1:
         return fit(params, fit_name, logits, valid, history)
     seed = seeding.derive(params.seed, "clusters", fit_name)
-    centres = grouping.centres(grouping.describe(logits, valid), most, seed).half().float()  # as a bundle keeps them
-    chosen = grouping.Clustered(centres, []).assign(logits, valid)
+    middles = centres(describe(logits, valid), most, seed).half().float()  # as a bundle keeps them
+    chosen = Clustered(middles, []).assign(logits, valid)
     parts = [
         fit(params, fit_name, logits[chosen == c], valid[chosen == c], history, f"prior-{c}")
-        for c in range(len(centres))
+        for c in range(len(middles))
     ]
-    return grouping.Clustered(centres, parts)
+    return Clustered(middles, parts)
 
 
-def cross_entropies(
-    prior: grouping.Prior, seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tensor]
-) -> tuple[float, float]:
+def cross_entropies(prior: Prior, seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tensor]) -> tuple[float, float]:
     """Nats per cell that the prior, and the per-position frequency table of the `seen` views, need for the `unseen`
     ones' levels. Each pair is logits v x R x h x w and valid v x h x w."""
     logits, valid = unseen
     truth, counted = logits.argmax(1).flatten(1), valid.flatten(1)
     most = max(1, CELLS // counted.shape[1])
     runs = zip(torch.split(logits, most), torch.split(valid, most), strict=True)
-    expected = torch.cat([grouping.expect(prior, *run).logits for run in runs]).log_softmax(-1)
+    expected = torch.cat([expect(prior, *run).logits for run in runs]).log_softmax(-1)
     table = level_frequencies(seen[0].flatten(2).transpose(1, 2), seen[1].flatten(1))
     own = -expected.gather(-1, truth[..., None])[..., 0][counted].mean()
     frequency = -table.expand_as(expected).gather(-1, truth[..., None])[..., 0][counted].mean()
@@ -170,7 +179,7 @@ def train(layout: Layout, params: config.Params, group: str) -> None:
         (part / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), "utf-8")
 
 
-def _judged(prior: grouping.Prior, found: Allocations, fit_name: str, category: str) -> list[tuple[float, float]]:
+def _judged(prior: Prior, found: Allocations, fit_name: str, category: str) -> list[tuple[float, float]]:
     """The cross-entropies of the class's normals that this fit may judge; the table is the class's own."""
     mine = (found.rows["category"] == category).to_numpy()
     seen = found.of(fit_name, mine & folds.learns(found.rows, fit_name))

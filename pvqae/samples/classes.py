@@ -1,7 +1,7 @@
 """data/classes.yaml: which classes a dataset has, and which network and prior serve each. The library's one reader."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,3 +136,24 @@ def _misplaced(found: Classes) -> str:
             odd = sorted(set(placed) ^ set(named)) or placed
             return f"each class in exactly one {what}, the one that it names, found {odd}"
     return ""
+
+
+Grouping = Callable[[list[str]], dict[str, list[str]]]
+
+
+def per_class(classes: list[str]) -> dict[str, list[str]]:
+    """One prior per class; needs the class at inference."""
+    return {name: [name] for name in classes}
+
+
+def universal(classes: list[str]) -> dict[str, list[str]]:
+    """One prior for all classes."""
+    return {"all": list(classes)}
+
+
+def clustered(classes: list[str]) -> dict[str, list[str]]:
+    """`prior.clusters` priors for all classes, made in one stage and told apart without a label (`Clustered`)."""
+    return universal(classes)
+
+
+GROUPINGS: dict[str, Grouping] = {"per_class": per_class, "universal": universal, "clustered": clustered}

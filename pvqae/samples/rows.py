@@ -14,7 +14,7 @@ import pandas as pd
 
 from pvqae.core import runtime
 from pvqae.core.errors import DataError, IntegrityError
-from pvqae.core.files import write_text
+from pvqae.core.files import SUMS, digest, write_text
 from pvqae.core.layout import ARRIVED, Layout
 from pvqae.samples import manifest
 from pvqae.samples.classes import Classes
@@ -175,7 +175,7 @@ def split_sizes(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
     return sizes
 
 
-SUMS, MANIFEST = "SHA256SUMS", "../manifest.csv"
+MANIFEST = "../manifest.csv"
 PARTS = {"normals": TRAINING, "test": ("test",), "gate": ("gate",)}
 
 
@@ -215,7 +215,7 @@ def _list(part: Path, layout: Layout) -> None:
     """The hashes of the rows in the folder `part`, and of the manifest that they come from."""
     files = {file.relative_to(part).as_posix(): file for file in sorted(part.rglob("*.csv"))}
     files[MANIFEST] = layout.manifest
-    lines = [f"{manifest.digest(file)}  {name}\n" for name, file in files.items() if file.is_file()]
+    lines = [f"{digest(file)}  {name}\n" for name, file in files.items() if file.is_file()]
     write_text(part / SUMS, "".join(lines))
 
 
@@ -227,6 +227,6 @@ def read(layout: Layout, path: Path) -> pd.DataFrame:
     name = MANIFEST if path == layout.manifest else path.relative_to(layout.rows).as_posix()
     sums = layout.rows / SUMS
     listed = sums.read_text("utf-8", errors="replace").splitlines() if sums.is_file() else []
-    if listed and path.is_file() and f"{manifest.digest(path)}  {name}" not in listed:
+    if listed and path.is_file() and f"{digest(path)}  {name}" not in listed:
         raise IntegrityError(f"{path}: expected the rows that were checked, found others; run `dvc repro`")
     return manifest.read(path)

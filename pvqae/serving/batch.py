@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvqae.core import errors
+from pvqae.core import errors, files
 from pvqae.core.errors import DataError, PvqaeError
 from pvqae.core.progress import track
 from pvqae.drift import drift
@@ -20,7 +20,7 @@ from pvqae.drift.profile import level_shares
 from pvqae.inference.bundle import Detector
 from pvqae.inference.scoring import PARTS, Scored
 from pvqae.report import pictures
-from pvqae.samples import images, manifest
+from pvqae.samples import images
 from pvqae.serving import batch_rows, batch_source
 from pvqae.serving.batch_rows import Values
 from pvqae.serving.batch_source import Item, Source
@@ -45,7 +45,7 @@ def rows(detector: Detector, source: Source, version: str = "") -> Iterator[Valu
         for item in source.items():
             try:
                 file = source.file(item, Path(scratch))
-                sha256 = manifest.digest(file)
+                sha256 = files.digest(file)
                 record = _record(detector, file)[0]
             except (PvqaeError, OSError) as error:
                 yield batch_rows.of(detector, version, item.path, "", item.modified, {"error": str(error)})
@@ -90,7 +90,7 @@ def _settle(
         return sha256, False
     file = source.file(item, scratch)
     try:
-        sha256 = manifest.digest(file)
+        sha256 = files.digest(file)
         journal.know(item.identity, sha256)
         if _done(journal, sha256, out):
             return sha256, False

@@ -10,11 +10,11 @@ from typing import Any
 
 from pvqae.core import config, runtime
 from pvqae.core.errors import ConfigError, DataError
+from pvqae.core.files import Sealed
 from pvqae.drift import drift_report, profile
 from pvqae.drift.drift import flatten
 from pvqae.drift.drift_report import Report
 from pvqae.inference import bundle as bundles
-from pvqae.samples.sums import Sealed
 from pvqae.serving import batch, batch_rows, batch_source
 
 SOME_FAILED, DRIFTED, INSUFFICIENT = 1, 3, 4

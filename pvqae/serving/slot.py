@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pvqae.core.errors import CalibrationError, IntegrityError
+from pvqae.core.files import Sealed
 from pvqae.inference import bundle as bundles
 from pvqae.inference.bundle import Detector
-from pvqae.samples.sums import Sealed
 from pvqae.serving.middleware import Metrics
 
 log = logging.getLogger("pvqae.serving")

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pvqae.core.files import checksum, parse_notes, parse_tensors
+from pvqae.core.tensors import checksum, parse_notes, parse_tensors
 
 MAX_SECONDS = 10.0  # of work that a kill may cost
 

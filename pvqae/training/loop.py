@@ -10,7 +10,7 @@ from pvqae.core import runtime
 from pvqae.core.progress import track
 from pvqae.features.examples import Batch, Learned
 from pvqae.model.autoencoder import Output
-from pvqae.model.cells import on_grid
+from pvqae.model.backbones import on_grid
 from pvqae.model.codebook import usage
 from pvqae.training import checkpoint, losses, phases
 from pvqae.training import discriminator as gan

@@ -10,17 +10,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pvqae.core import config, runtime
+from pvqae.core import config, files, runtime
 from pvqae.core.errors import IntegrityError
-from pvqae.core.files import parse_tensors, seal, sealed, whole_folder, write_tensors, write_text
+from pvqae.core.files import seal, sealed, whole_folder, write_tensors, write_text
 from pvqae.core.layout import Layout
+from pvqae.core.tensors import parse_tensors
 from pvqae.datasets import folds
 from pvqae.features.examples import Examples, Learned, prepare
 from pvqae.features.features import Store
 from pvqae.model import backbones
 from pvqae.model.autoencoder import load_autoencoder
-from pvqae.model.cells import cells_of
-from pvqae.samples import classes, manifest
+from pvqae.model.backbones import cells_of
+from pvqae.samples import classes
 from pvqae.samples import rows as checked
 from pvqae.training import loop, warm
 from pvqae.training.run import start
@@ -41,7 +42,7 @@ def work_key(rows_file: Path, params: config.Params, parent: str = warm.NONE) ->
     """Names the work folder: rows, the params that the stage depends on, the code, and the hash of the parent."""
     whole = dict.fromkeys(("seed", "image", "model", "train", "calibration", "compute"), True)
     facts = params.model_dump(mode="json", include={**whole, "score": {"recon", "fusion"}})
-    text = json.dumps([manifest.digest(rows_file), facts, source_hash(), parent], sort_keys=True)
+    text = json.dumps([files.digest(rows_file), facts, source_hash(), parent], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from pvqae.core import config, seeding
 from pvqae.features.examples import Batch, Learned
-from pvqae.model.autoencoder import Output
-from pvqae.model.backbones import Features
-from pvqae.model.cells import on_grid
-from pvqae.model.router import Allocation, gumbel_onehot, random_onehot
+from pvqae.model.autoencoder import Allocation, Output, gumbel_onehot, random_onehot
+from pvqae.model.backbones import Features, on_grid
 from pvqae.training import losses
 from pvqae.training.run import Run, spread
 

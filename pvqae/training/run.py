@@ -11,8 +11,7 @@ from pvqae.core import config, runtime, seeding
 from pvqae.features.examples import Batch, Learned
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder, Output
-from pvqae.model.backbones import Backbone, Features
-from pvqae.model.cells import on_grid
+from pvqae.model.backbones import Backbone, Features, on_grid
 from pvqae.training.discriminator import Discriminator
 from pvqae.training.losses import ERRORS, LOSSES
 

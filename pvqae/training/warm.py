@@ -22,14 +22,11 @@ from torch import Tensor
 
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, IntegrityError
-from pvqae.core.files import whole_folder
+from pvqae.core.files import Sealed, read_folder, seal_folder, whole_folder
+from pvqae.core.tensors import unpack
 from pvqae.datasets import folds
-from pvqae.model import weights
-from pvqae.samples import sums
-from pvqae.samples.sums import Sealed
 from pvqae.training.run import Run
 
-SUMS = sums.FILE
 NONE = "none"
 LR_SHARE = 0.5  # of the peak learning rate from scratch
 FIXED = ("backbone", "levels", "width", "code_dim", "codes")  # params of the model that decide what weights there are
@@ -59,7 +56,7 @@ class Parent:
             found = self.bundle.tensors("weights.safetensors")
         else:
             found = self.network.tensors(f"{fit}.safetensors")
-        return weights.unpacked(found)
+        return unpack(found)
 
     def has(self, fit: str) -> bool:
         return fit == folds.FULL or f"{fit}.safetensors" in self.network.files
@@ -74,7 +71,7 @@ def load(folder: Path, params: config.Params) -> Parent | None:
     if not folder.is_dir():
         return None
     repair = f"place it again, {BACK}"
-    bundle, network = (sums.read(folder / part, "a parent's files", repair) for part in ("bundle", "network"))
+    bundle, network = (read_folder(folder / part, "a parent's files", repair) for part in ("bundle", "network"))
     try:
         return _checked(bundle, network, bundle.json("config.json", repair), params)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -102,7 +99,7 @@ def keep(network: Path, out: Path) -> None:
         names = ["rows.csv", *(path.name for path in sorted(network.glob("fold-*.safetensors")))]
         for name in names:
             shutil.copyfile(network / name, part / name)
-        sums.write(part)
+        seal_folder(part)
 
 
 def place(bundle: Path, kept: Path, out: Path) -> None:

@@ -111,7 +111,7 @@ def _machine() -> str:
 
     names = [row.split(":")[1].strip() for row in _cpuinfo() if row.startswith("model name")]
     processor = names[0] if names else platform.processor()
-    bf16 = "with" if runtime.cpu_has_bf16() else "without"
+    bf16 = "with" if runtime._cpu_has_bf16() else "without"
     return (
         f"{os.cpu_count()} cores, {processor}, {bf16} bf16, no GPU, torch {torch.__version__}, "
         f"Python {platform.python_version()}."

@@ -12,7 +12,7 @@ from flows.core.processes import Supervisor
 from flows.gate import gate, rules
 from flows.gate.gate import Pair
 from flows.workspace.workspace import Workspace
-from pvqae.core import config
+from pvqae.core import config, files
 from pvqae.samples import images, manifest
 from tests.bench.rows import seconds
 from tests.chaos.conftest import make
@@ -29,7 +29,7 @@ def fill(root: Path, params: config.Params, names: list[str]) -> None:
     for number in range(EACH):
         images.write(space.layout.data / below / f"{number}.png", rng.random((SIDE, SIDE, 3), dtype=np.float32))
     paths = [f"{below}/{number}.png" for number in range(EACH)]
-    digests = [manifest.digest(space.layout.data / path) for path in paths]
+    digests = [files.digest(space.layout.data / path) for path in paths]
     own = pd.DataFrame({"path": paths, "sha256": digests, "label": ["normal", "defect"] * (EACH // 2)})
     own = own.assign(mask_path="", kind="good", width=SIDE, height=SIDE, channels=3, bit_depth=8, captured_at="")
     own = own.assign(split=["gate"] * GATE + ["train"] * (EACH - GATE), source="folder", number=range(EACH))

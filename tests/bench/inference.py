@@ -19,7 +19,7 @@ from flows.experiments.verdict import CHUNK, features_of
 from pvqae.inference import bundle
 from pvqae.inference.measures import measure
 from pvqae.inference.scoring import Scorer, through
-from pvqae.model.cells import on_grid
+from pvqae.model.backbones import on_grid
 from pvqae.samples import geometry, images
 from tests.bench import holding
 from tests.bench.rows import Row, Size, at_most, seconds

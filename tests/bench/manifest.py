@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pvqae.core.files import digest
 from pvqae.datasets import inspection
 from pvqae.samples import images
-from pvqae.samples.manifest import digest
 from tests.bench.processes import run
 from tests.bench.rows import Row, Size, at_least, at_most, seconds
 

@@ -49,7 +49,7 @@ def record(figure: Figure) -> None:
 
 def machine() -> str:
     """What trials run on, as the table says it."""
-    bf16 = "with" if runtime.cpu_has_bf16() else "without"
+    bf16 = "with" if runtime._cpu_has_bf16() else "without"
     return f"{os.cpu_count()} cores {bf16} bf16, Python {platform.python_version()}"
 
 

@@ -14,9 +14,9 @@ from flows.adapters.tracking import Promotion
 from flows.retrain.arrivals_ledger import Ledger, Places
 from flows.versions import shipping
 from pvqae.core.errors import PvqaeError
+from pvqae.core.files import digest
 from pvqae.core.layout import ARRIVED
 from pvqae.inference import bundle as bundles
-from pvqae.samples.manifest import digest
 from tests.chaos.projects import CATEGORY, DATASET, MODEL, Project
 
 ALIASES = ("champion", "challenger")

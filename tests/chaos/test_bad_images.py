@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from pvqae.core import config
+from pvqae.core import config, files
 from pvqae.core.errors import PvqaeError
 from pvqae.core.layout import Layout
 from pvqae.datasets import build
@@ -145,16 +145,16 @@ def test_a_manifest_leaves_bad_images_out_with_a_reason(tmp_path: Path, tiny_mvt
         reasons = {row["path"]: row["reason"] for row in csv.DictReader(lines)}
     lost = [path for path, reason in reasons.items() if len(reason) < 10 or str(tmp_path) in reason]
     for bad in many:
-        path = f"raw/tiny/part/train/good/{manifest.shown(bad.name)}"
+        path = f"raw/tiny/part/train/good/{files.shown(bad.name)}"
         accepted = path in set(frame["path"])
         if accepted == (path in reasons) or (accepted and bad.expected == bad_images.REFUSED):
             lost.append(f"{SEED + 1} {bad.name!r}: {accepted=}, {reasons.get(path)}")
     whole = frame[~frame["path"].str.startswith("gate/")]
     lost += [] if len(whole) + len(reasons) == 47 + placed + 2 else ["rows are missing"]
-    lost += [path for path in frame["path"] if not manifest.resolve(layout.data, path).is_file()]
+    lost += [path for path in frame["path"] if not files.resolve(layout.data, path).is_file()]
     lost += [name for name in ("escape", "climb", "pipe") if not any(f"{name}.png" in path for path in reasons)]
     lost += [kind for kind in frame["kind"] if kind.startswith("=")]
-    lost += ["outside"] * int(frame["sha256"].eq(manifest.digest(outside)).any())
+    lost += ["outside"] * int(frame["sha256"].eq(files.digest(outside)).any())
     what, tried = "bad file in a dataset: in the manifest whole, or in the quarantine list with its reason", placed + 2
     record(Figure("bad-images-manifest", what, tried, tried - len(lost), len(lost), time.monotonic() - begun))
     assert lost == []
@@ -173,7 +173,7 @@ def test_batch_scoring_scores_or_says_why_not(tmp_path: Path, tiny_bundle: Path,
     rows = {Path(row["path"]).name: row for row in map(json.loads, lines)}
     lost = [name for name, row in rows.items() if not sound(row)]
     for bad in many:
-        row = rows.get(manifest.shown(bad.name))
+        row = rows.get(files.shown(bad.name))
         if row is None or (bad.expected == bad_images.REFUSED and row["score"] is not None):
             lost.append(f"{SEED + 2} {bad.name!r}: {row}")
     lost += [n for n in ("pipe", "socket", "escape", "climb", "device") if not rows[f"{n}.png"]["error"]]

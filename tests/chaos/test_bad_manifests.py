@@ -25,7 +25,7 @@ from flows.adapters.landing import Object
 from flows.core import lines
 from flows.retrain.arrivals_ledger import Entry, Ledger
 from flows.retrain.labels import Label, Log
-from pvqae.core import config
+from pvqae.core import config, files
 from pvqae.core.errors import DataError, PvqaeError
 from pvqae.datasets import arrivals
 from pvqae.drift import profile
@@ -247,7 +247,7 @@ def check_frame(file: Path) -> None:
     assert not frame.isna().to_numpy().any()
     for path in frame["path"]:  # nothing outside is ever read
         try:
-            assert manifest.resolve(file.parent, path).is_relative_to(file.parent.resolve())
+            assert files.resolve(file.parent, path).is_relative_to(file.parent.resolve())
         except DataError:
             continue
 

@@ -19,9 +19,8 @@ from flows.core import lines
 from flows.retrain import admit, arrivals, arrivals_index
 from flows.retrain.arrivals_ledger import Ledger, Places
 from pvqae.core import errors
-from pvqae.core.files import whole_folder, write_text
+from pvqae.core.files import digest, whole_folder, write_text
 from pvqae.core.layout import ARRIVED
-from pvqae.samples.manifest import digest
 from pvqae.serving import batch, batch_source
 from tests.chaos import invariants, projects
 from tests.chaos.figures import Figure, record, size

@@ -16,6 +16,7 @@ import yaml
 from torch import nn
 
 from flows.gate import gate
+from pvqae.core import files
 from pvqae.core.errors import IntegrityError, PvqaeError
 from pvqae.core.layout import Layout
 from pvqae.datasets import build
@@ -24,7 +25,7 @@ from pvqae.features.examples import prepare
 from pvqae.features.features import Store
 from pvqae.inference import bundle
 from pvqae.model import backbones, efficientnet
-from pvqae.samples import classes, images, manifest, rows, sums
+from pvqae.samples import classes, images, manifest, rows
 from pvqae.training import checkpoint, network, warm
 from pvqae.training.run import start
 from tests.chaos.conftest import PARAMS
@@ -118,7 +119,7 @@ def test_a_parent_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     table = pd.DataFrame({"sample_id": ["a"], "category": ["part"], "group_id": ["g"], "split": ["train"], "fold": [0]})
     manifest.write_csv(table, kept / "rows.csv")
     shutil.copyfile(tiny_bundle / "weights.safetensors", kept / "fold-0.safetensors")
-    sums.write(kept)
+    files.seal_folder(kept)
     warm.place(tiny_bundle, kept, tmp_path / "parent")
     assert warm.load(tmp_path / "parent", PARAMS) is not None
     tried, lost = flips(tmp_path / "parent", refused(lambda: warm.load(tmp_path / "parent", PARAMS)))
@@ -232,11 +233,11 @@ def test_kept_features_are_computed_again(tmp_path: Path) -> None:
 
 def test_kept_backbone_weights_are_converted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    begun, file = time.monotonic(), efficientnet.cached_weights()
-    sha256 = manifest.digest(file)
+    begun, file = time.monotonic(), efficientnet._cached_weights()
+    sha256 = files.digest(file)
 
     def check(_: Path) -> str:
-        return "" if manifest.digest(efficientnet.cached_weights()) == sha256 else "used"
+        return "" if files.digest(efficientnet._cached_weights()) == sha256 else "used"
 
     tried, lost = flips_of([file, file.with_suffix(".sha256")], check)
     judge("backbone", "bit flipped in the kept backbone: converted again", begun, tried, lost)

@@ -143,11 +143,11 @@ def test_in_the_cache_of_features(planted: bytes, tmp_path: Path) -> None:
 
 def test_in_the_cache_of_the_backbone(planted: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    file = efficientnet.cached_weights()
+    file = efficientnet._cached_weights()
     before = file.read_bytes()
     file.write_bytes(planted)
     file.with_suffix(".pth").write_bytes(planted)
-    assert efficientnet.cached_weights().read_bytes() == before
+    assert efficientnet._cached_weights().read_bytes() == before
 
 
 def test_in_the_index_of_arrivals(planted: bytes, tmp_path: Path) -> None:

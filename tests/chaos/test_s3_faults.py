@@ -16,8 +16,8 @@ from flows.retrain.arrivals import Intake, Taken
 from flows.retrain.arrivals_ledger import Ledger, Places
 from flows.serving.score import Bucket as Scored
 from pvqae.core import config
+from pvqae.core.files import digest
 from pvqae.core.layout import ARRIVED
-from pvqae.samples.manifest import digest
 from tests.chaos.faulty_s3 import GHOST, OF_LISTS, OF_OBJECTS, FaultyS3, in_front_of, plan
 from tests.chaos.figures import Figure, record, size
 from tests.flows.adapters.test_landing import client, point_at, server  # noqa: F401 - the fixture of a real server

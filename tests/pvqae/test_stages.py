@@ -15,15 +15,15 @@ from flows.experiments import limits
 from pvqae.calibration import fitting
 from pvqae.calibration.calibrate import calibrate
 from pvqae.core.errors import ConfigError
+from pvqae.core.files import digest
 from pvqae.core.layout import Layout
 from pvqae.datasets import folds
 from pvqae.evaluation import stage
 from pvqae.inference import bundle
 from pvqae.model import backbones
-from pvqae.prior import grouping, learn
-from pvqae.prior.grouping import load_prior
+from pvqae.prior import learn, prior
+from pvqae.prior.prior import load_prior
 from pvqae.samples import manifest
-from pvqae.samples.manifest import digest
 from pvqae.training import network
 
 IMAGE_KEYS = {"image_auroc", "f1_max", "threshold", "false_alarm_rate", "miss_rate", "fusion", "kinds"}
@@ -296,7 +296,7 @@ def test_one_network_and_clustered_priors_need_no_label(workspace: Layout, tmp_p
     check_metrics(layout, {"cloth", "plate"})
     for name in ("cloth", "plate"):
         shipped = bundle.load(layout.bundle(name)).scorer.networks.prior
-        assert isinstance(shipped, grouping.Clustered)
+        assert isinstance(shipped, prior.Clustered)
         trained = load_prior(layout.prior("all") / "full.safetensors", (2, 2), 3, 16)
         assert all(torch.equal(value, trained.state_dict()[key]) for key, value in shipped.state_dict().items())
     facts = read(layout.prior("all") / "facts.json")
@@ -309,7 +309,7 @@ def test_a_folds_clusters_learn_without_the_folds_parts(
     workspace: Layout, tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other allocations of fold 0's own parts change every fit that learns from them, but not fold 0's."""
-    monkeypatch.setattr(grouping, "LEAST", 1)
+    monkeypatch.setattr(prior, "LEAST", 1)
     layout = Layout(tmp_path / "copy", "tiny")
     shutil.copytree(workspace.root, layout.root)
     params = tiny.params(prior={"grouping": "clustered", "clusters": 2, "steps": 2, "width": 16})

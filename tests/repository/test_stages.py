@@ -13,7 +13,10 @@ def test_a_stage_names_exactly_the_code_that_its_verb_imports(verb: str) -> None
     assert not named - imported, f"dvc.yaml names for {verb} what it does not import; {repair}"
 
 
-@pytest.mark.parametrize("file", ["pvqae/inference/readout.py", "pvqae/samples/geometry.py", "pvqae/model/cells.py"])
+SCORING = ("pvqae/inference/readout.py", "pvqae/samples/geometry.py", "pvqae/model/backbones.py")
+
+
+@pytest.mark.parametrize("file", SCORING)
 def test_scoring_code_is_a_dependency_of_calibrate_and_evaluate(file: str) -> None:
     assert file in stages.named("calibrate")
     assert file in stages.named("evaluate")

@@ -17,9 +17,9 @@ from flows.core import lineage
 from flows.core.lineage import Owner
 from flows.core.metrics import Metric
 from flows.versions import promotions
+from pvqae.core import files
 from pvqae.core.errors import IntegrityError, PvqaeError
 from pvqae.inference import bundle
-from pvqae.samples import sums
 
 
 def entry(version: str, alias: str = "champion", when: str = "2026-01-01T00:00:00.000000Z") -> Promotion:
@@ -148,7 +148,7 @@ def test_a_pickle_planted_beside_a_version_is_not_loaded(real: Registry, tmp_pat
     own = tmp_path / "bundle"
     own.mkdir()
     (own / "weights.safetensors").write_bytes(b"weights")
-    sums.write(own)
+    files.seal_folder(own)
     run = real.start("pvqae-x", "part")
     real.register("pvqae-x-part", run, real.log_model(run, own), {})
     (stored,) = (path.parent for path in (tmp_path / "artifacts").rglob("SHA256SUMS"))

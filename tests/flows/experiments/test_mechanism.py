@@ -9,11 +9,9 @@ from torch import Tensor
 from flows.experiments import mechanism
 from pvqae.features.examples import Examples
 from pvqae.inference.measures import Networks
-from pvqae.model.autoencoder import Autoencoder, Output
+from pvqae.model.autoencoder import Allocation, Autoencoder, Output, as_onehot
 from pvqae.model.backbones import Backbone, Features, Spec
-from pvqae.model.router import Allocation, as_onehot
-from pvqae.prior.grouping import expect
-from pvqae.prior.prior import BudgetPrior
+from pvqae.prior.prior import BudgetPrior, expect
 
 LEVELS, SIDE = 3, 4
 

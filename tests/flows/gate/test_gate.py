@@ -13,7 +13,7 @@ from flows.gate import gate
 from flows.gate.gate import Pair
 from flows.versions import registration, shipping
 from flows.workspace.workspace import Workspace
-from pvqae.core import config, runtime
+from pvqae.core import config, files, runtime
 from pvqae.core.errors import DataError, IntegrityError
 from pvqae.inference import bundle
 from pvqae.samples import images, manifest
@@ -47,7 +47,7 @@ def row(data: Path, number: int, label: str, value: float, **changed: object) ->
     path = f"raw/x/part/{label}/{number}.png"
     images.write(data / path, np.full((8, 8, 3), value, dtype=np.float32))
     return {
-        **{"sample_id": f"part/{label}/{number}", "path": path, "sha256": manifest.digest(data / path)},
+        **{"sample_id": f"part/{label}/{number}", "path": path, "sha256": files.digest(data / path)},
         **{"category": "part", "group_id": f"g{number}", "split": "gate", "label": label, "mask_path": ""},
         **{"kind": "good" if label == "normal" else "dent", "width": 8, "height": 8, "channels": 3, "bit_depth": 8},
         **{"source": "folder", "captured_at": "", **changed},

@@ -24,11 +24,11 @@ from flows.review.apply import Applied, Applier
 from flows.review.session import Desk, Source
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError
+from pvqae.core.files import digest
 from pvqae.core.layout import ARRIVED, Layout
 from pvqae.datasets import arrivals, build, sources
 from pvqae.samples import images, rows
 from pvqae.samples import manifest as manifests
-from pvqae.samples.manifest import digest
 
 PARAMS = config.parse({"data": {"name": "nuts", "source": "folder", "min_normals": 4}})
 

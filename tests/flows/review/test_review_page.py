@@ -21,8 +21,8 @@ from flows.review.album import Album, file_of
 from flows.review.review_app import Door
 from flows.review.session import Desk, Source
 from pvqae.core.errors import DataError
+from pvqae.core.files import digest
 from pvqae.samples import images
-from pvqae.samples.manifest import digest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Starlette's, about the name of a package that it would rather use

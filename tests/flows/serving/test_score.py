@@ -8,9 +8,9 @@ from flows.adapters.notify import Kept
 from flows.serving import drift, score
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
+from pvqae.core.files import Sealed
 from pvqae.drift.drift import Comparison, Figure, Share
 from pvqae.drift.drift_report import Report, Verdict
-from pvqae.samples.sums import Sealed
 from pvqae.serving import batch_cli
 from pvqae.serving.batch_source import Files
 

@@ -22,10 +22,9 @@ from flows.upkeep import data, doctor
 from flows.workspace import choices, workspace
 from pvqae.cli import diagnosis
 from pvqae.cli.diagnosis import git as repository_check
-from pvqae.core import config
+from pvqae.core import config, files
 from pvqae.core.errors import ConfigError, PvqaeError
 from pvqae.core.layout import Layout
-from pvqae.samples import sums
 from tests.flows.conftest import commit, run
 
 
@@ -188,7 +187,7 @@ def raw_gone(root: Path) -> dict[str, object]:
 def damaged_bundle(root: Path) -> dict[str, object]:
     folder = root / "models" / "demo" / "brick" / "bundle"
     write(folder / "config.json", "{}")
-    sums.write(folder)
+    files.seal_folder(folder)
     write(root / ".gitignore", "")
     run(root, "dvc", "add", "-q", "models/demo/brick/bundle")
     (folder / "config.json").unlink()

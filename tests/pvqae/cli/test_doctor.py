@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 
 from pvqae.cli import checks, diagnosis, main
 from pvqae.cli.checks import Check
-from pvqae.core import config, runtime
+from pvqae.core import config, files, runtime
 from pvqae.core.layout import Layout
-from pvqae.samples import sums
 
 WANTED = {"core": [Requirement("torch>=2.10")], "flows": [Requirement("fastapi>=0.139,<0.151")]}
 HIDDEN = "not-to-be-seen"
@@ -37,7 +36,7 @@ def bundle(root: Path) -> Path:
     folder = root / "models" / "demo" / "brick" / "bundle"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}", "utf-8")
-    sums.write(folder)
+    files.seal_folder(folder)
     return folder
 
 

@@ -33,7 +33,7 @@ def test_what_is_asked_for_is_taken() -> None:
 def test_bf16_is_chosen_only_where_the_processor_has_it(
     monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str
 ) -> None:
-    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: fast)
+    monkeypatch.setattr(runtime, "_cpu_has_bf16", lambda: fast)
     assert runtime.plan(Compute(), 1).precision == precision
 
 

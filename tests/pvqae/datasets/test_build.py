@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pvqae.core import config
+from pvqae.core import config, files
 from pvqae.core.errors import DataError
 from pvqae.datasets import build, demo
 from pvqae.datasets.anomalies import GATE_KINDS
@@ -27,7 +27,7 @@ def root(tmp_path: Path, tiny_mvtec: Path) -> Path:
 def contents(root: Path) -> dict[str, str]:
     """Hashes of all that the build writes."""
     files = [p for p in (root / "data").rglob("*") if p.is_file() and "raw" not in p.parts]
-    return {p.relative_to(root).as_posix(): manifest.digest(p) for p in files}
+    return {p.relative_to(root).as_posix(): files.digest(p) for p in files}
 
 
 def rows(root: Path) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def test_every_image_is_one_true_row(root: Path) -> None:
     assert not frame.sample_id.duplicated().any()
     for row in frame.itertuples():
         path = root / "data" / row.path
-        assert manifest.digest(path) == row.sha256
+        assert files.digest(path) == row.sha256
         assert images.read(path).shape == (row.height, row.width, 3) == (24, 32, 3)
         assert (row.channels, row.bit_depth, row.source, row.captured_at) == (3, 8, "mvtec", "")
     assert frame.loc["part/test/dent/000", ["label", "kind", "split", "mask_path"]].to_list() == [

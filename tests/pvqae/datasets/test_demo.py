@@ -2,13 +2,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from pvqae.core import config
+from pvqae.core import config, files
 from pvqae.datasets import demo, sources, splits
-from pvqae.samples import images, manifest
+from pvqae.samples import images
 
 
 def contents(root: Path) -> dict[str, str]:
-    return {p.relative_to(root).as_posix(): manifest.digest(p) for p in root.rglob("*") if p.is_file()}
+    return {p.relative_to(root).as_posix(): files.digest(p) for p in root.rglob("*") if p.is_file()}
 
 
 def test_the_same_bytes_each_time_and_quickly(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pvqae.core import files
 from pvqae.core.errors import ConfigError, DataError, IntegrityError
 from pvqae.datasets import archives, fetch, sources
-from pvqae.samples import manifest
 
 
 @dataclass
@@ -92,7 +92,7 @@ def test_a_dataset_is_fetched_unpacked_and_its_hash_recorded(
     out = get(server, tmp_path)
     assert len(sources.scan("mvtec", out)) == 47
     (tmp_path / "archive").write_bytes(server.content)
-    assert json.loads((tmp_path / "sources.json").read_text()) == {server.url: manifest.digest(tmp_path / "archive")}
+    assert json.loads((tmp_path / "sources.json").read_text()) == {server.url: files.digest(tmp_path / "archive")}
     assert [p.name for p in (tmp_path / "raw").iterdir()] == ["mvtec"]
 
 

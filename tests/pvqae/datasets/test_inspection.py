@@ -3,9 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pvqae.core import files
 from pvqae.datasets import inspection
 from pvqae.datasets.inspection import Facts, Statistics
-from pvqae.samples import images, manifest
+from pvqae.samples import images
 
 NOISE = np.repeat(np.random.default_rng(0).random((20, 30, 1), dtype=np.float32), 3, axis=2)
 
@@ -31,7 +32,7 @@ def test_facts_or_a_reason_in_order(tmp_path: Path) -> None:
     good, bad, again = inspection.inspect_all([Path("a.png"), Path("b.png"), Path("a.png")], tmp_path)
     assert isinstance(good, Facts)
     assert good == again
-    assert good.sha256 == manifest.digest(tmp_path / "a.png")
+    assert good.sha256 == files.digest(tmp_path / "a.png")
     assert good.header == images.Header(30, 20, 1, 8, "")
     assert good.statistics.mean == pytest.approx(NOISE.mean(), abs=2e-3)
     assert isinstance(bad, str)

@@ -9,8 +9,8 @@ import pytest
 
 from pvqae.core import config
 from pvqae.core.errors import DataError, IntegrityError
+from pvqae.core.files import Sealed
 from pvqae.drift import drift, drift_report, profile
-from pvqae.samples.sums import Sealed
 
 BUNDLE = "ab" * 32
 SETTINGS = config.Drift(draws=300)

@@ -13,8 +13,7 @@ from pvqae.export.onnx_graph import Graph, Outputs, top_mean
 from pvqae.inference.readout import FUSIONS, READOUTS, RECON
 from pvqae.inference.readout import top_mean as top_mean_of
 from pvqae.inference.scoring import PARTS, Scored, Scorer
-from pvqae.prior.grouping import Clustered
-from pvqae.prior.prior import BudgetPrior
+from pvqae.prior.prior import BudgetPrior, Clustered
 from pvqae.samples import geometry
 
 Picture = Callable[..., np.ndarray]

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pvqae.core import config
+from pvqae.core import config, files
 from pvqae.export import export, run_exported
-from pvqae.samples import geometry, sums
+from pvqae.samples import geometry
 
 Picture = Callable[..., np.ndarray]
 
@@ -81,7 +81,7 @@ def test_what_runs_is_what_was_checked(tmp_path: Path, monkeypatch: pytest.Monke
         "run.py": "pass",
     }.items():
         (tmp_path / name).write_text(text)
-    sums.write(tmp_path)
+    files.seal_folder(tmp_path)
     seen, check = [], run_exported.check
 
     class Session:

@@ -10,7 +10,7 @@ from pvqae.core import config
 from pvqae.core.errors import DataError
 from pvqae.features.examples import Examples, prepare
 from pvqae.model import backbones
-from pvqae.model.cells import on_grid, repeat_border
+from pvqae.model.backbones import on_grid, repeat_border
 from pvqae.samples import geometry, images
 
 Make = Callable[[str], Examples]

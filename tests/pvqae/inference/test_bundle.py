@@ -14,17 +14,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
+from pvqae.core.files import Sealed, digest
 from pvqae.core.layout import Layout
 from pvqae.drift import profile
 from pvqae.export import parity
 from pvqae.inference import bundle
 from pvqae.inference.scoring import Scored
 from pvqae.model import efficientnet
-from pvqae.samples import images, manifest, sums
-from pvqae.samples.manifest import digest
+from pvqae.samples import images, manifest
 from pvqae.serving import batch, batch_source
 
 FRESH = """
@@ -210,7 +211,7 @@ def test_another_format_is_refused(copied: Path) -> None:
 
 def test_a_backbone_of_other_weights_is_refused(copied: Path, tmp_path: Path) -> None:
     state = {name: value + 1 for name, value in efficientnet.load(efficientnet.weights()).state_dict().items()}
-    efficientnet.save_file(state, str(copied / "backbone.safetensors"))
+    save_file(state, str(copied / "backbone.safetensors"))
     bundle.seal(copied)
     with pytest.raises(IntegrityError, match="backbone weights"):
         bundle.load(copied)
@@ -234,7 +235,7 @@ def test_an_export_needs_neither_cache_nor_package(
     assert sha256 != bundle.sha256_of(copied)
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(efficientnet, "_packaged_checkpoint", lambda: tmp_path / "absent.pth")
+    monkeypatch.setattr(efficientnet, "packaged_checkpoint", lambda: tmp_path / "absent.pth")
     with pytest.raises(OSError, match="absent"):
         bundle.load(copied)
     assert [facts(s) for s in bundle.load(tmp_path / "out").score_many((str(f), f) for f in files)] == here
@@ -310,7 +311,7 @@ def test_what_was_read_is_what_is_parsed(copied: Path, files: list[Path], change
 def test_an_export_seals_what_was_read(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, parse = bundle.export(copied, tmp_path / "out"), bundle.parse
 
-    def changed_meanwhile(read: sums.Sealed) -> bundle.Detector:
+    def changed_meanwhile(read: Sealed) -> bundle.Detector:
         overwritten(copied)
         return parse(read)
 

@@ -7,10 +7,9 @@ import torch
 from pvqae.core.config import Model
 from pvqae.core.errors import ConfigError
 from pvqae.model import backbones
-from pvqae.model.autoencoder import Autoencoder, Standardise
+from pvqae.model.autoencoder import Autoencoder, Standardise, as_onehot
 from pvqae.model.backbones import BACKBONES, Backbone, Features
 from pvqae.model.layers import DECODERS
-from pvqae.model.router import as_onehot
 
 SIDE = 64
 BUILDS = list(itertools.product(BACKBONES, [1, 2, 3, 4]))

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from pvqae.core.errors import IntegrityError
+from pvqae.core.files import digest
 from pvqae.model import efficientnet
-from pvqae.samples.manifest import digest
 
 
 @pytest.fixture(scope="module")
 def weights() -> Path:
-    return efficientnet.cached_weights()
+    return efficientnet._cached_weights()
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_all_sixteen_blocks_equal_those_of_the_package(weights: Path, side: int)
     from efficientnet_lite_pytorch import EfficientNet
 
     original = EfficientNet.from_name("efficientnet-lite0").eval()
-    state = torch.load(efficientnet._packaged_checkpoint(), map_location="cpu", weights_only=True)
+    state = torch.load(efficientnet.packaged_checkpoint(), map_location="cpu", weights_only=True)
     original.load_state_dict(state)
     found: list[torch.Tensor] = []
     for block in original._blocks:
@@ -62,20 +62,20 @@ def test_weights_are_converted_once_into_the_users_cache_without_a_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = efficientnet.cached_weights()
+    first = efficientnet._cached_weights()
     kept = {first, first.with_suffix(".sha256")}  # the weights, and how it is known that they are unharmed
     assert {p for p in (tmp_path / "cache").rglob("*") if p.is_file()} == kept
     assert load_file(first).keys() == load_file(weights).keys()
     assert digest(first) == digest(weights)
-    monkeypatch.setattr(efficientnet, "_packaged_checkpoint", lambda: pytest.fail("converted again"))
-    assert efficientnet.cached_weights() == first
+    monkeypatch.setattr(efficientnet, "packaged_checkpoint", lambda: pytest.fail("converted again"))
+    assert efficientnet._cached_weights() == first
 
 
 def test_an_empty_cache_variable_means_the_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert efficientnet.cached_weights().is_relative_to(tmp_path / ".cache" / "pvqae")
+    assert efficientnet._cached_weights().is_relative_to(tmp_path / ".cache" / "pvqae")
 
 
 def test_a_conversion_that_fails_leaves_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,9 +85,9 @@ def test_a_conversion_that_fails_leaves_no_weights(tmp_path: Path, monkeypatch: 
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(efficientnet, "save_file", half)
+    monkeypatch.setattr("safetensors.torch.save_file", half)
     with pytest.raises(OSError, match="disk full"):
-        efficientnet.cached_weights()
+        efficientnet._cached_weights()
     assert not list(tmp_path.rglob("*.safetensors"))
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -98,13 +98,13 @@ def test_a_changed_file_of_the_package_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted = tmp_path / "planted.pth"
-    shutil.copyfile(efficientnet._packaged_checkpoint(), planted)
+    shutil.copyfile(efficientnet.packaged_checkpoint(), planted)
     with planted.open("r+b") as file:
         file.seek(1000)
         file.write(b"\xff\x00\xff")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(efficientnet, "_packaged_checkpoint", lambda: planted)
+    monkeypatch.setattr(efficientnet, "packaged_checkpoint", lambda: planted)
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("unpickled a foreign file"))
     with pytest.raises(IntegrityError, match=str(planted)):
-        efficientnet.cached_weights()
+        efficientnet._cached_weights()
     assert not list((tmp_path / "cache").rglob("*.safetensors"))

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pvqae.model import router
-from pvqae.model.router import Allocation, Router, as_onehot, gumbel_onehot, merge, random_onehot
+from pvqae.model import autoencoder
+from pvqae.model.autoencoder import Allocation, Router, as_onehot, gumbel_onehot, merge, random_onehot
 
 LEVELS = [1, 2, 3, 4]
 
@@ -24,7 +24,7 @@ def is_onehot(x_BRhw: torch.Tensor) -> bool:
 def test_logits_are_per_coarse_cell_and_bounded(levels: int) -> None:
     logits = Router(8, levels, 16)([1e4 * x for x in pyramid(levels)])
     assert logits.shape == (2, levels, 2, 2)
-    assert logits.abs().max() <= router.LOGIT_LIMIT
+    assert logits.abs().max() <= autoencoder.LOGIT_LIMIT
 
 
 @pytest.mark.parametrize("levels", LEVELS)

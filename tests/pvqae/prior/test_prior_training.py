@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from pvqae.core import config
 from pvqae.core.errors import DataError
-from pvqae.prior import grouping, learn
+from pvqae.prior import learn, prior
 from pvqae.prior.prior import BudgetPrior, Expected
 
 GRID = (6, 6)
@@ -96,7 +96,7 @@ def test_clustered_priors_learn_one_kind_of_normals_each() -> None:
     logits, valid = sides(40)
     history: list[dict[str, object]] = []
     found = learn.fit_group(clustered(3), "full", logits, valid, history)
-    assert isinstance(found, grouping.Clustered)
+    assert isinstance(found, prior.Clustered)
     chosen = found.assign(logits, valid).tolist()
     assert chosen == [chosen[0]] * 20 + [1 - chosen[0]] * 20
     assert [(row["phase"], row["step"]) for row in history] == [(f"prior-{c}", s) for c in (0, 1) for s in range(3)]

@@ -9,8 +9,8 @@ import yaml
 from flows.core.classes import classes as graph
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
-from pvqae.prior.grouping import GROUPINGS
 from pvqae.samples import classes
+from pvqae.samples.classes import GROUPINGS
 
 
 def made(**sections: object) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pvqae.core import files
 from pvqae.core.errors import DataError
 from pvqae.samples import manifest
 
@@ -29,7 +30,7 @@ def test_rows_come_back_sorted_and_equal(tmp_path: Path) -> None:
 
 def test_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
-    assert manifest.digest(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert files.digest(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_paths_stay_inside_their_root(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
     (root / "out").symlink_to(tmp_path)
-    assert manifest.resolve(root, "raw/a b.png") == root / "raw" / "a b.png"
+    assert files.resolve(root, "raw/a b.png") == root / "raw" / "a b.png"
     for path in ("/etc/passwd", "../x", "raw/../../x", "out/x"):
         with pytest.raises(DataError, match="inside"):
-            manifest.resolve(root, path)
+            files.resolve(root, path)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvqae.model.router import as_onehot
+from pvqae.model.autoencoder import as_onehot
 from pvqae.training.losses import SCHEDULES, automatic_kappa, budget_loss, costs, spend
 
 LEVELS = [1, 2, 3, 4]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pvqae.prior.grouping import GROUPINGS
+from pvqae.samples.classes import GROUPINGS
 from pvqae.training import discriminator
 from pvqae.training.discriminator import Discriminator, adaptive_weight, adversarial, hinge
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from pvqae.core import config, runtime
 from pvqae.core.errors import ConfigError, IntegrityError
+from pvqae.core.files import digest
 from pvqae.datasets import folds
 from pvqae.features.examples import Examples
-from pvqae.samples.manifest import digest
 from pvqae.training import loop, phases, warm
 from pvqae.training.network import half
 from pvqae.training.run import Run, start

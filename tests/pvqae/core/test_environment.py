@@ -17,7 +17,7 @@ import pytest
 import requests
 from aiobotocore.session import get_session  # type: ignore[import-untyped]
 
-from pvqae.core import runtime, surroundings
+from pvqae.core import runtime
 from pvqae.core.errors import PvqaeError
 from pvqae.model import efficientnet
 from tests.containers import UNNAMED, contained
@@ -27,7 +27,7 @@ KEYS = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "
 
 
 def completed(**environ: str) -> dict[str, str]:
-    surroundings.complete(environ)
+    runtime.complete_environment(environ)
     return environ
 
 
@@ -95,7 +95,7 @@ def test_what_the_user_excludes_from_a_proxy_stays_excluded_in_both_spellings() 
     for given in ({"NO_PROXY": "a.corp"}, {"no_proxy": "a.corp"}, {"NO_PROXY": "a.corp", "no_proxy": "b.corp"}):
         found = completed(**given)
         assert found["NO_PROXY"] == found["no_proxy"]
-        assert {*given.values(), *surroundings.LOOPBACK} == set(found["no_proxy"].split(","))
+        assert {*given.values(), *runtime._LOOPBACK} == set(found["no_proxy"].split(","))
         assert completed(**found) == found
     assert completed(NO_PROXY="*")["no_proxy"] == "*"  # with anything beside it, it means nothing to some
 
@@ -111,8 +111,8 @@ def test_a_proxy_of_one_spelling_is_one_of_all() -> None:
 def test_certificates_named_once_are_those_of_all(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").touch()
     ours = str(tmp_path / "ca.pem")
-    for name in surroundings.BUNDLES:
-        assert {completed(**{name: ours})[other] for other in surroundings.BUNDLES} == {ours}
+    for name in runtime._CERTIFICATES:
+        assert {completed(**{name: ours})[other] for other in runtime._CERTIFICATES} == {ours}
     assert completed(REQUESTS_CA_BUNDLE=ours, SSL_CERT_FILE="/mine")["SSL_CERT_FILE"] == "/mine"
     assert "REQUESTS_CA_BUNDLE" not in completed(SSL_CERT_FILE=str(tmp_path / "none"))
     assert "SSL_CERT_FILE" not in completed(AWS_CA_BUNDLE=ours)  # of one S3 server
@@ -130,16 +130,16 @@ def test_libraries_that_count_cores_themselves_are_told_of_a_quota(
     monkeypatch.setattr(runtime, "affinity", lambda: 8)
     assert "OMP_NUM_THREADS" not in completed()
     monkeypatch.setattr(runtime, "quota", lambda: quota)
-    assert {completed()[name] for name in surroundings.COUNTS} == {threads}
+    assert {completed()[name] for name in runtime._COUNTS} == {threads}
     assert completed(OMP_NUM_THREADS="2")["OMP_NUM_THREADS"] == "2"
 
 
 @pytest.fixture
 def nameless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A user id without an entry, neither name nor home in the environment; the folder for temporary files."""
-    monkeypatch.setattr(surroundings, "_entry", lambda: None)
+    monkeypatch.setattr(runtime, "_entry", lambda: None)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for name in (*surroundings.NAMES, "HOME", "XDG_CACHE_HOME"):
+    for name in (*runtime._USER_NAMES, "HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -155,19 +155,19 @@ def test_a_user_without_a_name_gets_one_and_a_home(nameless: Path, monkeypatch: 
 
 
 def test_an_empty_home_is_that_of_the_system_s_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surroundings, "_entry", lambda: ("me", "/home/me"))
+    monkeypatch.setattr(runtime, "_entry", lambda: ("me", "/home/me"))
     assert completed(HOME="")["HOME"] == "/home/me"
     assert "HOME" not in completed()  # libraries find it themselves
 
 
 def test_a_private_folder_of_another_is_left_alone(nameless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = surroundings.private()
-    assert first == surroundings.private()
+    first = runtime.private_folder()
+    assert first == runtime.private_folder()
     assert first.stat().st_mode & 0o777 == 0o700
     (nameless / "pvqae-7").symlink_to(first)
     monkeypatch.setattr(os, "getuid", lambda: 7)
     with pytest.raises(PvqaeError, match="set HOME to"):
-        surroundings.private()
+        runtime.private_folder()
 
 
 @pytest.mark.parametrize("home", ["", "/proc/nonexistent", "/dev/null"])
@@ -175,21 +175,21 @@ def test_weights_are_converted_where_there_is_no_home_to_write_to(
     home: str, nameless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", home)
-    assert efficientnet.cached_weights().is_relative_to(surroundings.private())
+    assert efficientnet.cached_weights().is_relative_to(runtime.private_folder())
 
 
 def test_a_cache_that_may_only_be_read_is_used(nameless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(nameless / "warm"))
     made = efficientnet.cached_weights()
     assert made.is_relative_to(nameless / "warm")
-    monkeypatch.setattr(surroundings, "writable", lambda folder: False)
+    monkeypatch.setattr(runtime, "writable", lambda folder: False)
     assert efficientnet.cached_weights() == made
 
 
 @pytest.mark.parametrize("home", [None, "/nonexistent", "/"])
 def test_commands_run_for_a_user_without_a_name(home: str | None, tmp_path: Path) -> None:
     code = "import flows, getpass, os; from pathlib import Path; print(getpass.getuser(), Path.home(), os.getuid())"
-    bare = {key: value for key, value in os.environ.items() if key not in (*surroundings.NAMES, "HOME")}
+    bare = {key: value for key, value in os.environ.items() if key not in (*runtime._USER_NAMES, "HOME")}
     environ = bare | {"TMPDIR": str(tmp_path)} | ({"HOME": home} if home else {})
     command = contained(UNNAMED, [sys.executable, "-c", code])
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
