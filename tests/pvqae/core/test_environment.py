@@ -175,15 +175,15 @@ def test_weights_are_converted_where_there_is_no_home_to_write_to(
     home: str, nameless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", home)
-    assert efficientnet.cached_weights().is_relative_to(runtime.private_folder())
+    assert efficientnet._cached_weights().is_relative_to(runtime.private_folder())
 
 
 def test_a_cache_that_may_only_be_read_is_used(nameless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(nameless / "warm"))
-    made = efficientnet.cached_weights()
+    made = efficientnet._cached_weights()
     assert made.is_relative_to(nameless / "warm")
     monkeypatch.setattr(runtime, "writable", lambda folder: False)
-    assert efficientnet.cached_weights() == made
+    assert efficientnet._cached_weights() == made
 
 
 @pytest.mark.parametrize("home", [None, "/nonexistent", "/"])
