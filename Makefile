@@ -31,7 +31,7 @@ run: $(STAMP) ## train, calibrate, evaluate and register detectors; ARGS="--set 
 	@$(BIN)/python -m flows train $(ARGS)
 
 # As many processes as cores, of one thread each; a module stays in one process, which makes its fixtures once.
-test: $(STAMP) ## all tests
+test: $(STAMP) ## all tests but those of integration
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not integration" $(ARGS)
 
 integration: $(STAMP) ## minutes: retraining, gate and rollback with every real part, the services of one machine
@@ -62,7 +62,7 @@ flames: $(STAMP) ## flame graphs of training, inference and a flow; writes docs/
 rooms: $(STAMP) ## draw the rooms of both packages from the import graph; writes docs/pictures/rooms.svg
 	@$(BIN)/python -m tests.architecture
 
-audit: $(STAMP) ## known holes in what is installed (asks an advisory service)
+audit: $(STAMP) ## known vulnerabilities of what is installed (asks an advisory service)
 	@$(BIN)/python -m tests.audit
 
 lint: $(STAMP) ## ruff, mypy, import-linter
