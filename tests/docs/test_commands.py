@@ -34,6 +34,12 @@ def test_the_pages_are_full_of_commands() -> None:
     assert counts["docs/tutorial.md"] >= 25
 
 
+def test_the_readme_is_one_screen() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 80
+    assert len(text.split()) <= 650
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
