@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pvqae.cli import bench, processes
+from pvqae.cli import processes
 from pvqae.cli.console import Door, console, leave, quiet, to_json, workspace
 from pvqae.core import runtime
 
@@ -26,7 +26,8 @@ Bundle = Annotated[Path, typer.Argument(help="A bundle's folder, e.g. models/dem
 Json = Annotated[bool, typer.Option("--json", help="JSON alone on stdout, for programs; all else goes to stderr.")]
 data = typer.Typer(no_args_is_help=True, help="Datasets: make the demo, download, build the manifest, check it.")
 app.add_typer(data, name="data", rich_help_panel=STAGES)
-app.add_typer(bench.app, name="bench", rich_help_panel=ABOUT)
+bench = typer.Typer(no_args_is_help=True, help="Measure what the documentation claims.")
+app.add_typer(bench, name="bench", rich_help_panel=ABOUT)
 
 
 @data.command("demo", epilog="Example: pvqae data demo data/raw/demo")
@@ -212,6 +213,19 @@ def parity(
 
     torch.set_num_threads(threads)
     typer.echo(json.dumps(check.compare(bundle, images, data, rows)))
+
+
+@bench.command("serve", epilog="Example: pvqae bench serve models/demo/brick/bundle data/raw/demo/brick/test")
+def bench_serve(
+    bundle: Bundle,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images, that are sent in turn.")],
+    requests: Annotated[int, typer.Option(min=1, help="Number of requests, for one client and for several.")] = 200,
+    clients: Annotated[int, typer.Option(min=1, help="Concurrent clients in the second run.")] = 4,
+) -> None:
+    """Measure latency over HTTP: start a service on this machine, ask it from one client, then from several at once."""
+    from pvqae.serving import load_test
+
+    load_test.show(load_test.bench(bundle, images, requests, clients))
 
 
 @app.command("doctor", epilog="Example: pvqae doctor", rich_help_panel=ABOUT)

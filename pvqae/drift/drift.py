@@ -7,7 +7,6 @@ N normals of G groups; n images of the batch; B random divisions; K points where
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,16 +14,12 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from pvqae.core import seeding
-from pvqae.datasets import inspection
-from pvqae.samples.images import Floats
+from pvqae.drift.profile import GROUP, SCORE
 
-Numbers = NDArray[np.float64]
+_Numbers = NDArray[np.float64]
 
-GROUP = "group"
-SCORE = "image_score"
-STATISTICS = ("brightness", "contrast", "sharpness", "colour", "megapixels")
 ABOVE = "share above threshold"
-BINS = 10  # of the population stability index, equally filled by normals
+_BINS = 10  # of the population stability index, equally filled by normals
 SMALLEST_GROUPS = 8  # of normals, and at least as many in a batch: from fewer the spread of parts is not known
 
 
@@ -36,7 +31,7 @@ class Figure:
     ks: float  # largest distance of the cumulative shares, 0 .. 1; of a score only where the batch is higher
     limit: float  # what chance alone exceeds, in any of the features, at the set rate
     p_value: float  # share of draws in which any feature differed as much as this one
-    psi: float  # population stability index over BINS bins
+    psi: float  # population stability index over _BINS bins
     psi_limit: float  # of 95 % of the draws: the usual 0.1 and 0.25 are exceeded by chance in small batches
     median: float
     normal_median: float
@@ -84,24 +79,7 @@ class Comparison:
         return tuple(sorted(ratios, key=lambda name: -ratios[name]))
 
 
-def measure(image: Floats) -> dict[str, float]:
-    """Statistics of an image (H0, W0, 3) in [0, 1], six digits.
-
-    brightness and contrast: mean and deviation of the grey levels; sharpness: mean step between neighbours over the
-    contrast, so that an exposure does not look like a focus; colour: mean distance of the highest and the lowest
-    channel; megapixels.
-    """
-    grey = inspection.statistics(image)
-    return {
-        "brightness": grey.mean,
-        "contrast": grey.std,
-        "sharpness": round(grey.sharpness / grey.std, 6) if grey.std else 0.0,
-        "colour": round(float(np.ptp(image, axis=2).mean(dtype=np.float64)), 6),
-        "megapixels": round(image.shape[0] * image.shape[1] / 1e6, 6),
-    }
-
-
-def names(normals: pd.DataFrame) -> list[str]:
+def _names(normals: pd.DataFrame) -> list[str]:
     """The features of a table."""
     return [str(name) for name in normals.columns if name != GROUP]
 
@@ -135,7 +113,7 @@ class Null:
         ours, theirs, factor = _splits(rng, draws, len(self._rows), n / size)
         self._psi_limits: dict[str, float] = {}
         distances = {}
-        for name in names(normals):
+        for name in _names(normals):
             cumulative = self._per_group(normals[name], np.unique(normals[name]))
             gap = _shares(ours, cumulative) - _shares(theirs, cumulative)
             distances[name] = factor * _distance(name, gap)
@@ -163,7 +141,7 @@ class Null:
     def _normal_share(self) -> float:
         return float((self._normals[SCORE] > self._threshold).mean())
 
-    def _per_group(self, values: pd.Series, points: Numbers) -> Numbers:
+    def _per_group(self, values: pd.Series, points: _Numbers) -> _Numbers:
         """G x K: of each group, how many values are at most each point."""
         array = values.to_numpy(np.float64)
         return np.stack([np.searchsorted(np.sort(array[rows]), points, side="right") for rows in self._rows]).astype(
@@ -174,7 +152,7 @@ class Null:
         return float((1 + (self._largest >= ratio).sum()) / (1 + len(self._largest)))
 
     def judge(self, batch: pd.DataFrame) -> Comparison:
-        figures = tuple(self._figure(name, batch[name].to_numpy(np.float64)) for name in names(self._normals))
+        figures = tuple(self._figure(name, batch[name].to_numpy(np.float64)) for name in _names(self._normals))
         widest = min(0.999, max(f.limit for f in figures))
         return Comparison(
             len(batch),
@@ -185,9 +163,9 @@ class Null:
             self._share(batch[SCORE].to_numpy(np.float64)),
         )
 
-    def _figure(self, name: str, values: Numbers) -> Figure:
+    def _figure(self, name: str, values: _Numbers) -> Figure:
         normal = self._normals[name].to_numpy(np.float64)
-        distance = ks(name, normal, values)
+        distance = _ks(name, normal, values)
         edges = _edges(self._normals[name])
         counts = [np.diff(np.searchsorted(np.sort(v), edges, side="right"), prepend=0)[None] for v in (normal, values)]
         middle, spread = float(np.median(normal)), max(float(normal.std()), 1e-9)
@@ -203,7 +181,7 @@ class Null:
             (float(np.median(values)) - middle) / spread,
         )
 
-    def _share(self, scores: Numbers) -> Share:
+    def _share(self, scores: _Numbers) -> Share:
         from scipy.stats import binomtest
 
         above, n = int((scores > self._threshold).sum()), len(scores)
@@ -215,7 +193,7 @@ class Null:
         return Share(above, n, (float(interval.low), float(interval.high)), normal, excess, limit, self._p(ratio))
 
 
-def _splits(rng: np.random.Generator, draws: int, groups: int, wanted: float) -> tuple[Numbers, Numbers, float]:
+def _splits(rng: np.random.Generator, draws: int, groups: int, wanted: float) -> tuple[_Numbers, _Numbers, float]:
     """B x G twice: the groups on each side of random divisions, and what to multiply their distances by.
 
     `wanted` groups are in a batch. Half of the normals' groups at most can stand for it; a larger batch varies less.
@@ -225,40 +203,34 @@ def _splits(rng: np.random.Generator, draws: int, groups: int, wanted: float) ->
     return 1 - theirs, theirs, float(np.sqrt((1 / groups + 1 / max(wanted, count)) / (1 / groups + 1 / count)))
 
 
-def ks(name: str, normal: Numbers, values: Numbers) -> float:
+def _ks(name: str, normal: _Numbers, values: _Numbers) -> float:
     """Kolmogorov and Smirnov's distance of two samples; of the score one-sided."""
     points = np.unique(np.concatenate([normal, values]))
     below = [np.searchsorted(np.sort(v), points, side="right") / len(v) for v in (normal, values)]
     return float(_distance(name, below[0] - below[1]))
 
 
-def _distance(name: str, gap: Numbers) -> Numbers:
+def _distance(name: str, gap: _Numbers) -> _Numbers:
     """Cross-fitted normals score a little higher than new ones, whose model knows more parts: only up is drift."""
-    found: Numbers = gap.max(axis=-1) if name == SCORE else np.abs(gap).max(axis=-1)
+    found: _Numbers = gap.max(axis=-1) if name == SCORE else np.abs(gap).max(axis=-1)
     return found
 
 
-def _shares(drawn: Numbers, cumulative: Numbers) -> Numbers:
+def _shares(drawn: _Numbers, cumulative: _Numbers) -> _Numbers:
     """B x K: the cumulative shares of each draw."""
     counts = drawn @ cumulative
-    found: Numbers = counts / counts[:, -1:]
+    found: _Numbers = counts / counts[:, -1:]
     return found
 
 
-def _edges(values: pd.Series) -> Numbers:
+def _edges(values: pd.Series) -> _Numbers:
     """Upper edges of bins that normals fill equally; equal quantiles are one bin."""
-    inner = np.unique(np.quantile(values.to_numpy(np.float64), np.arange(1, BINS) / BINS))
+    inner = np.unique(np.quantile(values.to_numpy(np.float64), np.arange(1, _BINS) / _BINS))
     return np.append(inner, np.inf)
 
 
-def _psi(normal: Numbers, batch: Numbers) -> Numbers:
+def _psi(normal: _Numbers, batch: _Numbers) -> _Numbers:
     """Sum of (p - q) ln(p / q) of bin counts (.., bins), half an image added to each so that none is empty."""
     p, q = ((c + 0.5) / (c + 0.5).sum(axis=-1, keepdims=True) for c in (normal, batch))
-    found: Numbers = ((p - q) * np.log(p / q)).sum(axis=-1)
+    found: _Numbers = ((p - q) * np.log(p / q)).sum(axis=-1)
     return found
-
-
-def flatten(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without nesting, as CSV and drift want it."""
-    shares = {f"level_{r}": share for r, share in enumerate(row["level_shares"] or ())}
-    return {**row, **(row["parts"] or {}), **shares, **(row["statistics"] or {})}

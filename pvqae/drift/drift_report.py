@@ -14,7 +14,8 @@ from pvqae.core import config
 from pvqae.core.errors import DataError
 from pvqae.core.files import write_text
 from pvqae.drift import drift
-from pvqae.drift.drift import Comparison, flatten
+from pvqae.drift.drift import Comparison
+from pvqae.drift.profile import GROUP, SCORE, flatten
 from pvqae.report import page, svg
 
 Values = dict[str, Any]
@@ -55,7 +56,7 @@ def table(rows: Iterable[Values], bundle_sha256: str) -> pd.DataFrame:
             f"{strange['bundle_sha256'][:12]}; score the images with this bundle first"
         )
     frame = pd.DataFrame([flatten(row) for row in found], columns=None if found else ["taken", "path", "score"])
-    frame = frame.rename(columns={"score": drift.SCORE})
+    frame = frame.rename(columns={"score": SCORE})
     known = bool(len(frame)) and bool((frame["taken"] != "").all())
     frame = frame.sort_values("taken", kind="stable") if known else frame
     return frame.assign(since=frame["taken"] if known else frame["path"]).reset_index(drop=True)
@@ -63,7 +64,7 @@ def table(rows: Iterable[Values], bundle_sha256: str) -> pd.DataFrame:
 
 def assess(normals: pd.DataFrame, found: pd.DataFrame, threshold: float, settings: config.Drift) -> Report:
     """Judge the batch `found` (see `table`) against `normals` (a bundle's profile)."""
-    groups, least = int(normals[drift.GROUP].nunique()), drift.smallest(normals, settings.min_images)
+    groups, least = int(normals[GROUP].nunique()), drift.smallest(normals, settings.min_images)
     if len(found) < least or groups < drift.SMALLEST_GROUPS:
         return Report("insufficient", _too_few(len(found), least, groups), "", None, ())
     whole = drift.compare(normals, found, threshold, settings.rate, settings.draws)
@@ -190,7 +191,7 @@ def _chart(normals: pd.DataFrame, found: pd.DataFrame, name: str, threshold: flo
     edges = np.linspace(low, high, BARS + 1)
     counts = [np.histogram(values.clip(low, high), edges)[0].tolist() for values in (ours, theirs)]
     bars = {"edges": edges.tolist(), "counts": {"normal": counts[0], "defect": counts[1]}, "clipped": high < both.max()}
-    cut = threshold if name == drift.SCORE and low <= threshold <= high else None
+    cut = threshold if name == SCORE and low <= threshold <= high else None
     return svg.histogram(bars, cut, "the batch", ("normal", "now"), name.replace("_", " "))
 
 

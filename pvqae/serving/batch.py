@@ -1,32 +1,36 @@
 """Score many images with one bundle, through the one scoring path: rows as JSONL and CSV, heatmaps on request.
 
-Only what is new is scored, a rerun gives the same files, memory does not grow, and what can't be scored is a row with
-its reason, never a score.
+Only what is new is scored, a rerun gives the same files, memory does not grow, and an image that can't be scored is a
+row with its reason, never a score. What is done is kept in one SQLite file per bundle, from which a killed run goes on.
 """
 
 import hashlib
+import json
 import math
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 from pvqae.core import errors, files
 from pvqae.core.errors import DataError, PvqaeError
 from pvqae.core.progress import track
-from pvqae.drift import drift
-from pvqae.drift.profile import level_shares
+from pvqae.drift.profile import level_shares, measure
 from pvqae.inference.bundle import Detector
 from pvqae.inference.scoring import PARTS, Scored
-from pvqae.report import pictures
 from pvqae.samples import images
 from pvqae.serving import batch_rows, batch_source
 from pvqae.serving.batch_rows import Values
 from pvqae.serving.batch_source import Item, Source
-from pvqae.serving.journal import Journal
 
-HEATMAPS = "heatmaps"
+if TYPE_CHECKING:
+    from pvqae.report import pictures
+
+_HEATMAPS = "heatmaps"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,70 @@ class Outcome:
     scored: int  # now; the others were known
     defects: int
     failed: int
+
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS results (sha256 TEXT PRIMARY KEY, record TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS known (identity TEXT PRIMARY KEY, sha256 TEXT NOT NULL);
+CREATE TEMP TABLE listing (
+    number INTEGER PRIMARY KEY, path TEXT, identity TEXT, modified TEXT, sha256 TEXT DEFAULT '', reason TEXT DEFAULT ''
+);
+"""
+
+
+class _Journal:
+    """Open `file`, or memory alone; a result is on the disk when `put` returns."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._base = sqlite3.connect(file or ":memory:", isolation_level=None)
+        self._base.executescript(_TABLES)
+
+    def __enter__(self) -> "_Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._base.close()
+
+    def find(self, sha256: str) -> Values | None:
+        """The result for an image's bytes."""
+        row = self._base.execute("SELECT record FROM results WHERE sha256 = ?", (sha256,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def put(self, sha256: str, record: Values) -> None:
+        text = json.dumps(record, allow_nan=False)
+        self._base.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (sha256, text))
+
+    def sha256_of(self, identity: str) -> str:
+        """The hash of what a store calls `identity`, "" when it was never fetched."""
+        row = self._base.execute("SELECT sha256 FROM known WHERE identity = ?", (identity,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def know(self, identity: str, sha256: str) -> None:
+        if identity:
+            self._base.execute("INSERT OR REPLACE INTO known VALUES (?, ?)", (identity, sha256))
+
+    def enlist(self, path: str, identity: str, modified: str) -> None:
+        """One image of this run, in the order of the output."""
+        columns = "INSERT INTO listing (path, identity, modified) VALUES (?, ?, ?)"
+        self._base.execute(columns, (path, identity, modified))
+
+    def __len__(self) -> int:
+        return int(self._base.execute("SELECT count(*) FROM listing").fetchone()[0])
+
+    def listed(self) -> Iterator[tuple[int, str, str, str, str, str]]:
+        """number, path, identity, modified, sha256, reason; may be settled meanwhile."""
+        number = 0
+        while row := self._base.execute(
+            "SELECT * FROM listing WHERE number > ? ORDER BY number LIMIT 1", (number,)
+        ).fetchone():
+            number = row[0]
+            yield row
+
+    def settle(self, number: int, sha256: str, reason: str) -> None:
+        """What came of a listed image: its hash, or why it has none."""
+        self._base.execute("UPDATE listing SET sha256 = ?, reason = ? WHERE number = ?", (sha256, reason, number))
 
 
 def rows(detector: Detector, source: Source, version: str = "") -> Iterator[Values]:
@@ -61,7 +129,7 @@ def run(detector: Detector, source: Source, out: Path, version: str = "", heatma
     out.mkdir(parents=True, exist_ok=True)
     scored = 0
     file = out / f".journal-{detector.sha256[:16]}.sqlite"
-    with Journal(file) as journal, tempfile.TemporaryDirectory(prefix="pvqae-") as scratch:
+    with _Journal(file) as journal, tempfile.TemporaryDirectory(prefix="pvqae-") as scratch:
         for item in source.items():
             journal.enlist(item.path, item.identity, item.modified)
         total = len(journal)
@@ -82,7 +150,7 @@ def run(detector: Detector, source: Source, out: Path, version: str = "", heatma
 
 
 def _settle(
-    detector: Detector, journal: Journal, source: Source, item: Item, scratch: Path, out: Path | None
+    detector: Detector, journal: _Journal, source: Source, item: Item, scratch: Path, out: Path | None
 ) -> tuple[str, bool]:
     """The image's hash, and whether it had to be scored. `out`: the folder that needs its heatmap."""
     sha256 = journal.sha256_of(item.identity)
@@ -96,7 +164,7 @@ def _settle(
             return sha256, False
         record, scored = _record(detector, file)
         if out and scored:
-            _draw(detector, scored, out / HEATMAPS / _picture(sha256))
+            _draw(detector, scored, out / _HEATMAPS / _picture(sha256))
         journal.put(sha256, record)
         return sha256, True
     finally:
@@ -104,9 +172,9 @@ def _settle(
             file.unlink(missing_ok=True)
 
 
-def _done(journal: Journal, sha256: str, out: Path | None) -> bool:
+def _done(journal: _Journal, sha256: str, out: Path | None) -> bool:
     record = journal.find(sha256)
-    drawn = out is None or (out / HEATMAPS / _picture(sha256)).is_file()
+    drawn = out is None or (out / _HEATMAPS / _picture(sha256)).is_file()
     return record is not None and (drawn or bool(record["error"]))
 
 
@@ -123,10 +191,6 @@ def _record(detector: Detector, file: Path) -> tuple[Values, Scored | None]:
     return _judged(detector, pixels, captured)
 
 
-def _bits(detector: Detector) -> images.Bits:
-    return detector.scorer.image.bits
-
-
 def _judged(detector: Detector, pixels: images.Floats, captured: str) -> tuple[Values, Scored | None]:
     if reason := batch_source.unfit(pixels):
         return {"error": reason}, None
@@ -140,7 +204,7 @@ def _judged(detector: Detector, pixels: images.Floats, captured: str) -> tuple[V
         "score": scored.image_score,
         "parts": {name: scored.parts[name] for name in PARTS},
         "level_shares": list(shares.values()),
-        "statistics": drift.measure(pixels),
+        "statistics": measure(pixels),
         "captured_at": captured,
     }, scored
 
@@ -150,7 +214,7 @@ def one(detector: Detector, data: bytes, name: str, version: str = "") -> tuple[
 
     Raises `DataError`, naming the image `name`, where the bytes are no image within the limits.
     """
-    pixels, header = images.decode(data, name, _bits(detector))
+    pixels, header = images.decode(data, name, detector.scorer.image.bits)
     record, scored = _judged(detector, pixels, header.captured_at)
     return batch_rows.of(detector, version, name, hashlib.sha256(data).hexdigest(), "", record), scored
 
@@ -160,14 +224,18 @@ def failed(detector: Detector, data: bytes, name: str, error: str, version: str 
     return batch_rows.of(detector, version, name, hashlib.sha256(data).hexdigest(), "", {"error": error})
 
 
-def heatmap(detector: Detector, scored: Scored) -> pictures.Bytes:
+def heatmap(detector: Detector, scored: Scored) -> "pictures.Bytes":
     """The map over the picture, on the scale that the calibration fixed: as in the report."""
+    from pvqae.report import pictures  # with scipy.ndimage: not for scores alone
+
     small, card = pictures.thumbnail(scored.picture), detector.card
     low, high = card["map_scale"]
     return pictures.heatmap(small, pictures.shrink(scored.anomaly_map), (low, high), card["map_threshold"])
 
 
 def _draw(detector: Detector, scored: Scored, file: Path) -> None:
+    from pvqae.report import pictures
+
     drawn = heatmap(detector, scored)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(file.name + ".part")
@@ -175,10 +243,10 @@ def _draw(detector: Detector, scored: Scored, file: Path) -> None:
     os.replace(part, file)
 
 
-def _final(detector: Detector, journal: Journal, version: str, out: Path) -> Iterator[Values]:
+def _final(detector: Detector, journal: _Journal, version: str, out: Path) -> Iterator[Values]:
     for _, path, _, modified, sha256, reason in journal.listed():
         record = {"error": reason} if reason else journal.find(sha256)
         assert record is not None
         row = batch_rows.of(detector, version, path, sha256, modified, record)
-        name = f"{HEATMAPS}/{_picture(sha256)}" if sha256 else ""
+        name = f"{_HEATMAPS}/{_picture(sha256)}" if sha256 else ""
         yield {**row, "heatmap": name if name and (out / name).is_file() else ""}

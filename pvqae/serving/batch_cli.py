@@ -1,21 +1,20 @@
 """The verbs `pvqae score` and `pvqae drift`: what the command line needs around `batch` and `drift_report`."""
 
 import csv
-import json
-import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pvqae.core import config, runtime
-from pvqae.core.errors import ConfigError, DataError
+from pvqae.core.errors import ConfigError
 from pvqae.core.files import Sealed
-from pvqae.drift import drift_report, profile
-from pvqae.drift.drift import flatten
-from pvqae.drift.drift_report import Report
+from pvqae.drift.profile import flatten
 from pvqae.inference import bundle as bundles
 from pvqae.serving import batch, batch_rows, batch_source
+
+if TYPE_CHECKING:
+    from pvqae.drift.drift_report import Report
 
 SOME_FAILED, DRIFTED, INSUFFICIENT = 1, 3, 4
 EXITS = {"none": 0, "drift": DRIFTED, "insufficient": INSUFFICIENT}
@@ -58,36 +57,13 @@ def sentence(found: batch.Outcome, out: Path) -> str:
     )
 
 
-def rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a folder's scores.jsonl. Raises `DataError` when it has none, or a line is no such row."""
-    file = folder / batch_rows.JSONL
-    if not file.is_file():
-        command = f"pvqae score BUNDLE IMAGES --out {shlex.quote(str(folder))}"
-        raise DataError(f"{file}: expected scores, found no file; write it with `{command}`")
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if (row := _row(line)) is None:
-                raise DataError(f"{file}, line {number}: expected a scored image; write it again with `pvqae score`")
-            yield row
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    """None where the line is no row of a scores.jsonl."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or not found.keys() >= batch_rows.KEYS:
-        return None
-    kinds = {"parts": dict, "statistics": dict, "level_shares": list}
-    return found if all(isinstance(found[key] or kind(), kind) for key, kind in kinds.items()) else None
-
-
-def judge(bundle: Sealed, scores: Path, settings: config.Drift, name: str) -> Report:
+def judge(bundle: Sealed, scores: Path, settings: config.Drift, name: str) -> "Report":
     """Judge the scores below `scores` against the profile of a `bundle` (its files); writes drift.json and drift.html
     there."""
+    from pvqae.drift import drift_report, profile  # its statistics and charts: not for a score
+
     threshold = bundles.threshold(bundle)
-    normals, found = profile.read(bundle), drift_report.table(rows(scores), bundle.sha256)
+    normals, found = profile.read(bundle), drift_report.table(batch_rows.read(scores), bundle.sha256)
     report = drift_report.assess(normals, found, threshold, settings)
     drift_report.write(report, normals, found, threshold, name, scores)
     return report

@@ -1,21 +1,22 @@
-"""The rows that a batch gives: one dictionary per image, as a line of JSON and as a flat row of CSV."""
+"""The rows of scored images: one dictionary per image, as a line of scores.jsonl and as a flat row of scores.csv."""
 
 import csv
 import json
 import os
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from pvqae.calibration.thresholds import is_defect
-from pvqae.drift import drift
-from pvqae.drift.drift import flatten
+from pvqae.core.errors import DataError
+from pvqae.drift.profile import STATISTICS, flatten
 from pvqae.inference.bundle import Detector
 from pvqae.inference.scoring import PARTS
 
 Values = dict[str, Any]
-KEYS = {"path", "taken", "score", "bundle_sha256", "level_shares", "parts", "statistics", "error"}  # that readers need
+_KEYS = {"path", "taken", "score", "bundle_sha256", "level_shares", "parts", "statistics", "error"}  # readers need them
 JSONL, CSV = "scores.jsonl", "scores.csv"
 
 
@@ -64,4 +65,29 @@ def columns(levels: int) -> list[str]:
     """The columns of the CSV."""
     first = ("path", "sha256", "taken", "score", "threshold", "decision", "margin", "version", "bundle_sha256")
     shares = [f"level_{r}" for r in range(levels)]
-    return [*first, *PARTS, *shares, *drift.STATISTICS, "heatmap", "error"]
+    return [*first, *PARTS, *shares, *STATISTICS, "heatmap", "error"]
+
+
+def read(folder: Path) -> Iterator[Values]:
+    """The rows of a folder's scores.jsonl. Raises `DataError` when it has none, or a line is no such row."""
+    file = folder / JSONL
+    if not file.is_file():
+        command = f"pvqae score BUNDLE IMAGES --out {shlex.quote(str(folder))}"
+        raise DataError(f"{file}: expected scores, found no file; write it with `{command}`")
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if (row := _row(line)) is None:
+                raise DataError(f"{file}, line {number}: expected a scored image; write it again with `pvqae score`")
+            yield row
+
+
+def _row(line: bytes) -> Values | None:
+    """None where the line is no row of a scores.jsonl."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not found.keys() >= _KEYS:
+        return None
+    kinds = {"parts": dict, "statistics": dict, "level_shares": list}
+    return found if all(isinstance(found[key] or kind(), kind) for key, kind in kinds.items()) else None

@@ -29,7 +29,7 @@ with atheris.instrument_imports(include=["pvqae", "flows", "yaml"]):
     from pvqae.drift import profile
     from pvqae.inference import bundle
     from pvqae.samples import classes, images, manifest
-    from pvqae.serving import batch_cli
+    from pvqae.serving import batch_rows
     from tests.chaos.conftest import make
     from tests.chaos.test_bad_manifests import PROJECT, check_frame, rows, tried
 
@@ -84,7 +84,7 @@ def of_scores(place: Path) -> Target:
     file = place / "scores.jsonl"
     row = {"path": "a.png", "error": "", "bundle_sha256": "0" * 64, "score": 0.5, "taken": ""}
     file.write_text(json.dumps(row | {"parts": {}, "statistics": {}, "level_shares": []}) + "\n")
-    return Target(file, lambda: list(batch_cli.rows(place)))
+    return Target(file, lambda: list(batch_rows.read(place)))
 
 
 def of_image(place: Path) -> Target:

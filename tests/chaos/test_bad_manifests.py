@@ -31,7 +31,7 @@ from pvqae.datasets import arrivals
 from pvqae.drift import profile
 from pvqae.inference import bundle
 from pvqae.samples import classes, images, manifest
-from pvqae.serving import batch_cli
+from pvqae.serving import batch_rows
 from tests.chaos.figures import Figure, record, size
 from tests.chaos.test_bad_images import Hang, limited
 
@@ -310,7 +310,7 @@ def test_scores_that_were_cut(tmp_path: Path) -> None:
         "level_shares": [],
     }
     file.write_text("".join(json.dumps(row | {"path": f"{n}.png"}) + "\n" for n in range(5)))
-    fuzz(file, as_lines, lambda: list(batch_cli.rows(tmp_path)), size(30, 120), tally)
+    fuzz(file, as_lines, lambda: list(batch_rows.read(tmp_path)), size(30, 120), tally)
     tally.judge("scores", "malformed scores.jsonl: read, or an error that names the file")
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from scipy.stats import ks_2samp
 
-from pvqae.drift import drift
+from pvqae.drift import drift, profile
 from pvqae.samples import images
 
 SETTINGS = {"rate": 0.02, "draws": 300}
@@ -21,12 +21,12 @@ def normals(seed: int, groups: int = 20, each: int = 3, within: float = 0.3) -> 
         part = rng.standard_normal(groups)[owner] + within * rng.standard_normal(len(owner))
         return middle + spread * part / np.hypot(1, within)
 
-    columns = {"brightness": feature(0.5, 0.05), "sharpness": feature(0.2, 0.01), drift.SCORE: feature(0, 1)}
-    return pd.DataFrame(columns | {"megapixels": 1.0, drift.GROUP: owner})
+    columns = {"brightness": feature(0.5, 0.05), "sharpness": feature(0.2, 0.01), profile.SCORE: feature(0, 1)}
+    return pd.DataFrame(columns | {"megapixels": 1.0, profile.GROUP: owner})
 
 
 def batch(seed: int, n: int = 60, **added: float) -> pd.DataFrame:
-    found = normals(seed + 1000, groups=n, each=1).drop(columns=drift.GROUP)
+    found = normals(seed + 1000, groups=n, each=1).drop(columns=profile.GROUP)
     return found.assign(**{name: found[name] + value for name, value in added.items()})
 
 
@@ -39,8 +39,8 @@ def judged(found: pd.DataFrame, seed: int = 0) -> drift.Comparison:
 @settings(max_examples=50, deadline=None)
 def test_the_distance_is_scipys(a: list[int], b: list[int]) -> None:
     x, y = np.array(a, dtype=float), np.array(b, dtype=float)
-    assert drift.ks("brightness", x, y) == pytest.approx(ks_2samp(x, y, method="asymp").statistic)
-    assert drift.ks(drift.SCORE, x, y) == pytest.approx(
+    assert drift._ks("brightness", x, y) == pytest.approx(ks_2samp(x, y, method="asymp").statistic)
+    assert drift._ks(profile.SCORE, x, y) == pytest.approx(
         max(0, ks_2samp(x, y, alternative="greater", method="asymp").statistic)
     )
 
@@ -51,7 +51,7 @@ def test_undrifted_batches_raise_few_alarms() -> None:
 
 
 def test_batches_grouped_like_the_normals_raise_few_alarms() -> None:
-    found = [normals(seed + 5000).drop(columns=drift.GROUP) for seed in range(150)]
+    found = [normals(seed + 5000).drop(columns=profile.GROUP) for seed in range(150)]
     assert np.mean([bool(judged(one, seed).drifted) for seed, one in enumerate(found)]) <= 0.05
 
 
@@ -66,13 +66,13 @@ def test_a_shift_is_found_and_named() -> None:
 
 
 def test_only_higher_scores_are_drift() -> None:
-    assert drift.SCORE in judged(batch(4, image_score=2.5)).drifted
+    assert profile.SCORE in judged(batch(4, image_score=2.5)).drifted
     assert judged(batch(4, image_score=-2.5)).drifted == ()
 
 
 def test_many_images_above_the_threshold_are_drift_with_their_interval() -> None:
     found = batch(5)
-    found.loc[:19, drift.SCORE] = 30.0
+    found.loc[:19, profile.SCORE] = 30.0
     share = judged(found).share
     assert share.drifted
     assert share.above >= 20
@@ -102,22 +102,22 @@ def test_the_same_seed_gives_the_same_limits() -> None:
 def test_measures_of_known_pictures() -> None:
     rng = np.random.default_rng(0)
     grey = np.repeat(rng.random((40, 50, 1), dtype=np.float32), 3, axis=2) * 0.5 + 0.2
-    plain = drift.measure(grey)
+    plain = profile.measure(grey)
     assert plain["colour"] == 0
     assert plain["megapixels"] == 0.002
-    brighter = drift.measure(grey + np.float32(0.1))
+    brighter = profile.measure(grey + np.float32(0.1))
     assert brighter["brightness"] == pytest.approx(plain["brightness"] + 0.1, abs=1e-5)
     assert brighter["sharpness"] == pytest.approx(plain["sharpness"], abs=1e-4)
-    exposed = drift.measure((grey * 1.2).astype(np.float32))
+    exposed = profile.measure((grey * 1.2).astype(np.float32))
     assert exposed["sharpness"] == pytest.approx(plain["sharpness"], abs=1e-4)
     assert exposed["contrast"] == pytest.approx(1.2 * plain["contrast"], abs=1e-4)
-    blurred = drift.measure(gaussian_filter(grey, (1, 1, 0)).astype(np.float32))
+    blurred = profile.measure(gaussian_filter(grey, (1, 1, 0)).astype(np.float32))
     assert blurred["sharpness"] < 0.8 * plain["sharpness"]
-    assert drift.measure(np.zeros((4, 4, 3), dtype=np.float32))["sharpness"] == 0.0
-    assert tuple(plain) == drift.STATISTICS
+    assert profile.measure(np.zeros((4, 4, 3), dtype=np.float32))["sharpness"] == 0.0
+    assert tuple(plain) == profile.STATISTICS
 
 
 def test_statistics_are_those_of_a_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(1)
     images.write(tmp_path / "a.png", rng.random((20, 30, 3), dtype=np.float32))
-    assert drift.measure(images.read(tmp_path / "a.png"))["colour"] > 0.1
+    assert profile.measure(images.read(tmp_path / "a.png"))["colour"] > 0.1

@@ -20,8 +20,10 @@ THRESHOLD = 2.0
 def normals(groups: int = 20) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     n = 3 * groups
-    columns = {name: 0.5 + 0.05 * rng.standard_normal(n) for name in (*drift.STATISTICS, "level_0", "level_1")}
-    return pd.DataFrame(columns | {drift.SCORE: rng.standard_normal(n), drift.GROUP: np.repeat(np.arange(groups), 3)})
+    columns = {name: 0.5 + 0.05 * rng.standard_normal(n) for name in (*profile.STATISTICS, "level_0", "level_1")}
+    return pd.DataFrame(
+        columns | {profile.SCORE: rng.standard_normal(n), profile.GROUP: np.repeat(np.arange(groups), 3)}
+    )
 
 
 def rows(n: int = 60, start: int = 60, shift: float = 0.0) -> list[dict[str, Any]]:
@@ -29,7 +31,7 @@ def rows(n: int = 60, start: int = 60, shift: float = 0.0) -> list[dict[str, Any
     rng = np.random.default_rng(1)
     found = []
     for number in range(n):
-        statistics = {name: 0.5 + 0.05 * rng.standard_normal() for name in drift.STATISTICS}
+        statistics = {name: 0.5 + 0.05 * rng.standard_normal() for name in profile.STATISTICS}
         statistics["brightness"] += shift if number >= start else 0
         found.append(
             {
@@ -102,7 +104,7 @@ def test_page_and_json(tmp_path: Path) -> None:
     values = json.loads((tmp_path / "drift.json").read_text())
     assert values["verdict"] == "drift"
     assert values["drifted"] == ["brightness"]
-    assert {one["name"] for one in values["figures"]} == set(drift.names(normals()))
+    assert {one["name"] for one in values["figures"]} == set(drift._names(normals()))
     page = (tmp_path / "drift.html").read_text()
     assert "<b>model</b>" not in page
     assert page.count("<svg") == len(values["figures"]) + 1

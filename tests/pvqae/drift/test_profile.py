@@ -12,7 +12,7 @@ from pvqae.cli import main
 from pvqae.core import config
 from pvqae.core.layout import Layout
 from pvqae.drift import drift, profile
-from pvqae.drift.drift import flatten
+from pvqae.drift.profile import flatten
 from pvqae.inference import bundle
 from pvqae.samples import images, manifest
 from pvqae.serving import batch, batch_cli, batch_source
@@ -26,8 +26,8 @@ def category(workspace: Layout) -> str:
 def test_the_profile_is_of_the_normals_that_calibration_judged(workspace: Layout, category: str) -> None:
     folder = workspace.bundle(category)
     found, card = profile.read(bundle.read(folder)), json.loads((folder / "calibration.json").read_text())
-    assert sorted(found[drift.SCORE]) == pytest.approx(card["scores"], rel=1e-5)
-    assert found[drift.GROUP].nunique() == card["n_groups"]
+    assert sorted(found[profile.SCORE]) == pytest.approx(card["scores"], rel=1e-5)
+    assert found[profile.GROUP].nunique() == card["n_groups"]
     shares = found[[name for name in found.columns if name.startswith("level_")]]
     assert shares.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     assert np.isfinite(found.to_numpy(float)).all()
@@ -40,7 +40,7 @@ def test_its_features_are_those_of_scoring(workspace: Layout, category: str) -> 
     rows = manifest.read(workspace.class_rows(category, "normals"))
     source = batch_source.Files(tuple(workspace.data / path for path in rows["path"]))
     again = [flatten(row) for row in batch.rows(bundle.load(folder), source)]
-    names = [name for name in drift.names(profile.read(bundle.read(folder))) if name != drift.SCORE]
+    names = [name for name in drift._names(profile.read(bundle.read(folder))) if name != profile.SCORE]
     ours = profile.read(bundle.read(folder))[names].sort_values(names).to_numpy()
     theirs = pd.DataFrame(again)[names].sort_values(names).to_numpy()
     nearest = np.abs(ours[:, None] - theirs[None]).max(axis=2).min(axis=1)
