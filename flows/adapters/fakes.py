@@ -1,23 +1,24 @@
-"""Twins in memory of the adapters, for tests of what is built on them."""
+"""Adapters that work in memory, for tests of what is built on them."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from flows.adapters.intake import Link
 from flows.adapters.landing import LandingError, Object
-from flows.adapters.tracking import Promotion, RegistryError
+from flows.adapters.prefect_client import State
+from flows.adapters.tracking import Metric, Promotion, RegistryError
 from flows.adapters.versioning import OnLine, Outcome, StageFailed, ignore
 from flows.core.lineage import Owner
-from flows.core.metrics import Metric
 from pvqae.core.errors import PvqaeError
 
 
 @dataclass
-class Files:
-    """Twin of `versioning.Dvc`: stages are names; `changed` ones run, and those in `failing` fail with that code."""
+class FakeVersioning:
+    """Stands for `versioning.Dvc`: stages are names; `changed` ones run, and those in `failing` fail with that code."""
 
     changed: set[str] = field(default_factory=set)
     failing: dict[str, int] = field(default_factory=dict)
@@ -67,7 +68,9 @@ class Files:
 
 
 @dataclass
-class Run:
+class FakeRun:
+    """A run of `FakeRegistry`."""
+
     name: str
     parent: str | None
     tags: dict[str, str]
@@ -79,10 +82,10 @@ class Run:
 
 
 @dataclass
-class Runs:
-    """Twin of `registry.Mlflow`."""
+class FakeRegistry:
+    """Stands for `registry.Mlflow`."""
 
-    runs: dict[str, Run] = field(default_factory=dict)
+    runs: dict[str, FakeRun] = field(default_factory=dict)
     versions: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     aliases: dict[tuple[str, str], str] = field(default_factory=dict)
     log: dict[str, list[Promotion]] = field(default_factory=dict)
@@ -94,7 +97,7 @@ class Runs:
 
     def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
         run = f"run-{len(self.runs)}"
-        self.runs[run] = Run(name, parent, dict(tags))
+        self.runs[run] = FakeRun(name, parent, dict(tags))
         return run
 
     def finish(self, run: str, status: str = "FINISHED") -> None:
@@ -159,7 +162,7 @@ class Runs:
         return 0 < int(version) <= len(self.versions.get(name, ())) and (name, version) not in self.deleted
 
     def delete_version(self, name: str, version: str) -> None:
-        """What a person may do on MLflow's page; its aliases go with it."""
+        """Do what a person may do on MLflow's page; its aliases go with it."""
         self.deleted.add((name, version))
         self.aliases = {key: to for key, to in self.aliases.items() if (key[0], to) != (name, version)}
 
@@ -210,8 +213,8 @@ class Runs:
 
 
 @dataclass
-class Shelf:
-    """Twin of `landing.Bucket`: key → bytes; objects in `failing` do not arrive, of a `dead` one nothing does."""
+class FakeLanding:
+    """Stands for `landing.Bucket`: key → bytes; objects in `failing` do not arrive, of a `dead` one nothing does."""
 
     content: dict[str, bytes] = field(default_factory=dict)
     failing: set[str] = field(default_factory=set)
@@ -229,3 +232,60 @@ class Shelf:
         if self.dead or item.key in self.failing:
             raise LandingError(f"{item.key}: failed on purpose")
         target.write_bytes(self.content[item.key])
+
+
+@dataclass
+class FakePool:
+    """Stands for `prefect_client.PrefectPool`: each asked run goes through `course`, one state for each look."""
+
+    course: list[State] = field(default_factory=lambda: [State("waiting"), State("running"), State("done")])
+    online: int = 1
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    looks: dict[str, int] = field(default_factory=dict)
+
+    def ask(self, parameters: Mapping[str, Any], key: str, title: str) -> str:
+        self.asked.append(dict(parameters))
+        return f"run-{len(self.asked)}"
+
+    def state(self, run: str) -> State:
+        look = self.looks[run] = self.looks.get(run, -1) + 1
+        return self.course[min(look, len(self.course) - 1)]
+
+    def cancel(self, run: str) -> None:
+        self.cancelled.append(run)
+
+    def workers(self) -> int:
+        return self.online
+
+
+@dataclass
+class FakeNotifier:
+    """Stands for `prefect_client.PrefectEvents`: keeps what was sent."""
+
+    events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+
+    def emit(self, event: str, resource: str, payload: Mapping[str, Any]) -> None:
+        self.events.append((event, resource, dict(payload)))
+
+
+@dataclass
+class FakeProbe:
+    """Stands for `probes.ServerProbe`: addresses that answer, pools, champions, and what is wrong with the remote."""
+
+    up: tuple[str, ...] = ()
+    known_pools: dict[str, int] = field(default_factory=dict)
+    known_champions: dict[str, str] = field(default_factory=dict)
+    wrong: str = ""
+
+    def answers(self, url: str) -> bool:
+        return url.startswith(self.up)
+
+    def pools(self, api: str) -> dict[str, int]:
+        return self.known_pools
+
+    def champions(self, uri: str) -> dict[str, str]:
+        return self.known_champions
+
+    def trouble(self, remote: Mapping[str, str]) -> str:
+        return self.wrong

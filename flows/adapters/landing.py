@@ -48,7 +48,7 @@ class Object:
 
 
 class Landing(Protocol):
-    """What the flows need of a landing area: `Folder` and `Bucket` are real ones, `memory.Shelf` the twin."""
+    """What the flows need of a landing area: `Folder`, `Bucket`, or `fakes.FakeLanding` in tests."""
 
     def objects(self) -> Iterator[Object]: ...
     def fetch(self, item: Object, target: Path) -> None: ...

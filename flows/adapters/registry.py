@@ -28,12 +28,10 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Schema
 from PIL import Image
 
-from flows.adapters import servers
-from flows.adapters.tracking import Promotion, Registry
+from flows.adapters.tracking import Metric, Promotion, Registry, own_database
 from flows.adapters.tracking import RegistryError as RegistryError
 from flows.core import lineage
 from flows.core.lineage import MODEL, OURS, Owner, owners
-from flows.core.metrics import Metric
 
 # By its path: importing it would import torch.
 CODE = Path(__file__).with_name("model_code.py")
@@ -417,5 +415,5 @@ def open_registry(project: Path, setting: str) -> tuple[Registry, str]:
     named = os.environ.get("MLFLOW_TRACKING_URI", "") or ("" if setting == "auto" else setting)
     if named:
         return Mlflow(named), named
-    uri = servers.prepare(project)
+    uri = own_database(project)
     return Mlflow(uri, project / ".pvqae" / "mlflow" / "artifacts"), uri

@@ -1,13 +1,19 @@
-"""What the flows need of a tracking server and model registry, whoever provides it."""
+"""What the flows need of a tracking server and model registry, and the project's own database for lack of a server."""
 
+import contextlib
+import re
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from flows.core import locks
 from flows.core.lineage import Owner
-from flows.core.metrics import Metric
 from pvqae.core.errors import PvqaeError
 
 
@@ -17,6 +23,29 @@ class RegistryError(PvqaeError):
     def __init__(self, text: str, code: str = "") -> None:
         super().__init__(text)
         self.code = code
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named figure of a run."""
+
+    key: str
+    value: float
+    step: int = 0
+
+
+def as_metrics(figures: Mapping[str, Any], prefix: str = "") -> list[Metric]:
+    """Return every number below `figures` under its dotted key; null (no masks) and text are left out."""
+    found: dict[str, Metric] = {}
+    for key, value in figures.items():
+        name = prefix + re.sub(r"[^\w.\- ]", "_", str(key))  # what MLflow accepts in a key
+        if isinstance(value, list):
+            value = {str(index): item for index, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            found |= {item.key: item for item in as_metrics(value, f"{name}.")}
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = Metric(name, float(value))
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -36,7 +65,7 @@ class Promotion:
 
 
 class Registry(Protocol):
-    """What the flows need of MLflow; `registry.Mlflow` is the real one, `memory.Runs` the twin."""
+    """What the flows need of MLflow: `registry.Mlflow`, or `fakes.FakeRegistry` in tests."""
 
     def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str: ...
     def finish(self, run: str, status: str = "FINISHED") -> None: ...
@@ -63,3 +92,33 @@ class Registry(Protocol):
     def promotions(self, name: str) -> tuple[Promotion, ...]: ...
     def astray(self, name: str) -> str: ...
     def origin(self, name: str) -> tuple[str, str] | None: ...
+
+
+def own_database(root: Path) -> str:
+    """Make the project's own tracking database below `root`/.pvqae, migrated; return its address.
+
+    Several first touches of a fresh database at once break it, so it is migrated once, under a lock.
+    """
+    home = root / ".pvqae" / "mlflow"
+    uri, marker = f"sqlite:///{home / 'mlflow.db'}", home / f"migrated-{version('mlflow')}"
+    with locks.held(home / "migration.lock"):
+        if not marker.exists():
+            command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise PvqaeError(f"MLflow's database {home / 'mlflow.db'} can't be prepared:\n{done.stderr[-2000:]}")
+            marker.touch()
+    return uri
+
+
+def prepare_ahead(root: Path) -> None:
+    """Run `own_database` while something else starts, as the first time it takes seconds.
+
+    A caller that needs the database calls `own_database` all the same, waits, and hears of an error.
+    """
+
+    def work() -> None:
+        with contextlib.suppress(PvqaeError):
+            own_database(root)
+
+    threading.Thread(target=work, daemon=True).start()

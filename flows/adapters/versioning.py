@@ -46,7 +46,7 @@ class StageFailed(VersioningError):  # noqa: N818 - what happened, not a fault o
 
 
 class Versioning(Protocol):
-    """What the flows need of DVC; `Dvc` is the real one, `flows.adapters.fakes.Files` the twin."""
+    """What the flows need of DVC; `Dvc`, or `fakes.FakeVersioning` in tests."""
 
     def status(self) -> frozenset[str]: ...
     def repro(self, stage: str, on_line: OnLine = ignore) -> Outcome: ...

@@ -75,11 +75,11 @@ def registry(root: Path, strict: bool = True) -> Any:
 
 def notifier() -> Any:
     """Return the client that sends events to Prefect. Raises `ConfigError` without a server."""
-    from flows.adapters.notify import Http
+    from flows.adapters.prefect_client import HttpEvents
 
     if not (api := os.environ.get("PREFECT_API_URL", "")):
         raise ConfigError("PREFECT_API_URL: expected a Prefect server, found none; run: python -m flows services up")
-    return Http(api)
+    return HttpEvents(api)
 
 
 def _without_tracebacks(record: logging.LogRecord) -> bool:

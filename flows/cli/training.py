@@ -49,13 +49,13 @@ def _train(
 
 def _prepare_database(root: Path, params: str, overrides: list[str]) -> None:
     """Create the project's own tracking database, if runs go there, while everything else starts."""
-    from flows.adapters import servers
-    from flows.workspace import choices
+    from flows.adapters import tracking
+    from flows.workspace import workspace
 
     with contextlib.suppress(PvqaeError):  # the flow says it
-        setting = choices.choose(root, params, tuple(overrides)).params.flow.tracking_uri
+        setting = workspace.choose(root, params, tuple(overrides)).params.flow.tracking_uri
         if setting == "auto" and not os.environ.get("MLFLOW_TRACKING_URI"):
-            servers.prepare_ahead(root)
+            tracking.prepare_ahead(root)
 
 
 @app.command(

@@ -11,7 +11,7 @@ POLL = 0.2  # seconds
 
 
 @contextmanager
-def held(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[int]:
+def held(file: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[int]:
     """Hold `file`'s lock; yields its descriptor, for children to inherit: the lock then lasts as long as any of them.
 
     `waiting` is called once when another process holds it.
@@ -31,7 +31,7 @@ def _opened(file: Path) -> Iterator[int]:
         os.close(descriptor)  # not LOCK_UN, which would also unlock it for a child that still works
 
 
-def _acquire(descriptor: int, waiting: Callable[[], None]) -> None:
+def _acquire(descriptor: int, waiting: Callable[[], object]) -> None:
     told = False
     while True:
         try:

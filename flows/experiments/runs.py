@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from flows.adapters.tracking import Registry
-from flows.core.metrics import as_metrics
+from flows.adapters.tracking import Registry, as_metrics
 from flows.experiments import subjects
 from flows.experiments.bench_views import key_of, source_of
 from flows.experiments.catalogue import EXPERIMENTS, QUICK, QUICK_CLASSES, Experiment
@@ -19,7 +18,7 @@ from flows.experiments.measures import MEASURES, Figures, Task
 from flows.experiments.pieces import with_params
 from flows.experiments.subjects import KNOWN, Subject
 from flows.train.recording import ending
-from flows.workspace import choices
+from flows.workspace import workspace
 from pvqae.core import config, runtime
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import write_text
@@ -105,7 +104,7 @@ def source() -> str:
 def key(experiment: Experiment, planned: Planned) -> str:
     """Names a run: its params, class, measure, and the code. Two experiments that ask the same share the answer."""
     others = experiment.classes if experiment.measure == "priors" else ()
-    return key_of(choices.params_sha256(planned.params), planned.category, others, experiment.measure, source())
+    return key_of(workspace.params_sha256(planned.params), planned.category, others, experiment.measure, source())
 
 
 def conduct(
@@ -167,6 +166,6 @@ def _tracked(registry: Registry, name: str, parent: str | None, tags: dict[str, 
 def _record(registry: Registry, parent: str, planned: Planned, done: Done) -> None:
     tags = {"variant": planned.variant, "category": planned.category, "cached": str(done.kept).lower()}
     with _tracked(registry, _words(planned), parent, tags) as run:
-        registry.params(run, choices.flat(planned.params))
+        registry.params(run, workspace.flat_params(planned.params))
         values = {row or "figures": figures for row, figures in done.figures.items()}
         registry.metrics(run, as_metrics(values))

@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -68,11 +67,7 @@ def verdict_on(
     root = root.resolve()
     params = config.load(root / "params.yaml")
     registry, _ = open_registry(root, params.flow.tracking_uri)
-    with ExitStack() as stack:
-        lock = workspace.lock_file(root, dataset)
-        waiting = f"a flow works on {dataset}: waiting for its end"
-        held = stack.enter_context(locks.held(lock, waiting=lambda: print(waiting, flush=True)))
-        supervisor = stack.enter_context(Supervisor([held]))
+    with workspace.working_on(root, dataset) as supervisor:
         measure = measurer(root, dataset, category, params, supervisor)
         verdict = decide(registry, root, dataset, category, measure, params.gate, Asked(trigger, reason, override))
     show_in_prefect(lineage.model_name(dataset, category), verdict)

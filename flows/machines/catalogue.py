@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from flows.adapters import prefect_server, servers
+from flows.adapters import prefect_server
+from flows.adapters.probes import PostgresProbe, S3Probe
 from flows.machines import clients, postgres, weed, worker
 from flows.machines.place import HOST, Place, Secrets
 
@@ -35,31 +36,31 @@ class Service:
 
 
 def _postgres(place: Place, secrets: Secrets) -> Service:
-    port, password = place.settings.postgres_port, place.pgpass_file
+    server = PostgresProbe(place.settings.postgres_port, place.pgpass_file)
     return Service(
         name="postgres",
-        port=port,
+        port=place.settings.postgres_port,
         command=postgres.command(place),
         env=clients.clean(),
-        answers=lambda since: servers.postgres_answers(port, password),
+        answers=lambda since: server.answers(),
         prepare=lambda: postgres.prepare(place, secrets.postgres_password),
-        complete=lambda: servers.make_database(port, password, "mlflow"),
+        complete=lambda: server.make_database("mlflow"),
         cwd=Path("/"),
     )
 
 
 def _s3(place: Place, secrets: Secrets) -> Service:
     settings = place.settings
-    login = (clients.s3_endpoint(place), secrets.s3_key_id, secrets.s3_secret)
+    server = S3Probe(clients.s3_endpoint(place), secrets.s3_key_id, secrets.s3_secret)
     buckets = (settings.dvc_bucket, settings.mlflow_bucket, settings.landing_bucket)
     return Service(
         name="s3",
         port=settings.s3_port,
         command=weed.command(place),
         env=clients.clean() | weed.signing(secrets.s3_signing),
-        answers=lambda since: servers.s3_answers(*login),
+        answers=lambda since: server.answers(),
         prepare=lambda: place.data("s3").mkdir(parents=True, exist_ok=True),
-        complete=lambda: servers.make_buckets(*login, buckets),
+        complete=lambda: server.make_buckets(buckets),
         cwd=place.home,
     )
 

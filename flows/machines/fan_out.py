@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flows.adapters.pool import Pool, PoolError, State
+from flows.adapters.prefect_client import Pool, PoolError, State
 from flows.adapters.versioning import Handover, StageFailed
 from flows.core.processes import Cancelled
 from flows.machines.job_spec import Order

@@ -24,7 +24,7 @@ from flows.retrain.retrain_policy import ClassFacts, Decision, Facts
 from flows.train.recording import ending, experiment
 from flows.train.summary import Summary
 from flows.versions import promotions
-from flows.workspace import dead_runs
+from flows.workspace import workspace
 from flows.workspace.workspace import Workspace
 from pvqae.core.config import Params
 from pvqae.core.files import write_text
@@ -135,7 +135,7 @@ class recorded:  # noqa: N801 - reads as a word in `with`
             "arrived": "\n".join(found.taken.lines)[:LONGEST],
         }
         name = found.dataset
-        tags |= dead_runs.end(self._registry, self._space.root, experiment(self._space), "retrain")
+        tags |= workspace.end_dead_runs(self._registry, self._space.root, experiment(self._space), "retrain")
         self._run = self._registry.start(experiment(self._space), f"retrain {name}", tags=tags)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "decision.json"

@@ -16,15 +16,14 @@ from flows.adapters import git
 from flows.adapters.landing import Landing, Object
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc
-from flows.core import classes, lineage, locks
-from flows.core.processes import Supervisor
+from flows.core import classes, lineage
 from flows.retrain import admit, arrivals, arrivals_index, watch
 from flows.retrain.arrivals import Taken
 from flows.retrain.arrivals_ledger import Ledger, Places, release, write_lists
 from flows.retrain.facts import facts_of
 from flows.retrain.retrain_policy import Facts
 from flows.versions import promotions, shipping
-from flows.workspace import choices, workspace
+from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.config import Params
 from pvqae.core.errors import ConfigError, DataError, PvqaeError
@@ -101,7 +100,7 @@ def params_of(root: Path, dataset: str) -> str:
             f"--dataset {dataset}: expected a dataset that was trained here, found none; run "
             f"`python -m flows train --set data.name={shlex.quote(dataset)} ...` first, or give the same --set here"
         )
-    merged = config.load(saved).model_copy(update={key: getattr(own, key) for key in choices.NO_RESULT})
+    merged = config.load(saved).model_copy(update={key: getattr(own, key) for key in workspace.NO_RESULT})
     target = root / ".pvqae" / "arrivals" / dataset / "params.yaml"
     write_text(target, config.dump(merged))
     return str(target)
@@ -127,10 +126,7 @@ def with_dataset(
     """Hold the dataset's lock: take in what arrived and learn the facts of the decision."""
     name, layout, places = params.data.name, Layout(project, params.data.name), Places(project, params.data.name)
     with ExitStack() as stack:
-        lock = workspace.lock_file(project, name)
-        waiting = f"a flow works on {name}: waiting for its end"
-        held = stack.enter_context(locks.held(lock, waiting=lambda: say(waiting)))
-        dvc = Dvc(project, stack.enter_context(Supervisor([held])))
+        dvc = Dvc(project, stack.enter_context(workspace.working_on(project, name, say)))
         if dvc.data_hash(name) and not layout.raw.is_dir():  # first the version: nothing comes in where it is damaged
             dvc.checkout(name)
         categories = classes.wanted(params, layout.raw)

@@ -19,7 +19,7 @@ from flows.retrain.intake_steps import params_of, refuse_made, with_dataset
 from flows.retrain.retrain_policy import Decision, Facts, Trigger
 from flows.train.summary import Summary
 from flows.train.train import train
-from flows.workspace import choices
+from flows.workspace import workspace
 from flows.workspace.workspace import Workspace
 from pvqae.core.errors import PvqaeError
 
@@ -46,7 +46,7 @@ def retrain(
 
     # 1. What is asked for; one retraining per dataset at a time.
     params_file = params_file or params_of(project, dataset)
-    choice = choices.choose(project, params_file, overrides)
+    choice = workspace.choose(project, params_file, overrides)
     name = choice.params.data.name
     refuse_made(choice.params)
     tracking, _ = open_registry(project, choice.params.flow.tracking_uri)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flows.adapters import landing
 from flows.adapters.landing import Object, listed
-from flows.adapters.notify import Notifier
+from flows.adapters.prefect_client import Notifier
 from flows.retrain.arrivals_ledger import Ledger, Places
 from pvqae.core import config
 from pvqae.core.config import Params

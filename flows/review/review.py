@@ -22,7 +22,7 @@ from flows.review.apply import Applied, Applier
 from flows.review.session import Desk, Source
 from flows.versions import promotions
 from flows.versions.registration import sha256
-from flows.workspace import choices, workspace
+from flows.workspace import workspace
 from pvqae.core.config import Params
 from pvqae.core.errors import ConfigError, PvqaeError
 from pvqae.core.layout import Layout
@@ -37,7 +37,7 @@ class Busy(PvqaeError):  # noqa: N818 - what is the matter, no fault
 
 def params_for(project: Path, dataset: str) -> Params:
     """The dataset's params. Raises `ConfigError` for one that was never trained, or that a stage makes."""
-    params = choices.choose(project, params_of(project, dataset)).params
+    params = workspace.choose(project, params_of(project, dataset)).params
     refuse_made(params, "so no label can come into it", "python -m flows review --dataset parts")
     return params
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.adapters.notify import Notifier, Prefect
+from flows.adapters.prefect_client import Notifier, PrefectEvents
 from pvqae.core import config
 from pvqae.core.files import Sealed, write_text
 from pvqae.drift.drift_report import Report
@@ -48,7 +48,7 @@ def judge(
     write_text(scores / HISTORY, "".join(json.dumps(one) + "\n" for one in [*past, entry]))
     if report.verdict == "drift":
         payload = figures(report, facts["category"], model, version, since)
-        (notifier or Prefect()).emit(EVENT, f"pvqae.dataset.{facts['dataset']}", payload)
+        (notifier or PrefectEvents()).emit(EVENT, f"pvqae.dataset.{facts['dataset']}", payload)
     return Judged(report, since)
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.adapters import git, pool
+from flows.adapters import git
+from flows.adapters.prefect_client import PrefectPool
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Handover
 from flows.core.processes import Supervisor
@@ -12,8 +13,8 @@ from flows.machines.fan_out import FanOut, orders
 from flows.machines.job_spec import Chains
 from flows.train import stages
 from flows.versions import parents
-from flows.workspace import choices
-from flows.workspace.workspace import DVC_LOCK, Workspace
+from flows.workspace import workspace
+from flows.workspace.workspace import Workspace
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
 from pvqae.samples.classes import FROM_SCRATCH
@@ -51,7 +52,7 @@ def fan_out(
             "differ from it; commit first, or train here with flow.train_pool empty"
         )
     return FanOut(
-        pool.Prefect(name, DEPLOYMENT),
+        PrefectPool(name, DEPLOYMENT),
         versioning,
         orders(space.params.data.name, code.sha, lambda asked: files(space, graph, asked), started(registry, graph)),
         lambda: supervisor.cancelled,
@@ -60,11 +61,11 @@ def fan_out(
 
 def files(space: Workspace, graph: Mapping[str, Any], asked: Sequence[str]) -> dict[str, str]:
     """What a worker's workspace needs beside the commit, as it is now."""
-    lock = (space.path / DVC_LOCK).read_text("utf-8")
+    lock = (space.path / "dvc.lock").read_text("utf-8")
     texts = {
-        "params.yaml": config.dump(choices.without_root(space.params)),
+        "params.yaml": config.dump(workspace.without_root(space.params)),
         "data/classes.yaml": config.dump_yaml(job_spec.part_of_classes(graph, asked)),
-        DVC_LOCK: job_spec.part_of_lock(lock, job_spec.above(stages.class_stages(graph), asked)),
+        "dvc.lock": job_spec.part_of_lock(lock, job_spec.above(stages.class_stages(graph), asked)),
         FROM_SCRATCH: (space.path / FROM_SCRATCH).read_text("utf-8"),
     }
     if space.dvc_file.exists():

@@ -11,12 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from flows.adapters.tracking import Registry
-from flows.core import metrics
-from flows.core.metrics import Metric
+from flows.adapters.tracking import Metric, Registry, as_metrics
 from flows.train.stages import Done
 from flows.versions.registration import read_json
-from flows.workspace import choices
+from flows.workspace import workspace
 from flows.workspace.workspace import Workspace
 
 PERIOD = 1.0  # seconds between looks at a growing file
@@ -176,7 +174,7 @@ class Recorder:
         for member in self._members("networks", network):
             run = self.run(member, "train")
             self._registry.tag(run, {**tags, "network": network})
-            self._registry.params(run, choices.flat(self._space.params))
+            self._registry.params(run, workspace.flat_params(self._space.params))
 
     def _fitted(self, prior: str, tags: dict[str, str]) -> None:
         runs = [self.run(member, "prior") for member in self._members("priors", prior)]
@@ -188,12 +186,12 @@ class Recorder:
         run, card = self.run(category), self._space.layout.bundle(category) / "calibration.json"
         self._registry.artifact(run, card)
         chosen = {key: value for key, value in read_json(card).items() if key not in ("scores", "warnings")}
-        self._registry.metrics(run, metrics.as_metrics({"calibration": chosen}))
+        self._registry.metrics(run, as_metrics({"calibration": chosen}))
 
     def _evaluated(self, category: str, tags: dict[str, str]) -> None:
         run, folder = self.run(category, "evaluate"), self._space.layout.class_report(category)
         self._registry.tag(run, tags)
-        figures = metrics.as_metrics(read_json(folder / "metrics.json"))
+        figures = as_metrics(read_json(folder / "metrics.json"))
         self._registry.metrics(run, figures)
         self._registry.metrics(self.run(category), figures)  # the run that the model is logged under
         for name in ("metrics.json", "images.csv"):

@@ -9,13 +9,13 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.adapters import git
-from flows.adapters.tracking import Registry
+from flows.adapters.tracking import Registry, as_metrics
 from flows.adapters.versioning import Versioning
-from flows.core import environment, lineage, metrics
+from flows.core import environment, lineage
 from flows.train import summary
 from flows.train.recording import Recorder, ending, experiment
 from flows.versions.registration import Registered, Registrar, sha256
-from flows.workspace import choices, dead_runs, workspace
+from flows.workspace import workspace
 from flows.workspace.workspace import Workspace
 from pvqae.core import runtime
 from pvqae.core.errors import PvqaeError
@@ -45,9 +45,9 @@ def parent_run(tracking: Registry, space: Workspace, asked: Asked, quiet: bool) 
     """The run of the whole flow; the caller holds the dataset's lock. `quiet`: nothing changed, so there is nothing to
     measure or to tell twice."""
     tags = {"trigger": asked.trigger, "reason": asked.reason, "flow_run": asked.flow_run}
-    tags |= dead_runs.end(tracking, space.root, experiment(space), "train")
+    tags |= workspace.end_dead_runs(tracking, space.root, experiment(space), "train")
     run = tracking.start(experiment(space), f"train {space.params.data.name}", tags=tags)
-    tracking.params(run, choices.flat(space.params))
+    tracking.params(run, workspace.flat_params(space.params))
     try:
         if quiet:
             yield run
@@ -99,7 +99,7 @@ def lineage_of(space: Workspace, asked: Asked, git_sha: str, data_sha: str, data
         "manifest_sha256": sha256(space.layout.manifest),
         "data_hash": data_hash,
         "dvc_lock_sha256": sha256(space.path / "dvc.lock"),
-        "params_sha256": choices.params_sha256(space.params),
+        "params_sha256": workspace.params_sha256(space.params),
         "flow_run": asked.flow_run,
         "seed": str(space.params.seed),
         "environment": environment.fingerprint(),
@@ -133,7 +133,7 @@ def versions(
 def finish(tracking: Registry, run: str, space: Workspace, result: summary.Summary) -> None:
     """What came of the run, in MLflow and on Prefect's page."""
     tracking.tag(run, {"nothing_changed": str(result.nothing_changed).lower()})
-    tracking.metrics(run, metrics.as_metrics({"mean": result.figures["mean"]}))
+    tracking.metrics(run, as_metrics({"mean": result.figures["mean"]}))
     if not result.nothing_changed:
         tracking.dataset(run, space.params.data.name, sha256(space.layout.manifest), str(space.layout.manifest))
         for name, file in sources_of(space).items():

@@ -9,16 +9,15 @@ from prefect.runtime import flow_run
 from flows.adapters import git
 from flows.adapters.registry import open_registry
 from flows.adapters.versioning import Dvc
-from flows.core import classes, environment, locks, metrics
-from flows.core.processes import Supervisor
+from flows.core import classes, environment
 from flows.train import elsewhere, stages, steps
 from flows.train.recording import Recorder
 from flows.train.stages import Done
 from flows.train.summary import Summary
 from flows.versions import parents, promotions
 from flows.versions import versions as pages
-from flows.versions.registration import Registrar
-from flows.workspace import choices, workspace
+from flows.versions.registration import Registrar, read_json
+from flows.workspace import workspace
 from pvqae.core.errors import PvqaeError
 
 
@@ -41,13 +40,10 @@ def train(
     asked = steps.Asked(trigger, reason, flow_run.get_id() or "")
 
     # 1. What is asked for; one flow per dataset at a time; no process outlives the flow.
-    choice = choices.choose(project, params_file, overrides)
+    choice = workspace.choose(project, params_file, overrides)
     name, settings = choice.params.data.name, choice.params.flow
-    busy = f"another flow, or what is left of a killed one, works on {name}: waiting for its end"
     with ExitStack() as stack:
-        lock = workspace.lock_file(project, name)
-        held = stack.enter_context(locks.held(lock, waiting=lambda: log.warning(busy)))
-        supervisor = stack.enter_context(Supervisor([held]))
+        supervisor = stack.enter_context(workspace.working_on(project, name, log.warning))
 
         # 2. The workspace with the present code and the raw data in it.
         code = git.code(project)
@@ -105,7 +101,7 @@ def train(
         pages.publish(tracking, report, name, versions, space.params.data.source == "demo")
         summary = Summary(
             dataset=name,
-            figures=metrics.read(space.layout.reports / "metrics.json"),
+            figures=read_json(space.layout.reports / "metrics.json"),
             ran=tuple(item.stage for item in done if item.outcome == "ran"),
             restored=tuple(item.stage for item in done if item.outcome == "restored"),
             versions=versions,

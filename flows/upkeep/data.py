@@ -1,13 +1,11 @@
 """Bringing a dataset into the project."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from flows.adapters.intake import Link
 from flows.adapters.versioning import Dvc
-from flows.core import classes, locks
-from flows.core.processes import Supervisor
+from flows.core import classes
 from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
@@ -28,10 +26,8 @@ def add(root: Path, name: str, source_root: Path, source: str = "", link: Link =
         raise ConfigError(f"{name} is the name of a dataset that the project makes itself; choose another name")
     own = params.data.name == name
     told = _told(source_root.expanduser(), source or params.data.source * own, params.data.categories if own else ())
-    with ExitStack() as stack:
-        lock = workspace.lock_file(root, name)
-        held = stack.enter_context(locks.held(lock, waiting=lambda: print(f"waiting for the flow on {name}")))
-        dvc = Dvc(root, stack.enter_context(Supervisor([held])))
+    with workspace.working_on(root, name) as supervisor:
+        dvc = Dvc(root, supervisor)
         new = dvc.add_dataset(name, source_root.expanduser(), link)
         version = dvc.data_hash(name)
         if own:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from flows.adapters import git
-from flows.adapters.outside import Outside, Real
+from flows.adapters.probes import Probe, ServerProbe
 from flows.core import environment
 from pvqae.cli import checks, diagnosis
 from pvqae.cli.checks import Check
@@ -20,7 +20,7 @@ UP = "python -m flows services up"
 DOWN = "python -m flows services down"
 
 
-def examine(start: Path, outside: Outside | None = None, environ: Mapping[str, str] = os.environ) -> list[Check]:
+def examine(start: Path, outside: Probe | None = None, environ: Mapping[str, str] = os.environ) -> list[Check]:
     """Every check, in the order in which a person would repair them; stops at what all others need."""
     found = without_services(start, needed="flows")
     root = find_root(start)
@@ -28,7 +28,7 @@ def examine(start: Path, outside: Outside | None = None, environ: Mapping[str, s
         return found
     _, params = diagnosis.read_params(root)
     known, about = client_settings(root, environ)
-    seen, uri = outside or Real(), tracking_uri(root, params, known)
+    seen, uri = outside or ServerProbe(), tracking_uri(root, params, known)
     return [
         *found,
         *code(root),
@@ -72,7 +72,7 @@ def code(root: Path) -> list[Check]:
     ]
 
 
-def remote(root: Path, outside: Outside) -> Check:
+def remote(root: Path, outside: Probe) -> Check:
     """Where DVC pushes data and models at the end of a flow."""
     from flows.adapters import dvc_files
 
@@ -89,7 +89,7 @@ def remote(root: Path, outside: Outside) -> Check:
     return Check("DVC remote", "ok", environment.shown(section["url"]))
 
 
-def prefect(api: str, outside: Outside) -> Check:
+def prefect(api: str, outside: Probe) -> Check:
     if not api:
         return Check("Prefect", "ok", "no server set: each flow starts one of its own, and no schedule runs")
     if outside.answers(f"{api}/health"):
@@ -102,7 +102,7 @@ def prefect(api: str, outside: Outside) -> Check:
     )
 
 
-def pools(api: str, params: config.Params, outside: Outside) -> list[Check]:
+def pools(api: str, params: config.Params, outside: Probe) -> list[Check]:
     """The pool of schedules and triggers, and the one that trains classes elsewhere, each with a living worker."""
     if not api or not outside.answers(f"{api}/health"):
         return []
@@ -130,7 +130,7 @@ def _pool(name: str, found: Mapping[str, int], needed: bool) -> Check:
     return Check(title, "ok", f"{found[name]} living workers")
 
 
-def mlflow(uri: str, outside: Outside) -> Check:
+def mlflow(uri: str, outside: Probe) -> Check:
     if not uri.startswith("http"):
         return Check("MLflow", "ok", environment.shown(uri))
     if outside.answers(f"{uri}/health"):
@@ -138,7 +138,7 @@ def mlflow(uri: str, outside: Outside) -> Check:
     return Check("MLflow", "bad", f"nothing answers at {environment.shown(uri)}", f"{UP}, or {DOWN} to go on without")
 
 
-def champions(uri: str, outside: Outside) -> Check:
+def champions(uri: str, outside: Probe) -> Check:
     try:
         found = outside.champions(uri)
     except OSError as error:

@@ -1,22 +1,84 @@
-"""Where the stages of a run work: the project itself, or a checkout below .pvqae for other params or data."""
+"""Where the stages of a run work, and with which params: the project itself, or a checkout below .pvqae.
 
+A run with the project's own params works in the project; one with other params or another dataset in a workspace of
+its own, with the project's code.
+"""
+
+import hashlib
+import json
+import re
 import shlex
 import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from flows.adapters import dvc_files, git
-from flows.core import classes
-from flows.workspace import choices
+from flows.adapters.tracking import Registry
+from flows.core import classes, environment, locks
+from flows.core.processes import Supervisor
 from pvqae.core import config
 from pvqae.core.config import Params
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import write_text
 from pvqae.core.layout import Layout
 
-# Beside the code, what DVC reads before it reads dvc.yaml.
-SETTINGS = (".dvc/config", ".dvcignore", ".gitignore")
-DVC_LOCK = "dvc.lock"
+# Where and how fast a run happens, not what comes out of it.
+NO_RESULT = ("compute", "flow", "gate", "services", "landing", "retrain", "drift", "service")
+_say = partial(print, flush=True)
+_SETTINGS = (".dvc/config", ".dvcignore", ".gitignore")  # besides the code, what DVC reads before it reads dvc.yaml
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a run is asked to do. `own`: with the project's params.yaml as it stands, so in the project itself."""
+
+    params: Params
+    own: bool
+
+
+def choose(root: Path, params_file: str = "", overrides: tuple[str, ...] = ()) -> Choice:
+    """Read the params of a run. A new data.source without a data.name is another dataset, so it gets another name.
+
+    Raises `ConfigError` for a key or a value that `pvqae.core.config` does not know.
+    """
+    file = Path(params_file) if params_file else root / "params.yaml"
+    params = config.load(file, overrides)
+    keys = {item.partition("=")[0].strip() for item in overrides}
+    if "data.source" in keys and "data.name" not in keys:
+        name = params.data.source
+        if name == "folder" and (folder := params.data.root):  # plain folders: by the folder's own name
+            name = re.sub(r"[^a-z0-9_-]+", "-", Path(folder).resolve().name.lower()).strip("-_")[:100] or name
+        params = config.load(file, (*overrides, f"data.name={name}"))
+    return Choice(params, own=not overrides and file.resolve() == (root / "params.yaml").resolve())
+
+
+def without_root(params: Params) -> Params:
+    """Return the params as a workspace and a registered run keep them: without where the images came from."""
+    return params.model_copy(update={"data": params.data.model_copy(update={"root": ""})})
+
+
+def params_sha256(params: Params) -> str:
+    """Return the hash of all params that can change a result."""
+    values = {key: value for key, value in without_root(params).model_dump(mode="json").items() if key not in NO_RESULT}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def flat_params(params: Params) -> dict[str, str]:
+    """Return dotted keys and printed values, as MLflow wants them; addresses without name and password."""
+    values = without_root(params).model_dump(mode="json")
+
+    def at(key: str) -> object:
+        found: object = values
+        for part in key.split("."):
+            assert isinstance(found, dict)
+            found = found[part]
+        return found
+
+    return {key: environment.shown(json.dumps(at(key))) for key in config.known_keys()}
 
 
 @dataclass(frozen=True)
@@ -29,24 +91,35 @@ class Workspace:
 
     @property
     def layout(self) -> Layout:
+        """The files of the dataset in this workspace."""
         return Layout(self.path, self.params.data.name)
 
     @property
     def own(self) -> bool:
+        """Whether the stages run in the project itself."""
         return self.path == self.root
 
     @property
     def dvc_file(self) -> Path:
-        """Of the raw dataset; a dataset made on the spot has none."""
+        """The .dvc file of the raw dataset; a dataset made on the spot has none."""
         return self.layout.raw.parent / f"{self.params.data.name}.dvc"
 
 
 def lock_file(root: Path, dataset: str) -> Path:
+    """Return the file whose lock a flow holds while it works on the dataset."""
     return root / ".pvqae" / "locks" / f"{dataset}.lock"
 
 
-def prepare(root: Path, choice: choices.Choice) -> Workspace:
-    """The workspace of `choice`, with the project's present code and the effective params in it.
+@contextmanager
+def working_on(root: Path, dataset: str, say: Callable[[str], object] = _say) -> Iterator[Supervisor]:
+    """Hold the dataset's lock, and yield a supervisor whose commands inherit it; `say` is told of a wait, once."""
+    waiting = f"a flow, or what is left of a killed one, works on {dataset}: waiting for its end"
+    with locks.held(lock_file(root, dataset), lambda: say(waiting)) as held, Supervisor([held]) as supervisor:
+        yield supervisor
+
+
+def prepare(root: Path, choice: Choice) -> Workspace:
+    """Return the workspace of `choice`, with the project's present code and the effective params in it.
 
     The caller holds the dataset's lock. Raises `ConfigError` when the project has no commit to check out.
     """
@@ -56,12 +129,12 @@ def prepare(root: Path, choice: choices.Choice) -> Workspace:
     _check_out(space)
     _sync_code(space)
     dvc_files.share(root, space.path)
-    write_text(space.path / "params.yaml", config.dump(choices.without_root(choice.params)))
+    write_text(space.path / "params.yaml", config.dump(without_root(choice.params)))
     return space
 
 
 def bring_dvc_file(space: Workspace) -> bool:
-    """Copy the dataset's .dvc file from the project; returns whether the files themselves have to be checked out."""
+    """Copy the dataset's .dvc file from the project; return whether the files themselves have to be checked out."""
     source = space.root / space.dvc_file.relative_to(space.path)
     if space.own or not source.exists():
         return False
@@ -71,49 +144,45 @@ def bring_dvc_file(space: Workspace) -> bool:
 
 
 def publish_reports(space: Workspace) -> Path:
-    """Put the reports where people look, replaced whole; returns the project's folder of them."""
+    """Put the reports where people look, replaced whole; return the project's folder of them."""
     target = Layout(space.root, space.params.data.name).reports
     if space.own or not space.layout.reports.is_dir():
         return target
-    beside, old = (target.with_name(f".{target.name}.{side}") for side in ("new", "old"))
-    for leftover in (beside, old):
+    new, old = (target.with_name(f".{target.name}.{side}") for side in ("new", "old"))
+    for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    shutil.copytree(space.layout.reports, beside, copy_function=_copy_writable)
+    shutil.copytree(space.layout.reports, new, copy_function=_copy_writable)
     if target.exists():
         target.rename(old)
-    beside.rename(target)
+    new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def _copy_writable(source: str, target: str) -> None:
-    """DVC's files are read-only links into its cache; a copy for people is theirs to change."""
+    """Copy a file that DVC keeps as a read-only link into its cache; the copy is for people to change."""
     shutil.copyfile(source, target)
     Path(target).chmod(0o644)
 
 
 def _check_out(space: Workspace) -> None:
-    """The files of HEAD. Its dvc.lock outlives the refresh: it says what this workspace has made."""
+    """Put the files of HEAD there. A dvc.lock outlives the refresh: it says what this workspace has made."""
     head = git.commit_of(space.root, "HEAD")
     if not head:
         repair = f"cd {shlex.quote(str(space.root))} && git add -A . && git commit -m start"
         raise ConfigError(f"{space.root}: --set, --params and other datasets need a first commit; run: {repair}")
-    lock = space.path / DVC_LOCK
+    lock = space.path / dvc_files.LOCK
     made = lock.read_bytes() if lock.exists() else None
     git.check_out(space.root, space.path, head, again=False)
     if made is not None:
         lock.write_bytes(made)
-    elif _dataset_of(space.root) != space.params.data.name:
+    elif classes.read(space.root / "data" / "classes.yaml").get("dataset", "") != space.params.data.name:
         lock.unlink(missing_ok=True)  # another dataset's
 
 
-def _dataset_of(root: Path) -> str:
-    return str(classes.read(root / "data" / "classes.yaml").get("dataset", ""))
-
-
 def _sync_code(space: Workspace) -> None:
-    """The project's present code over that of the commit, so that what runs is what DVC hashes and the report says."""
-    wanted = [*git.code_files(space.root), *(name for name in SETTINGS if (space.root / name).is_file())]
+    """Put the project's present code over that of the commit: what runs is what DVC hashes and the report says."""
+    wanted = [*git.code_files(space.root), *(name for name in _SETTINGS if (space.root / name).is_file())]
     for name in set(git.code_files(space.path)) - set(wanted):
         (space.path / name).unlink()
     for name in wanted:
@@ -121,3 +190,17 @@ def _sync_code(space: Workspace) -> None:
         if not target.is_file() or target.read_bytes() != source.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+
+
+def end_dead_runs(registry: Registry, root: Path, experiment: str, flow: str) -> dict[str, str]:
+    """End the runs of `flow` (train, retrain) of the project at `root` that MLflow shows as running for ever.
+
+    Their flows were killed. To be called under the lock that flows of this kind exclude each other with: the dead one
+    held it, so none of them can be alive. Return the tags by which the next flow finds this one's.
+    """
+    file = root / ".pvqae" / "project"  # names this copy of the project, whatever the machine or container is called
+    if not file.exists():
+        write_text(file, uuid.uuid4().hex)
+    tags = {"pvqae.project": file.read_text("utf-8"), "pvqae.flow": flow}
+    registry.end_open(experiment, tags)
+    return tags

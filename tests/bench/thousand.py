@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.adapters import registry, servers
-from flows.adapters.tracking import Registry
+from flows.adapters import registry
+from flows.adapters.tracking import Registry, own_database
 from flows.core import classes, environment
 from flows.versions import promotions
 from pvqae.core import config
@@ -36,7 +36,7 @@ def thousand(size: Size) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         spaces = {count: space(root / str(count), count) for count in (few, many)}
-        tracking = registry.Mlflow(servers.prepare(root), root / "artifacts")
+        tracking = registry.Mlflow(own_database(root), root / "artifacts")
         return [
             row("classes.yaml written and read", spaces, listed),
             row("DVC's graph: `dvc status` of one stage", spaces, parsed),

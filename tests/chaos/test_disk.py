@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters.fakes import Files, Shelf
+from flows.adapters.fakes import FakeLanding, FakeVersioning
 from flows.core import lines
 from flows.retrain import admit, arrivals, arrivals_index
 from flows.retrain.arrivals_ledger import Ledger, Places
@@ -95,11 +95,11 @@ def test_the_intake_loses_and_doubles_nothing_on_a_disk_that_fills_up(tmp_path: 
 
 
 def intake(root: Path, contents: dict[str, bytes]) -> Callable[[], None]:
-    places, raw, dvc = Places(root, "nuts"), root / "data" / "raw" / "nuts", Files()
+    places, raw, dvc = Places(root, "nuts"), root / "data" / "raw" / "nuts", FakeVersioning()
 
     def run() -> None:
         raw.mkdir(parents=True, exist_ok=True)
-        area, ledger = Shelf(dict(contents)), Ledger(places.ledger)
+        area, ledger = FakeLanding(dict(contents)), Ledger(places.ledger)
         items, _ = arrivals.new_objects(area, ledger, ["nut"], ["nut"], 100)
         arrivals.Intake(area, places, ledger, arrivals_index.Index(), screen, PARAMS).take(items)
         admit.admit(places, raw, ledger, dvc, lambda message: "")

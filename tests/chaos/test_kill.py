@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters import servers
+from flows.adapters.tracking import own_database
 from flows.versions import promotions
 from tests.chaos import invariants, projects
 from tests.chaos.figures import Figure, record, size
@@ -115,7 +115,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project,
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A project whose registry has two versions of which the second is champion; nothing was trained."""
     project = projects.made(tmp_path_factory.mktemp("bare"))
-    servers.prepare(project.root)
+    own_database(project.root)
     registry = invariants.registry(project)
     run = registry.start("pvqae-tiles", "made")
     for number in "12":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters.fakes import Files
+from flows.adapters.fakes import FakeVersioning
 from flows.adapters.landing import Bucket, LandingError
 from flows.retrain import admit, arrivals, arrivals_index
 from flows.retrain.arrivals import Intake, Taken
@@ -40,7 +40,7 @@ class Plant:
     """A dataset that takes in what arrives in a bucket."""
 
     def __init__(self, root: Path, area: Bucket) -> None:
-        self.area, self.places, self.dvc = area, Places(root, "nuts"), Files()
+        self.area, self.places, self.dvc = area, Places(root, "nuts"), FakeVersioning()
         self.raw = root / "data" / "raw" / "nuts"
         self.raw.mkdir(parents=True)
 

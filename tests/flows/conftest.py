@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters.fakes import Runs
+from flows.adapters.fakes import FakeRegistry
 from flows.adapters.tracking import Registry
 from flows.core import environment
 
@@ -60,10 +60,10 @@ def prefect_server(_environment: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def _migrated(_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from flows.adapters import servers
+    from flows.adapters.tracking import own_database
 
     root = tmp_path_factory.mktemp("mlflow")
-    servers.prepare(root)
+    own_database(root)
     return root / ".pvqae" / "mlflow" / "mlflow.db"
 
 
@@ -127,8 +127,8 @@ def real(database: str, tmp_path: Path) -> Registry:
 
 
 @pytest.fixture
-def twin() -> Runs:
-    return Runs()
+def twin() -> FakeRegistry:
+    return FakeRegistry()
 
 
 @pytest.fixture(params=["real", "twin"])

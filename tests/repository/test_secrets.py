@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters.fakes import Runs
+from flows.adapters.fakes import FakeRegistry
 from flows.core import classes, environment
 from flows.train.recording import Recorder
 from flows.train.stages import Done
 from flows.train.summary import Summary
-from flows.workspace import choices
+from flows.workspace import workspace
 from flows.workspace.workspace import Workspace
 from pvqae.core import config
 from pvqae.core.files import write_text
@@ -72,13 +72,13 @@ def test_nothing_of_the_environment_is_recorded(tmp_path: Path, monkeypatch: pyt
     for name in SECRETS:
         monkeypatch.setenv(name, f"hush-{name}")
     params = config.parse({"flow": {"tracking_uri": "http://me:hush-uri@server:5000"}})
-    space, runs = Workspace(tmp_path, tmp_path, params), Runs()
+    space, runs = Workspace(tmp_path, tmp_path, params), FakeRegistry()
     for file in ("metrics.json", "images.csv"):
         write_text(space.layout.class_report("part") / file, "{}")
     write_text(space.layout.network("part") / "history.jsonl", "")
     write_text(space.layout.prior("part") / "history.jsonl", "")
     parent = runs.start("pvqae-x", "train x", tags={"environment": environment.fingerprint()})
-    runs.params(parent, choices.flat(params))
+    runs.params(parent, workspace.flat_params(params))
     with Recorder(runs, parent, space, classes.classes(params, ["part"])) as recorder:
         for stage in ("train@part", "prior@part", "evaluate@part"):
             with recorder.during(stage):
@@ -86,7 +86,7 @@ def test_nothing_of_the_environment_is_recorded(tmp_path: Path, monkeypatch: pyt
             recorder.after(Done(stage, "ran"))
     address = environment.shown(params.flow.tracking_uri)
     summary = Summary("x", {"classes": {}, "mean": {}}, (), (), (), (), tmp_path, address, parent)
-    recorded = [repr(vars(runs)), json.dumps(choices.flat(params)), repr(summary), environment.fingerprint()]
+    recorded = [repr(vars(runs)), json.dumps(workspace.flat_params(params)), repr(summary), environment.fingerprint()]
     recorded += [path.read_text("utf-8") for path in tmp_path.rglob("*") if path.is_file()]
     assert not [text for text in recorded if "hush" in text]
     assert "http://server:5000" in recorded[1]

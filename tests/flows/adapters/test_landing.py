@@ -16,7 +16,7 @@ from typing import Any
 import boto3
 import pytest
 
-from flows.adapters.fakes import Shelf
+from flows.adapters.fakes import FakeLanding
 from flows.adapters.landing import Bucket, Folder, Landing, LandingError, Object, open_landing
 from flows.machines import weed
 from flows.machines.place import Place
@@ -125,8 +125,8 @@ def folder(tmp_path: Path) -> Folder:
 
 
 @pytest.fixture
-def shelf() -> Shelf:
-    return Shelf(dict(CONTENT))
+def shelf() -> FakeLanding:
+    return FakeLanding(dict(CONTENT))
 
 
 @pytest.fixture(params=["bucket", "folder", "shelf"])

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from flows.adapters.notify import Prefect
+from flows.adapters.prefect_client import PrefectEvents
 
 
 def events(name: str) -> list[dict[str, Any]]:
@@ -18,7 +18,7 @@ def events(name: str) -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.filterwarnings("default")  # of Prefect's own client
 def test_an_event_reaches_the_server() -> None:
-    Prefect().emit("pvqae.drift.detected", "pvqae.dataset.parts", {"class": "a", "ks": {"brightness": 0.6}})
+    PrefectEvents().emit("pvqae.drift.detected", "pvqae.dataset.parts", {"class": "a", "ks": {"brightness": 0.6}})
     deadline = time.monotonic() + 60
     while not (found := events("pvqae.drift.detected")):
         assert time.monotonic() < deadline

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from flows.adapters.fakes import Runs
+from flows.adapters.fakes import FakeRegistry
 from flows.adapters.registry import _address_as_the_user
-from flows.adapters.tracking import Promotion, Registry
+from flows.adapters.tracking import Metric, Promotion, Registry
 from flows.core import lineage
 from flows.core.lineage import Owner
-from flows.core.metrics import Metric
 from flows.versions import promotions
 from pvqae.core import files
 from pvqae.core.errors import IntegrityError, PvqaeError
@@ -56,7 +55,7 @@ def test_aliases_move_with_an_entry_each_and_the_log_only_grows(registry: Regist
 
 
 def status(registry: Registry, run: str) -> str:
-    if isinstance(registry, Runs):
+    if isinstance(registry, FakeRegistry):
         return registry.runs[run].status
     found: str = MlflowClient().get_run(run).info.status
     return found
@@ -101,7 +100,7 @@ def test_what_the_registry_does_not_have_is_said_by_name(real: Registry, tmp_pat
         real.download("pvqae-x-part", "7", tmp_path / "out")
 
 
-def test_twin_gives_back_the_files_that_it_was_given(twin: Runs, tmp_path: Path) -> None:
+def test_twin_gives_back_the_files_that_it_was_given(twin: FakeRegistry, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "weights.safetensors").write_bytes(b"weights")
     run = twin.start("pvqae-x", "part")

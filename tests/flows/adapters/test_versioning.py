@@ -10,7 +10,7 @@ import pytest
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
 from flows.adapters import dvc_command, dvc_files, intake
-from flows.adapters.fakes import Files
+from flows.adapters.fakes import FakeVersioning
 from flows.adapters.versioning import Dvc, StageFailed, Versioning, VersioningError
 from flows.core import locks
 from flows.core.processes import Supervisor
@@ -24,8 +24,8 @@ def real(project: Path) -> Iterator[Dvc]:
 
 
 @pytest.fixture
-def twin() -> Files:
-    return Files(changed={"manifest", "train@one", "train@two"})
+def twin() -> FakeVersioning:
+    return FakeVersioning(changed={"manifest", "train@one", "train@two"})
 
 
 @pytest.fixture(params=["real", "twin"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.adapters.fakes import Runs
+from flows.adapters.fakes import FakeRegistry
 from flows.adapters.tracking import Promotion, Registry
 from flows.core import lineage
 from flows.gate import promote
@@ -33,7 +33,7 @@ def _no_mlflow_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from flows.adapters.registry import Mlflow
 
     monkeypatch.setattr(Mlflow, "download", lambda self, name, version, out: _copied(tmp_path, version, out))
-    monkeypatch.setattr(Runs, "download", lambda self, name, version, out: _copied(tmp_path, version, out))
+    monkeypatch.setattr(FakeRegistry, "download", lambda self, name, version, out: _copied(tmp_path, version, out))
 
 
 def _copied(tmp_path: Path, version: str, out: Path) -> Path:

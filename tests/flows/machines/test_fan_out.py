@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from flows.adapters.pool import Fake, PoolError, State
+from flows.adapters.fakes import FakePool
+from flows.adapters.prefect_client import PoolError, State
 from flows.adapters.versioning import StageFailed
 from flows.core.processes import Cancelled
 from flows.machines.fan_out import FanOut, orders
@@ -26,13 +27,13 @@ class Remote:
         self.fetched += 1
 
 
-def fan_out(pool: Fake, remote: Remote, stopped: Sequence[bool] = (False,), patience: float = 60) -> FanOut:
+def fan_out(pool: FakePool, remote: Remote, stopped: Sequence[bool] = (False,), patience: float = 60) -> FanOut:
     looks = iter([*stopped, *([stopped[-1]] * 100)])
     return FanOut(pool, remote, ORDER, lambda: next(looks), poll=0, patience=patience)
 
 
 def test_inputs_go_out_once_and_results_come_back_each_time() -> None:
-    pool, remote, said = Fake(), Remote(), list[str]()
+    pool, remote, said = FakePool(), Remote(), list[str]()
     away = fan_out(pool, remote)
     away.work(["train@a"], said.append)
     away.work(["train@b"], said.append)
@@ -60,21 +61,21 @@ def test_an_order_names_the_parents_of_its_own_networks_only() -> None:
 def test_a_failure_has_the_worker_s_words_and_is_tried_again_only_if_that_helps(state: State, repeatable: bool) -> None:
     remote = Remote()
     with pytest.raises(StageFailed, match="train@a") as caught:
-        fan_out(Fake([State("running"), state]), remote).work(["train@a"], print)
+        fan_out(FakePool([State("running"), state]), remote).work(["train@a"], print)
     assert caught.value.repeatable is repeatable
     assert state.message in str(caught.value)
     assert remote.fetched == 0
 
 
 def test_the_end_of_the_flow_calls_the_run_off() -> None:
-    pool = Fake([State("running")])
+    pool = FakePool([State("running")])
     with pytest.raises(Cancelled):
         fan_out(pool, Remote(), [False, False, True]).work(["train@a"], print)
     assert pool.cancelled == ["run-1"]
 
 
 def test_without_any_living_worker_waiting_ends_and_says_what_to_start() -> None:
-    pool = Fake([State("waiting")], online=0)
+    pool = FakePool([State("waiting")], online=0)
     with pytest.raises(PoolError, match="python -m flows worker"):
         fan_out(pool, Remote(), patience=0).work(["train@a"], print)
     assert pool.cancelled == ["run-1"]

@@ -123,7 +123,7 @@ def test_a_leader_that_may_not_be_looked_at_is_known_by_its_start(
 ) -> None:
     started = service_processes.start(place, "one", (sys.executable, "-c", PATIENT), clients.clean(), place.root)
     with monkeypatch.context() as patch:
-        patch.setattr(service_processes, "_carries", lambda process, mark: None)
+        patch.setattr(service_processes, "has_mark", lambda process, key, value: None)
         assert service_processes.leader(place, "one") == started
         assert started in service_processes.members(place, "one")
         for other in (f"{started.pid} {started.create_time() - 60}", f"{started.pid}"):  # a pid that came round again
@@ -283,7 +283,7 @@ def test_the_lock_of_a_dead_server_is_removed_and_that_of_a_living_one_stays(tmp
 POSTGRES = """
 import sys
 from pathlib import Path
-from flows.adapters import servers
+from flows.adapters.probes import PostgresProbe
 from flows.machines import catalogue, control, service_status as look
 from flows.machines.place import Place
 from pvqae.core.config import Services
@@ -293,7 +293,7 @@ catalogue.ENDINGS = ((("postgres",), 5.0),)
 settings = control.on_free_ports(Services(timeout=60))
 for _ in range(2):  # the second time on the data of the first
     control.up(root, settings)
-    servers.make_database(settings.postgres_port, Place(root, settings).pgpass_file, "again")
+    PostgresProbe(settings.postgres_port, Place(root, settings).pgpass_file).make_database("again")
     print([found.health for found in look.status(root, settings)])
     control.down(root, settings)
 """

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from flows.adapters import git
-from flows.adapters.fakes import Files, Shelf
+from flows.adapters.fakes import FakeLanding, FakeVersioning
 from flows.adapters.landing import Folder, LandingError, Object
 from flows.adapters.versioning import Dvc
 from flows.core.processes import Supervisor
@@ -69,8 +69,8 @@ class World:
     """One dataset, its landing area and its versions."""
 
     root: Path
-    shelf: Shelf = field(default_factory=Shelf)
-    dvc: Files = field(default_factory=Files)
+    shelf: FakeLanding = field(default_factory=FakeLanding)
+    dvc: FakeVersioning = field(default_factory=FakeVersioning)
     commits: list[str] = field(default_factory=list)
 
     @property
@@ -111,7 +111,7 @@ class World:
         return self.arrived(), entries, held, bad, self.dvc.data_hash("nuts")
 
 
-class _Seeing(Files):
+class _Seeing(FakeVersioning):
     """The twin of DVC, that looks at the files when it makes a version."""
 
     def __init__(self, world: World) -> None:
@@ -393,7 +393,7 @@ def test_a_death_at_any_line_neither_loses_nor_doubles(tmp_path: Path, monkeypat
 
     def fresh(name: str) -> World:
         shutil.copytree(template.root, tmp_path / name)
-        return World(tmp_path / name, Shelf(content))
+        return World(tmp_path / name, FakeLanding(content))
 
     undisturbed = fresh("whole")
     reached = traced(undisturbed.run, None)

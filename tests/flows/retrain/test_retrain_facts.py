@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters.fakes import Files, Runs
+from flows.adapters.fakes import FakeRegistry, FakeVersioning
 from flows.adapters.tracking import Promotion
 from flows.retrain.arrivals import Taken
 from flows.retrain.arrivals_ledger import Entry, Ledger, Places
@@ -14,7 +14,7 @@ from flows.retrain.facts import age_days, facts_of
 from flows.retrain.intake_steps import Champions, limit, params_of, refuse_made, would_take
 from flows.retrain.retrain_policy import ClassFacts, Facts
 from flows.retrain.watch import shore
-from flows.workspace import choices
+from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
 from pvqae.datasets import sources
@@ -33,7 +33,7 @@ def move(version: str, alias: str, when: str = "2026-01-01T00:00:00.000000Z") ->
     return Promotion(when, "me", alias, "none", version, "initial", (), "run")
 
 
-def facts(root: Path, registry: Runs, dvc: Files, taken: Taken | None = None) -> ClassFacts:
+def facts(root: Path, registry: FakeRegistry, dvc: FakeVersioning, taken: Taken | None = None) -> ClassFacts:
     found = sources.scan("folder", root / "data" / "raw" / "nuts")
     places = Places(root, "nuts")
     asked = Facts("manual", "", "", ())
@@ -41,31 +41,31 @@ def facts(root: Path, registry: Runs, dvc: Files, taken: Taken | None = None) ->
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> tuple[Path, Runs, Files]:
+def world(tmp_path: Path) -> tuple[Path, FakeRegistry, FakeVersioning]:
     """Version 1 is champion and saw two images; since then three came, of which one belongs to the gate."""
-    raw, registry = tmp_path / "data" / "raw" / "nuts", Runs()
+    raw, registry = tmp_path / "data" / "raw" / "nuts", FakeRegistry()
     names = ("arrived/nut/good/a-1.png", "arrived/nut/good/b-2.png", "arrived/nut/gate/c-3.png")
     touch(raw, "nut/good/1.png", "nut/good/2.png", "nut/dent/3.png", *names)
     registry.register(MODEL, "run", "models:/m", {"data_hash": "old.dir"})
     registry.promote(MODEL, "champion", move("1", "champion"))
     seen = frozenset({"nut/good/1.png", "nut/good/2.png", "nut/dent/3.png"})
-    return tmp_path, registry, Files(hashes={"nuts": "new.dir"}, listings={"old.dir": seen})
+    return tmp_path, registry, FakeVersioning(hashes={"nuts": "new.dir"}, listings={"old.dir": seen})
 
 
-def test_new_normals_are_those_that_the_champion_has_not_seen(world: tuple[Path, Runs, Files]) -> None:
+def test_new_normals_are_those_that_the_champion_has_not_seen(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     found = facts(*world)
     assert (found.category, found.champion, found.new_normals) == ("nut", "1", 2)
     assert (found.trained, found.judged) == ("", False)
 
 
-def test_a_champion_of_forgotten_data_is_said_to_be_unknown(world: tuple[Path, Runs, Files]) -> None:
+def test_a_champion_of_forgotten_data_is_said_to_be_unknown(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     root, registry, dvc = world
     dvc.listings.clear()
     assert facts(root, registry, dvc).new_normals is None
-    assert facts(root, Runs(), dvc) == ClassFacts("nut", "", None, None)
+    assert facts(root, FakeRegistry(), dvc) == ClassFacts("nut", "", None, None)
 
 
-def test_a_version_of_this_data_counts_when_it_has_a_name(world: tuple[Path, Runs, Files]) -> None:
+def test_a_version_of_this_data_counts_when_it_has_a_name(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     root, registry, dvc = world
     registry.register(MODEL, "run", "models:/n", {"data_hash": "new.dir"})
     assert facts(root, registry, dvc).trained == ""  # killed before its alias: training completes it
@@ -76,12 +76,12 @@ def test_a_version_of_this_data_counts_when_it_has_a_name(world: tuple[Path, Run
     assert facts(root, registry, dvc, Taken(waiting={"nut, a dry run": 5})).trained == ""  # new images: other data
 
 
-def test_a_dry_run_counts_what_it_has_not_looked_at(world: tuple[Path, Runs, Files]) -> None:
+def test_a_dry_run_counts_what_it_has_not_looked_at(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     root, registry, dvc = world
     assert facts(root, registry, dvc, Taken(waiting={"nut, a dry run": 5})).new_normals == 7
 
 
-def test_held_images_are_counted_while_they_are_there(world: tuple[Path, Runs, Files]) -> None:
+def test_held_images_are_counted_while_they_are_there(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     root, registry, dvc = world
     places = Places(root, "nuts")
     entry = Entry("nut/x.png", "e", 1, "review", "odd", "nut", "0" * 64, "x-0.png", "good")
@@ -92,7 +92,7 @@ def test_held_images_are_counted_while_they_are_there(world: tuple[Path, Runs, F
 
 
 def test_age_counts_from_the_first_alias() -> None:
-    registry, now = Runs(), datetime.datetime(2026, 1, 11, tzinfo=datetime.UTC)
+    registry, now = FakeRegistry(), datetime.datetime(2026, 1, 11, tzinfo=datetime.UTC)
     registry.register(MODEL, "run", "model", {})
     registry.promote(MODEL, "challenger", move("1", "challenger"))
     registry.promote(MODEL, "champion", move("1", "champion", "2026-01-09T00:00:00.000000Z"))
@@ -121,10 +121,10 @@ def test_the_params_of_a_trained_dataset_keep_the_projects_present_services(tmp_
     saved.write_text("data: {name: nuts, source: folder}\ntrain: {steps: 7}\nlanding: {url: then}\n", "utf-8")
     found = config.load(params_of(tmp_path, "nuts"))
     assert (found.data.name, found.train.steps, found.landing.url) == ("nuts", 7, "s3://now/here")
-    assert choices.params_sha256(found) == choices.params_sha256(config.load(saved))
+    assert workspace.params_sha256(found) == workspace.params_sha256(config.load(saved))
 
 
-def test_a_dry_run_only_looks(world: tuple[Path, Runs, Files]) -> None:
+def test_a_dry_run_only_looks(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     root, registry, _ = world
     touch(root / "shore", "nut/1.png", "nut/2.png", "bolt/1.png")
     params = config.parse({"data": {"name": "nuts", "source": "folder"}, "landing": {"url": "shore"}})
@@ -137,9 +137,11 @@ def test_a_dry_run_only_looks(world: tuple[Path, Runs, Files]) -> None:
     assert shore(root, PARAMS) is None
 
 
-def test_a_class_without_a_champion_waits_untouched(world: tuple[Path, Runs, Files]) -> None:
+def test_a_class_without_a_champion_waits_untouched(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     root, _, _ = world
     touch(root / "shore", "nut/1.png")
     params = config.parse({"data": {"name": "nuts", "source": "folder"}, "landing": {"url": "shore"}})
-    taken = would_take(root, params, Ledger(root / "ledger"), ["nut"], Champions(Runs(), "nuts", root / "b", 0.25))
+    taken = would_take(
+        root, params, Ledger(root / "ledger"), ["nut"], Champions(FakeRegistry(), "nuts", root / "b", 0.25)
+    )
     assert taken.waiting == {"nut has no champion yet: run `python -m flows train` first": 1}

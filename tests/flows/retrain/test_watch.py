@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters.notify import Kept
+from flows.adapters.fakes import FakeNotifier
 from flows.retrain import watch
 from flows.retrain.arrivals_ledger import Entry, Ledger, Places
 from flows.retrain.watch import EVENT, Watcher, datasets
@@ -37,8 +37,8 @@ def land(project: Path, name: str, content: str = "image", dataset: str = "parts
     file.write_text(content)
 
 
-def watcher(project: Path) -> tuple[Watcher, Kept, list[str]]:
-    kept, said = Kept(), list[str]()
+def watcher(project: Path) -> tuple[Watcher, FakeNotifier, list[str]]:
+    kept, said = FakeNotifier(), list[str]()
     return Watcher(project, kept, said.append), kept, said
 
 
@@ -99,7 +99,7 @@ def test_a_landing_area_that_is_away_is_said_once_and_found_again(project: Path)
 
 
 def test_an_event_that_could_not_be_sent_is_sent_again(project: Path) -> None:
-    class Away(Kept):
+    class Away(FakeNotifier):
         ill = True
 
         def emit(self, event: str, resource: str, payload: object) -> None:

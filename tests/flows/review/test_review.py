@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.adapters.fakes import Files
+from flows.adapters.fakes import FakeVersioning
 from flows.retrain import admit, arrivals_index, labels
 from flows.retrain.arrivals_ledger import Entry, Ledger, Places
 from flows.retrain.labels import Label, Log
@@ -49,7 +49,7 @@ class World:
     """The dataset `nuts` of one class, two held images, and a scored folder."""
 
     root: Path
-    dvc: Files = field(default_factory=Files)
+    dvc: FakeVersioning = field(default_factory=FakeVersioning)
     commits: list[str] = field(default_factory=list)
 
     @property

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters.fakes import Runs, Shelf
-from flows.adapters.notify import Kept
+from flows.adapters.fakes import FakeLanding, FakeNotifier, FakeRegistry
 from flows.serving import drift, score
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
@@ -16,8 +15,8 @@ from pvqae.serving.batch_source import Files
 
 
 @pytest.fixture
-def registry() -> Runs:
-    runs = Runs()
+def registry() -> FakeRegistry:
+    runs = FakeRegistry()
     run = runs.start("e", "r")
     for _ in range(2):
         runs.register("pvqae-parts-a_1", run, "models:/m", {})
@@ -28,18 +27,18 @@ def registry() -> Runs:
 @pytest.mark.parametrize(
     ("name", "version"), [("pvqae-parts-a_1", "2"), ("pvqae-parts-a_1@champion", "2"), ("pvqae-parts-a_1@1", "1")]
 )
-def test_a_name_means_a_version(registry: Runs, name: str, version: str) -> None:
+def test_a_name_means_a_version(registry: FakeRegistry, name: str, version: str) -> None:
     assert score.parse(name, registry) == ("pvqae-parts-a_1", version)
 
 
 @pytest.mark.parametrize("name", ["parts", "pvqae-parts-a_1@", "pvqae-parts-a_1@challenger", "pvqae-other-x"])
-def test_other_names_are_refused(registry: Runs, name: str) -> None:
+def test_other_names_are_refused(registry: FakeRegistry, name: str) -> None:
     with pytest.raises(ConfigError, match="pvqae-"):
         score.parse(name, registry)
 
 
 def test_a_bucket_gives_its_images_and_names_their_content(tmp_path: Path) -> None:
-    shelf = Shelf({"a/1.png": b"one", "a/2.PNG": b"two", "a/notes.txt": b"x", "a/.3.png": b"y"})
+    shelf = FakeLanding({"a/1.png": b"one", "a/2.PNG": b"two", "a/notes.txt": b"x", "a/.3.png": b"y"})
     source = score.Bucket(shelf, "s3://bucket/prefix")
     items = list(source.items())
     assert [item.path for item in items] == ["s3://bucket/prefix/a/1.png", "s3://bucket/prefix/a/2.PNG"]
@@ -70,13 +69,13 @@ def bundle(tmp_path: Path) -> Sealed:
     return Sealed(tmp_path / "bundle", "", {"config.json": json.dumps({"dataset": "parts", "category": "a"}).encode()})
 
 
-def judge(bundle: Sealed, kept: Kept, found: Report, monkeypatch: pytest.MonkeyPatch) -> drift.Judged:
+def judge(bundle: Sealed, kept: FakeNotifier, found: Report, monkeypatch: pytest.MonkeyPatch) -> drift.Judged:
     monkeypatch.setattr(batch_cli, "judge", lambda *_: found)
     return drift.judge(bundle, bundle.folder.parent, config.Drift(), "pvqae-parts-a", "3", kept)
 
 
 def test_drift_sends_one_event_with_figures(bundle: Sealed, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Kept()
+    kept = FakeNotifier()
     assert judge(bundle, kept, report("drift"), monkeypatch).exit_code == 3
     ((event, resource, payload),) = kept.events
     assert (event, resource) == ("pvqae.drift.detected", "pvqae.dataset.parts")
@@ -89,7 +88,7 @@ def test_drift_sends_one_event_with_figures(bundle: Sealed, monkeypatch: pytest.
 
 @pytest.mark.parametrize(("verdict", "code"), [("none", 0), ("insufficient", 4)])
 def test_no_drift_sends_nothing(bundle: Sealed, verdict: Verdict, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Kept()
+    kept = FakeNotifier()
     assert judge(bundle, kept, report(verdict), monkeypatch).exit_code == code
     assert kept.events == []
 
@@ -102,6 +101,6 @@ def test_since_is_that_of_the_unbroken_drift(bundle: Sealed, monkeypatch: pytest
         ("insufficient", ""),
         ("drift", "2026-01-05"),
     ]
-    since = [judge(bundle, Kept(), report(v, day), monkeypatch).since for v, day in days]  # type: ignore[arg-type]
+    since = [judge(bundle, FakeNotifier(), report(v, day), monkeypatch).since for v, day in days]  # type: ignore[arg-type]
     assert since == ["2026-01-01", "", "2026-01-03", "", "2026-01-03"]
     assert len(drift.history(bundle.folder.parent)) == 5

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from flows.adapters.fakes import Runs
+from flows.adapters.fakes import FakeRegistry
 from flows.adapters.registry import RegistryError
 from flows.serving.serve import Follower
 from pvqae.core import config
@@ -25,7 +25,7 @@ MODEL = "pvqae-tiny-sheet"
 
 
 @dataclass
-class Registry(Runs):
+class Registry(FakeRegistry):
     """The twin, and what it does when it is down."""
 
     down: bool = False

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.core.metrics import Metric, flatten
+from flows.adapters.tracking import Metric, as_metrics
 from flows.train.recording import Tail, curves
 
 
@@ -50,10 +50,11 @@ def test_rows_arrive_while_the_stage_runs_but_not_those_of_another_one(tmp_path:
 
 @given(st.dictionaries(st.text(min_size=1), st.none() | st.booleans() | st.text() | st.floats(allow_nan=False)))
 def test_only_numbers_get_through_under_names_that_mlflow_takes(figures: dict[str, object]) -> None:
-    flat = flatten(figures)
+    flat = {item.key: item.value for item in as_metrics(figures)}
     assert len(flat) <= sum(isinstance(value, float) for value in figures.values())
     assert all(character.isalnum() or character in "_.- " for key in flat for character in key)
 
 
 def test_nested_figures_get_dotted_names() -> None:
-    assert flatten({"kinds": {"a/b": {"n": 3}}, "shares": [0.5, None]}) == {"kinds.a_b.n": 3.0, "shares.0": 0.5}
+    found = as_metrics({"kinds": {"a/b": {"n": 3}}, "shares": [0.5, None]})
+    assert found == [Metric("kinds.a_b.n", 3.0), Metric("shares.0", 0.5)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.adapters.fakes import Run, Runs
+from flows.adapters.fakes import FakeRegistry, FakeRun
 from flows.core import classes
 from flows.train.recording import Recorder
 from flows.train.stages import Done
@@ -39,7 +39,7 @@ def graph(space: Workspace) -> dict[str, Any]:
     return classes.classes(space.params, ["a", "b"])
 
 
-def record(runs: Runs, space: Workspace, graph: dict[str, Any], *done: Done) -> dict[tuple[str, ...], Run]:
+def record(runs: FakeRegistry, space: Workspace, graph: dict[str, Any], *done: Done) -> dict[tuple[str, ...], FakeRun]:
     """Runs by their path below the parent."""
     parent = runs.start("pvqae-x", "train x")
     with Recorder(runs, parent, space, graph) as recorder:
@@ -48,14 +48,16 @@ def record(runs: Runs, space: Workspace, graph: dict[str, Any], *done: Done) -> 
                 pass
             recorder.after(item)
 
-    def path(run: Run) -> tuple[str, ...]:
+    def path(run: FakeRun) -> tuple[str, ...]:
         return () if run.parent is None else (*path(runs.runs[run.parent]), run.name)
 
     return {path(run): run for run in runs.runs.values()}
 
 
 def test_each_class_has_its_own_runs_also_of_a_shared_network(space: Workspace, graph: dict[str, Any]) -> None:
-    tree = record(Runs(), space, graph, Done("train@all", "ran"), Done("prior@a", "ran"), Done("evaluate@a", "ran"))
+    tree = record(
+        FakeRegistry(), space, graph, Done("train@all", "ran"), Done("prior@a", "ran"), Done("evaluate@a", "ran")
+    )
     assert set(tree) == {(), ("a",), ("b",), ("a", "train"), ("b", "train"), ("a", "prior"), ("a", "evaluate")}
     for name in ("a", "b"):
         run = tree[name, "train"]
@@ -65,7 +67,7 @@ def test_each_class_has_its_own_runs_also_of_a_shared_network(space: Workspace, 
 
 
 def test_null_figures_are_left_out(space: Workspace, graph: dict[str, Any]) -> None:
-    tree = record(Runs(), space, graph, Done("evaluate@a", "ran"))
+    tree = record(FakeRegistry(), space, graph, Done("evaluate@a", "ran"))
     assert [point.key for point in tree["a", "evaluate"].metrics] == ["image_auroc"]
     assert tree["a", "evaluate"].artifacts == ["metrics.json", "images.csv"]
 
@@ -74,7 +76,7 @@ def test_null_figures_are_left_out(space: Workspace, graph: dict[str, Any]) -> N
 def test_curves_of_cached_stages_say_that_they_are(
     space: Workspace, graph: dict[str, Any], outcome: Any, cached: str
 ) -> None:
-    run = record(Runs(), space, graph, Done("train@all", outcome))["a", "train"]
+    run = record(FakeRegistry(), space, graph, Done("train@all", outcome))["a", "train"]
     assert run.tags["cached"] == cached
     assert len(run.metrics) == 1
 
@@ -83,7 +85,7 @@ def test_curves_of_cached_stages_say_that_they_are(
 def test_open_runs_end_as_the_flow_does(
     space: Workspace, graph: dict[str, Any], error: type[BaseException], status: str
 ) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     recorder = Recorder(runs, runs.start("pvqae-x", "train x"), space, graph)
     recorder.run("a", "train")
     recorder.__exit__(error, error(), None)
@@ -91,7 +93,7 @@ def test_open_runs_end_as_the_flow_does(
 
 
 def test_a_class_that_an_earlier_flow_made_is_recorded_once(space: Workspace, graph: dict[str, Any]) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     with Recorder(runs, runs.start("pvqae-x", "train x"), space, graph) as recorder:
         recorder.complete("a")
         recorder.complete("a")

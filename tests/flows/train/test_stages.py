@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 from prefect import flow
 
-from flows.adapters.fakes import Files
+from flows.adapters.fakes import FakeVersioning
 from flows.core import classes
 from flows.core.processes import Supervisor
 from flows.train import stages
@@ -51,7 +51,7 @@ def test_a_class_waits_for_its_own_network_and_prior_only() -> None:
     assert stages.first_stages(SHARED)["manifest"] == ("demo@x",)
 
 
-def run(files: Files, retries: int = 0) -> list[Done]:
+def run(files: FakeVersioning, retries: int = 0) -> list[Done]:
     @flow(name="test")
     def work() -> list[Done]:
         with Supervisor() as supervisor:
@@ -63,7 +63,7 @@ def run(files: Files, retries: int = 0) -> list[Done]:
 
 @pytest.mark.usefixtures("prefect_server")
 def test_only_changed_stages_and_those_after_them_are_looked_at() -> None:
-    files = Files(changed={"calibrate@b"})
+    files = FakeVersioning(changed={"calibrate@b"})
     done = {item.stage: item.outcome for item in run(files)}
     assert [stage for stage, outcome in done.items() if outcome == "ran"] == ["calibrate@b"]
     assert files.asked == ["calibrate@b", "evaluate@b"]  # the report's needs did not change: DVC is not even asked
@@ -72,7 +72,7 @@ def test_only_changed_stages_and_those_after_them_are_looked_at() -> None:
 
 @pytest.mark.usefixtures("prefect_server")
 def test_one_failed_class_is_named_and_the_other_goes_on() -> None:
-    files = Files(changed={"train@a", "train@b", "evaluate@b"}, failing={"train@a": 2})
+    files = FakeVersioning(changed={"train@a", "train@b", "evaluate@b"}, failing={"train@a": 2})
     with pytest.raises(PvqaeError, match="stage train@a failed"):
         run(files, retries=1)
     assert files.ran == ["train@b", "evaluate@b"]
@@ -81,7 +81,7 @@ def test_one_failed_class_is_named_and_the_other_goes_on() -> None:
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_crashed_stage_is_tried_again() -> None:
-    files = Files(changed={"train@a"}, failing={"train@a": -9})
+    files = FakeVersioning(changed={"train@a"}, failing={"train@a": -9})
     with pytest.raises(PvqaeError, match=r"exit -9"):
         run(files, retries=1)
     assert files.asked.count("train@a") == 2

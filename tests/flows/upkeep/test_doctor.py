@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from flows.adapters import dvc_files
-from flows.adapters.outside import Real, Twin
+from flows.adapters.fakes import FakeProbe
+from flows.adapters.probes import ServerProbe
 from flows.core import environment
 from flows.upkeep import doctor
 from pvqae.cli.checks import Check
@@ -21,7 +22,7 @@ from tests.flows.conftest import commit
 
 API, MLFLOW = "http://prefect:4200/api", "http://mlflow:5000"
 SERVERS = {"PREFECT_API_URL": API, "MLFLOW_TRACKING_URI": MLFLOW}
-WELL = Twin(up=(API, MLFLOW), known_pools={"pvqae": 1}, known_champions={"pvqae-demo-brick": "3"})
+WELL = FakeProbe(up=(API, MLFLOW), known_pools={"pvqae": 1}, known_champions={"pvqae-demo-brick": "3"})
 
 
 def of(checks: list[Check], name: str) -> Check:
@@ -36,7 +37,7 @@ def test_a_project_whose_servers_answer(project: Path) -> None:
 
 
 def test_servers_that_are_down(project: Path) -> None:
-    found = doctor.examine(project, Twin(wrong="no such bucket"), SERVERS)
+    found = doctor.examine(project, FakeProbe(wrong="no such bucket"), SERVERS)
     for name in ("Prefect", "MLflow", "DVC remote"):
         assert of(found, name).state == "bad"
         assert "python -m flows services up" in of(found, name).repair
@@ -45,7 +46,7 @@ def test_servers_that_are_down(project: Path) -> None:
 
 
 def test_no_server_at_all_is_well(project: Path) -> None:
-    found = doctor.examine(project, Twin(), {})
+    found = doctor.examine(project, FakeProbe(), {})
     assert of(found, "Prefect").state == of(found, "MLflow").state == "ok"
     assert of(found, "MLflow").found == f"sqlite:///{project / '.pvqae/mlflow/mlflow.db'}"
     assert (of(found, "champions").state, of(found, "champions").repair) == ("warn", "make run")
@@ -53,7 +54,7 @@ def test_no_server_at_all_is_well(project: Path) -> None:
 
 def test_a_training_pool_without_a_worker_is_bad_and_a_schedules_pool_a_warning() -> None:
     params = config.Params(flow=config.Flow(train_pool="gpus"))
-    found = doctor.pools(API, params, Twin(up=(API,), known_pools={"gpus": 0}))
+    found = doctor.pools(API, params, FakeProbe(up=(API,), known_pools={"gpus": 0}))
     assert [(item.name, item.state) for item in found] == [("work pool pvqae", "warn"), ("work pool gpus", "bad")]
     assert found[0].repair == "prefect work-pool create --type process pvqae"
     assert found[1].repair == "python -m flows worker --pool gpus"
@@ -72,7 +73,7 @@ def test_services_that_should_run_but_do_not(project: Path) -> None:
     file = environment.services_file(project)
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"PREFECT_API_URL": API}), "utf-8")
-    found = doctor.examine(project, Twin(), {})
+    found = doctor.examine(project, FakeProbe(), {})
     assert of(found, "Prefect").state == "bad"
     assert of(found, "services").state == "bad"
     assert "postgres stopped" in of(found, "services").found
@@ -83,22 +84,22 @@ def test_services_that_should_run_but_do_not(project: Path) -> None:
 def test_the_default_remote_and_a_remote_that_is_a_file(project: Path) -> None:
     section = dvc_files.default_remote(project)
     assert section == {"url": str(project / ".pvqae" / "remote")}
-    assert Real().trouble(section) == ""
+    assert ServerProbe().trouble(section) == ""
     Path(section["url"]).parent.mkdir(exist_ok=True)
     Path(section["url"]).touch()
-    assert doctor.remote(project, Real()).state == "bad"
+    assert doctor.remote(project, ServerProbe()).state == "bad"
     (project / ".dvc" / "config").write_text("", "utf-8")
-    assert doctor.remote(project, Real()).state == "warn"
+    assert doctor.remote(project, ServerProbe()).state == "warn"
 
 
 def test_passwords_in_addresses_are_not_shown() -> None:
     uri = "http://me:secret@mlflow:5000"
-    assert "secret" not in str(doctor.mlflow(uri, Twin())) + str(doctor.mlflow(uri, Twin(up=(uri,))))
+    assert "secret" not in str(doctor.mlflow(uri, FakeProbe())) + str(doctor.mlflow(uri, FakeProbe(up=(uri,))))
 
 
 def test_champions_of_a_database(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
-    assert Real().champions(f"sqlite:///{file}") == {}
+    assert ServerProbe().champions(f"sqlite:///{file}") == {}
     with sqlite3.connect(file) as database:
         database.execute("create table registered_model_aliases (name text, alias text, version integer)")
         database.execute("create table registered_models (name text)")
@@ -106,11 +107,11 @@ def test_champions_of_a_database(tmp_path: Path) -> None:
         rows = [("pvqae-a-b", "champion", 2), ("pvqae-a-b", "challenger", 3), ("other", "champion", 1)]
         database.executemany("insert into registered_model_aliases values (?, ?, ?)", rows)
     database.close()
-    assert Real().champions(f"sqlite:///{file}") == {"pvqae-a-b": "2", "pvqae-a-c": ""}
-    found = doctor.champions(f"sqlite:///{file}", Real())
+    assert ServerProbe().champions(f"sqlite:///{file}") == {"pvqae-a-b": "2", "pvqae-a-c": ""}
+    found = doctor.champions(f"sqlite:///{file}", ServerProbe())
     assert (found.state, found.found) == ("warn", "pvqae-a-b version 2, pvqae-a-c has none")
     file.write_bytes(b"no database")
-    assert doctor.champions(f"sqlite:///{file}", Real()).state == "warn"
+    assert doctor.champions(f"sqlite:///{file}", ServerProbe()).state == "warn"
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -154,7 +155,7 @@ def server() -> Iterator[str]:
 
 
 def test_the_real_look_at_servers(server: str) -> None:
-    look = Real()
+    look = ServerProbe()
     assert look.answers(f"{server}/health")
     assert look.pools(f"{server}/api") == {"pvqae": 1}
     assert look.champions(server) == {"pvqae-a-b": "4"}
@@ -165,7 +166,7 @@ def test_the_real_look_at_servers(server: str) -> None:
 
 def test_a_pools_name_is_quoted_where_it_is_printed() -> None:
     params = config.Params(flow=config.Flow(train_pool="big $GPU's"))
-    (_, lacking) = doctor.pools(API, params, Twin(up=(API,), known_pools={"pvqae": 1}))
+    (_, lacking) = doctor.pools(API, params, FakeProbe(up=(API,), known_pools={"pvqae": 1}))
     assert shlex.split(lacking.repair)[-1] == "big $GPU's"
-    (_, idle) = doctor.pools(API, params, Twin(up=(API,), known_pools={"pvqae": 1, "big $GPU's": 0}))
+    (_, idle) = doctor.pools(API, params, FakeProbe(up=(API,), known_pools={"pvqae": 1, "big $GPU's": 0}))
     assert shlex.split(idle.repair)[-1] == "big $GPU's"

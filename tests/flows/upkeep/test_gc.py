@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.adapters import git
-from flows.adapters.fakes import Runs
+from flows.adapters.fakes import FakeRegistry
 from flows.cli import main
 from flows.core import locks
 from flows.upkeep import gc, gc_data
@@ -49,7 +49,7 @@ def lock(*hashes: str) -> str:
     return yaml.safe_dump({"schema": "2.0", "stages": {"train@a": {"cmd": "x", "outs": outs}}})
 
 
-def collect(root: Path, registry: Runs, confirm: Callable[[gc.Plan], bool] = lambda plan: True) -> gc.Plan:
+def collect(root: Path, registry: FakeRegistry, confirm: Callable[[gc.Plan], bool] = lambda plan: True) -> gc.Plan:
     return gc.collect(root, registry, 14, confirm)[0]
 
 
@@ -72,7 +72,7 @@ def many(project: Path) -> Path:
 
 def test_old_leftovers_go_and_nothing_else(many: Path) -> None:
     before = {path for path in many.rglob("*") if path.is_file()}
-    plan = collect(many, Runs())
+    plan = collect(many, FakeRegistry())
     gone = {path.relative_to(many).as_posix() for path in before if not path.exists()}
     assert gone == {
         ".pvqae/work/demo/network-a/old/full/checkpoint.safetensors",
@@ -81,19 +81,21 @@ def test_old_leftovers_go_and_nothing_else(many: Path) -> None:
         "models/demo/a/.old.part/weights",
     }
     assert sum(item.size for item in plan.items) == len(gone)
-    assert not collect(many, Runs()).items
+    assert not collect(many, FakeRegistry()).items
 
 
 def test_nothing_goes_without_a_yes(many: Path) -> None:
     before = sorted(many.rglob("*"))
-    plan = collect(many, Runs(), lambda plan: False)
+    plan = collect(many, FakeRegistry(), lambda plan: False)
     assert len(plan.items) == 4
     assert {item.path for item in plan.items} <= set(before)
     assert [path for path in sorted(many.rglob("*")) if path.suffix != ".lock"] == before
 
 
 def test_a_version_with_an_alias_keeps_its_copy(many: Path) -> None:
-    registry = Runs(versions={"pvqae-demo-a": [{"data_sha": "none"}]}, aliases={("pvqae-demo-a", "champion"): "1"})
+    registry = FakeRegistry(
+        versions={"pvqae-demo-a": [{"data_sha": "none"}]}, aliases={("pvqae-demo-a", "champion"): "1"}
+    )
     collect(many, registry)
     assert (many / ".pvqae" / "bundles" / "pvqae-demo-a-1").exists()
 
@@ -101,7 +103,7 @@ def test_a_version_with_an_alias_keeps_its_copy(many: Path) -> None:
 def test_what_a_flow_works_on_is_left(many: Path) -> None:
     cached(many, 7)
     with locks.held(many / ".pvqae" / "locks" / "demo.lock"):
-        plan = collect(many, Runs())
+        plan = collect(many, FakeRegistry())
     assert "left alone, a flow holds demo.lock" in plan.busy
     assert (many / ".pvqae" / "work" / "demo" / "network-a" / "old").exists()
     assert (many / "models" / "demo" / "a" / ".old.part").exists()
@@ -118,7 +120,7 @@ def test_no_flow_starts_while_files_go(many: Path) -> None:
             assert not free
         return True
 
-    collect(many, Runs(), confirm)
+    collect(many, FakeRegistry(), confirm)
 
 
 def test_the_cache_keeps_what_versions_branches_and_work_trees_need(project: Path) -> None:
@@ -131,7 +133,7 @@ def test_the_cache_keeps_what_versions_branches_and_work_trees_need(project: Pat
     (project / "one").unlink()
     (project / "dvc.lock").write_text(lock(here))
     run = write(project / ".dvc" / "cache" / "runs" / "ab" / "abc" / "def", lock(spare))
-    registry = Runs(versions={"pvqae-demo-a": [{"data_sha": first}]})
+    registry = FakeRegistry(versions={"pvqae-demo-a": [{"data_sha": first}]})
     collect(project, registry)
     assert objects(project) == {1, 2, 3, 4, 5, 9}
     assert not run.exists()
@@ -144,7 +146,7 @@ def test_data_of_a_users_branch_stays(project: Path) -> None:
     git.git(project, "branch", "other")
     git.git(project, "rm", "-q", "data/raw/parts.dvc")
     commit(project)
-    collect(project, Runs())
+    collect(project, FakeRegistry())
     assert objects(project) == {1}
 
 
@@ -154,7 +156,7 @@ def test_a_cache_that_others_use_is_left_alone(project: Path, tmp_path: Path, le
     cached(tmp_path / "others", 2)
     with (project / ".dvc" / level).open("a") as settings:
         settings.write(f"[cache]\n    dir = {tmp_path / 'others' / '.dvc' / 'cache'}\n")
-    plan = collect(project, Runs())
+    plan = collect(project, FakeRegistry())
     assert any("is not this project's alone" in line for line in plan.lines)
     assert objects(tmp_path / "others") == {2}
 
@@ -164,7 +166,7 @@ def test_a_damaged_dvc_file_lets_nothing_go(project: Path, damage: str) -> None:
     cached(project, 1)
     write(project / "data" / "raw" / "parts.dvc", damage)
     with pytest.raises(PvqaeError, match=r"parts\.dvc(:| was cut)"):
-        collect(project, Runs())
+        collect(project, FakeRegistry())
     assert objects(project) == {1}
 
 
@@ -172,7 +174,7 @@ def test_a_file_that_cannot_be_read_lets_nothing_go(project: Path) -> None:
     cached(project, 1)
     (project / "dvc.lock").write_text("stages: [")
     with pytest.raises(PvqaeError, match=r"dvc.lock: expected a lock file"):
-        collect(project, Runs())
+        collect(project, FakeRegistry())
     assert objects(project) == {1}
     assert gc_data.HASH.fullmatch("0" * 32)
 
@@ -183,7 +185,7 @@ def test_a_workspace_goes_with_its_worktree_unless_its_dataset_has_versions(proj
         git.git(project, "worktree", "add", "--quiet", "--detach", str(space), "HEAD")
         for path in (space, *space.rglob("*")):
             os.utime(path, (OLD, OLD))
-    collect(project, Runs(versions={"pvqae-kept-a": [{"data_sha": "none"}]}))
+    collect(project, FakeRegistry(versions={"pvqae-kept-a": [{"data_sha": "none"}]}))
     assert [path.name for path in (project / ".pvqae" / "runs").iterdir()] == ["kept"]
     assert git.git(project, "worktree", "list").count("\n") == 1
 
@@ -191,7 +193,7 @@ def test_a_workspace_goes_with_its_worktree_unless_its_dataset_has_versions(proj
 def test_facts_of_other_code_go(project: Path) -> None:
     cache = project / ".pvqae" / "cache"
     mine, other = write(inspection.file(cache)), write(cache / "facts-0123456789abcdef.sqlite")
-    collect(project, Runs())
+    collect(project, FakeRegistry())
     assert mine.exists()
     assert not other.exists()
 
@@ -201,7 +203,7 @@ def test_the_command_removes_only_when_told(
     many: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], gone: bool
 ) -> None:
     monkeypatch.chdir(many)
-    monkeypatch.setattr("flows.cli.machines.registry", lambda root, strict: Runs())
+    monkeypatch.setattr("flows.cli.machines.registry", lambda root, strict: FakeRegistry())
     monkeypatch.setattr("flows.cli.machines.project", lambda: many)
     result = CliRunner().invoke(main.app, ["gc", *words])
     assert result.exit_code == 0, result.output

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from flows.adapters import dvc_files, git
-from flows.adapters.outside import Twin
+from flows.adapters.fakes import FakeProbe
 from flows.adapters.versioning import Dvc
 from flows.core import classes, environment
 from flows.core.processes import Supervisor
 from flows.upkeep import data, doctor
-from flows.workspace import choices, workspace
+from flows.workspace import workspace
 from pvqae.cli import diagnosis
 from pvqae.cli.diagnosis import git as repository_check
 from pvqae.core import config, files
@@ -219,11 +219,11 @@ def with_dvc(act: Callable[[Dvc], object]) -> Callable[[Path], object]:
     return meets
 
 
-PARTS = choices.Choice(config.parse({"data": {"name": "parts", "source": "folder"}}), False)
+PARTS = workspace.Choice(config.parse({"data": {"name": "parts", "source": "folder"}}), False)
 
 
 def remote(root: Path) -> object:
-    return [found for found in [doctor.remote(root, Twin())] if found.state == "bad"]
+    return [found for found in [doctor.remote(root, FakeProbe())] if found.state == "bad"]
 
 
 def needed(root: Path) -> object:
@@ -253,7 +253,7 @@ ROWS = [
     Row(changed_code, doctor.code, after("→ ")),
     Row(no_dvc, remote, after("→ ")),
     Row(no_dvc_in_a_subfolder, remote, after("→ ")),
-    Row(no_remote, lambda root: doctor.remote(root, Twin()), after("→ ")),
+    Row(no_remote, lambda root: doctor.remote(root, FakeProbe()), after("→ ")),
     Row(bad_params, lambda root: diagnosis.read_params(root)[0], after("state: ")),
     Row(conflict, data_hash, after("e.g. ")),
     Row(conflict, data_hash, after("becomes a version: ")),

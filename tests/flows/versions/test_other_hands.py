@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from flows.adapters.outside import Real
+from flows.adapters.probes import ServerProbe
 from flows.adapters.registry import Mlflow
 from flows.adapters.tracking import RegistryError
 from flows.cli import use
@@ -157,7 +157,7 @@ COMMANDS: dict[str, Callable[[Place], object]] = {
     "verify": lambda p: shipping.fetch(p.registry, MODEL, "2", p.root / "verified"),
     "review": lambda p: review.champions(p.root, p.registry, DATASET),
     "gc": lambda p: list(gc._versions(p.registry)),
-    "doctor": lambda p: Real().champions(p.uri),
+    "doctor": lambda p: ServerProbe().champions(p.uri),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.adapters.fakes import Runs
+from flows.adapters.fakes import FakeRegistry
 from flows.core import classes
 from flows.versions import parents
 from flows.versions.registration import bundle_sha256
@@ -44,9 +44,9 @@ def graph(space: Workspace, names: tuple[str, ...] = ("a", "b"), network: str = 
 
 
 @pytest.fixture
-def runs(space: Workspace) -> Runs:
+def runs(space: Workspace) -> FakeRegistry:
     """A registry whose champion of a is that bundle, exported with its backbone."""
-    found, exported = Runs(), space.path / "exported"
+    found, exported = FakeRegistry(), space.path / "exported"
     run = found.start("x", "a")
     exported.mkdir()
     for file in space.layout.bundle("a").iterdir():
@@ -64,7 +64,7 @@ def parent_of(content: dict[str, Any], network: str) -> str:
     return str(content["networks"][network]["parent"])
 
 
-def test_the_champion_and_its_folds_become_the_parent(space: Workspace, runs: Runs) -> None:
+def test_the_champion_and_its_folds_become_the_parent(space: Workspace, runs: FakeRegistry) -> None:
     found = parents.place(space, runs, graph(space), warm=True)
     folder = space.path / "data" / "parents" / "a"
     assert parent_of(found, "a") == "data/parents/a"
@@ -76,31 +76,31 @@ def test_the_champion_and_its_folds_become_the_parent(space: Workspace, runs: Ru
     assert found["classes"] == graph(space)["classes"]
 
 
-def test_the_same_champion_is_the_same_parent(space: Workspace, runs: Runs) -> None:
+def test_the_same_champion_is_the_same_parent(space: Workspace, runs: FakeRegistry) -> None:
     parents.place(space, runs, graph(space), warm=True)
     before = {p: p.read_bytes() for p in (space.path / "data" / "parents").rglob("*") if p.is_file()}
     parents.place(space, runs, graph(space), warm=True)
     assert {p: p.read_bytes() for p in (space.path / "data" / "parents").rglob("*") if p.is_file()} == before
 
 
-def test_without_warm_nothing_is_left(space: Workspace, runs: Runs) -> None:
+def test_without_warm_nothing_is_left(space: Workspace, runs: FakeRegistry) -> None:
     parents.place(space, runs, graph(space), warm=True)
     found = parents.place(space, runs, graph(space), warm=False)
     assert found == graph(space)
     assert [p.name for p in (space.path / "data" / "parents").iterdir()] == ["none"]
 
 
-def test_a_shared_network_goes_on_from_the_first_class_with_a_champion(space: Workspace, runs: Runs) -> None:
+def test_a_shared_network_goes_on_from_the_first_class_with_a_champion(space: Workspace, runs: FakeRegistry) -> None:
     found = parents.place(space, runs, graph(space, ("0", "a", "b"), "shared"), warm=True)
     assert parent_of(found, "all") == "data/parents/all"
 
 
-def test_a_champion_of_which_nothing_was_kept_is_no_parent(space: Workspace, runs: Runs) -> None:
+def test_a_champion_of_which_nothing_was_kept_is_no_parent(space: Workspace, runs: FakeRegistry) -> None:
     runs.folders.clear()
     assert parent_of(parents.place(space, runs, graph(space), warm=True), "a") == "data/parents/none"
 
 
-def test_a_champion_that_is_not_what_was_registered_is_refused(space: Workspace, runs: Runs) -> None:
+def test_a_champion_that_is_not_what_was_registered_is_refused(space: Workspace, runs: FakeRegistry) -> None:
     (model,) = runs.bundles
     runs.bundles[model]["weights.safetensors"] += b" "
     with pytest.raises(IntegrityError, match="weights"):
@@ -110,7 +110,7 @@ def test_a_champion_that_is_not_what_was_registered_is_refused(space: Workspace,
         parents.place(space, runs, graph(space), warm=True)
 
 
-def test_a_consistent_but_other_bundle_is_refused(space: Workspace, runs: Runs) -> None:
+def test_a_consistent_but_other_bundle_is_refused(space: Workspace, runs: FakeRegistry) -> None:
     runs.versions[MODEL][0]["bundle_sha256"] = "0" * 64
     with pytest.raises(IntegrityError, match="expected the bundle 000"):
         parents.place(space, runs, graph(space), warm=True)
@@ -123,7 +123,7 @@ def test_the_lineage_says_what_a_network_started_from(space: Workspace) -> None:
     assert parents.sha256_of(space, "a") == "12ab"
 
 
-def test_a_versions_own_parent_can_be_put_back(space: Workspace, runs: Runs, tmp_path: Path) -> None:
+def test_a_versions_own_parent_can_be_put_back(space: Workspace, runs: FakeRegistry, tmp_path: Path) -> None:
     sha256 = runs.version_tags(MODEL, "1")["bundle_sha256"]
     runs.register(MODEL, "run", "model", {"parent_bundle_sha256": sha256})
     runs.register(MODEL, "run", "model", {"parent_bundle_sha256": "f" * 64})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters.fakes import Runs
+from flows.adapters.fakes import FakeRegistry
 from flows.core import lineage
 from flows.versions import registration, shipping
 from flows.versions.registration import Registrar
@@ -54,7 +54,7 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 def registrar(
     space: Workspace,
-    runs: Runs,
+    runs: FakeRegistry,
     difference: float = 0.0,
     uncommitted: tuple[str, ...] = (),
     shared: dict[str, str] = SHARED,
@@ -63,12 +63,12 @@ def registrar(
     return Registrar(runs, Fresh(difference), space, made_from, uncommitted, lambda: 3)  # type: ignore[arg-type]
 
 
-def started(runs: Runs) -> str:
+def started(runs: FakeRegistry) -> str:
     return runs.start("pvqae-x", "part")
 
 
 def test_a_first_version_is_champion_with_full_lineage_and_an_entry(space: Workspace) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     found = registrar(space, runs).register("part", started(runs))
     assert (found.version, found.new, found.alias) == ("1", True, "champion")
     tags = runs.version_tags(MODEL, "1")
@@ -80,7 +80,7 @@ def test_a_first_version_is_champion_with_full_lineage_and_an_entry(space: Works
 
 
 def test_a_later_version_is_challenger_and_names_its_parent(space: Workspace) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     registrar(space, runs).register("part", started(runs))
     (space.layout.bundle("part") / "SHA256SUMS").write_text("others")
     assert registrar(space, runs).existing("part") is None
@@ -91,7 +91,7 @@ def test_a_later_version_is_challenger_and_names_its_parent(space: Workspace) ->
 
 
 def test_an_equal_bundle_on_an_equal_manifest_is_the_same_version(space: Workspace) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     registrar(space, runs).register("part", started(runs))
     found = registrar(space, runs).existing("part")
     assert found is not None
@@ -102,7 +102,7 @@ def test_an_equal_bundle_on_an_equal_manifest_is_the_same_version(space: Workspa
 
 @pytest.mark.parametrize("logged", [False, True])
 def test_a_kill_before_the_alias_moved_is_made_good_by_the_next_run(space: Workspace, logged: bool) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     registrar(space, runs).register("part", started(runs))
     runs.aliases.clear()
     if not logged:
@@ -114,7 +114,7 @@ def test_a_kill_before_the_alias_moved_is_made_good_by_the_next_run(space: Works
 
 
 def test_uncommitted_code_is_no_version(space: Workspace) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     run = started(runs)
     found = registrar(space, runs, uncommitted=("pvqae/a.py",)).register("part", run)
     assert found.version == ""
@@ -124,20 +124,20 @@ def test_uncommitted_code_is_no_version(space: Workspace) -> None:
 
 
 def test_scores_that_change_on_reload_are_no_version(space: Workspace) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     assert registrar(space, runs, difference=0.1).register("part", started(runs)).version == ""
     assert runs.versions == {}
 
 
 def test_incomplete_lineage_is_no_version(space: Workspace) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     found = registrar(space, runs, shared=SHARED | {"git_sha": ""}).register("part", started(runs))
     assert found.version == ""
     assert "git_sha" in found.reasons[0]
 
 
 def test_parity_is_asked_of_the_exported_bundle_with_as_many_threads_as_the_evaluation(space: Workspace) -> None:
-    runs, fresh = Runs(), Fresh(0.0)
+    runs, fresh = FakeRegistry(), Fresh(0.0)
     made_from = SHARED | {"manifest_sha256": "m"}
     Registrar(runs, fresh, space, made_from, (), lambda: 3).register("part", started(runs))  # type: ignore[arg-type]
     assert fresh.command[:4] == [sys.executable, "-m", "pvqae.cli.main", "parity"]
@@ -158,7 +158,7 @@ def test_a_first_version_that_finds_none_of_its_own_defects_waits(
     space: Workspace, synthetic: dict[str, object], alias: str
 ) -> None:
     (space.layout.bundle("part") / "calibration.json").write_text(json.dumps({"synthetic": synthetic}))
-    runs = Runs()
+    runs = FakeRegistry()
     found = registrar(space, runs).register("part", started(runs))
     assert (found.alias, runs.alias("pvqae-x-part", "champion") is not None) == (alias, alias == "champion")
     assert ("synthetic defects" in "; ".join(found.reasons)) == (alias == "challenger")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from flows.adapters.fakes import Runs
+from flows.adapters.fakes import FakeRegistry
 from flows.core import environment
 from flows.versions import registration, verify
 from flows.versions.verify import Verification
@@ -40,7 +40,7 @@ def clone(tmp_path: Path) -> Layout:
 
 
 def compare(clone: Layout, **tags: str) -> Verification:
-    runs = Runs()
+    runs = FakeRegistry()
     known = {
         "bundle_sha256": registration.bundle_sha256(clone.bundle("part")),
         "manifest_sha256": registration.sha256(clone.manifest),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters.fakes import Runs
+from flows.adapters.fakes import FakeRegistry
 from flows.adapters.tracking import Promotion
 from flows.core import lineage
 from flows.versions import promotions, versions
@@ -47,7 +47,7 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def _add(runs: Runs, alias: str, **figures: float) -> str:
+def _add(runs: FakeRegistry, alias: str, **figures: float) -> str:
     tags = dict.fromkeys(lineage.REQUIRED, "known") | lineage.figures(METRICS | figures, 7)
     version = runs.register(MODEL, "run", "model", tags | {"decided_alias": alias, "decided_reasons": "a\nb"})
     promotions.move(runs, MODEL, alias, version, kind="initial", reasons=("r",))
@@ -60,7 +60,7 @@ def _shown(reports: Path) -> dict[str, object]:
 
 
 def test_lineage_and_figures_come_from_the_registry(reports: Path) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     _add(runs, "champion")
     found = Registered("part", _add(runs, "challenger", image_auroc=0.95), True, "challenger", ())
     versions.publish(runs, reports, "x", [found], demo=False)
@@ -74,7 +74,7 @@ def test_lineage_and_figures_come_from_the_registry(reports: Path) -> None:
 
 
 def test_an_unregistered_bundle_is_compared_by_its_report(reports: Path) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     _add(runs, "champion")
     versions.publish(runs, reports, "x", [Registered("part", "", False, "", ("code differs",))], demo=False)
     shown = _shown(reports)
@@ -84,7 +84,7 @@ def test_an_unregistered_bundle_is_compared_by_its_report(reports: Path) -> None
 
 
 def test_a_moved_alias_and_a_verdict_show_after_a_refresh(reports: Path) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     _add(runs, "champion")
     second = _add(runs, "challenger")
     versions.publish(runs, reports, "x", [Registered("part", second, True, "challenger", ())], demo=False)
@@ -98,7 +98,7 @@ def test_a_moved_alias_and_a_verdict_show_after_a_refresh(reports: Path) -> None
 
 
 def test_a_refresh_of_one_class_asks_about_no_other(reports: Path) -> None:
-    runs = Runs()
+    runs = FakeRegistry()
     found = Registered("part", _add(runs, "champion"), True, "champion", ())
     versions.publish(runs, reports, "x", [found], demo=False)
     before = _shown(reports)
@@ -110,5 +110,5 @@ def test_a_refresh_of_one_class_asks_about_no_other(reports: Path) -> None:
 
 
 def test_a_refresh_without_a_page_does_nothing(tmp_path: Path) -> None:
-    versions.refresh(Runs(), tmp_path, "x")
+    versions.refresh(FakeRegistry(), tmp_path, "x")
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from flows.core import classes
-from flows.workspace import choices
+from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.config import Params
 from pvqae.core.errors import ConfigError, DataError
@@ -20,9 +20,9 @@ def params(**sections: dict[str, object]) -> Params:
 
 
 def test_the_projects_own_params_run_in_the_project() -> None:
-    assert choices.choose(ROOT).own
-    assert not choices.choose(ROOT, overrides=("train.steps=5",)).own
-    assert not choices.choose(ROOT, str(ROOT / "tests" / ".." / "params.yaml"), ("seed=1",)).own
+    assert workspace.choose(ROOT).own
+    assert not workspace.choose(ROOT, overrides=("train.steps=5",)).own
+    assert not workspace.choose(ROOT, str(ROOT / "tests" / ".." / "params.yaml"), ("seed=1",)).own
 
 
 @pytest.mark.parametrize(
@@ -36,18 +36,18 @@ def test_the_projects_own_params_run_in_the_project() -> None:
     ],
 )
 def test_another_source_is_another_dataset(overrides: tuple[str, ...], name: str) -> None:
-    assert choices.choose(ROOT, overrides=overrides).params.data.name == name
+    assert workspace.choose(ROOT, overrides=overrides).params.data.name == name
 
 
 def test_the_hash_of_params_sees_what_changes_results_only() -> None:
-    base = choices.params_sha256(params())
-    assert choices.params_sha256(params(compute={"parallel": 7}, flow={"push": False}, data={"root": "/x"})) == base
-    assert choices.params_sha256(params(train={"steps": 7})) != base
+    base = workspace.params_sha256(params())
+    assert workspace.params_sha256(params(compute={"parallel": 7}, flow={"push": False}, data={"root": "/x"})) == base
+    assert workspace.params_sha256(params(train={"steps": 7})) != base
 
 
 def test_the_committed_classes_are_those_of_the_committed_params() -> None:
     committed = yaml.safe_load((ROOT / "data" / "classes.yaml").read_text("utf-8"))
-    chosen = choices.choose(ROOT).params
+    chosen = workspace.choose(ROOT).params
     assert classes.classes(chosen, classes.wanted(chosen, ROOT / "nowhere")) == committed
 
 

@@ -10,15 +10,15 @@ import pytest
 from flows.adapters import git
 from flows.adapters.versioning import Dvc
 from flows.core.processes import Supervisor
-from flows.workspace import choices, workspace
+from flows.workspace import workspace
 from flows.workspace.workspace import Workspace
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
 
 
-def choice(own: bool = False, **train: int) -> choices.Choice:
+def choice(own: bool = False, **train: int) -> workspace.Choice:
     params = config.parse({"data": {"name": "parts", "source": "folder", "root": "/secret"}, "train": train})
-    return choices.Choice(params, own)
+    return workspace.Choice(params, own)
 
 
 def test_own_params_work_in_the_project_itself(project: Path) -> None:
