@@ -18,8 +18,10 @@ MOVED = {
     "pvqae.inference.export": "pvqae.export.export",
     **{f"flows.{name}": f"flows.core.{name}" for name in ("classes", "lineage", "locks")},
     **{f"flows.{name}": f"flows.versions.{name}" for name in ("parents", "promotions", "registration", "verify")},
-    **{f"flows.{name}": f"flows.retrain.{name}" for name in ("arrivals", "arrivals_index", "arrivals_ledger")},
-    "flows.arrivals_places": "flows.retrain.arrivals_ledger",
+    "flows.arrivals": "flows.retrain.arrivals",
+    "flows.arrivals_index": "flows.retrain.index",
+    "flows.arrivals_ledger": "flows.retrain.ledger",
+    "flows.arrivals_places": "flows.retrain.ledger",
     "flows.promote": "flows.gate.promote",
     "flows.score": "flows.serving.score",
 }

@@ -138,7 +138,7 @@ def _run(
     if as_json:
         print(to_json(verdict))
     else:
-        print(*verdict.lines, promote.summary(lineage.model_name(dataset, category), verdict), sep="\n")
+        print(*verdict.lines, verdict.sentence(lineage.model_name(dataset, category)), sep="\n")
     if not verdict.promoted:
         raise typer.Exit(INSUFFICIENT if verdict.outcome == "insufficient" else FAILED)
 

@@ -188,12 +188,6 @@ def record(registry: Registry, name: str, verdict: Verdict, found: Findings | No
     registry.tag_version(name, verdict.version, tags)
 
 
-def summary(name: str, verdict: Verdict) -> str:
-    """One sentence."""
-    did = "is champion now" if verdict.promoted else "was not promoted"
-    return f"{name} version {verdict.version} against {verdict.champion}: {verdict.outcome}; it {did}"
-
-
 def show_in_prefect(name: str, verdict: Verdict) -> None:
     """The verdict as an artifact of the flow run that asked for it, if one did."""
     from prefect.artifacts import create_markdown_artifact
@@ -201,5 +195,5 @@ def show_in_prefect(name: str, verdict: Verdict) -> None:
 
     if FlowRunContext.get() is None:
         return
-    body = "\n".join([f"# {summary(name, verdict)}", *(f"* {line}" for line in verdict.lines)])
+    body = "\n".join([f"# {verdict.sentence(name)}", *(f"* {line}" for line in verdict.lines)])
     create_markdown_artifact(body, key=lineage.artifact_key("gate", name))

@@ -59,6 +59,11 @@ class Verdict:
     version: str = ""  # the one that was judged
     champion: str = ""  # the one that it was compared with, "none" for a first one
 
+    def sentence(self, model: str) -> str:
+        """Say what came of a version of `model`."""
+        did = "is champion now" if self.promoted else "was not promoted"
+        return f"{model} version {self.version} against {self.champion}: {self.outcome}; it {did}"
+
 
 def _rule(name: str, kept: bool, text: str) -> Rule:
     return Rule(name, "kept" if kept else "broken", text)

@@ -1,30 +1,32 @@
-"""From the landing area to the dataset: each object is looked at once, and lands in exactly one place.
+"""From the landing area to the dataset: each object is looked at once and lands in exactly one place.
 
 Its file is put in place before the ledger says so, and nothing counts that the ledger does not say. So after a crash at
-any step the next run does what is missing, over whatever the crash left behind. The originals stay where they landed.
+any step the next run does what is missing, over whatever the crash left. The originals stay where they landed.
 """
 
 import shutil
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from flows.adapters.landing import Landing, LandingError, Object, listed
-from flows.retrain.arrivals_index import Index, Known, known
-from flows.retrain.arrivals_ledger import Entry, Ledger, Places, State, put, write_lists
+from flows.adapters.tracking import Registry
+from flows.core import lineage
+from flows.retrain.index import Index, Known, known
+from flows.retrain.ledger import Entry, IntakePaths, Ledger, State, put, write_lists
+from flows.versions import promotions
 from pvqae.core import config, errors
-from pvqae.core.errors import PvqaeError
+from pvqae.core.errors import DataError, PvqaeError
 from pvqae.core.files import digest
 from pvqae.datasets import arrivals, splits
 from pvqae.samples import images
 
-# A file and its class → the champion's score of it, and the score above which a person should look at it.
-Screen = Callable[[str, Path], tuple[float, float]]
-PATIENCE = 3  # objects in a row that do not arrive: then the area itself is asked whether it is well
-LONGEST = 600.0  # seconds without any object that arrives, after which the rest waits for the next run
+_PATIENCE = 3  # objects in a row that do not arrive: then the area itself is asked whether it is well
+_LONGEST = 600.0  # seconds without any object that arrives, after which the rest waits for the next run
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,12 @@ class Taken:
     waiting: Mapping[str, int] = field(default_factory=dict)
 
     def count(self, *states: State) -> int:
+        """Return the number of entries in one of `states`."""
         return sum(entry.state in states for entry in self.entries)
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """For people: what came, what did not."""
+        """What came and what did not, for people."""
         counts = Counter(entry.state for entry in self.entries)
         came = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
         lines = [f"{len(self.entries)} new objects: {came}"] if counts else ["no new objects"]
@@ -48,18 +51,80 @@ class Taken:
         return (*lines, *(f"did not arrive: {reason}" for reason in self.failed))
 
 
+class Champions:
+    """Champions of the classes of a dataset; a bundle is fetched below `place`, and loaded, when it is first needed."""
+
+    def __init__(self, registry: Registry, dataset: str, place: Path, margin: float) -> None:
+        self._registry, self._dataset, self._place, self._margin = registry, dataset, place, margin
+        self._loaded: dict[str, Any] = {}
+        self._broken: dict[str, PvqaeError] = {}  # not fetched again for each image
+
+    def version(self, category: str) -> str:
+        """Return the class's champion, "" when it has none. Raises `PromotionError` for one that was deleted."""
+        return promotions.held_champion(self._registry, lineage.model_name(self._dataset, category)) or ""
+
+    def ready(self, categories: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """Return the classes that have a champion, and why others have none where that can be told."""
+        found: list[str] = []
+        lost: dict[str, str] = {}
+        for category in categories:
+            try:
+                found += [category] if self.version(category) else []
+            except PvqaeError as error:
+                lost[category] = str(error)
+        return found, lost
+
+    def screen(self, category: str, path: Path) -> tuple[float, float]:
+        """Score a file; return the score and the limit above which a person should look at it.
+
+        Raises `IntegrityError` when the bundle is not the registered one.
+        """
+        if category in self._broken:
+            raise self._broken[category]
+        try:
+            detector = self._loaded.get(category) or self._load(category)
+        except PvqaeError as error:
+            self._broken[category] = error
+            raise
+        return float(detector.score(path).image_score), _limit(detector.card, self._margin)
+
+    def _load(self, category: str) -> Any:
+        from flows.versions import shipping
+        from pvqae.inference import bundle  # torch: only when there is something to score
+
+        name, version = lineage.model_name(self._dataset, category), self.version(category)
+        if not version:
+            raise DataError(
+                f"{name}: expected a champion to screen with, found none; run `python -m flows train` first"
+            )
+        self._place.mkdir(parents=True, exist_ok=True)
+        folder = shipping.fetch(self._registry, name, version, self._place / f"{category}-{version}")
+        self._loaded[category] = bundle.load(folder)
+        return self._loaded[category]
+
+
+def _limit(card: Mapping[str, Any], margin: float) -> float:
+    """Return the highest score of the calibration normals plus `margin` times its distance from their median.
+
+    The threshold itself would hold every twentieth good part.
+    """
+    scores = [float(score) for score in card["scores"]]
+    highest = max(scores)
+    return highest + margin * (highest - statistics.median(scores))
+
+
 def no_champion(category: str) -> str:
-    """Why a class's images wait."""
+    """Return why a class's images wait."""
     return f"{category} has no champion yet: run `python -m flows train` first"
 
 
 def new_objects(
     landing: Landing, ledger: Ledger, classes: Sequence[str], ready: Sequence[str], most: int
 ) -> tuple[list[Object], Counter[str]]:
-    """Objects without a line in the ledger, at most `most`; and why others wait (reason → images).
+    """Return at most `most` objects without a line in the ledger, and why others wait (reason → images).
 
-    By key, but first those that failed least often: what never arrives must not keep out what stands behind it.
-    `ready`: the `classes` that have a champion to screen with.
+    They are sorted by key, but first come those that failed least often: what never arrives must not keep out what
+    stands behind it. `ready` are the `classes` that have a champion to screen with.
     """
     waiting: Counter[str] = Counter()
 
@@ -83,26 +148,65 @@ def new_objects(
     return fresh[:most], waiting
 
 
+def decide(
+    entry: Entry,
+    file: Path,
+    index: Index,
+    params: config.Params,
+    accept: Callable[[Entry, Path], Entry],
+    normal: bool = True,
+) -> tuple[Entry, Known | None]:
+    """Decide about the image in `file`, which `entry` names: refuse it, or let `accept` say where it belongs.
+
+    Refused are copies, damaged files and, of images that claim to be `normal`, those that can't be of their class.
+    Returns the entry with its state and reason, and what the index has to know of the image; None of a refused one.
+    """
+    if copy := index.copy_of(entry.sha256):
+        return replace(entry, state="duplicate", reason=f"the same file as {copy}", name=""), None
+    image = known(file, entry.key, entry.category, normal, params.image.bits)
+    misfit = image if isinstance(image, str) else index.misfit(image) if normal else ""
+    if isinstance(image, str) or misfit:
+        return replace(entry, state="quarantined", reason=misfit), None
+    alike, other = index.nearest(image)
+    if alike >= params.retrain.duplicate:
+        reason = f"the same photograph as {other}: thumbnails correlate by {alike:.4f}"
+        return replace(entry, state="duplicate", reason=reason, name=""), None
+    return accept(entry, file), image
+
+
+def remember(index: Index, paths: IntakePaths, entries: Iterable[Entry], bits: images.Bits) -> None:
+    """Add the kept images of `entries` to the index: they are on their way into the dataset, or held."""
+    for entry in entries:
+        file = paths.file(entry)
+        image = known(file, entry.key, entry.category, not entry.defect, bits) if file and file.exists() else "gone"
+        if isinstance(image, Known):
+            index.add(image)
+
+
 class Intake:
-    """Decides about objects one after another. The caller holds the dataset's lock."""
+    """Decides about objects one after another. The caller holds the dataset's lock.
+
+    `screen`: a class and a file → the champion's score of it, and the score above which a person should look at it.
+    """
 
     def __init__(
         self,
         landing: Landing,
-        places: Places,
+        paths: IntakePaths,
         ledger: Ledger,
         index: Index,
-        screen: Screen,
+        screen: Callable[[str, Path], tuple[float, float]],
         params: config.Params,
-        on_entry: Callable[[Entry], None] = lambda entry: None,
     ) -> None:
-        self._landing, self._places, self._ledger, self._index = landing, places, ledger, index
-        self._screen, self._rules, self._limits = screen, params.retrain, params.landing
-        self._on_entry, self._known = on_entry, partial(known, bits=params.image.bits)
+        self._landing, self._paths, self._ledger, self._index = landing, paths, ledger, index
+        self._screen, self._params = screen, params
 
     def take(self, items: Iterable[Object], waiting: Mapping[str, int] = {}) -> Taken:
-        """Look at each object and put it where it belongs; those that do not arrive are left to the next run."""
-        self._recover()
+        """Look at each object and put it where it belongs; leave those that do not arrive to the next run."""
+        shutil.rmtree(self._paths.incoming, ignore_errors=True)  # half downloads
+        self._paths.incoming.mkdir(parents=True)
+        held = self._ledger.entries("accepted", "review")
+        remember(self._index, self._paths, held, self._params.image.bits)
         entries: list[Entry] = []
         failed: dict[Object, str] = {}
         left, tired, since = list(items), 0, time.monotonic()
@@ -116,72 +220,50 @@ class Intake:
                     raise
                 failed[item] = str(error)
                 tired += 1
-            if tired and tired % PATIENCE == 0 and not self._goes_on(since):
+            if tired and tired % _PATIENCE == 0 and not self._goes_on(since):
                 break
         self._ledger.tried(failed)
-        write_lists(self._places, self._ledger)
+        write_lists(self._paths, self._ledger)
         rest = Counter({"the landing area does not answer": len(left)}) if left else Counter[str]()
         return Taken(tuple(entries), tuple(failed.values()), Counter(waiting) + rest)
 
     def _goes_on(self, since: float) -> bool:
-        """Whether the area is well although some objects do not arrive: it still lists, and not too slowly."""
+        """Tell whether the area is well although some objects do not arrive: it still lists, and not too slowly."""
         try:
             next(iter(self._landing.objects()), None)
         except LandingError:
             return False
-        return time.monotonic() - since < LONGEST
-
-    def _recover(self) -> None:
-        """Forget half downloads; know what was accepted or held before."""
-        shutil.rmtree(self._places.home / "incoming", ignore_errors=True)
-        (self._places.home / "incoming").mkdir(parents=True)
-        for entry in self._ledger.entries("accepted", "review"):
-            file = self._places.file(entry)
-            image = self._known(file, entry.key, entry.category, not entry.defect) if file and file.exists() else "gone"
-            if isinstance(image, Known):
-                self._index.add(image)
+        return time.monotonic() - since < _LONGEST
 
     def _one(self, item: Object) -> Entry:
-        incoming = self._places.home / "incoming" / item.id
+        incoming = self._paths.incoming / item.id
         entry, image = self._decide(item, incoming)
-        if target := self._places.file(entry):
+        if target := self._paths.file(entry):
             put(incoming, target)
         incoming.unlink(missing_ok=True)
         self._ledger.append([entry])
-        if image and entry.state in ("accepted", "review"):
+        if image:
             self._index.add(image)
-        self._on_entry(entry)
         return entry
 
     def _decide(self, item: Object, file: Path) -> tuple[Entry, Known | None]:
-        """The decision about an object, and what is known of its image; downloads it to `file`."""
-        category = item.key.partition("/")[0]
+        """Decide about an object, which is downloaded to `file` unless its name or size forbids that."""
+        category, most = item.key.partition("/")[0], self._params.landing.max_bytes
         entry = Entry(item.key, item.etag, item.size, "quarantined", "", category)
         if PurePosixPath(item.key).suffix.lower() not in images.SUFFIXES:
             return replace(entry, reason=f"expected a name ending in {', '.join(sorted(images.SUFFIXES))}"), None
-        if item.size > self._limits.max_bytes:
-            text = f"expected at most {self._limits.max_bytes} bytes (landing.max_bytes), found {item.size}"
-            return replace(entry, reason=text), None
+        if item.size > most:
+            reason = f"expected at most {most} bytes (landing.max_bytes), found {item.size}"
+            return replace(entry, reason=reason), None
         self._landing.fetch(item, file)
         sha256 = digest(file)
         entry = replace(entry, sha256=sha256, name=arrivals.file_name(item.key, sha256))
-        if copy := self._index.copy_of(sha256):
-            return replace(entry, state="duplicate", reason=f"the same file as {copy}", name=""), None
-        image = self._known(file, item.key, category, True)
-        if isinstance(image, str):
-            return replace(entry, reason=image), None
-        if misfit := self._index.misfit(image):
-            return replace(entry, reason=misfit), None
-        alike, other = self._index.nearest(image)
-        if alike >= self._rules.duplicate:
-            reason = f"the same photograph as {other}: thumbnails correlate by {alike:.4f}"
-            return replace(entry, state="duplicate", reason=reason, name=""), None
-        return self._judge(entry, file), image
+        return decide(entry, file, self._index, self._params, self._screened)
 
-    def _judge(self, entry: Entry, file: Path) -> Entry:
-        """The gate's share first, by the part alone: what judges champions must not be chosen by one."""
+    def _screened(self, entry: Entry, file: Path) -> Entry:
+        """Set the gate's share aside by the part alone, as no champion may choose what judges it; screen the rest."""
         group = arrivals.group_id(entry.category, entry.name)
-        if splits.fraction("arrived", group) < self._rules.gate_share:
+        if splits.fraction("arrived", group) < self._params.retrain.gate_share:
             return replace(entry, state="accepted", part="gate", reason="by the hash of its part, before screening")
         score, limit = self._screen(entry.category, file)
         if score > limit:

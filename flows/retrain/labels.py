@@ -1,18 +1,18 @@
 """What people said about images: an append-only file. The newest line about an image counts, and undo is a line too."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from flows.core import lines, locks
-from flows.retrain.arrivals_ledger import Entry, Ledger, Places
+from flows.retrain.ledger import Entry, IntakePaths, Ledger
 from pvqae.core.layout import ARRIVED
 
 Word = Literal["good", "defect", "skip", "undo", "applied"]
 Origin = Literal["held", "scored", "test"]
 KIND = "defect/reviewed"  # the part of a labelled defect; a person may sort them into other kinds later
+SAID = ("good", "defect", "skip")
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,26 @@ class Label:
     version: str = ""
     note: str = ""
 
-
-SAID = ("good", "defect", "skip")
+    def fits(self, entry: Entry) -> bool:
+        """Tell whether an image came into the dataset as what this label says."""
+        return entry.defect == (self.label == "defect") and self.label != "skip"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What holds about an image: the last label; when it has been applied, what came of it."""
+    """What holds about an image: the last label and, once it has been applied, the outcome."""
 
     label: Label
     outcome: str = ""
 
     @property
     def applied(self) -> bool:
+        """Whether the label has been applied."""
         return bool(self.outcome)
 
 
-def labels_file(places: Places) -> Path:
-    return places.review / "labels.jsonl"
-
-
 class Log:
-    """The file `path`. Whoever writes holds `writing()`, across processes; reading needs no lock."""
+    """The file `path`. Writing needs `writing()`, across processes; reading needs no lock."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -63,26 +61,23 @@ class Log:
         self._labels: list[Label] = []
 
     def writing(self) -> AbstractContextManager[int]:
+        """Hold the file's lock."""
         return locks.held(self._path.with_suffix(".lock"))
 
     def append(self, *labels: Label) -> None:
-        """Durable when this returns: the disk has them, and their folder's entry."""
-        if not labels:
-            return
-        lines.append(self._path, map(asdict, labels))
+        """Append lines; the disk has them, and their folder's entry, when this returns."""
+        if labels:
+            lines.append(self._path, map(asdict, labels))
 
     def read(self) -> list[Label]:
-        """All whole lines, oldest first."""
+        """Return all whole lines, oldest first."""
         size = self._path.stat().st_size if self._path.exists() else 0
         if size != self._size:
-            self._labels, self._size = list(self._lines()), size
+            self._labels, self._size = list(lines.records(self._path, Label)), size
         return self._labels
 
-    def _lines(self) -> Iterator[Label]:
-        yield from lines.records(self._path, Label)
-
     def standing(self) -> dict[str, Standing]:
-        """What holds about each image, by sha256, in the order in which it was last labelled."""
+        """Return what holds about each image, by sha256, in the order in which it was last labelled."""
         found: dict[str, Standing] = {}
         for item in self.read():
             before = found.pop(item.sha256, None)
@@ -93,24 +88,19 @@ class Log:
         return found
 
     def pending(self) -> list[Label]:
-        """Labels good and defect that were not applied yet, oldest first."""
+        """Return the labels good and defect that were not applied yet, oldest first."""
         found = (standing for standing in self.standing().values() if not standing.applied)
         return [standing.label for standing in found if standing.label.label != "skip"]
 
 
-def signatures(places: Places, ledger: Ledger) -> list[dict[str, str]]:
-    """Who labelled what when, of the images that are in the dataset or about to be, as rows of labels.csv."""
-    standing = Log(labels_file(places)).standing()
+def signatures(paths: IntakePaths, ledger: Ledger) -> list[dict[str, str]]:
+    """Return who labelled what when, of images that are in the dataset or about to be, as rows of labels.csv."""
+    standing = Log(paths.labels).standing()
     return [
         _row(entry, standing[entry.sha256].label)
         for entry in ledger.entries("accepted", "versioned")
-        if entry.sha256 in standing and fits(entry, standing[entry.sha256].label)
+        if entry.sha256 in standing and standing[entry.sha256].label.fits(entry)
     ]
-
-
-def fits(entry: Entry, label: Label) -> bool:
-    """Whether an image came into the dataset as what it was labelled."""
-    return entry.defect == (label.label == "defect") and label.label != "skip"
 
 
 def _row(entry: Entry, label: Label) -> dict[str, str]:

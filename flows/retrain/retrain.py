@@ -1,27 +1,52 @@
-"""The retrain flow: what arrived comes into the dataset, a decision with reasons, training, the gate.
+"""The retrain flow: what arrived comes into the dataset, a decision with reasons, training, the gate."""
 
-The scheduled flow: a retraining of every dataset to which new images can come.
-"""
-
-from contextlib import ExitStack
-from dataclasses import replace
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefect import flow, get_run_logger
 
 from flows.adapters.registry import open_registry
+from flows.adapters.tracking import Registry
 from flows.core import environment, lineage, locks
-from flows.gate import promote
-from flows.gate.rules import Verdict
 from flows.retrain import retrain_policy, watch
-from flows.retrain.facts import Outcome, recorded
-from flows.retrain.intake_steps import params_of, refuse_made, with_dataset
+from flows.retrain.admission import with_dataset
+from flows.retrain.arrivals import Taken
 from flows.retrain.retrain_policy import Decision, Facts, Trigger
-from flows.train.summary import Summary
-from flows.train.train import train
 from flows.workspace import workspace
 from flows.workspace.workspace import Workspace
 from pvqae.core.errors import PvqaeError
+from pvqae.core.files import write_text
+
+if TYPE_CHECKING:  # training and the gate are only imported for a decision that needs them
+    from flows.gate.rules import Verdict
+    from flows.train.summary import Summary
+
+_LONGEST = 4000  # characters of a tag; the whole is in decision.json
+_WORDS = {"train": "TRAIN", "judge": "NO TRAINING, BUT THE GATE", "wait": "NO TRAINING"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run did; `trained` is None when the decision was not to train."""
+
+    dataset: str
+    taken: Taken
+    decision: Decision
+    facts: Facts
+    trained: "Summary | None" = None
+    verdicts: "tuple[tuple[str, Verdict], ...]" = ()
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What happened, for people, in the order of the story."""
+        others = [line for line in self.decision.reasons if line != self.decision.reason]
+        judged = [verdict.sentence(name) for name, verdict in self.verdicts]
+        return (*self.taken.lines, f"{_WORDS[self.decision.act]}: {self.decision.reason}", *others, *judged)
 
 
 @flow(name="retrain", persist_result=False)
@@ -37,18 +62,18 @@ def retrain(
 ) -> Outcome:
     """Take in what arrived, decide, and if the decision is to train: train and ask the gate about each new version.
 
-    `root`: the project, by default the worker's.
-    `force`: the reason of an explicit request; `drift`: what drifted; `dataset`: one that was trained before, with the
-    params of then. Raises an error of `pvqae.core.errors` for what the user can repair; after a crash run it again.
+    `root`: the project, by default the worker's. `force`: the reason of an explicit request; `drift`: what drifted;
+    `dataset`: one that was trained before, with the params of that training. Raises an error of `pvqae.core.errors`
+    for what the user can repair; after a crash run it again.
     """
     log = get_run_logger()
     project = environment.project_of(root)
 
     # 1. What is asked for; one retraining per dataset at a time.
-    params_file = params_file or params_of(project, dataset)
+    params_file = params_file or watch.params_of(project, dataset)
     choice = workspace.choose(project, params_file, overrides)
     name = choice.params.data.name
-    refuse_made(choice.params)
+    watch.refuse_made(choice.params)
     tracking, _ = open_registry(project, choice.params.flow.tracking_uri)
     with ExitStack() as stack:
         mine = project / ".pvqae" / "locks" / f"{name}.retrain.lock"
@@ -64,33 +89,28 @@ def retrain(
             log.info("%s", line)
         if dry_run:
             return outcome
-        space = Workspace(project, project, choice.params)
-        run = stack.enter_context(recorded(tracking, space, outcome))
+        run = stack.enter_context(_recorded(tracking, Workspace(project, project, choice.params), outcome))
 
         # 3. Training and the gate.
         if decision.act == "wait":
             return outcome
         if decision.act == "train":
-            outcome = replace(outcome, trained=train_again(str(project), params_file, overrides, decision))
-        verdicts, failed = judge(project, outcome)
+            from flows.train.train import train
+
+            trained = train(str(project), params_file, overrides, decision.trigger, decision.reason, warm=True)
+            outcome = replace(outcome, trained=trained)
+        verdicts, failed = _judge(project, outcome)
         outcome = replace(outcome, verdicts=verdicts)
-        promote.show(project, name)  # once: a page of a thousand classes is not written anew for each
-        tracking.tag(
-            run, {f"gate_{category}": promote.summary(category, found) for category, found in outcome.verdicts}
-        )
+        tracking.tag(run, {f"gate_{model}": verdict.sentence(model) for model, verdict in verdicts})
         if failed:
             raise PvqaeError("\n".join(failed) + "\nThe gate judged the other classes. Repair this and run again.")
         return outcome
 
 
-def train_again(root: str, params_file: str, overrides: tuple[str, ...], decision: Decision) -> Summary:
-    """Train on the dataset as it is now, from the champions' weights."""
-    summary: Summary = train(root, params_file, overrides, decision.trigger, decision.reason, warm=True)
-    return summary
+def _judge(project: Path, outcome: Outcome) -> "tuple[tuple[tuple[str, Verdict], ...], tuple[str, ...]]":
+    """Ask the gate about every version that waits for it; return verdicts by model, and why some have none."""
+    from flows.gate import promote
 
-
-def judge(project: Path, outcome: Outcome) -> tuple[tuple[tuple[str, Verdict], ...], tuple[str, ...]]:
-    """The gate's verdict on every version that waits for one, by the name of its model; and why some have none."""
     if outcome.trained:
         waiting = [item.category for item in outcome.trained.versions if item.version and item.alias == "challenger"]
     else:
@@ -103,7 +123,43 @@ def judge(project: Path, outcome: Outcome) -> tuple[tuple[tuple[str, Verdict], .
             verdicts.append((lineage.model_name(name, category), found))
         except PvqaeError as error:
             failed.append(str(error))
+    promote.show(project, name)  # once: a page of a thousand classes is not written again for each
     return tuple(verdicts), tuple(failed)
+
+
+@contextmanager
+def _recorded(registry: Registry, space: Workspace, outcome: Outcome) -> Iterator[str]:
+    """Keep the decision as a run of MLflow and an artifact of Prefect before anything is done about it; yield the run.
+
+    The caller holds the lock of the dataset's retrainings.
+    """
+    from prefect.artifacts import create_markdown_artifact
+
+    from flows.train.recording import ending, experiment
+
+    decision, name = outcome.decision, outcome.dataset
+    tags = {
+        "decision": decision.act,
+        "decision_reason": decision.reason[:_LONGEST],
+        "decision_reasons": "\n".join(decision.reasons)[:_LONGEST],
+        "trigger": decision.trigger,
+        "arrived": "\n".join(outcome.taken.lines)[:_LONGEST],
+    }
+    tags |= workspace.end_dead_runs(registry, space.root, experiment(space), "retrain")
+    run = registry.start(experiment(space), f"retrain {name}", tags=tags)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "decision.json"
+        values = {"decision": asdict(decision), "facts": asdict(outcome.facts), "arrived": outcome.taken.lines}
+        write_text(file, json.dumps(values, indent=1) + "\n")
+        registry.artifact(run, file)
+    body = "\n".join([f"# retrain {name}", *(f"* {line}" for line in outcome.lines)])
+    create_markdown_artifact(body, key=lineage.artifact_key("retrain", name), description=decision.reason)
+    try:
+        yield run
+    except BaseException as error:
+        registry.finish(run, ending(error))
+        raise
+    registry.finish(run, ending(None))
 
 
 @flow(name="retrain-all", persist_result=False)

@@ -6,7 +6,6 @@ from typing import Literal
 from pvqae.core.config import Retrain
 
 Trigger = Literal["manual", "schedule", "samples", "drift"]
-TRIGGERS: tuple[Trigger, ...] = ("manual", "schedule", "samples", "drift")
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Decision:
-    """`judge`: only the gate's verdict on what was trained already is missing. `trigger` is what made the training
-    necessary, `reason` why in one line; `reasons` has one line per rule."""
+    """`judge`: only the gate's verdict on what was trained already is missing.
+
+    `trigger` is what made the training necessary, `reason` why in one line; `reasons` has one line per rule.
+    """
 
     act: Literal["train", "judge", "wait"]
     trigger: Trigger
@@ -48,8 +49,9 @@ class Decision:
 
 
 def decide(facts: Facts, limits: Retrain) -> Decision:
-    """Train on an explicit request; else if there is something new to learn, and enough of it, or an old champion, or
-    drift. What was already trained on this data is not trained again, but a version that waits for the gate goes on.
+    """Train on request; else if there is something new to learn, and enough of it, or an old champion, or drift.
+
+    What was already trained on this data is not trained again, but a version that waits for the gate is judged.
     """
     if facts.force:
         return _yes(facts.trigger, f"asked for: {facts.force}", ())
@@ -72,15 +74,15 @@ def _yes(trigger: Trigger, reason: str, kept: tuple[str, ...]) -> Decision:
     return Decision("train", trigger, reason, kept if reason in kept else (reason, *kept))
 
 
-Rule = tuple[bool, Trigger, str]  # whether it asks for a training, as what, in words
+_Rule = tuple[bool, Trigger, str]  # whether it asks for a training, as what, in words
 
 
-def _anything_new(facts: Facts) -> bool:
-    return any(item.new_normals is None or item.new_normals > 0 for item in facts.classes)
+def _new(item: ClassFacts) -> bool:
+    return item.new_normals is None or item.new_normals > 0
 
 
-def _samples(facts: Facts, limits: Retrain) -> list[Rule]:
-    rules: list[Rule] = []
+def _samples(facts: Facts, limits: Retrain) -> list[_Rule]:
+    rules: list[_Rule] = []
     for item in facts.classes:
         held = f"; {item.in_review} wait for review" if item.in_review else ""
         if not item.champion:
@@ -96,8 +98,8 @@ def _samples(facts: Facts, limits: Retrain) -> list[Rule]:
     return rules
 
 
-def _ages(facts: Facts, limits: Retrain) -> list[Rule]:
-    rules: list[Rule] = []
+def _ages(facts: Facts, limits: Retrain) -> list[_Rule]:
+    rules: list[_Rule] = []
     for item in facts.classes:
         if item.age_days is None:
             continue
@@ -105,7 +107,7 @@ def _ages(facts: Facts, limits: Retrain) -> list[Rule]:
             text = f"{item.category}: version {item.champion} is dated {-item.age_days:.1f} days in the future: "
             rules.append((False, "schedule", text + "a clock was wrong, so its age says nothing"))
             continue
-        old, new = item.age_days > limits.max_age_days, item.new_normals is None or item.new_normals > 0
+        old, new = item.age_days > limits.max_age_days, _new(item)
         text = (
             f"{item.category}: version {item.champion} is {item.age_days:.1f} days old, limit {limits.max_age_days:g}"
         )
@@ -113,11 +115,11 @@ def _ages(facts: Facts, limits: Retrain) -> list[Rule]:
     return rules
 
 
-def _drift(facts: Facts, limits: Retrain) -> list[Rule]:
+def _drift(facts: Facts, limits: Retrain) -> list[_Rule]:
     if not facts.drift and facts.trigger != "drift":
         return []
     text = f"drift: {facts.drift or 'reported'}"
     if not limits.on_drift:
         return [(False, "drift", f"{text}; retrain.on_drift is false")]
-    new = _anything_new(facts)
+    new = any(map(_new, facts.classes))
     return [(new, "drift", text + ("" if new else "; nothing new to learn: put new normals into the landing area"))]

@@ -1,42 +1,44 @@
-"""The datasets that were trained here and to which new images can come, and where theirs arrive.
+"""Which datasets take new images and where these arrive; the watcher, which tells Prefect once images have arrived."""
 
-The landing watcher: says that new images arrived, once they stopped arriving, by an event of Prefect.
-"""
-
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.adapters import landing
 from flows.adapters.landing import Object, listed
-from flows.adapters.prefect_client import Notifier
-from flows.retrain.arrivals_ledger import Ledger, Places
+from flows.retrain.ledger import IntakePaths, Ledger
+from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.config import Params
 from pvqae.core.errors import ConfigError, PvqaeError
+from pvqae.core.files import write_text
 
-PLACE = "{dataset}"  # in landing.url: each dataset has a place of its own
+if TYPE_CHECKING:
+    from flows.adapters.prefect_client import Notifier
+
+_PLACE = "{dataset}"  # in landing.url: each dataset has a place of its own
 
 
 def datasets(root: Path, own: Params | None = None) -> list[str]:
-    """Names, sorted: the project's own and those with a workspace, without those that a stage makes. One whose params
-    can't be read is among them: whoever works on it says what is wrong."""
+    """Return the sorted names of the project's own dataset and those with a workspace, but none that a stage makes.
+
+    One whose params can't be read is among them: the retraining of it says what is wrong.
+    """
     own = own or config.load(root / "params.yaml")
     if not own.landing.url:
         return []
-    found = {own.data.name: own} | {file.parent.name: _params(file) for file in _workspaces(root)}
+    files = (root / ".pvqae" / "runs").glob("*/params.yaml")
+    found = {own.data.name: own} | {file.parent.name: _params(file) for file in files}
     return sorted(name for name, params in found.items() if _takes(root, name, params))
 
 
 def _takes(root: Path, name: str, params: Params | None) -> bool:
     made = params is not None and params.data.source == "demo"
     return not made and (root / "data" / "raw" / f"{name}.dvc").exists()
-
-
-def _workspaces(root: Path) -> list[Path]:
-    return sorted((root / ".pvqae" / "runs").glob("*/params.yaml"))
 
 
 def _params(file: Path) -> Params | None:
@@ -46,32 +48,67 @@ def _params(file: Path) -> Params | None:
         return None
 
 
-def shore(root: Path, params: Params) -> landing.Landing | None:
-    """The landing area of the params' dataset, None without a landing.url; a relative folder is one of the project."""
-    url = params.landing.url.replace(PLACE, params.data.name)
+def params_of(root: Path, dataset: str) -> str:
+    """Write and return a file with the params that `dataset` was trained with; "" for the project's own params.
+
+    Of everything that changes no result it has the project's present settings. Raises `ConfigError` for a dataset that
+    was never trained.
+    """
+    own = config.load(root / "params.yaml")
+    if dataset in ("", own.data.name):
+        return ""
+    saved = root / ".pvqae" / "runs" / dataset / "params.yaml"
+    if not saved.exists():
+        raise ConfigError(
+            f"--dataset {dataset}: no dataset of this name was trained here; run "
+            f"`python -m flows train --set data.name={shlex.quote(dataset)} ...` first, or give the same --set here"
+        )
+    merged = config.load(saved).model_copy(update={key: getattr(own, key) for key in workspace.NO_RESULT})
+    target = root / ".pvqae" / "arrivals" / dataset / "params.yaml"
+    write_text(target, config.dump(merged))
+    return str(target)
+
+
+def refuse_made(
+    params: Params, why: str = "so nothing can arrive in it", then: str = "python -m flows retrain --dataset parts"
+) -> None:
+    """Raise `ConfigError` for a dataset that a stage makes: the stage would remove whatever came in."""
+    if params.data.source == "demo":
+        raise ConfigError(
+            f"{params.data.name} is made by a stage, {why}; make a dataset of your own of it:\n"
+            "  pvqae data demo /tmp/parts && python -m flows train --set data.source=mvtec --set data.name=parts "
+            f"--set data.root=/tmp/parts\n  {then}"
+        )
+
+
+def landing_area(root: Path, params: Params) -> landing.Landing | None:
+    """Open the landing area of the params' dataset, in the project if it is a relative folder; None without a url."""
+    url = params.landing.url.replace(_PLACE, params.data.name)
     if not url:
         return None
     return landing.open_landing(url if "://" in url else str(root / Path(url).expanduser()), params.landing.retries)
 
 
 EVENT = "pvqae.samples.arrived"
-CONFIG = "params.yaml"
-NOTHING: frozenset[Object] = frozenset()
+_CONFIG = "params.yaml"
 
 
-def announce(notifier: Notifier, dataset: str, category: str, prefix: str = "", count: int = 0) -> None:
-    """Send the event that starts a retraining of `dataset`. `count` images of `category` lie below `prefix`."""
+def announce(notifier: "Notifier", dataset: str, category: str, prefix: str = "", count: int = 0) -> None:
+    """Send the event that starts a retraining of `dataset`: `count` images of `category` arrived below `prefix`."""
     payload = {"class": category, "prefix": prefix, "count": count}
     notifier.emit(EVENT, f"pvqae.dataset.{dataset}", payload)
 
 
 @dataclass
 class Watcher:
-    """Looks at the landing area of every dataset. An image is told of once, and again only by a new watcher, or once
-    params.yaml has been repaired: the retraining that was told of it may have failed for that."""
+    """Looks at the landing area of every dataset.
+
+    An image is reported once, and again only by a new watcher, or once params.yaml has been repaired: the retraining
+    that it started may have failed for that.
+    """
 
     root: Path
-    notifier: Notifier
+    notifier: "Notifier"
     say: Callable[[str], None] = print
     settings: Params | None = None  # the last valid ones
     _before: dict[str, frozenset[Object]] = field(default_factory=dict)
@@ -79,7 +116,7 @@ class Watcher:
     _ill: dict[str, str] = field(default_factory=dict)
 
     def look(self) -> None:
-        """One look at everything. What goes wrong is said once, stops nothing else, and is tried again the next time.
+        """Look at everything once. An error is reported once, stops nothing else, and the next look tries again.
 
         Raises `ConfigError` where the settings were never valid.
         """
@@ -98,30 +135,30 @@ class Watcher:
         except ConfigError as error:
             if self.settings is None:
                 raise
-            self._note(CONFIG, f"{error}\nthe last valid settings are kept until it is repaired")
+            self._note(_CONFIG, f"{error}\nthe last valid settings are kept until it is repaired")
             return self.settings
-        if CONFIG in self._ill:
+        if _CONFIG in self._ill:
             self._told.clear()
-            self._note(CONFIG, "")
-            self.say(f"{CONFIG} is valid again")
+            self._note(_CONFIG, "")
+            self.say(f"{_CONFIG} is valid again")
         return self.settings
 
     def _note(self, what: str, wrong: str) -> None:
         if wrong and self._ill.get(what) != wrong:
-            self.say(wrong if what == CONFIG else f"{what}: {wrong}")
+            self.say(wrong if what == _CONFIG else f"{what}: {wrong}")
         self._ill[what] = wrong
         if not wrong:
             del self._ill[what]
 
     def _look(self, dataset: str, params: Params) -> tuple[str, ...]:
-        """Why not all of the area was seen."""
-        area = shore(self.root, params)
-        ledger = Ledger(Places(self.root, dataset).ledger)
+        """Report what arrived and stopped arriving; return why not all of the area was seen."""
+        area = landing_area(self.root, params)
+        ledger = Ledger(IntakePaths(self.root, dataset).ledger)
         found, unlisted = listed(area) if area else ([], ())
         new = frozenset(item for item in found if item not in ledger)
         settled = new == self._before.get(dataset)
         self._before[dataset] = new
-        fresh = new - self._told.get(dataset, NOTHING)
+        fresh = new - self._told.get(dataset, frozenset())
         if settled and fresh:
             self._tell(dataset, fresh)
             self._told[dataset] = new
@@ -134,7 +171,7 @@ class Watcher:
 
 
 def watch(watcher: Watcher) -> None:
-    """Look every `landing.poll` seconds until the process is ended."""
+    """Look every `landing.poll` seconds until the process ends."""
     while True:
         watcher.look()
         assert watcher.settings is not None

@@ -14,12 +14,13 @@ from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc
 from flows.core import classes, lineage, locks
 from flows.core.processes import Supervisor
-from flows.retrain.arrivals_ledger import Ledger, Places
-from flows.retrain.intake_steps import params_of, recorder, refuse_made
-from flows.retrain.labels import Log, labels_file
-from flows.review import review_queues
+from flows.retrain import watch
+from flows.retrain.admission import recorder
+from flows.retrain.labels import Log
+from flows.retrain.ledger import IntakePaths, Ledger
+from flows.review import items
 from flows.review.apply import Applied, Applier
-from flows.review.session import Desk, Source
+from flows.review.session import ReviewSession
 from flows.versions import promotions
 from flows.versions.registration import sha256
 from flows.workspace import workspace
@@ -31,43 +32,43 @@ if TYPE_CHECKING:
     from pvqae.inference.bundle import Detector
 
 
-class Busy(PvqaeError):  # noqa: N818 - what is the matter, no fault
-    """A flow works on the dataset, and the one who asked does not want to wait."""
+class _Busy(PvqaeError):  # noqa: N818 - no error of anybody
+    """A flow works on the dataset, and the page does not wait for it."""
 
 
 def params_for(project: Path, dataset: str) -> Params:
-    """The dataset's params. Raises `ConfigError` for one that was never trained, or that a stage makes."""
-    params = workspace.choose(project, params_of(project, dataset)).params
-    refuse_made(params, "so no label can come into it", "python -m flows review --dataset parts")
+    """Return the dataset's params. Raises `ConfigError` for one that was never trained, or that a stage makes."""
+    params = workspace.choose(project, watch.params_of(project, dataset)).params
+    watch.refuse_made(params, "so no label can come into it", "python -m flows review --dataset parts")
     return params
 
 
 def apply(project: Path, params: Params, waiting: Callable[[str], None]) -> Applied:
-    """Bring all labels that were not applied yet into the dataset as one DVC version, and push it if the params say so.
+    """Bring all labels that were not applied yet into the dataset as one DVC version; push it if the params say so.
 
-    `waiting` is told when a flow works on the dataset; it may raise. After a crash call it again.
+    `waiting` is called when a flow works on the dataset; it may raise. After a crash call this again.
     """
-    places, layout = Places(project, params.data.name), Layout(project, params.data.name)
-    log = Log(labels_file(places))
+    paths, layout = IntakePaths(project, params.data.name), Layout(project, params.data.name)
+    log = Log(paths.labels)
     with ExitStack() as stack:
-        lock = workspace.lock_file(project, places.dataset)
-        busy = f"a flow works on {places.dataset}"
+        lock = workspace.lock_file(project, paths.dataset)
+        busy = f"a flow works on {paths.dataset}"
         held = stack.enter_context(locks.held(lock, waiting=lambda: waiting(busy)))
         stack.enter_context(log.writing())
         dvc = Dvc(project, stack.enter_context(Supervisor([held])))
-        if not layout.raw.is_dir() and dvc.data_hash(places.dataset):
-            dvc.checkout(places.dataset)
+        if not layout.raw.is_dir() and dvc.data_hash(paths.dataset):
+            dvc.checkout(paths.dataset)
         wanted = {label.sha256 for label in log.pending()}
-        every = review_queues.scored(project, places.dataset, classes.wanted(params, layout.raw))
+        every = items.scored(project, paths.dataset, classes.wanted(params, layout.raw))
         seen = {item.sha256: item for item in every if item.sha256 in wanted}
-        done = Applier(places, params, Ledger(places.ledger), log).run(seen.get, dvc, recorder(project, params))
+        done = Applier(paths, params, Ledger(paths.ledger), log).run(seen.get, dvc, recorder(project, params))
         if params.flow.push and done.admitted:
             dvc.push()
     return done
 
 
-def champions(project: Path, registry: Registry, dataset: str) -> "Callable[[str], tuple[str, Detector] | None]":
-    """A class's champion, fetched and loaded once; another one is loaded when the alias has moved."""
+def _champions(project: Path, registry: Registry, dataset: str) -> "Callable[[str], tuple[str, Detector] | None]":
+    """Return what gives a class's champion, loaded once, and again when the alias has moved."""
     from flows.serving.score import bundle_of
     from pvqae.inference import bundle
 
@@ -83,8 +84,8 @@ def champions(project: Path, registry: Registry, dataset: str) -> "Callable[[str
     return champion
 
 
-def evaluated(project: Path, registry: Registry, dataset: str) -> Callable[[str], str]:
-    """Which registered version of a class the last evaluation was of, "" if none."""
+def _evaluated(project: Path, registry: Registry, dataset: str) -> Callable[[str], str]:
+    """Return what tells which registered version of a class the last evaluation was of, "" if none."""
     places = (project / ".pvqae" / "runs" / dataset, project)
 
     def version(category: str) -> str:
@@ -97,16 +98,16 @@ def evaluated(project: Path, registry: Registry, dataset: str) -> Callable[[str]
     return version
 
 
-def default_name(project: Path) -> str:
-    """Git's user, "" where git knows none."""
+def _default_name(project: Path) -> str:
+    """Return Git's user, "" where Git knows none."""
     try:
         return git.git(project, "config", "user.name")
     except git.GitError:
         return ""
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises `ConfigError` where that can't be."""
+def _listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket; port 0 picks a free port. Raises `ConfigError` where that fails."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     opened = socket.socket(family, socket.SOCK_STREAM)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -115,43 +116,48 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         opened.close()
         reason = error.strerror or str(error)
-        raise ConfigError(f"--host {host} --port {port}: {reason}; choose another, --port 0 takes a free one") from None
+        raise ConfigError(
+            f"--host {host} --port {port}: {reason}; choose another; --port 0 picks a free port"
+        ) from None
     return opened
 
 
 def serve(
     project: Path, params: Params, host: str, port: int, most: int, browser: bool, say: Callable[[str], None]
 ) -> None:
-    """Serve the page until Ctrl-C. Other hosts than this machine's own need the token that is printed."""
+    """Serve the page until Ctrl-C. A non-loopback host requires the token that is printed."""
     import uvicorn
 
     from flows.adapters.registry import open_registry
     from flows.review import review_app
-    from flows.review.album import Album
+    from flows.review.items import ThumbnailCache
     from pvqae.serving import batch_cli
     from pvqae.serving.middleware import is_loopback
 
     name = params.data.name
     registry, _ = open_registry(project, params.flow.tracking_uri)
-    places = Places(project, name)
+    paths = IntakePaths(project, name)
     categories = tuple(classes.wanted(params, Layout(project, name).raw))
     batch_cli.prepare()
-    desk = Desk(Source(places, categories, most, evaluated(project, registry, name)))
-    album = Album(project / ".pvqae" / "cache" / "review" / name, champions(project, registry, name), params.image.bits)
+    session = ReviewSession(paths, categories, most, _evaluated(project, registry, name))
+    cache = project / ".pvqae" / "cache" / "review" / name
+    thumbnails = ThumbnailCache(cache, _champions(project, registry, name), params.image.bits)
 
     def refuse(busy: str) -> None:
-        raise Busy(f"{busy}: apply again when it has ended; the labels are kept")
+        raise _Busy(f"{busy}: apply again when it has ended; the labels are kept")
 
     token = "" if is_loopback(host) else os.environ.get("PVQAE_TOKEN", "") or review_app.new_token()
-    app = review_app.make(desk, album, default_name(project), lambda: apply(project, params, refuse).lines, token)
-    with listen(host, port) as opened:
+    app = review_app.make(
+        session, thumbnails, _default_name(project), lambda: apply(project, params, refuse).lines, token
+    )
+    with _listen(host, port) as opened:
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{opened.getsockname()[1]}/" + (f"?token={token}" if token else "")
-        say(f"review of {name}: {address}\nlabels: {places.review / 'labels.jsonl'}\nCtrl-C ends it")
+        say(f"review of {name}: {address}\nlabels: {paths.labels}\nCtrl-C ends it")
         if browser:
             webbrowser.open(address)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
         with suppress(KeyboardInterrupt):  # uvicorn has stopped before it passes the signal on
             server.run(sockets=[opened])
-    waits = len(desk.log.pending())
+    waits = len(session.log.pending())
     say(f"stopped; {waits} labels wait for `python -m flows review --dataset {name} --apply`")

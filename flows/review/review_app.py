@@ -1,6 +1,6 @@
-"""Who may use the review page: this machine, or whoever has the token; and only the page itself may change things.
+"""The review page, what it asks for, and who may use it: this machine, or anybody with the token.
 
-The review page and what it asks for. Images are named by their sha256 alone: no path ever comes from the browser.
+Only the page itself may change things. Images are named by their sha256 alone: no path ever comes from the browser.
 """
 
 import hmac
@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
@@ -21,14 +21,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.review.review_queues import Item
-from flows.review.session import Desk
+from flows.review.items import Item, ThumbnailCache
+from flows.review.session import ReviewSession
 from pvqae.core.errors import PvqaeError
 from pvqae.serving import middleware
 
-COOKIE = "pvqae_review"
-MAX_BYTES = 16_384  # of a request
-HEADERS: Mapping[str, str] = {
+_FILES = Path(__file__).parent / "page"
+_COOKIE = "pvqae_review"
+_MAX_BYTES = 16_384  # of a request
+_HEADERS: Mapping[str, str] = {
     **middleware.HEADERS,
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -39,12 +40,16 @@ HEADERS: Mapping[str, str] = {
 
 
 def new_token() -> str:
+    """Return a secret that nobody guesses."""
     return secrets.token_urlsafe(24)
 
 
 @dataclass(frozen=True)
-class Door:
-    """An ASGI app around another. `token` "" serves this machine only; `page` is known to the page that we sent."""
+class ReviewMiddleware:
+    """The host check, the token, and the protection against other sites, around the ASGI app.
+
+    `token` "" serves this machine only; only the page that we sent knows `page`.
+    """
 
     app: ASGIApp
     token: str = ""
@@ -59,7 +64,7 @@ class Door:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
         answer = self._refusal(Request(scope))
@@ -72,31 +77,31 @@ class Door:
             urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
         ):
             # A foreign page may let its own name point to this machine; it can't choose this header.
-            return PlainTextResponse("expected a request to this machine, found another name", 421)
+            return PlainTextResponse("this page is served to this machine only; the request names another host", 421)
         return None if request.method in ("GET", "HEAD") else self._foreign(request)
 
     def _stranger(self, request: Request) -> Response | None:
-        """The token comes once with the address, then as a cookie that no other site's request carries."""
+        """Refuse a request without the token, which comes once with the address, then as a same-site cookie."""
         given = request.query_params.get("token", "")
         if given and self._same(given, self.token):
             answer = RedirectResponse("/", 303)
-            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+            answer.set_cookie(_COOKIE, self.token, httponly=True, samesite="strict")
             return answer
-        if self._same(request.cookies.get(COOKIE, ""), self.token):
+        if self._same(request.cookies.get(_COOKIE, ""), self.token):
             return None
         return PlainTextResponse("open the whole address that `python -m flows review` printed, with its token", 401)
 
     def _foreign(self, request: Request) -> Response | None:
-        """Requests that change something: from our page alone, small."""
+        """Refuse a request that would change something unless it is small and comes from our page."""
         headers = request.headers
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-            return PlainTextResponse(f"expected a request of this page, found one of {origin[:80]!r}", 403)
+            return PlainTextResponse(f"the request comes from {origin[:80]!r}, not from this page", 403)
         if not self._same(headers.get("x-page", ""), self.page):
-            return PlainTextResponse("expected a request of this page; load the page again", 403)
+            return PlainTextResponse("the request does not come from this page; load the page again", 403)
         length = headers.get("content-length", "")
-        if not length.isdecimal() or int(length) > MAX_BYTES:
-            return PlainTextResponse(f"expected at most {MAX_BYTES} bytes", 413)
+        if not length.isdecimal() or int(length) > _MAX_BYTES:
+            return PlainTextResponse(f"expected at most {_MAX_BYTES} bytes", 413)
         return None
 
     @staticmethod
@@ -104,99 +109,93 @@ class Door:
         return hmac.compare_digest(given.encode(), expected.encode())
 
 
-FILES = Path(__file__).parent / "page"
-Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+_Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
-class Who(BaseModel):
+class _Person(BaseModel):
     who: str = Field(max_length=400)
 
 
-class Said(Who):
-    id: Sha256
+class _Said(_Person):
+    id: _Sha256
     label: Literal["good", "defect", "skip"]
 
 
-class Pictures(Protocol):
-    """`review_files.Album`."""
-
-    def picture(self, item: Item) -> Path: ...
-    def heatmap(self, item: Item) -> Path | None: ...
-
-
-def make(desk: Desk, album: Pictures, who: str, apply: Callable[[], tuple[str, ...]], token: str = "") -> Door:
-    """The ASGI app. `who`: the name the page starts with; `apply` applies all labels, and says what came of it."""
+def make(
+    session: ReviewSession, thumbnails: ThumbnailCache, who: str, apply: Callable[[], tuple[str, ...]], token: str = ""
+) -> ReviewMiddleware:
+    """Make the ASGI app. `who`: the name the page starts with; `apply` applies all labels and says what came of it."""
     app = FastAPI(title="pvqae review", docs_url=None, redoc_url=None, openapi_url=None)
     page = new_token()
     app.add_exception_handler(PvqaeError, _explained)
-    _add_page(app, desk, who, page)
-    _add_pictures(app, desk, album)
-    _add_labels(app, desk, apply)
-    return Door(app, token, page)
+    _add_page(app, session, who, page)
+    _add_pictures(app, session, thumbnails)
+    _add_labels(app, session, apply)
+    return ReviewMiddleware(app, token, page)
 
 
 def _explained(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, 409)
 
 
-def _add_page(app: FastAPI, desk: Desk, who: str, page: str) -> None:
-    environment = Environment(loader=FileSystemLoader(FILES), autoescape=True, undefined=StrictUndefined)
+def _add_page(app: FastAPI, session: ReviewSession, who: str, page: str) -> None:
+    environment = Environment(loader=FileSystemLoader(_FILES), autoescape=True, undefined=StrictUndefined)
 
     @app.get("/")
     def index() -> HTMLResponse:
-        desk.refresh()
+        session.refresh()
         template = environment.get_template("review.html.j2")
-        return HTMLResponse(template.render(dataset=desk.places.dataset, who=who, page=page))
+        return HTMLResponse(template.render(dataset=session.paths.dataset, who=who, page=page))
 
     @app.get("/favicon.ico")
     def icon() -> Response:
-        """None: browsers ask for one anyway."""
+        """Answer that there is none: browsers ask for one anyway."""
         return Response(status_code=204)
 
     @app.get("/{name}.{kind}")
     def file(name: Literal["review"], kind: Literal["css", "js"]) -> FileResponse:
         media = {"css": "text/css", "js": "text/javascript"}[kind]
-        return FileResponse(FILES / f"{name}.{kind}", media_type=f"{media}; charset=utf-8")
+        return FileResponse(_FILES / f"{name}.{kind}", media_type=f"{media}; charset=utf-8")
 
 
-def _add_pictures(app: FastAPI, desk: Desk, album: Pictures) -> None:
+def _add_pictures(app: FastAPI, session: ReviewSession, thumbnails: ThumbnailCache) -> None:
     def known(sha256: str) -> Item:
-        item = desk.item(sha256)
+        item = session.item(sha256)
         if item is None:
             raise HTTPException(404, "no such image in a queue")
         return item
 
     @app.get("/picture/{sha256}")
-    def picture(sha256: Sha256) -> FileResponse:
-        return FileResponse(album.picture(known(sha256)), media_type="image/webp")
+    def picture(sha256: _Sha256) -> FileResponse:
+        return FileResponse(thumbnails.picture(known(sha256)), media_type="image/webp")
 
     @app.get("/heatmap/{sha256}")
-    def heatmap(sha256: Sha256) -> FileResponse:
-        file = album.heatmap(known(sha256))
+    def heatmap(sha256: _Sha256) -> FileResponse:
+        file = thumbnails.heatmap(known(sha256))
         if file is None:
             raise HTTPException(404, "the class has no champion")
         return FileResponse(file, media_type="image/webp")
 
 
-def _add_labels(app: FastAPI, desk: Desk, apply: Callable[[], tuple[str, ...]]) -> None:
+def _add_labels(app: FastAPI, session: ReviewSession, apply: Callable[[], tuple[str, ...]]) -> None:
     @app.get("/state")
     def state() -> dict[str, Any]:
-        return desk.state()
+        return session.state()
 
     @app.post("/label")
-    def label(said: Said) -> dict[str, Any]:
-        desk.label(said.id, said.label, said.who)
-        return desk.state()
+    def label(said: _Said) -> dict[str, Any]:
+        session.label(said.id, said.label, said.who)
+        return session.state()
 
     @app.post("/undo")
-    def undo(asked: Who) -> dict[str, Any]:
-        item = desk.undo(asked.who)
-        return {**desk.state(), "undone": item.sha256 if item else ""}
+    def undo(person: _Person) -> dict[str, Any]:
+        item = session.undo(person.who)
+        return {**session.state(), "undone": item.sha256 if item else ""}
 
     @app.post("/apply")
     async def applied() -> dict[str, Any]:
         work: Callable[..., Awaitable[tuple[str, ...]]] = run_in_threadpool
         lines = await work(apply)
-        await run_in_threadpool(desk.refresh)
-        await run_in_threadpool(desk.write_disagreements)
-        return {**desk.state(), "lines": lines}
+        await run_in_threadpool(session.refresh)
+        await run_in_threadpool(session.write_disagreements)
+        return {**session.state(), "lines": lines}

@@ -1,109 +1,94 @@
 """The review of one dataset: what is to be looked at, what was said, and what a label does."""
 
-import csv
 import datetime
-import io
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flows.retrain.arrivals_ledger import Ledger, Places
-from flows.retrain.labels import SAID, Label, Log, Standing, Word, labels_file
-from flows.review import review_queues
-from flows.review.review_queues import QUEUES, Item
+from flows.retrain.labels import SAID, Label, Log, Word
+from flows.retrain.ledger import IntakePaths, Ledger, write_table
+from flows.review import items
+from flows.review.items import Item
 from pvqae.core.errors import ConfigError, DataError
-from pvqae.core.files import write_text
 
-LONGEST = 80  # characters of a name
-TITLES = {"held": "Held back", "near": "Near the threshold", "alarms": "False alarms?", "skipped": "Skipped"}
-EFFECTS = {
+_LONGEST = 80  # characters of a name
+_QUEUES = ("held", "near", "alarms")
+_TITLES = {"held": "Held back", "near": "Near the threshold", "alarms": "False alarms?", "skipped": "Skipped"}
+_EFFECTS = {
     "held": ("joins the images to learn from", "joins the gate as a defect; nothing learns from it"),
     "scored": ("joins the images to learn from", "joins the gate as a defect; nothing learns from it"),
     "test": ("confirms the false alarm; only noted", "says that the test split is wrong; only noted"),
 }
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the images to look at come from. `most`: of the queues of scored images, at most so many each."""
+class ReviewSession:
+    """The queues of one dataset and the labels, for several threads.
 
-    places: Places
-    categories: tuple[str, ...]
-    most: int
-    evaluated: Callable[[str], str]  # class → the registered version of the last evaluation, "" if none
+    `refresh` looks at the folders again; between two of them the queues keep their order. The queues of scored images
+    have at most `most` images each. `evaluated` of a class: the registered version of its last evaluation, "" if none.
+    """
 
-
-def name_of(who: str) -> str:
-    """A person's name as it is kept: one line of printable characters. Raises `ConfigError` when nothing is left."""
-    name = " ".join("".join(c if c.isprintable() else " " for c in who).split())[:LONGEST]
-    if not name:
-        raise ConfigError("who: expected your name, found none; write it at the top of the page")
-    return name
-
-
-class Desk:
-    """Thread-safe. `refresh` looks at the folders again; between two of them the queues keep their order."""
-
-    def __init__(self, source: Source) -> None:
-        self.places, self._source = source.places, source
-        self.log = Log(labels_file(source.places))
+    def __init__(
+        self, paths: IntakePaths, categories: tuple[str, ...], most: int, evaluated: Callable[[str], str]
+    ) -> None:
+        self.paths, self._categories, self._most, self._evaluated = paths, categories, most, evaluated
+        self.log = Log(paths.labels)
         self._lock = threading.Lock()
         self._queues: dict[str, list[Item]] = {}
         self._items: dict[str, Item] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        root, dataset, most = self.places.root, self.places.dataset, self._source.most
+        """Fill the queues from the ledger, the scores and the last evaluation."""
+        root, dataset = self.paths.root, self.paths.dataset
         applied = {sha256 for sha256, found in self.log.standing().items() if found.applied}
 
-        held = review_queues.held(self.places, Ledger(self.places.ledger))
-        tests = [i for i in review_queues.tests(root, dataset, self._source.evaluated) if i.sha256 not in applied]
+        held = items.held(self.paths, Ledger(self.paths.ledger))
+        tests = [item for item in items.tests(root, dataset, self._evaluated) if item.sha256 not in applied]
         known = applied | {item.sha256 for item in (*held, *tests)}
 
         def scored() -> Iterator[Item]:
-            """One after another: there may be more than fit into memory."""
-            every = review_queues.scored(root, dataset, self._source.categories)
-            return (item for item in every if item.sha256 not in known)
+            """Yield one after another: there may be more than fit into memory."""
+            return (item for item in items.scored(root, dataset, self._categories) if item.sha256 not in known)
 
         queues = {
             "held": [item for item in held if item.sha256 not in applied],
-            "near": review_queues.near(scored(), most),
-            "alarms": review_queues.alarms(chain(tests, scored()), most + len(tests)),
+            "near": items.near(scored(), self._most),
+            "alarms": items.alarms(chain(tests, scored()), self._most + len(tests)),
         }
         with self._lock:
             self._queues = queues
-            self._items = {item.sha256: item for name in reversed(QUEUES) for item in queues[name]}
+            self._items = {item.sha256: item for name in reversed(_QUEUES) for item in queues[name]}
 
     def item(self, sha256: str) -> Item | None:
+        """Return the image of a queue, None where it is in none."""
         return self._items.get(sha256)
 
     def state(self) -> dict[str, Any]:
-        """What the page shows: each queue with the images that nobody has labelled; labels that wait for Apply."""
+        """Return what the page shows: each queue's images without a label, and the labels that wait for Apply."""
         with self._lock:
-            standing, queues, items = self.log.standing(), dict(self._queues), list(self._items.values())
-        left = {name: [item for item in queues[name] if item.sha256 not in standing] for name in QUEUES}
-        left["skipped"] = [item for item in items if _skipped(standing.get(item.sha256))]
+            standing, queues, every = self.log.standing(), dict(self._queues), list(self._items.values())
+        left = {name: [item for item in queues[name] if item.sha256 not in standing] for name in _QUEUES}
+        skipped = {sha256 for sha256, found in standing.items() if found.label.label == "skip"}
+        left["skipped"] = [item for item in every if item.sha256 in skipped]
         pending = self.log.pending()
-        done = sum(item.sha256 in standing for item in items) - len(left["skipped"])
-        counts = {word: sum(label.label == word for label in pending) for word in ("good", "defect")}
         return {
-            "queues": [{"name": n, "title": TITLES[n], "items": [_shown(i) for i in left[n]]} for n in TITLES],
-            "total": len(items),
-            "done": done,
-            "pending": counts,
+            "queues": [{"name": n, "title": _TITLES[n], "items": [_shown(i) for i in left[n]]} for n in _TITLES],
+            "total": len(every),
+            "done": sum(item.sha256 in standing for item in every) - len(left["skipped"]),
+            "pending": {word: sum(label.label == word for label in pending) for word in ("good", "defect")},
         }
 
     def label(self, sha256: str, word: Word, who: str) -> None:
-        """Say what an image is; durable when this returns. Saying it twice is saying it once.
+        """Say what an image is; the disk has it when this returns. Saying it twice is saying it once.
 
         Raises `DataError` for an image that is in no queue, or whose label has been applied meanwhile.
         """
-        item, name = self.item(sha256), name_of(who)
+        item, name = self.item(sha256), _name_of(who)
         if item is None:
-            raise DataError(f"{sha256[:12]}: expected an image of a queue, found none; load the page again")
+            raise DataError(f"{sha256[:12]}: this image is in no queue; load the page again")
         with self.log.writing():
             before = self.log.standing().get(sha256)
             if before and before.applied:
@@ -113,8 +98,8 @@ class Desk:
         self.write_disagreements()
 
     def undo(self, who: str) -> Item | None:
-        """Take the last label of `who` back that was not applied; the image it was about, None if there is none."""
-        name = name_of(who)
+        """Take back the last label of `who` that was not applied; return its image, None if there is none."""
+        name = _name_of(who)
         with self.log.writing():
             mine = [s.label for s in self.log.standing().values() if not s.applied and s.label.who == name]
             last = next((label for label in reversed(mine) if label.sha256 in self._items), None)
@@ -124,19 +109,24 @@ class Desk:
         return self._items[last.sha256] if last else None
 
     def write_disagreements(self) -> None:
-        """disagreements.csv: labels about images that the dataset keeps as they are, for a person to look into."""
+        """Write disagreements.csv: labels that the dataset does not follow, for a person to look into."""
         kept = [
-            (s.label, s.outcome or "only noted")
+            _disagreement(s.label, s.outcome or "only noted")
             for s in self.log.standing().values()
             if s.label.label != "skip" and (s.label.origin == "test" or s.outcome.startswith("not taken"))
         ]
-        file = self.places.review / "disagreements.csv"
+        file = self.paths.review / "disagreements.csv"
         if kept or file.exists():
-            write_text(file, _table(kept))
+            names = ("path", "class", "origin", "person", "label", "when", "score", "threshold", "version", "outcome")
+            write_table(file, names, kept)
 
 
-def _skipped(found: Standing | None) -> bool:
-    return bool(found and found.label.label == "skip")
+def _name_of(who: str) -> str:
+    """Return a person's name as it is kept: one line of printable characters. Raises `ConfigError` for an empty one."""
+    name = " ".join("".join(c if c.isprintable() else " " for c in who).split())[:_LONGEST]
+    if not name:
+        raise ConfigError("who: your name is missing; write it at the top of the page")
+    return name
 
 
 def _said(item: Item, word: Word, who: str) -> Label:
@@ -148,7 +138,7 @@ def _said(item: Item, word: Word, who: str) -> Label:
 
 
 def _shown(item: Item) -> dict[str, Any]:
-    good, defect = EFFECTS[item.origin]
+    good, defect = _EFFECTS[item.origin]
     return {
         "id": item.sha256,
         "category": item.category,
@@ -164,11 +154,6 @@ def _shown(item: Item) -> dict[str, Any]:
     }
 
 
-def _table(kept: Sequence[tuple[Label, str]]) -> str:
-    out = io.StringIO()
-    rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(("path", "class", "origin", "person", "label", "when", "score", "threshold", "version", "outcome"))
-    for label, outcome in kept:
-        what = (label.path, label.category, label.origin, label.who, label.label, label.when)
-        rows.writerow((*what, label.score, label.threshold, label.version, outcome))
-    return out.getvalue()
+def _disagreement(label: Label, outcome: str) -> tuple[Any, ...]:
+    what = (label.path, label.category, label.origin, label.who, label.label, label.when)
+    return (*what, label.score, label.threshold, label.version, outcome)

@@ -1,6 +1,11 @@
-"""The score flow: a registered version over a folder or a bucket prefix, and the drift of what it saw."""
+"""The score flow: a registered version over a folder or a bucket prefix, and the drift of what it scored.
 
+A report of drift joins the history of reports on the same images, and sends an event on which retraining can start.
+"""
+
+import datetime
 import hashlib
+import json
 import re
 import shutil
 import tempfile
@@ -8,24 +13,40 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, get_run_logger
 
 from flows.adapters import landing
 from flows.adapters.landing import Landing, Object
+from flows.adapters.prefect_client import Notifier, PrefectEvents
 from flows.adapters.registry import open_registry
 from flows.adapters.tracking import Registry
 from flows.core import lineage, locks
-from flows.serving import drift
 from flows.versions import promotions, shipping
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, IntegrityError
-from pvqae.core.files import Sealed, whole_folder
+from pvqae.core.files import Sealed, whole_folder, write_text
+from pvqae.drift.drift_report import Report
 from pvqae.inference import bundle as bundles
 from pvqae.serving import batch, batch_cli, batch_source
 from pvqae.serving.batch_source import Item
 
-MODEL = re.compile(rf"({lineage.MODEL.pattern})(?:@(\w+))?")
+_MODEL = re.compile(rf"({lineage.MODEL.pattern})(?:@(\w+))?")
+_EVENT = "pvqae.drift.detected"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """`since`: of the present drift, over all reports without a break; "" when there is none."""
+
+    report: Report
+    since: str
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command: 0 no drift, 3 drift, 4 too little to tell."""
+        return batch_cli.EXITS[self.report.verdict]
 
 
 @dataclass(frozen=True)
@@ -36,20 +57,97 @@ class Result:
     version: str
     out: Path
     found: batch.Outcome
-    drift: drift.Judged | None
+    drift: Judged | None
 
     @property
     def lines(self) -> tuple[str, ...]:
+        """What was scored and judged, for people."""
         words = (f"{self.model} version {self.version}: {batch_cli.sentence(self.found, self.out)}",)
         if self.drift is None:
             return words
         earlier = self.drift.since != self.drift.report.since
-        first = (f"Earlier reports tell of drift without a break since {self.drift.since}.",) if earlier else ()
+        first = (f"Earlier reports show drift without a break since {self.drift.since}.",) if earlier else ()
         return (*words, self.drift.report.sentence, *first, str(self.out / "drift.html"))
 
 
+@flow(name="score", persist_result=False)
+def score(
+    root: str, name: str, source: str, out: str = "", heatmaps: bool = False, judge_drift: bool = False
+) -> Result:
+    """Score the new images of `source` with the version that `name` means.
+
+    With `judge_drift` compare all that was scored with the version's trusted normals, and send an event if it drifted.
+    Raises an error of `pvqae.core.errors` for what the user can repair. A killed run goes on where it was.
+    """
+    log = get_run_logger()
+    project = Path(root).resolve()
+    params = config.load(project / "params.yaml")
+
+    # 1. The version, and the folder of its results; one run per folder at a time.
+    registry, _ = open_registry(project, params.flow.tracking_uri)
+    model, version = parse(name, registry)
+    where = source if "://" in source else str(Path(source).expanduser().resolve())
+    folder = Path(out).resolve() if out else _place(project, model, where)
+    lock = project / ".pvqae" / "locks" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.score.lock"
+    with locks.held(lock, waiting=lambda: log.warning("another run writes to %s: waiting for its end", folder)):
+        # 2. The scores.
+        batch_cli.prepare()
+        bundle = bundle_of(project, registry, model, version)
+        found = batch.run(bundles.parse(bundle), _source_of(where), folder, version, heatmaps)
+        log.info("%s", batch_cli.sentence(found, folder))
+
+        # 3. Drift.
+        judged = _judge(bundle, folder, params.drift, model, version, PrefectEvents()) if judge_drift else None
+    return Result(model, version, folder, found, judged)
+
+
+def parse(name: str, registry: Registry) -> tuple[str, str]:
+    """Return the model and the version that `name` means: MODEL, MODEL@ALIAS or MODEL@NUMBER.
+
+    An alias is what the promotion log says, whatever somebody has moved in MLflow's pages. Raises `ConfigError` for
+    another form, or an alias that no version has, `PromotionError` for a champion that was deleted.
+    """
+    matched = _MODEL.fullmatch(name)
+    if not matched:
+        raise ConfigError(f"{name}: expected pvqae-DATASET-CLASS@champion, another alias or a version's number")
+    model, label = matched[1], matched[2] or "champion"
+    version = label if label.isdigit() else promotions.held(registry, model, label)
+    if not version:
+        way = promotions.way_back(registry, model)
+        raise ConfigError(f"{name}: no version of {model} has the alias {label}; {way}")
+    return model, version
+
+
+def _place(root: Path, model: str, where: str) -> Path:
+    """Return the folder of what `model` says of a source: one each, so that a rerun finds what is done."""
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", where.rstrip("/").rsplit("/", 1)[-1])[:40].strip("-.") or "images"
+    return root / "scores" / model / f"{slug}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+
+
+def bundle_of(root: Path, registry: Registry, model: str, version: str) -> Sealed:
+    """Return the files of the registered bundle, checked against its lineage; fetch them once."""
+    folder = root / ".pvqae" / "bundles" / f"{model}-{version}"
+    expected = registry.version_tags(model, version)["bundle_sha256"]
+    if folder.is_dir():
+        with suppress(IntegrityError):  # changed since: fetched again
+            return shipping.check_evaluated(folder, expected)
+    with tempfile.TemporaryDirectory() as place, whole_folder(folder) as part:
+        fetched = shipping.fetch(registry, model, version, Path(place) / "fetched")
+        shutil.copytree(fetched, part, dirs_exist_ok=True)
+    return shipping.check_evaluated(folder, expected)
+
+
+def _source_of(where: str) -> batch_source.Source:
+    """Open the images at s3://bucket/prefix, or in a folder (or a single file) of this machine."""
+    if where.startswith("s3://"):
+        return _Bucket(landing.open_landing(where), where.rstrip("/"))
+    if "://" in where:
+        raise ConfigError(f"{where}: expected a folder or s3://bucket/prefix; correct the source")
+    return batch_source.Files((Path(where).expanduser(),))
+
+
 @dataclass(frozen=True)
-class Bucket:
+class _Bucket:
     """The images of a landing area as a source: fetched one at a time, and only what no earlier run has scored."""
 
     area: Landing
@@ -67,77 +165,54 @@ class Bucket:
         return target
 
 
-def source_of(where: str) -> batch_source.Source:
-    """Images at s3://bucket/prefix, or in a folder (or a single file) of this machine."""
-    if where.startswith("s3://"):
-        return Bucket(landing.open_landing(where), where.rstrip("/"))
-    if "://" in where:
-        raise ConfigError(f"{where}: expected a folder or s3://bucket/prefix; correct the source")
-    return batch_source.Files((Path(where).expanduser(),))
+def _judge(
+    bundle: Sealed, scores: Path, settings: config.Drift, model: str, version: str, notifier: Notifier
+) -> Judged:
+    """Judge the scores below the folder `scores` by a bundle's files; note it in drift.jsonl; report drift."""
+    report = batch_cli.judge(bundle, scores, settings, model)
+    facts = bundle.json("config.json", bundles.REPAIR)
+    file = scores / "drift.jsonl"
+    past = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
+    since = _began(past, report)
+    entry = {
+        "when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "version": version,
+        "verdict": report.verdict,
+        "since": since,
+        "sentence": report.sentence,
+    }
+    write_text(file, "".join(json.dumps(one) + "\n" for one in [*past, entry]))
+    if report.verdict == "drift":
+        payload = _figures(report, facts["category"], model, version, since)
+        notifier.emit(_EVENT, f"pvqae.dataset.{facts['dataset']}", payload)
+    return Judged(report, since)
 
 
-def parse(name: str, registry: Registry) -> tuple[str, str]:
-    """Model and version that `name` means: MODEL, MODEL@ALIAS or MODEL@NUMBER.
-
-    An alias is what the promotion log says, whatever a hand has moved in MLflow's pages. Raises `ConfigError` for
-    another form, or an alias that no version has, `PromotionError` for a champion that was deleted.
-    """
-    matched = MODEL.fullmatch(name)
-    if not matched:
-        raise ConfigError(f"{name}: expected pvqae-DATASET-CLASS@champion, another alias or a version's number")
-    model, label = matched[1], matched[2] or "champion"
-    version = label if label.isdigit() else promotions.held(registry, model, label)
-    if not version:
-        way = promotions.way_back(registry, model)
-        raise ConfigError(f"{name}: no version of {model} has the alias {label}; {way}")
-    return model, version
+def _began(past: list[dict[str, Any]], report: Report) -> str:
+    """Return when the present drift was first seen, over all latest reports without a break; "" without drift."""
+    if report.verdict != "drift":
+        return ""
+    since = report.since
+    for entry in reversed(past):
+        if entry["verdict"] == "none":
+            break
+        since = min(since, entry["since"] or since)
+    return since
 
 
-def place(root: Path, model: str, where: str) -> Path:
-    """The folder of what `model` says of a source: one each, so that a rerun finds what is done."""
-    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", where.rstrip("/").rsplit("/", 1)[-1])[:40].strip("-.") or "images"
-    return root / "scores" / model / f"{slug}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
-
-
-def bundle_of(root: Path, registry: Registry, model: str, version: str) -> Sealed:
-    """The files of the registered bundle, checked against its lineage; fetched once."""
-    folder = root / ".pvqae" / "bundles" / f"{model}-{version}"
-    expected = registry.version_tags(model, version)["bundle_sha256"]
-    if folder.is_dir():
-        with suppress(IntegrityError):  # changed since: fetched again
-            return shipping.check_evaluated(folder, expected)
-    with tempfile.TemporaryDirectory() as place, whole_folder(folder) as part:
-        fetched = shipping.fetch(registry, model, version, Path(place) / "fetched")
-        shutil.copytree(fetched, part, dirs_exist_ok=True)
-    return shipping.check_evaluated(folder, expected)
-
-
-@flow(name="score", persist_result=False)
-def score(
-    root: str, name: str, source: str, out: str = "", heatmaps: bool = False, judge_drift: bool = False
-) -> Result:
-    """Score what is new of `source` with the version that `name` means; with `judge_drift` compare what was scored
-    with the version's trusted normals, and send an event if it drifted.
-
-    Raises an error of `pvqae.core.errors` for what the user can repair. A killed run goes on where it was.
-    """
-    log = get_run_logger()
-    project = Path(root).resolve()
-    params = config.load(project / "params.yaml")
-
-    # 1. The version, and where its results lie; one run per place at a time.
-    registry, _ = open_registry(project, params.flow.tracking_uri)
-    model, version = parse(name, registry)
-    where = source if "://" in source else str(Path(source).expanduser().resolve())
-    folder = Path(out).resolve() if out else place(project, model, where)
-    lock = project / ".pvqae" / "locks" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.score.lock"
-    with locks.held(lock, waiting=lambda: log.warning("another run writes to %s: waiting for its end", folder)):
-        # 2. The scores.
-        batch_cli.prepare()
-        bundle = bundle_of(project, registry, model, version)
-        found = batch.run(bundles.parse(bundle), source_of(where), folder, version, heatmaps)
-        log.info("%s", batch_cli.sentence(found, folder))
-
-        # 3. Drift.
-        judged = drift.judge(bundle, folder, params.drift, model, version) if judge_drift else None
-    return Result(model, version, folder, found, judged)
+def _figures(report: Report, category: str, model: str, version: str, since: str) -> dict[str, Any]:
+    """Return the event's payload: what a program or a person decides by."""
+    found = report.comparison
+    assert found is not None
+    return {
+        "class": category,
+        "model": model,
+        "version": version,
+        "since": since,
+        "sentence": report.sentence,
+        "drifted": list(found.drifted),
+        "n": found.n,
+        "ks": {f.name: round(f.ks, 4) for f in found.figures},
+        "limits": {f.name: round(f.limit, 4) for f in found.figures},
+        "above_threshold": found.share.above,
+    }

@@ -1,6 +1,6 @@
-"""The service that follows an alias: a new champion is fetched, checked and tried beside the old, then takes its place.
+"""The service that follows an alias: a new champion is fetched, checked and tried, then takes the old one's place.
 
-Whatever goes wrong meanwhile (the registry is down, a bundle is damaged) the version that answers goes on answering.
+Whatever goes wrong meanwhile (the registry is down, a bundle is damaged), the version that answers keeps answering.
 """
 
 import threading
@@ -18,7 +18,7 @@ from pvqae.serving.slot import Holder, Model, Trouble, load
 
 
 @dataclass
-class Follower:
+class _Follower:
     """Looks at an alias every `seconds` and lets `holder` answer by the version that it names.
 
     A version that did not load is not tried again until the alias has moved; a registry that did not answer is.
@@ -32,13 +32,13 @@ class Follower:
     rejected: Trouble | None = None
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set; the first look is at once."""
+        """Look at once, then every `seconds` until `stop` is set."""
         while not stop.is_set():
             self.look()
             stop.wait(self.seconds)
 
     def look(self) -> None:
-        """One look, and the exchange if there is a new version. Raises nothing: the service has to go on."""
+        """Look at the alias; exchange the model if there is a new version. Raises nothing: the service has to go on."""
         try:
             model, version = score.parse(self.name, self.registry)
         except Exception as error:  # MLflow's clients raise whatever their transport does
@@ -54,7 +54,7 @@ class Follower:
 
     def _exchange(self, model: str, version: str) -> None:
         try:
-            self.holder.put(fetched(self.root, self.registry, model, version))
+            self.holder.put(_fetched(self.root, self.registry, model, version))
             self.rejected = None
         except (RegistryError, OSError) as error:
             self.holder.keep(version, error, "unreachable")
@@ -63,8 +63,8 @@ class Follower:
             self.rejected = self.holder.trouble
 
 
-def fetched(root: Path, registry: Registry, model: str, version: str) -> Model:
-    """The registered version, its bundle checked against its lineage and tried with one image.
+def _fetched(root: Path, registry: Registry, model: str, version: str) -> Model:
+    """Load the registered version, its bundle checked against its lineage and tried with one image.
 
     Raises `RegistryError` where it can't be fetched, `IntegrityError` where it is not what was evaluated.
     """
@@ -77,8 +77,9 @@ def serve(
     root: Path, name: str, *, host: str | None, port: int | None, token_file: Path | None,
     overrides: tuple[str, ...], tell: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Serve what `name` means, and what it will mean, until SIGTERM or Ctrl-C. The first version is loaded while the
-    service listens already: /ready says 503 until then.
+    """Serve what `name` means, now and later, until SIGTERM or Ctrl-C.
+
+    The first version is loaded while the service already listens: /ready says 503 until then.
 
     Raises `ConfigError` for a name without a version, a host without a token or a port that is taken.
     """
@@ -87,7 +88,7 @@ def serve(
     registry, _ = open_registry(root, params.flow.tracking_uri)
     _, version = score.parse(name, registry)
     metrics = Metrics()
-    follower = Follower(root, registry, name, Holder(metrics), settings.poll)
+    follower = _Follower(root, registry, name, Holder(metrics), settings.poll)
     words = f"serving {name}, now version {version}, looking for another every {settings.poll:g} s"
     server.run(
         follower.holder, metrics, params, settings, token, lambda where: tell(f"{words}, at {where}"), follower.run

@@ -22,8 +22,8 @@ with atheris.instrument_imports(include=["pvqae", "flows", "yaml"]):
     import yaml
     from PIL import Image
 
-    from flows.retrain.arrivals_ledger import Entry, Ledger
     from flows.retrain.labels import Label, Log
+    from flows.retrain.ledger import Entry, Ledger
     from pvqae.core import config
     from pvqae.datasets import arrivals
     from pvqae.drift import profile

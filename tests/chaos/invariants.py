@@ -11,7 +11,7 @@ import mlflow
 
 from flows.adapters.registry import Mlflow
 from flows.adapters.tracking import Promotion
-from flows.retrain.arrivals_ledger import Ledger, Places
+from flows.retrain.ledger import IntakePaths, Ledger
 from flows.versions import shipping
 from pvqae.core.errors import PvqaeError
 from pvqae.core.files import digest
@@ -130,7 +130,7 @@ def _lines(project: Project) -> list[str]:
 def _samples(project: Project) -> list[str]:
     """Each object of the landing folder has one decision; what was accepted is in the dataset and manifest once."""
     objects = {path.relative_to(project.root / "landing").as_posix() for path in project.shore.glob("*")}
-    entries = Ledger(Places(project.root, DATASET).ledger).entries()
+    entries = Ledger(IntakePaths(project.root, DATASET).ledger).entries()
     keys = Counter(entry.key for entry in entries)
     found = [f"{key}: {keys[key]} decisions" for key in objects | set(keys) if keys[key] != 1]
     for entry in entries:

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from flows.adapters.landing import Object
 from flows.core import lines
-from flows.retrain.arrivals_ledger import Entry, Ledger
 from flows.retrain.labels import Label, Log
+from flows.retrain.ledger import Entry, Ledger
 from pvqae.core import config, files
 from pvqae.core.errors import DataError, PvqaeError
 from pvqae.datasets import arrivals

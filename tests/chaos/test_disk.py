@@ -16,8 +16,9 @@ import pytest
 
 from flows.adapters.fakes import FakeLanding, FakeVersioning
 from flows.core import lines
-from flows.retrain import admit, arrivals, arrivals_index
-from flows.retrain.arrivals_ledger import Ledger, Places
+from flows.retrain import arrivals, index
+from flows.retrain.admission import admit
+from flows.retrain.ledger import IntakePaths, Ledger
 from pvqae.core import errors
 from pvqae.core.files import digest, whole_folder, write_text
 from pvqae.core.layout import ARRIVED
@@ -95,20 +96,20 @@ def test_the_intake_loses_and_doubles_nothing_on_a_disk_that_fills_up(tmp_path: 
 
 
 def intake(root: Path, contents: dict[str, bytes]) -> Callable[[], None]:
-    places, raw, dvc = Places(root, "nuts"), root / "data" / "raw" / "nuts", FakeVersioning()
+    places, raw, dvc = IntakePaths(root, "nuts"), root / "data" / "raw" / "nuts", FakeVersioning()
 
     def run() -> None:
         raw.mkdir(parents=True, exist_ok=True)
         area, ledger = FakeLanding(dict(contents)), Ledger(places.ledger)
         items, _ = arrivals.new_objects(area, ledger, ["nut"], ["nut"], 100)
-        arrivals.Intake(area, places, ledger, arrivals_index.Index(), screen, PARAMS).take(items)
-        admit.admit(places, raw, ledger, dvc, lambda message: "")
+        arrivals.Intake(area, places, ledger, index.Index(), screen, PARAMS).take(items)
+        admit(places, raw, ledger, dvc, lambda message: "")
 
     return run
 
 
 def broken(root: Path, contents: dict[str, bytes]) -> list[str]:
-    entries = Ledger(Places(root, "nuts").ledger).entries()
+    entries = Ledger(IntakePaths(root, "nuts").ledger).entries()
     states = {entry.key: entry.state for entry in entries}
     wanted = {key: "quarantined" if "bad" in key else "versioned" for key in contents}
     there = Counter(digest(path) for path in (root / "data" / "raw" / "nuts" / ARRIVED).rglob("*.png"))

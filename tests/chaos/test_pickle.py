@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from flows.retrain import arrivals_index
+from flows.retrain import index
 from pvqae.core.errors import IntegrityError
 from pvqae.features.examples import prepare
 from pvqae.features.features import Store
@@ -152,7 +152,7 @@ def test_in_the_cache_of_the_backbone(planted: bytes, tmp_path: Path, monkeypatc
 
 def test_in_the_index_of_arrivals(planted: bytes, tmp_path: Path) -> None:
     (tmp_path / "index.npz").write_bytes(planted)
-    assert arrivals_index._load(tmp_path / "index.npz") == {}
+    assert index._load(tmp_path / "index.npz") == {}
 
 
 UNPICKLING = ("pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal")

@@ -11,10 +11,11 @@ import pytest
 
 from flows.adapters.fakes import FakeVersioning
 from flows.adapters.landing import Bucket, LandingError
-from flows.retrain import admit, arrivals, arrivals_index
+from flows.retrain import arrivals, index
+from flows.retrain.admission import admit
 from flows.retrain.arrivals import Intake, Taken
-from flows.retrain.arrivals_ledger import Ledger, Places
-from flows.serving.score import Bucket as Scored
+from flows.retrain.ledger import IntakePaths, Ledger
+from flows.serving.score import _Bucket as Scored
 from pvqae.core import config
 from pvqae.core.files import digest
 from pvqae.core.layout import ARRIVED
@@ -40,16 +41,16 @@ class Plant:
     """A dataset that takes in what arrives in a bucket."""
 
     def __init__(self, root: Path, area: Bucket) -> None:
-        self.area, self.places, self.dvc = area, Places(root, "nuts"), FakeVersioning()
+        self.area, self.places, self.dvc = area, IntakePaths(root, "nuts"), FakeVersioning()
         self.raw = root / "data" / "raw" / "nuts"
         self.raw.mkdir(parents=True)
 
     def run(self) -> Taken:
         ledger = Ledger(self.places.ledger)
         items, waiting = arrivals.new_objects(self.area, ledger, ["nut"], ["nut"], 1000)
-        index = arrivals_index.Index()
-        taken = Intake(self.area, self.places, ledger, index, screen, PARAMS).take(items, waiting)
-        admit.admit(self.places, self.raw, ledger, self.dvc, lambda message: "")
+        known = index.Index()
+        taken = Intake(self.area, self.places, ledger, known, screen, PARAMS).take(items, waiting)
+        admit(self.places, self.raw, ledger, self.dvc, lambda message: "")
         return taken
 
     def broken(self, contents: dict[str, str]) -> list[str]:

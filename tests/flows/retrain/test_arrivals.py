@@ -21,10 +21,11 @@ from flows.adapters.fakes import FakeLanding, FakeVersioning
 from flows.adapters.landing import Folder, LandingError, Object
 from flows.adapters.versioning import Dvc
 from flows.core.processes import Supervisor
-from flows.retrain import admit, arrivals, arrivals_index, arrivals_ledger
+from flows.retrain import admission, arrivals, index, ledger
+from flows.retrain.admission import admit
 from flows.retrain.arrivals import Intake, Taken
-from flows.retrain.arrivals_index import Index
-from flows.retrain.arrivals_ledger import Entry, Ledger, Places
+from flows.retrain.index import Index
+from flows.retrain.ledger import Entry, IntakePaths, Ledger, release
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
 from pvqae.core.layout import ARRIVED
@@ -78,11 +79,11 @@ class World:
         return self.root / "data" / "raw" / "nuts"
 
     @property
-    def places(self) -> Places:
-        return Places(self.root, "nuts")
+    def places(self) -> IntakePaths:
+        return IntakePaths(self.root, "nuts")
 
     def index(self) -> Index:
-        return arrivals_index.build(sources.scan("folder", self.raw), self.raw, self.places.home / "index.npz")
+        return index.build(sources.scan("folder", self.raw), self.raw, self.places.home / "index.npz")
 
     def arrived(self) -> list[str]:
         below = self.raw / ARRIVED
@@ -91,11 +92,11 @@ class World:
     def run(self) -> Taken:
         """What the retrain flow does with the dataset's lock held."""
         ledger = Ledger(self.places.ledger)
-        arrivals_ledger.release(self.places, ledger)
+        release(self.places, ledger)
         items, waiting = arrivals.new_objects(self.shelf, ledger, ["nut"], ["nut"], 1000)
         taken = Intake(self.shelf, self.places, ledger, self.index(), screen, PARAMS).take(items, waiting)
         self.dvc.listings[""] = frozenset(self.arrived())
-        admit.admit(self.places, self.raw, ledger, _Seeing(self), self.record)
+        admit(self.places, self.raw, ledger, _Seeing(self), self.record)
         return taken
 
     def record(self, message: str) -> str:
@@ -259,8 +260,8 @@ def test_a_dead_area_is_not_asked_for_every_object(world: World) -> None:
     items, waiting = arrivals.new_objects(world.shelf, ledger, ["nut"], ["nut"], 1000)
     world.shelf.dead = True
     taken = Intake(world.shelf, world.places, ledger, world.index(), screen, PARAMS).take(items, waiting)
-    assert len(taken.failed) == arrivals.PATIENCE
-    decided = len(taken.entries) + arrivals.PATIENCE  # some need no fetch
+    assert len(taken.failed) == arrivals._PATIENCE
+    decided = len(taken.entries) + arrivals._PATIENCE  # some need no fetch
     assert taken.waiting["the landing area does not answer"] == len(items) - decided
 
 
@@ -348,7 +349,7 @@ class Killed(BaseException):
     """As SIGKILL as a test can be: nothing that catches `Exception` sees it."""
 
 
-WATCHED = tuple(str(module.__file__) for module in (arrivals, admit, arrivals_ledger, arrivals_ledger))
+WATCHED = tuple(str(module.__file__) for module in (arrivals, admission, ledger))
 Spot = tuple[str, int, int]  # file, line, how often it was reached before
 
 
@@ -383,7 +384,7 @@ def traced(work: Callable[[], object], at: Spot | None) -> Counter[tuple[str, in
 def test_a_death_at_any_line_neither_loses_nor_doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Some 500 runs: without what takes time and is no step. What bounds say has its own test.
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(arrivals_index, "_exposure_misfit", lambda image, own: "")
+    monkeypatch.setattr(index, "_exposure_misfit", lambda image, own: "")
     template = World(tmp_path / "template")
     for seed in range(5):
         images.write(template.raw / "nut" / "good" / f"{seed}.png", photograph(seed))
@@ -434,9 +435,9 @@ def test_real_versions_and_commits_agree_after_a_death_between_them(project: Pat
         Intake(world.shelf, world.places, ledger, world.index(), screen, PARAMS).take(items)
         if dies:
             with pytest.raises(Killed):
-                admit.admit(world.places, world.raw, ledger, dvc, record)
+                admit(world.places, world.raw, ledger, dvc, record)
         dies = ""
-        admitted = admit.admit(world.places, world.raw, Ledger(world.places.ledger), dvc, record)
+        admitted = admit(world.places, world.raw, Ledger(world.places.ledger), dvc, record)
         after = dvc.data_hash("nuts")
         seen, now = dvc.listing(before), dvc.listing(after)
     assert seen is not None
@@ -446,7 +447,7 @@ def test_real_versions_and_commits_agree_after_a_death_between_them(project: Pat
     assert {entry.reason for entry in admitted} == {after}
     (subject,) = git.git(project, "log", "--format=%s", "pvqae/data").splitlines()
     assert subject.startswith("nuts: 2 images arrived (")
-    assert admit.admit(world.places, world.raw, Ledger(world.places.ledger), dvc, record) == ()
+    assert admit(world.places, world.raw, Ledger(world.places.ledger), dvc, record) == ()
 
 
 def test_a_reader_leaves_alone_what_another_process_is_writing(tmp_path: Path) -> None:

@@ -8,12 +8,11 @@ import pytest
 
 from flows.adapters.fakes import FakeRegistry, FakeVersioning
 from flows.adapters.tracking import Promotion
-from flows.retrain.arrivals import Taken
-from flows.retrain.arrivals_ledger import Entry, Ledger, Places
-from flows.retrain.facts import age_days, facts_of
-from flows.retrain.intake_steps import Champions, limit, params_of, refuse_made, would_take
+from flows.retrain.admission import _age_days, _would_take, facts_of
+from flows.retrain.arrivals import Champions, Taken, _limit
+from flows.retrain.ledger import Entry, IntakePaths, Ledger
 from flows.retrain.retrain_policy import ClassFacts, Facts
-from flows.retrain.watch import shore
+from flows.retrain.watch import landing_area, params_of, refuse_made
 from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
@@ -35,9 +34,9 @@ def move(version: str, alias: str, when: str = "2026-01-01T00:00:00.000000Z") ->
 
 def facts(root: Path, registry: FakeRegistry, dvc: FakeVersioning, taken: Taken | None = None) -> ClassFacts:
     found = sources.scan("folder", root / "data" / "raw" / "nuts")
-    places = Places(root, "nuts")
+    places = IntakePaths(root, "nuts")
     asked = Facts("manual", "", "", ())
-    return facts_of(asked, registry, dvc, PARAMS, found, Ledger(places.ledger), places, taken or Taken()).classes[0]
+    return facts_of(asked, registry, dvc, found, Ledger(places.ledger), places, taken or Taken()).classes[0]
 
 
 @pytest.fixture
@@ -83,7 +82,7 @@ def test_a_dry_run_counts_what_it_has_not_looked_at(world: tuple[Path, FakeRegis
 
 def test_held_images_are_counted_while_they_are_there(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     root, registry, dvc = world
-    places = Places(root, "nuts")
+    places = IntakePaths(root, "nuts")
     entry = Entry("nut/x.png", "e", 1, "review", "odd", "nut", "0" * 64, "x-0.png", "good")
     Ledger(places.ledger).append([entry])
     assert facts(root, registry, dvc).in_review == 0  # a person has removed it
@@ -96,14 +95,14 @@ def test_age_counts_from_the_first_alias() -> None:
     registry.register(MODEL, "run", "model", {})
     registry.promote(MODEL, "challenger", move("1", "challenger"))
     registry.promote(MODEL, "champion", move("1", "champion", "2026-01-09T00:00:00.000000Z"))
-    assert age_days(registry, MODEL, "1", now) == pytest.approx(10)
-    assert age_days(registry, MODEL, "2", now) is None
+    assert _age_days(registry, MODEL, "1", now) == pytest.approx(10)
+    assert _age_days(registry, MODEL, "2", now) is None
 
 
 def test_the_limit_lies_above_every_calibration_score() -> None:
     card = {"scores": [1.0, 2.0, 4.0]}
-    assert limit(card, 0.25) == pytest.approx(4.5)
-    assert limit(card, 0) == 4.0
+    assert _limit(card, 0.25) == pytest.approx(4.5)
+    assert _limit(card, 0) == 4.0
 
 
 def test_a_dataset_that_a_stage_makes_takes_no_arrivals() -> None:
@@ -129,19 +128,19 @@ def test_a_dry_run_only_looks(world: tuple[Path, FakeRegistry, FakeVersioning]) 
     touch(root / "shore", "nut/1.png", "nut/2.png", "bolt/1.png")
     params = config.parse({"data": {"name": "nuts", "source": "folder"}, "landing": {"url": "shore"}})
     champions = Champions(registry, "nuts", root / "bundles", 0.25)
-    taken = would_take(root, params, Ledger(root / "ledger"), ["nut"], champions)
+    taken = _would_take(root, params, Ledger(root / "ledger"), ["nut"], champions)
     assert taken.waiting["nut, a dry run"] == 2
     assert sum(Counter(taken.waiting).values()) == 3
     assert not (root / "ledger").exists()
     assert not (root / ".pvqae").exists()
-    assert shore(root, PARAMS) is None
+    assert landing_area(root, PARAMS) is None
 
 
 def test_a_class_without_a_champion_waits_untouched(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     root, _, _ = world
     touch(root / "shore", "nut/1.png")
     params = config.parse({"data": {"name": "nuts", "source": "folder"}, "landing": {"url": "shore"}})
-    taken = would_take(
+    taken = _would_take(
         root, params, Ledger(root / "ledger"), ["nut"], Champions(FakeRegistry(), "nuts", root / "b", 0.25)
     )
     assert taken.waiting == {"nut has no champion yet: run `python -m flows train` first": 1}

@@ -1,12 +1,13 @@
 """When to train again: every rule, kept and broken, alone and together."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.retrain.retrain_policy import TRIGGERS, ClassFacts, Decision, Facts, decide
+from flows.retrain.retrain_policy import ClassFacts, Decision, Facts, Trigger, decide
 from pvqae.core.config import Retrain
 
 LIMITS = Retrain(min_new=20, max_age_days=30)
@@ -98,14 +99,19 @@ classes = st.builds(
 )
 
 
-@given(st.lists(classes, min_size=1, max_size=3), st.sampled_from(TRIGGERS), st.text(max_size=3), st.integers(1, 1000))
+@given(
+    st.lists(classes, min_size=1, max_size=3),
+    st.sampled_from(get_args(Trigger)),
+    st.text(max_size=3),
+    st.integers(1, 1000),
+)
 def test_every_decision_has_its_reason_and_more_samples_never_end_one(
     found: list[ClassFacts], trigger: str, drift: str, more: int
 ) -> None:
     facts = Facts(trigger, "", drift, tuple(found))  # type: ignore[arg-type]
     decision = decide(facts, LIMITS)
     assert decision.reason
-    assert decision.trigger in TRIGGERS
+    assert decision.trigger in get_args(Trigger)
     assert decision.act == "wait" or decision.reason in decision.reasons
     grown = tuple(replace(item, new_normals=(item.new_normals or 0) + more) for item in found)
     if decision.act == "train" and all(item.new_normals is not None for item in found):

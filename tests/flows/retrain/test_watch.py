@@ -7,7 +7,7 @@ import pytest
 
 from flows.adapters.fakes import FakeNotifier
 from flows.retrain import watch
-from flows.retrain.arrivals_ledger import Entry, Ledger, Places
+from flows.retrain.ledger import Entry, IntakePaths, Ledger
 from flows.retrain.watch import EVENT, Watcher, datasets
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, PvqaeError
@@ -69,7 +69,7 @@ def test_what_was_decided_is_not_told_of_again_even_by_a_new_watcher(project: Pa
     land(project, "gravel/a.png")
     item = next(first_item(project))
     entry = Entry(item.key, item.etag, item.size, "versioned", "", "gravel")
-    Ledger(Places(project, "parts").ledger).append([entry])
+    Ledger(IntakePaths(project, "parts").ledger).append([entry])
     watching, kept, _ = watcher(project)
     for _ in range(3):
         watching.look()
@@ -82,7 +82,7 @@ def test_what_was_decided_is_not_told_of_again_even_by_a_new_watcher(project: Pa
 
 def first_item(project: Path):  # type: ignore[no-untyped-def]
     params = config.parse({"data": {"name": "parts"}, "landing": {"url": "landing/{dataset}"}})
-    area = watch.shore(project, params)
+    area = watch.landing_area(project, params)
     assert area is not None
     return area.objects()
 
@@ -177,14 +177,14 @@ def test_no_fault_of_one_dataset_ends_the_watcher_or_hides_another(
     (project / "data" / "raw" / "ill.dvc").write_text("outs: []")
     (project / ".pvqae" / "runs" / "ill").mkdir()
     write(project / ".pvqae" / "runs" / "ill", {"data": {"name": "ill", "source": "folder"}})
-    whole = watch.shore
+    whole = watch.landing_area
 
     def shore(root: Path, params: config.Params) -> object:
         if params.data.name == "ill":
             raise error
         return whole(root, params)
 
-    monkeypatch.setattr(watch, "shore", shore)
+    monkeypatch.setattr(watch, "landing_area", shore)
     watching, kept, said = watcher(project)
     land(project, "gravel/a.png")
     for _ in range(3):

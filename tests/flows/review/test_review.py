@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 from flows.adapters.fakes import FakeVersioning
-from flows.retrain import admit, arrivals_index, labels
-from flows.retrain.arrivals_ledger import Entry, Ledger, Places
+from flows.retrain import admission, index, labels, ledger
+from flows.retrain import arrivals as arrivals_
 from flows.retrain.labels import Label, Log
-from flows.review import apply, review_queues
+from flows.retrain.ledger import Entry, IntakePaths, Ledger
+from flows.review import apply, items
 from flows.review.apply import Applied, Applier
-from flows.review.session import Desk, Source
+from flows.review.session import ReviewSession
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError
 from pvqae.core.files import digest
@@ -57,12 +58,12 @@ class World:
         return Layout(self.root, "nuts").raw
 
     @property
-    def places(self) -> Places:
-        return Places(self.root, "nuts")
+    def places(self) -> IntakePaths:
+        return IntakePaths(self.root, "nuts")
 
     @property
     def log(self) -> Log:
-        return Log(labels.labels_file(self.places))
+        return Log(self.places.labels)
 
     def make(self, normals: int = 10) -> None:
         for seed in range(normals):
@@ -87,8 +88,8 @@ class World:
         rows.append({"path": "cut.png", "sha256": "", "score": None, "threshold": 5.0, "decision": "", "version": "3"})
         (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
-    def desk(self) -> Desk:
-        return Desk(Source(self.places, ("nut",), 100, lambda category: "3"))
+    def desk(self) -> ReviewSession:
+        return ReviewSession(self.places, ("nut",), 100, lambda category: "3")
 
     def record(self, message: str) -> str:
         if not self.commits or self.commits[-1] != message:  # a real commit of the same tree is none
@@ -96,7 +97,7 @@ class World:
         return "sha"
 
     def apply(self) -> Applied:
-        found = {item.sha256: item for item in review_queues.scored(self.root, "nuts", ["nut"])}
+        found = {item.sha256: item for item in items.scored(self.root, "nuts", ["nut"])}
         with self.log.writing():
             log = self.log
             applier = Applier(self.places, PARAMS, Ledger(self.places.ledger), log)
@@ -123,11 +124,11 @@ def world(tmp_path: Path) -> World:
     return made
 
 
-def shown(desk: Desk, name: str) -> list[str]:
+def shown(desk: ReviewSession, name: str) -> list[str]:
     return [item["name"] for queue in desk.state()["queues"] if queue["name"] == name for item in queue["items"]]
 
 
-def by_name(desk: Desk, name: str) -> str:
+def by_name(desk: ReviewSession, name: str) -> str:
     return next(
         item["id"] for queue in desk.state()["queues"] for item in queue["items"] if item["name"].startswith(name)
     )
@@ -199,7 +200,7 @@ def test_an_image_of_no_queue_takes_no_label(world: World) -> None:
 def test_a_line_that_a_crash_cut_off_does_not_count(world: World) -> None:
     log = world.log
     log.append(said("a", "good"))
-    with labels.labels_file(world.places).open("ab") as file:
+    with world.places.labels.open("ab") as file:
         file.write(b'{"sha256": "b", "lab')
     assert [label.sha256 for label in world.log.read()] == ["a"]
     world.log.append(said("c", "defect"))
@@ -275,8 +276,8 @@ class Killed(BaseException):
     """As SIGKILL as a test can be: nothing that catches `Exception` sees it."""
 
 
-# What they call of ledger and log appends whole lines or nothing, which has tests of its own.
-WATCHED = (str(admit.__file__), str(apply.__file__))
+# What they call of the log appends whole lines or nothing, which has tests of its own.
+WATCHED = tuple(str(module.__file__) for module in (admission, apply, arrivals_, ledger))
 
 
 def traced(work: Callable[[], object], at: tuple[str, int, int] | None) -> Counter[tuple[str, int]]:
@@ -307,10 +308,10 @@ def test_a_death_at_any_line_of_apply_neither_loses_nor_doubles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(arrivals_index, "_exposure_misfit", lambda image, own: "")
+    monkeypatch.setattr(index, "_exposure_misfit", lambda image, own: "")
     template = World(tmp_path / "template")
     template.make(normals=3)
-    arrivals_index.build(sources.scan("folder", template.raw), template.raw, template.places.home / "index.npz")
+    index.build(sources.scan("folder", template.raw), template.raw, template.places.home / "index.npz")
     desk = template.desk()
     for name, word in (("h21", "defect"), ("h20", "good"), ("32", "good")):
         desk.label(by_name(desk, name), word, "Ada")  # type: ignore[arg-type]

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 import uvicorn
 
-from flows.retrain import labels
-from flows.retrain.arrivals_ledger import Places
 from flows.retrain.labels import Log
+from flows.retrain.ledger import IntakePaths
 from flows.review import review_app
-from flows.review.album import Album, file_of
-from flows.review.review_app import Door
-from flows.review.session import Desk, Source
+from flows.review.items import ThumbnailCache
+from flows.review.review_app import ReviewMiddleware
+from flows.review.session import ReviewSession
 from pvqae.core.errors import DataError
 from pvqae.core.files import digest
 from pvqae.samples import images
@@ -35,7 +34,7 @@ HERE = "http://127.0.0.1:8090"
 HOSTILE = '"><img src=x onerror=document.title=1><script>document.title=1</script>.png'
 
 
-def made(root: Path, names: tuple[str, ...]) -> Desk:
+def made(root: Path, names: tuple[str, ...]) -> ReviewSession:
     """A desk with scored images of these names, nearest the threshold first."""
     folder = root / "scores" / "pvqae-nuts-nut" / "belt"
     folder.mkdir(parents=True)
@@ -48,34 +47,34 @@ def made(root: Path, names: tuple[str, ...]) -> Desk:
         row = {"path": str(target), "sha256": digest(target), "score": 5.1 + number, "threshold": 5.0}
         rows.append({**row, "decision": "defect", "version": "3"})
     (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return Desk(Source(Places(root, "nuts"), ("nut",), 100, lambda category: ""))
+    return ReviewSession(IntakePaths(root, "nuts"), ("nut",), 100, lambda category: "")
 
 
-def app(desk: Desk, token: str = "", who: str = "Ada") -> Door:
-    album = Album(desk.places.root / "cache", lambda category: None)
+def app(desk: ReviewSession, token: str = "", who: str = "Ada") -> ReviewMiddleware:
+    album = ThumbnailCache(desk.places.root / "cache", lambda category: None)
     return review_app.make(desk, album, who, lambda: ("2 images came into the dataset",), token)
 
 
-def client(door: Door, **headers: str) -> TestClient:
+def client(door: ReviewMiddleware, **headers: str) -> TestClient:
     return TestClient(door, base_url=HERE, headers=headers, follow_redirects=False, raise_server_exceptions=True)
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
+def desk(tmp_path: Path) -> ReviewSession:
     return made(tmp_path, ("a.png", "b.png", HOSTILE))
 
 
-def ids(desk: Desk) -> list[str]:
+def ids(desk: ReviewSession) -> list[str]:
     return [item["id"] for item in desk.state()["queues"][1]["items"]]
 
 
-def test_a_label_of_the_page_lands_in_the_log(desk: Desk) -> None:
+def test_a_label_of_the_page_lands_in_the_log(desk: ReviewSession) -> None:
     door = app(desk)
     body = {"id": ids(desk)[0], "label": "good", "who": "Ada"}
     answer = client(door, **{"X-Page": door.page, "Origin": HERE}).post("/label", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["pending"] == {"good": 1, "defect": 0}
-    (label,) = Log(labels.labels_file(desk.places)).read()
+    (label,) = Log(desk.places.labels).read()
     assert (label.who, label.label, label.version, label.score) == ("Ada", "good", "3", 5.1)
     assert label.when.endswith("+00:00")
 
@@ -91,15 +90,17 @@ def test_a_label_of_the_page_lands_in_the_log(desk: Desk) -> None:
         ({"X-Page": "right", "Host": "evil.example"}, 421),
     ],
 )
-def test_no_other_site_can_change_anything(desk: Desk, path: str, headers: dict[str, str], status: int) -> None:
+def test_no_other_site_can_change_anything(
+    desk: ReviewSession, path: str, headers: dict[str, str], status: int
+) -> None:
     door = app(desk)
     sent = {key: door.page if value == "right" else value for key, value in headers.items()}
     body = {"id": ids(desk)[0], "label": "good", "who": "Ada"}
     assert client(door, **sent).post(path, json=body).status_code == status
-    assert Log(labels.labels_file(desk.places)).read() == []
+    assert Log(desk.places.labels).read() == []
 
 
-def test_wrong_bodies_are_refused(desk: Desk) -> None:
+def test_wrong_bodies_are_refused(desk: ReviewSession) -> None:
     door = app(desk)
     page = client(door, **{"X-Page": door.page})
     assert page.post("/label", json={"id": "../../etc/passwd", "label": "good", "who": "Ada"}).status_code == 422
@@ -108,7 +109,7 @@ def test_wrong_bodies_are_refused(desk: Desk) -> None:
     assert page.post("/label", content=b"x" * 20_000).status_code == 413
 
 
-def test_pictures_are_served_by_hash_alone_and_encoded_anew(desk: Desk) -> None:
+def test_pictures_are_served_by_hash_alone_and_encoded_anew(desk: ReviewSession) -> None:
     page = client(app(desk))
     picture = page.get(f"/picture/{ids(desk)[0]}")
     assert picture.headers["content-type"] == "image/webp"
@@ -119,16 +120,16 @@ def test_pictures_are_served_by_hash_alone_and_encoded_anew(desk: Desk) -> None:
     assert page.get("/review.py").status_code == 422
 
 
-def test_an_image_that_changed_is_not_shown_as_the_one_that_was_scored(desk: Desk) -> None:
+def test_an_image_that_changed_is_not_shown_as_the_one_that_was_scored(desk: ReviewSession) -> None:
     item = desk.item(ids(desk)[0])
     assert item is not None
     images.write(Path(item.place), np.zeros((4, 4, 3), dtype=np.float32))
-    with pytest.raises(DataError, match="gone or changed"), file_of(item):
+    with pytest.raises(DataError, match="gone or changed"), item.file():
         pass
     assert client(app(desk)).get(f"/picture/{item.sha256}").status_code == 409
 
 
-def test_every_answer_says_what_a_browser_may_do(desk: Desk) -> None:
+def test_every_answer_says_what_a_browser_may_do(desk: ReviewSession) -> None:
     page = client(app(desk))
     for path in ("/", "/state", "/review.js", "/nothing"):
         headers = page.get(path).headers
@@ -137,13 +138,13 @@ def test_every_answer_says_what_a_browser_may_do(desk: Desk) -> None:
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
 
-def test_names_are_escaped_in_the_page(desk: Desk) -> None:
+def test_names_are_escaped_in_the_page(desk: ReviewSession) -> None:
     text = client(app(desk, who='"><script>alert(1)</script>')).get("/").text
     assert "<script>alert" not in text
     assert "&lt;script&gt;" in text
 
 
-def test_from_elsewhere_only_with_the_token(desk: Desk) -> None:
+def test_from_elsewhere_only_with_the_token(desk: ReviewSession) -> None:
     page = client(app(desk, token="secret"), Host="box.example:8090")
     assert page.get("/").status_code == 401
     assert page.get("/?token=wrong").status_code == 401
@@ -156,7 +157,7 @@ def test_from_elsewhere_only_with_the_token(desk: Desk) -> None:
 
 
 @pytest.fixture
-def served(desk: Desk) -> Iterator[str]:
+def served(desk: ReviewSession) -> Iterator[str]:
     opened = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app(desk, who=""), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
@@ -181,8 +182,8 @@ def page(browser: "Browser", served: str) -> Iterator["Page"]:
     assert faults == []
 
 
-def test_a_person_labels_with_keys(page: "Page", desk: Desk) -> None:
-    file = labels.labels_file(desk.places)
+def test_a_person_labels_with_keys(page: "Page", desk: ReviewSession) -> None:
+    file = desk.places.labels
     page.keyboard.press("g")
     page.wait_for_selector("#error:not([hidden])")
     assert Log(file).read() == []  # without a name nothing is kept
@@ -201,7 +202,7 @@ def test_a_person_labels_with_keys(page: "Page", desk: Desk) -> None:
     assert "2 images came into the dataset" in page.inner_text("#said")
 
 
-def test_a_hostile_name_is_text_and_the_page_fits_a_phone(page: "Page", desk: Desk) -> None:
+def test_a_hostile_name_is_text_and_the_page_fits_a_phone(page: "Page", desk: ReviewSession) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     page.fill("#who", "Grace")
     page.locator("#who").blur()

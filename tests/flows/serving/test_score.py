@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from flows.adapters.fakes import FakeLanding, FakeNotifier, FakeRegistry
-from flows.serving import drift, score
+from flows.serving import score
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import Sealed
@@ -39,7 +39,7 @@ def test_other_names_are_refused(registry: FakeRegistry, name: str) -> None:
 
 def test_a_bucket_gives_its_images_and_names_their_content(tmp_path: Path) -> None:
     shelf = FakeLanding({"a/1.png": b"one", "a/2.PNG": b"two", "a/notes.txt": b"x", "a/.3.png": b"y"})
-    source = score.Bucket(shelf, "s3://bucket/prefix")
+    source = score._Bucket(shelf, "s3://bucket/prefix")
     items = list(source.items())
     assert [item.path for item in items] == ["s3://bucket/prefix/a/1.png", "s3://bucket/prefix/a/2.PNG"]
     assert source.file(items[1], tmp_path).read_bytes() == b"two"
@@ -49,10 +49,10 @@ def test_a_bucket_gives_its_images_and_names_their_content(tmp_path: Path) -> No
 
 
 def test_sources_and_places(tmp_path: Path) -> None:
-    assert score.source_of(str(tmp_path)) == Files((tmp_path,))
+    assert score._source_of(str(tmp_path)) == Files((tmp_path,))
     with pytest.raises(ConfigError, match="s3://bucket/prefix"):
-        score.source_of("ftp://x/y")
-    one, other = (score.place(tmp_path, "pvqae-parts-a", where) for where in ("s3://b/x/today", "s3://b/y/today"))
+        score._source_of("ftp://x/y")
+    one, other = (score._place(tmp_path, "pvqae-parts-a", where) for where in ("s3://b/x/today", "s3://b/y/today"))
     assert one != other
     assert one.parent == tmp_path / "scores" / "pvqae-parts-a"
     assert one.name.startswith("today-")
@@ -69,9 +69,9 @@ def bundle(tmp_path: Path) -> Sealed:
     return Sealed(tmp_path / "bundle", "", {"config.json": json.dumps({"dataset": "parts", "category": "a"}).encode()})
 
 
-def judge(bundle: Sealed, kept: FakeNotifier, found: Report, monkeypatch: pytest.MonkeyPatch) -> drift.Judged:
+def judge(bundle: Sealed, kept: FakeNotifier, found: Report, monkeypatch: pytest.MonkeyPatch) -> score.Judged:
     monkeypatch.setattr(batch_cli, "judge", lambda *_: found)
-    return drift.judge(bundle, bundle.folder.parent, config.Drift(), "pvqae-parts-a", "3", kept)
+    return score._judge(bundle, bundle.folder.parent, config.Drift(), "pvqae-parts-a", "3", kept)
 
 
 def test_drift_sends_one_event_with_figures(bundle: Sealed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,4 +103,4 @@ def test_since_is_that_of_the_unbroken_drift(bundle: Sealed, monkeypatch: pytest
     ]
     since = [judge(bundle, FakeNotifier(), report(v, day), monkeypatch).since for v, day in days]  # type: ignore[arg-type]
     assert since == ["2026-01-01", "", "2026-01-03", "", "2026-01-03"]
-    assert len(drift.history(bundle.folder.parent)) == 5
+    assert len((bundle.folder.parent / "drift.jsonl").read_text("utf-8").splitlines()) == 5

@@ -11,7 +11,7 @@ import requests
 
 from flows.adapters.fakes import FakeRegistry
 from flows.adapters.registry import RegistryError
-from flows.serving.serve import Follower
+from flows.serving.serve import _Follower
 from pvqae.core import config
 from pvqae.inference import bundle as bundles
 from pvqae.serving import app
@@ -63,7 +63,7 @@ class Service:
     url: str
     holder: Holder
     metrics: Metrics
-    follower: Follower
+    follower: _Follower
 
     def loads(self, outcome: str) -> float | None:
         return self.metrics.registry.get_sample_value("pvqae_reloads_total", {"outcome": outcome})
@@ -74,7 +74,7 @@ def following(registry: Registry, root: Path, name: str = f"{MODEL}@champion") -
     metrics = Metrics()
     holder = Holder(metrics)
     with running(app.make(holder, config.Service(rate=0, queue=64), metrics)) as url:
-        yield Service(url, holder, metrics, Follower(root, registry, name, holder, 0.02))
+        yield Service(url, holder, metrics, _Follower(root, registry, name, holder, 0.02))
 
 
 def test_a_moved_alias_is_followed_under_load_without_a_dropped_request(

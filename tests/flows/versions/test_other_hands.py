@@ -25,8 +25,8 @@ from flows.core import lineage
 from flows.gate import promote
 from flows.gate.gate import Findings, Pair
 from flows.gate.promote import Asked
-from flows.retrain import facts
-from flows.retrain.intake_steps import Champions
+from flows.retrain import admission
+from flows.retrain.arrivals import Champions
 from flows.review import review
 from flows.serving import score
 from flows.train import steps
@@ -152,10 +152,10 @@ COMMANDS: dict[str, Callable[[Place], object]] = {
     "train, a version": lambda p: p.add("challenger"),
     "train --warm": lambda p: parents.champion(p.registry, DATASET, [CLASS]),
     "retrain, the screen": lambda p: Champions(p.registry, DATASET, p.root / "x", 0.25).ready([CLASS]),
-    "retrain, what was judged": lambda p: facts.of_this_data(p.registry, MODEL, "d3"),
+    "retrain, what was judged": lambda p: admission._of_this_data(p.registry, MODEL, "d3"),
     "report": page,
     "verify": lambda p: shipping.fetch(p.registry, MODEL, "2", p.root / "verified"),
-    "review": lambda p: review.champions(p.root, p.registry, DATASET),
+    "review": lambda p: review._champions(p.root, p.registry, DATASET),
     "gc": lambda p: list(gc._versions(p.registry)),
     "doctor": lambda p: ServerProbe().champions(p.uri),
 }

@@ -1,8 +1,6 @@
-"""What was decided about every object of a landing area: an append-only file, the memory of the intake.
+"""What was decided about every object of a landing area: an append-only file, and where the intake keeps its files.
 
-Its cursor is a set, not a time: an object is new if the ledger has no line about it, whatever any clock says.
-
-Where the intake of a dataset keeps its files, and the lists beside them for people.
+The intake's cursor is a set, not a time: an object is new if the ledger has no line about it, whatever any clock says.
 """
 
 import csv
@@ -10,10 +8,10 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flows.adapters.landing import Object
 from flows.core import lines
@@ -45,17 +43,19 @@ class Entry:
 
     @property
     def defect(self) -> bool:
+        """Whether a person has labelled the image as a defect."""
         return self.part.startswith("defect/")
 
     @property
     def id(self) -> str:
+        """The object's identity in the landing area."""
         return Object(self.key, self.etag, self.size).id
 
 
 class Ledger:
     """The file `path`, with one writer at a time. The last line about an object holds.
 
-    Beside it failed.json counts the tries of what did not arrive, so that it can wait behind what may.
+    failed.json in the same folder counts the tries of what did not arrive, so that it waits behind what may.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,7 +66,7 @@ class Ledger:
             self._last[entry.id] = entry
 
     def append(self, entries: Iterable[Entry]) -> None:
-        """Durable when this returns: the disk has it."""
+        """Append a line for each entry; the disk has them when this returns."""
         added = list(entries)
         lines.append(self._path, map(asdict, added))
         self._last |= {entry.id: entry for entry in added}
@@ -75,11 +75,11 @@ class Ledger:
         return item.id in self._last and self._last[item.id].state != "lost"
 
     def tries(self, item: Object) -> int:
-        """How often an object did not arrive."""
+        """Return how often an object did not arrive."""
         return self._tries.get(item.id, 0)
 
     def tried(self, failed: Iterable[Object]) -> None:
-        """Count one more try of what did not arrive; what has a line by now is forgotten."""
+        """Count one more try of what did not arrive; forget what has a line by now."""
         for item in failed:
             self._tries[item.id] = self.tries(item) + 1
         kept = {name: count for name, count in self._tries.items() if name not in self._last}
@@ -87,12 +87,12 @@ class Ledger:
             write_text(self._failed, json.dumps(kept) + "\n")
 
     def entries(self, *states: State) -> list[Entry]:
-        """The present entry of each object, in the order in which the objects came; of `states` only, if any."""
+        """Return the present entry of each object, in the order in which they came; of `states` only, if any."""
         return [entry for entry in self._last.values() if not states or entry.state in states]
 
 
 def _tries(file: Path) -> dict[str, int]:
-    """Empty where the file is damaged: it only says what is tried first."""
+    """Read the counts, none where the file is damaged: it only says what is tried first."""
     try:
         found = json.loads(file.read_text("utf-8"))
         return {str(name): int(count) for name, count in found.items()}
@@ -101,15 +101,21 @@ def _tries(file: Path) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the intake of one dataset keeps things, below `root`/.pvqae."""
+class IntakePaths:
+    """Where the intake of one dataset keeps its files, below `root`/.pvqae."""
 
     root: Path
     dataset: str
 
     @property
     def home(self) -> Path:
+        """The intake's own folder."""
         return self.root / ".pvqae" / "arrivals" / self.dataset
+
+    @property
+    def incoming(self) -> Path:
+        """Files on their way; whatever a crash leaves here is worth nothing."""
+        return self.home / "incoming"
 
     @property
     def review(self) -> Path:
@@ -118,16 +124,38 @@ class Places:
 
     @property
     def ledger(self) -> Path:
+        """The file of the `Ledger`."""
         return self.home / "ledger.jsonl"
 
+    @property
+    def labels(self) -> Path:
+        """The file of what people said in review."""
+        return self.review / "labels.jsonl"
+
     def file(self, entry: Entry) -> Path | None:
-        """Where an object's file lies; None where none is kept."""
+        """Return where an object's file is kept; None where none is."""
         if entry.state == "accepted":
             return self.home / "staged" / entry.category / entry.part / entry.name
         if entry.state in ("review", "quarantined") and entry.name:
             home = self.review if entry.state == "review" else self.home / "quarantine"
             return home / entry.category / entry.name
         return None
+
+    def keep(self, source: Path, entry: Entry) -> None:
+        """Copy the file of an accepted entry to its place."""
+        target = self.file(entry)
+        assert target is not None
+        self.copy(source, target)
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Copy a file whole or not at all."""
+        part = self.incoming / "part"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, part)
+        put(part, target)
+
+
+Places = IntakePaths  # its name in 0.1
 
 
 def put(source: Path, target: Path) -> None:
@@ -138,32 +166,37 @@ def put(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-def release(places: Places, ledger: Ledger) -> None:
+def release(paths: IntakePaths, ledger: Ledger) -> None:
     """Accept the held images that a person has moved to accepted/CLASS of the review folder."""
     for entry in ledger.entries("review", "accepted"):
-        file = places.review / "accepted" / entry.category / entry.name
+        file = paths.review / "accepted" / entry.category / entry.name
         if not file.is_file():
             continue
         if entry.state == "review":
             accepted = replace(entry, state="accepted", reason="accepted by a person in review")
-            target = places.file(accepted)
-            assert target is not None
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+            paths.keep(file, accepted)
             ledger.append([accepted])
         file.unlink()
 
 
-def write_lists(places: Places, ledger: Ledger) -> None:
-    """quarantine.csv and review.csv beside the files: one line per object, for people."""
-    for state, folder in (("quarantined", places.home / "quarantine"), ("review", places.review)):
-        entries = [entry for entry in ledger.entries() if entry.state == state]
-        out = io.StringIO()
-        rows = csv.writer(out, lineterminator="\n")
-        rows.writerow(("class", "object", "bytes", "reason", "score", "file"))
-        for entry in entries:
-            file = places.file(entry)
-            kept = file.relative_to(folder).as_posix() if file and file.exists() else ""
-            rows.writerow((entry.category, files.shown(entry.key), entry.size, entry.reason, entry.score or "", kept))
-        if entries or folder.is_dir():
-            write_text(folder / f"{folder.name if state == 'quarantined' else 'review'}.csv", out.getvalue())
+def write_lists(paths: IntakePaths, ledger: Ledger) -> None:
+    """Write quarantine.csv and review.csv for people, in the folders of these files: one line per object."""
+    for state, folder, name in (
+        ("quarantined", paths.home / "quarantine", "quarantine"),
+        ("review", paths.review, "review"),
+    ):
+        rows = [_listed(entry, paths.file(entry), folder) for entry in ledger.entries() if entry.state == state]
+        if rows or folder.is_dir():
+            write_table(folder / f"{name}.csv", ("class", "object", "bytes", "reason", "score", "file"), rows)
+
+
+def _listed(entry: Entry, file: Path | None, folder: Path) -> tuple[Any, ...]:
+    kept = file.relative_to(folder).as_posix() if file and file.exists() else ""
+    return entry.category, files.shown(entry.key), entry.size, entry.reason, entry.score or "", kept
+
+
+def write_table(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file with the columns `names`, whole or not at all."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([names, *rows])
+    write_text(path, out.getvalue())

@@ -1,6 +1,6 @@
-"""What a dataset has already: to tell copies of its images, and images that cannot be of their class.
+"""Index of a dataset's images, to find copies of them and images that cannot be of their class.
 
-Thumbnails: T x T pixels, grey, 0 .. 255.
+Thumbnails are T x T pixels, grey, 0 .. 255.
 """
 
 import json
@@ -21,14 +21,14 @@ from pvqae.datasets import inspection
 from pvqae.datasets.layouts import Found
 from pvqae.samples import images, manifest
 
-Thumb = NDArray[np.float16]
-T = 32
-FEWEST = 8  # images of a class whose mean says what they have in common
+_Thumb = NDArray[np.float16]
+_T = 32
+_FEWEST = 8  # images of a class whose mean says what they have in common
 # Of what validation allows: it looks at the class's training normals only, which differ a little from all its normals,
 # and an image that passes here must not stop the training there. Known normals reach 3.1 of 8 sigmas.
-SHARE_OF_LIMIT = 0.75
-STATISTICS = ("mean", "std", "sharpness")
-SIZES, SHAPES = 2.0, 1.2  # an image may be so much larger or smaller, wider or narrower than its class's
+_SHARE_OF_LIMIT = 0.75
+_STATISTICS = ("mean", "std", "sharpness")
+_SIZES, _SHAPES = 2.0, 1.2  # by which factor an image may be larger or smaller, wider or narrower than its class's
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,22 +44,22 @@ class Known:
     mean: float
     std: float
     sharpness: float
-    thumb: Thumb
+    thumb: _Thumb
 
 
-def thumbnail(image: images.Floats) -> Thumb:
-    """(T, T) of an image (H0, W0, 3), by area."""
+def _thumbnail(image: images.Floats) -> _Thumb:
+    """Reduce an image (H0, W0, 3) by area to (T, T)."""
     grey = Image.fromarray(image.mean(axis=2, dtype=np.float32) * np.float32(255))
-    return np.asarray(grey.resize((T, T), Image.Resampling.BOX), dtype=np.float16)
+    return np.asarray(grey.resize((_T, _T), Image.Resampling.BOX), dtype=np.float16)
 
 
 def known(path: Path, name: str, category: str, normal: bool, bits: images.Bits = "auto") -> Known | str:
-    """Decode a file, with `image.bits`; the reason instead when it can't be read. The reason does not name the file."""
+    """Decode a file with `image.bits`; return why it can't be read where it can't, without the file's name."""
     facts = inspection.inspect(Path(path.name), path.parent, bits)
     if isinstance(facts, str):
         return facts.removeprefix(f"{path.name}: ")
     try:
-        thumb = thumbnail(images.read(path, bits=bits))
+        thumb = _thumbnail(images.read(path, bits=bits))
     except DataError as error:
         return str(error)
     header = facts.header
@@ -73,7 +73,7 @@ class _Thumbs:
 
     def __init__(self, images: Sequence[Known]) -> None:
         flat = np.stack([image.thumb for image in images]).astype(np.float32).reshape(len(images), -1)
-        self._mean = flat.mean(axis=0) if len(images) >= FEWEST else np.zeros_like(flat[0])
+        self._mean = flat.mean(axis=0) if len(images) >= _FEWEST else np.zeros_like(flat[0])
         self._rows = [_normalised(flat - self._mean)]
         self._names = [image.name for image in images]
 
@@ -91,7 +91,7 @@ class _Thumbs:
 
 
 class Index:
-    """Images known so far; `add` what comes in. A new image is compared with all of its class, of every split."""
+    """The images known so far. A new image is compared with all of its class, of every split."""
 
     def __init__(self, images: Iterable[Known] = ()) -> None:
         self._classes: dict[str, list[Known]] = {}
@@ -101,20 +101,21 @@ class Index:
             self.add(image)
 
     def add(self, image: Known) -> None:
+        """Add an image that comes in."""
         self._classes.setdefault(image.category, []).append(image)
         self._names.setdefault(image.sha256, image.name)
         if image.category in self._thumbs:
             self._thumbs[image.category].add(image)
 
     def copy_of(self, sha256: str) -> str:
-        """The image with the same bytes, "" when there is none."""
+        """Return the name of the image with the same bytes, "" when there is none."""
         return self._names.get(sha256, "")
 
     def nearest(self, image: Known) -> tuple[float, str]:
-        """The image of its class that it is most alike, with their correlation in -1 .. 1; -1 when there is none.
+        """Return the correlation with the most similar image of its class, in -1 .. 1, and that image's name.
 
         The class's mean is taken off first: photographs of equal parts in one place correlate by 0.9998 (bottles),
-        what is left of them by 0.97, while a JPEG of quality 50 of the same photograph keeps 0.994.
+        what is left of them by 0.97, while a JPEG of quality 50 of the same photograph keeps 0.994. -1 without images.
         """
         own = self._classes.get(image.category, [])
         if not own:
@@ -124,7 +125,7 @@ class Index:
         return self._thumbs[image.category].nearest(image)
 
     def misfit(self, image: Known) -> str:
-        """Why an image cannot be a normal of its class: size, shape, or exposure; "" when it can."""
+        """Return why an image cannot be a normal of its class: size, shape or exposure; "" when it can."""
         own = [other for other in self._classes.get(image.category, []) if other.normal]
         return (_size_misfit(image, own) or _exposure_misfit(image, own)) if own else ""
 
@@ -143,20 +144,20 @@ def _size_misfit(image: Known, own: Sequence[Known]) -> str:
         same = (image.width, image.height) == (width, height)
         return "" if same else f"expected {width} x {height} pixels as all of its class, {found}"
     sides, shapes = [max(size) for size in sizes], [width / height for width, height in sizes]
-    fits = min(sides) / SIZES <= max(image.width, image.height) <= max(sides) * SIZES
-    fits = fits and min(shapes) / SHAPES <= image.width / image.height <= max(shapes) * SHAPES
+    fits = min(sides) / _SIZES <= max(image.width, image.height) <= max(sides) * _SIZES
+    fits = fits and min(shapes) / _SHAPES <= image.width / image.height <= max(shapes) * _SHAPES
     return "" if fits else f"expected sides of about {min(sides)} to {max(sides)} pixels as its class, {found}"
 
 
 def _exposure_misfit(image: Known, own: Sequence[Known]) -> str:
-    """What validation would stop the training for."""
-    rows = [(other.category, *(getattr(other, name) for name in STATISTICS)) for other in [*own, image]]
-    frame = pd.DataFrame(rows, columns=["category", *STATISTICS])
+    """Return what validation would stop the training for."""
+    rows = [(other.category, *(getattr(other, name) for name in _STATISTICS)) for other in [*own, image]]
+    frame = pd.DataFrame(rows, columns=["category", *_STATISTICS])
     learnt = pd.Series([True] * len(own) + [False])
     if not manifest.shows_something(frame, frame["std"], learnt).iloc[-1]:
         return f"expected a picture, found a blank: grey levels spread by {image.std:g}"
-    limit = SHARE_OF_LIMIT * manifest.LIMIT
-    for name in STATISTICS:
+    limit = _SHARE_OF_LIMIT * manifest.LIMIT
+    for name in _STATISTICS:
         away = float(manifest.deviations(frame, frame[name], learnt).iloc[-1])
         if abs(away) > limit:
             return f"expected {name} within {limit:g} robust sigmas of its class, found {away:.1f}"
@@ -164,8 +165,7 @@ def _exposure_misfit(image: Known, own: Sequence[Known]) -> str:
 
 
 def build(found: Sequence[Found], raw: Path, cache: Path, bits: images.Bits = "auto") -> Index:
-    """The index of a dataset's images; only those that the file `cache` does not know are decoded. Unreadable ones
-    are left out."""
+    """Index a dataset's images; decode only those that the file `cache` does not know, leave out unreadable ones."""
     before = _load(cache)
     states = [f"{_state(item, raw)}|{bits}" for item in found]
     with ThreadPoolExecutor() as pool:
@@ -202,7 +202,7 @@ def _load(cache: Path) -> dict[str, Known]:
 
 def _save(images: dict[str, Known], cache: Path) -> None:
     rows = [(state, _row(image)) for state, image in images.items()]
-    thumbs = np.stack([image.thumb for image in images.values()]) if images else np.zeros((0, T, T), np.float16)
+    thumbs = np.stack([image.thumb for image in images.values()]) if images else np.zeros((0, _T, _T), np.float16)
     cache.parent.mkdir(parents=True, exist_ok=True)
     part = cache.with_name(f"part-{cache.name}")
     np.savez(part, rows=np.array(json.dumps(rows)), thumbs=thumbs)

@@ -1,0 +1,218 @@
+"""The part of a retraining that holds the dataset's lock: new images become a DVC version, the facts are read."""
+
+import datetime
+import re
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flows.adapters import git
+from flows.adapters.landing import Landing, Object
+from flows.adapters.tracking import Registry
+from flows.adapters.versioning import Dvc, Versioning
+from flows.core import classes, lineage
+from flows.retrain import arrivals, index, labels, watch
+from flows.retrain.arrivals import Champions, Taken
+from flows.retrain.ledger import Entry, IntakePaths, Ledger, release, write_lists
+from flows.retrain.retrain_policy import ClassFacts, Facts
+from flows.versions import promotions
+from flows.workspace import workspace
+from pvqae.core.config import Params
+from pvqae.core.errors import DataError
+from pvqae.core.files import digest
+from pvqae.core.layout import ARRIVED, Layout
+from pvqae.datasets import arrivals as arrived
+from pvqae.datasets import sources
+from pvqae.datasets.layouts import Found
+
+_HELD_OUT = ("test", "gate")  # splits set by the source or by a person: nothing there is trained on
+
+
+def with_dataset(
+    project: Path, params: Params, tracking: Registry, asked: Facts, dry_run: bool, say: Callable[..., Any]
+) -> tuple[Taken, Facts]:
+    """Hold the dataset's lock; take in what arrived and complete the facts of the decision in `asked`."""
+    name, layout, paths = params.data.name, Layout(project, params.data.name), IntakePaths(project, params.data.name)
+    with ExitStack() as stack:
+        dvc = Dvc(project, stack.enter_context(workspace.working_on(project, name, say)))
+        if dvc.data_hash(name) and not layout.raw.is_dir():  # first the version: nothing comes in where it is damaged
+            dvc.checkout(name)
+        categories = classes.wanted(params, layout.raw)
+        promotions.check_owners(tracking, name, categories)
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        champions = Champions(tracking, name, temporary, params.retrain.screen_margin)
+        ledger = Ledger(paths.ledger)
+        if dry_run:
+            taken = _would_take(project, params, ledger, categories, champions)
+        else:
+            taken = _take_in(paths, params, ledger, categories, champions)
+            admit(paths, layout.raw, ledger, dvc, recorder(project, params))
+            if params.flow.push and taken.count("accepted"):
+                dvc.push()
+        found = sources.scan(params.data.source, layout.raw, categories)
+        return taken, facts_of(asked, tracking, dvc, found, ledger, paths, taken)
+
+
+def _would_take(
+    project: Path, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions
+) -> Taken:
+    """Return what would be looked at; download and change nothing."""
+    if (area := watch.landing_area(project, params)) is None:
+        return Taken()
+    items, waiting = _new_objects(area, params, ledger, categories, champions)
+    counts = Counter(item.key.partition("/")[0] for item in items)
+    return Taken((), (), waiting + Counter({f"{category}, a dry run": n for category, n in counts.items()}))
+
+
+def _new_objects(
+    area: Landing, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions
+) -> tuple[list[Object], Counter[str]]:
+    """Return `arrivals.new_objects` of the classes with a champion; others wait, with the way to get theirs back."""
+    ready, lost = champions.ready(categories)
+    items, waiting = arrivals.new_objects(area, ledger, categories, ready, params.landing.max_objects)
+    for category, why in lost.items():
+        if count := waiting.pop(arrivals.no_champion(category), 0):
+            waiting[why] = count
+    return items, waiting
+
+
+def _take_in(
+    paths: IntakePaths, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions
+) -> Taken:
+    """Look at every new object of the landing area; keep the accepted ones beside the dataset."""
+    release(paths, ledger)
+    if (area := watch.landing_area(paths.root, params)) is None:
+        return Taken()
+    items, waiting = _new_objects(area, params, ledger, categories, champions)
+    if not items:
+        write_lists(paths, ledger)
+        return Taken((), (), waiting)
+    known = index_of(paths, params)
+    return arrivals.Intake(area, paths, ledger, known, champions.screen, params).take(items, waiting)
+
+
+def index_of(paths: IntakePaths, params: Params) -> index.Index:
+    """Index the images of the dataset."""
+    raw = Layout(paths.root, paths.dataset).raw
+    return index.build(sources.scan(params.data.source, raw), raw, paths.home / "index.npz", params.image.bits)
+
+
+def recorder(project: Path, params: Params) -> Callable[[str], str]:
+    """Return what commits the dataset's .dvc file on `pvqae/data`, under the path that train runs use too."""
+    name = params.data.name
+    path = f"data/raw/{name}.dvc"
+    return lambda message: git.record(project, {f"{name}/{path}": project / path}, message)
+
+
+def admit(
+    paths: IntakePaths, raw: Path, ledger: Ledger, dvc: Versioning, record: Callable[[str], str]
+) -> tuple[Entry, ...]:
+    """Bring all accepted images into the dataset at `raw` as one DVC version; return their entries.
+
+    `record` commits the version with a message and returns the commit. An accepted image whose file is gone or changed
+    is reported and counts as new again: the next run fetches it.
+    """
+    accepted = []
+    for entry in ledger.entries("accepted"):
+        try:
+            _copy_in(paths, entry, raw)
+            accepted.append(entry)
+        except DataError as error:
+            print(error, file=sys.stderr, flush=True)
+            ledger.append([replace(entry, state="lost", reason=str(error))])
+    if not accepted:
+        return ()
+    signed = labels.signatures(paths, ledger)
+    arrived.sign(raw, signed)
+    dvc.version_dataset(paths.dataset)
+    record(_message(paths.dataset, accepted, signed))
+    version = dvc.data_hash(paths.dataset)
+    versioned = [replace(entry, state="versioned", reason=version) for entry in accepted]
+    ledger.append(versioned)
+    shutil.rmtree(paths.home / "staged", ignore_errors=True)
+    return tuple(versioned)
+
+
+def _copy_in(paths: IntakePaths, entry: Entry, raw: Path) -> None:
+    source, target = paths.file(entry), raw / ARRIVED / entry.category / entry.part / entry.name
+    if target.exists() and digest(target) == entry.sha256:
+        return
+    if not source or not source.exists() or digest(source) != entry.sha256:
+        raise DataError(
+            f"{source}: the accepted image {entry.key} with sha256 {entry.sha256} is gone or changed; if it is still "
+            "in the landing area, the next run fetches it again, else put it back there"
+        )
+    paths.copy(source, target)
+
+
+def _message(dataset: str, entries: Sequence[Entry], signed: Sequence[Mapping[str, str]]) -> str:
+    """Word the commit: what came in, by class, then each file with the object it was, and who labelled it when."""
+    who = {row["sha256"]: f", labelled {row['label']} by {row['who']} at {row['when']}" for row in signed}
+    lines = sorted(
+        # A key may hold anything, also line breaks; a name is checked when it is given.
+        re.sub(r"[^\x20-\x7e]", "?", f"{entry.category}/{entry.part}/{entry.name} from {entry.key}")
+        + who.get(entry.sha256, "")
+        for entry in entries
+    )
+    came = "labelled" if all(entry.sha256 in who for entry in entries) else "arrived"
+    return f"{dataset}: {len(entries)} images {came} ({counted(entries)})\n\n" + "\n".join(lines) + "\n"
+
+
+def counted(entries: Sequence[Entry]) -> str:
+    """Return how many entries there are of each class and part, in words."""
+    counts = Counter(f"{entry.category}/{entry.part}" for entry in entries)
+    return ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
+
+
+def facts_of(
+    asked: Facts, registry: Registry, dvc: Versioning, found: Sequence[Found], ledger: Ledger, paths: IntakePaths,
+    taken: Taken,
+) -> Facts:  # fmt: skip
+    """Complete `asked` by the facts of every class, from the registry, the data versions and the ledger."""
+    name, raw, now = paths.dataset, Layout(paths.root, paths.dataset).raw, datetime.datetime.now(datetime.UTC)
+    held = Counter(e.category for e in ledger.entries("review") if (file := paths.file(e)) and file.exists())
+
+    def facts(category: str) -> ClassFacts:
+        model = lineage.model_name(name, category)
+        champion = promotions.champion(registry, model) or ""
+        normals = [f for f in found if f.category == category and f.label == "normal" and f.official not in _HELD_OUT]
+        seen = dvc.listing(registry.version_tags(model, champion)["data_hash"]) if champion else None
+        fresh = taken.waiting.get(f"{category}, a dry run", 0)
+        trained, judged = ("", False) if fresh else _of_this_data(registry, model, dvc.data_hash(name))
+        new = [f for f in normals if seen is not None and f.path.relative_to(raw).as_posix() not in seen]
+        return ClassFacts(
+            category=category,
+            champion=champion,
+            age_days=_age_days(registry, model, champion, now) if champion else None,
+            new_normals=None if seen is None else fresh + len(new),
+            in_review=held[category],
+            trained=trained,
+            judged=judged,
+        )
+
+    return replace(asked, classes=tuple(facts(category) for category in sorted({f.category for f in found})))
+
+
+def _of_this_data(registry: Registry, model: str, data_hash: str) -> tuple[str, bool]:
+    """Return the newest version made of a version of the data, "" for none, and whether the gate is done with it.
+
+    A version without any alias and verdict does not count: a training that was killed then has still to name it.
+    """
+    version = registry.find(model, {"data_hash": data_hash}) or ""
+    if not version:
+        return "", False
+    if promotions.champion(registry, model) == version or registry.version_tags(model, version).get("gate_outcome"):
+        return version, True
+    return (version, False) if promotions.held(registry, model, "challenger") == version else ("", False)
+
+
+def _age_days(registry: Registry, model: str, version: str, now: datetime.datetime) -> float | None:
+    """Return the days since `version` first got an alias, at its registration; None when the log does not say."""
+    moves = sorted(entry.when for entry in registry.promotions(model) if entry.to_version == version)
+    return (now - datetime.datetime.fromisoformat(moves[0])).total_seconds() / 86400 if moves else None
