@@ -51,7 +51,7 @@ def made(root: Path, names: tuple[str, ...]) -> ReviewSession:
 
 
 def app(desk: ReviewSession, token: str = "", who: str = "Ada") -> ReviewMiddleware:
-    album = ThumbnailCache(desk.places.root / "cache", lambda category: None)
+    album = ThumbnailCache(desk.paths.root / "cache", lambda category: None)
     return review_app.make(desk, album, who, lambda: ("2 images came into the dataset",), token)
 
 
@@ -74,7 +74,7 @@ def test_a_label_of_the_page_lands_in_the_log(desk: ReviewSession) -> None:
     answer = client(door, **{"X-Page": door.page, "Origin": HERE}).post("/label", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["pending"] == {"good": 1, "defect": 0}
-    (label,) = Log(desk.places.labels).read()
+    (label,) = Log(desk.paths.labels).read()
     assert (label.who, label.label, label.version, label.score) == ("Ada", "good", "3", 5.1)
     assert label.when.endswith("+00:00")
 
@@ -97,7 +97,7 @@ def test_no_other_site_can_change_anything(
     sent = {key: door.page if value == "right" else value for key, value in headers.items()}
     body = {"id": ids(desk)[0], "label": "good", "who": "Ada"}
     assert client(door, **sent).post(path, json=body).status_code == status
-    assert Log(desk.places.labels).read() == []
+    assert Log(desk.paths.labels).read() == []
 
 
 def test_wrong_bodies_are_refused(desk: ReviewSession) -> None:
@@ -183,7 +183,7 @@ def page(browser: "Browser", served: str) -> Iterator["Page"]:
 
 
 def test_a_person_labels_with_keys(page: "Page", desk: ReviewSession) -> None:
-    file = desk.places.labels
+    file = desk.paths.labels
     page.keyboard.press("g")
     page.wait_for_selector("#error:not([hidden])")
     assert Log(file).read() == []  # without a name nothing is kept
