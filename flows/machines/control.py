@@ -1,58 +1,63 @@
-"""Start and stop the services of a project."""
+"""Start, stop and look at the services of a project."""
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from rich.console import Console
+from rich.table import Table
 
 from flows.adapters import dvc_files
+from flows.adapters.dvc_files import write_private
 from flows.core import locks
 from flows.core.processes import alive
-from flows.machines import catalogue, clients, service_processes, weed
+from flows.machines import catalogue, service_processes
 from flows.machines.catalogue import Service
-from flows.machines.place import REGION, Place, ServiceError, secrets_of, write_private
+from flows.machines.service_files import REGION, ServiceError, ServiceFiles, secrets_of
+from pvqae.core import config
 from pvqae.core.config import Services
 
-POLL = 0.2  # seconds between two questions to a service that starts
-PATIENCE = 10.0  # seconds that a living service is given to answer before it is started anew
-Say = Callable[[str], None]
+_POLL = 0.2  # seconds between two questions to a service that starts
+_PATIENCE = 10.0  # seconds that a living service is given to answer before it is started again
+_Say = Callable[[str], None]
 
 
-def up(root: Path, settings: Services, say: Say = print) -> dict[str, str]:
+def up(root: Path, settings: Services, say: _Say = print) -> dict[str, str]:
     """Start what is not healthy, make databases, buckets and pool, point DVC and the flows here.
 
-    Returns the environment of clients. Raises `ServiceError` that names the service, and who has its port or the end
+    Return the environment of clients. Raises `ServiceError` that names the service, and who has its port or the end
     of its log; what is up by then stays up, and another `up` goes on from there.
     """
-    place = Place(root.resolve(), settings)
-    place.home.mkdir(parents=True, exist_ok=True)
-    with locks.held(place.home / "lock", lambda: say("another command starts or stops the services: waiting")):
-        secrets = secrets_of(place)
-        write_private(place.settings_file, settings.model_dump_json(indent=1))
-        services = [make(place, secrets) for make in catalogue.SERVICES.values()]
-        _bring_all(place, services, say)
-        env = clients.client(place)
+    files = ServiceFiles(root.resolve(), settings)
+    files.home.mkdir(parents=True, exist_ok=True)
+    with locks.held(files.home / "lock", lambda: say("another command starts or stops the services: waiting")):
+        secrets = secrets_of(files)
+        write_private(files.settings_file, settings.model_dump_json(indent=1))
+        services = [make(files, secrets) for make in catalogue.SERVICES.values()]
+        _bring_all(files, services, say)
+        env = files.client_env
         login = {"access_key_id": secrets.s3_key_id, "secret_access_key": secrets.s3_secret}
-        where = {"url": f"s3://{settings.dvc_bucket}", "endpointurl": clients.s3_endpoint(place)}
-        dvc_files.use_remote(place.root, place.former_remote, {**where, "region": REGION, **login})
-        write_private(place.env_file, json.dumps(env, indent=1))
+        where = {"url": f"s3://{settings.dvc_bucket}", "endpointurl": files.s3_endpoint}
+        dvc_files.use_remote(files.root, files.former_remote, {**where, "region": REGION, **login})
+        write_private(files.env_file, json.dumps(env, indent=1))
     return env
 
 
-def _bring_all(place: Place, services: list[Service], say: Say) -> None:
-    """All at once, each after what it needs. The first failure, or Ctrl-C, ends the waiting for the others."""
+def _bring_all(files: ServiceFiles, services: list[Service], say: _Say) -> None:
+    """Start all at once, each after what it needs. The first failure, or Ctrl-C, ends the waiting for the others."""
     futures: dict[str, Future[None]] = {}
     given_up = threading.Event()
     with ThreadPoolExecutor(len(services)) as threads:
         try:
             for service in services:
                 needed = [futures[name] for name in service.needs]
-                futures[service.name] = threads.submit(_bring, place, service, needed, given_up, say)
+                futures[service.name] = threads.submit(_bring, files, service, needed, given_up, say)
             for future in futures.values():
                 future.result()
         except BaseException:
@@ -60,50 +65,52 @@ def _bring_all(place: Place, services: list[Service], say: Say) -> None:
             raise
 
 
-def _bring(place: Place, service: Service, needed: list[Future[None]], given_up: threading.Event, say: Say) -> None:
+def _bring(
+    files: ServiceFiles, service: Service, needed: list[Future[None]], given_up: threading.Event, say: _Say
+) -> None:
     for future in needed:
         if future.exception():
             return  # what it needs has failed, and says why
     began = time.monotonic()
-    if _still_healthy(place, service):
+    if _still_healthy(files, service):
         service.complete()
         say(f"{service.name}: runs already")
         return
-    service_processes.stop(place, catalogue.signals((service.name,)))
+    service_processes.stop(files, catalogue.signals((service.name,)))
     if service.port and (other := service_processes.holder(service.port)):
         key = f"services.{service.name}_port"
         raise ServiceError(f"{service.name}: port {service.port} is taken by {other}; end that, or set another {key}")
     service.prepare()
-    started = service_processes.start(place, service.name, service.command, service.env, service.cwd)
-    _wait(place, service, started, given_up)
+    started = service_processes.start(files, service.name, service.command, service.env, service.cwd)
+    _wait(files, service, started, given_up)
     service.complete()
     say(f"{service.name}: healthy after {time.monotonic() - began:.1f} s")
 
 
-def _healthy(place: Place, service: Service) -> bool:
-    process = service_processes.leader(place, service.name)
+def _healthy(files: ServiceFiles, service: Service) -> bool:
+    process = service_processes.leader(files, service.name)
     return process is not None and service.answers(process.create_time())
 
 
-def _still_healthy(place: Place, service: Service) -> bool:
-    """A living service is asked for a while: on a busy machine one answer may take long, and a restart longer."""
-    deadline = time.monotonic() + PATIENCE
-    while not (healthy := _healthy(place, service)) and service_processes.leader(place, service.name):
+def _still_healthy(files: ServiceFiles, service: Service) -> bool:
+    """Ask a living service for a while: on a busy machine one answer may take long, and a restart longer."""
+    deadline = time.monotonic() + _PATIENCE
+    while not (healthy := _healthy(files, service)) and service_processes.leader(files, service.name):
         if time.monotonic() > deadline:
             break
-        time.sleep(POLL)
+        time.sleep(_POLL)
     return healthy
 
 
-def _wait(place: Place, service: Service, started: psutil.Process, given_up: threading.Event) -> None:
-    deadline = time.monotonic() + place.settings.timeout
-    while not _healthy(place, service):
+def _wait(files: ServiceFiles, service: Service, started: psutil.Process, given_up: threading.Event) -> None:
+    deadline = time.monotonic() + files.settings.timeout
+    while not _healthy(files, service):
         ended = not alive(started)
         if ended or time.monotonic() > deadline:
-            what = "ended by itself" if ended else f"does not answer after {place.settings.timeout:.0f} s"
-            log = place.log(service.name)
+            what = "ended by itself" if ended else f"does not answer after {files.settings.timeout:.0f} s"
+            log = files.log(service.name)
             raise ServiceError(f"{service.name} {what}; the end of {log}:\n{service_processes.tail(log, 15)}")
-        if given_up.wait(POLL):
+        if given_up.wait(_POLL):
             raise ServiceError(f"{service.name}: not waited for, since another service failed")
 
 
@@ -112,34 +119,96 @@ def down(root: Path, settings: Services) -> None:
 
     Raises `ServiceError` when a process can't be ended.
     """
-    place = Place(root.resolve(), settings)
-    if not place.home.is_dir():
+    files = ServiceFiles(root.resolve(), settings)
+    if not files.home.is_dir():
         return
-    with locks.held(place.home / "lock"):
-        place.env_file.unlink(missing_ok=True)
-        place.settings_file.unlink(missing_ok=True)
-        dvc_files.former_remote(place.root, place.former_remote)
-        s3 = service_processes.leader(place, "s3")
-        sockets = weed.leftovers(s3.cmdline()) if s3 else []
+    with locks.held(files.home / "lock"):
+        files.env_file.unlink(missing_ok=True)
+        files.settings_file.unlink(missing_ok=True)
+        dvc_files.former_remote(files.root, files.former_remote)
+        s3 = service_processes.leader(files, "s3")
+        sockets = catalogue.s3_sockets(s3.cmdline()) if s3 else []
         for names, patience in catalogue.ENDINGS:
-            service_processes.stop(place, catalogue.signals(names), patience)
-        for file in sockets:
-            file.unlink(missing_ok=True)
-        left = [item.pid for name in catalogue.SERVICES for item in service_processes.members(place, name)]
+            service_processes.stop(files, catalogue.signals(names), patience)
+        for socket in sockets:
+            socket.unlink(missing_ok=True)
+        left = [item.pid for name in catalogue.SERVICES for item in service_processes.members(files, name)]
         if left:
             raise ServiceError(f"processes {left} of the services can't be ended; see: ps {' '.join(map(str, left))}")
 
 
 def on_free_ports(settings: Services) -> Services:
-    """The same settings on ports that are free now: for tests and for a second project."""
+    """Return the settings with ports that are free now: for tests and for a second project."""
     names = ("postgres_port", "s3_port", "mlflow_port", "prefect_port")
-    return settings.model_copy(update=dict(zip(names, weed.free_ports(len(names)), strict=True)))
+    return settings.model_copy(update=dict(zip(names, service_processes.free_ports(len(names)), strict=True)))
 
 
 @contextmanager
 def running(root: Path, settings: Services) -> Iterator[dict[str, str]]:
-    """The services of `root` for the length of the block; yields the environment of clients."""
+    """Run the services of `root` for the length of the block; yield the environment of clients."""
     try:
         yield up(root, settings)
     finally:
         down(root, settings)
+
+
+@dataclass(frozen=True)
+class Status:
+    """`health` is healthy, not answering or stopped; `megabytes` of resident memory, all its processes."""
+
+    name: str
+    pid: int | None
+    port: int | None
+    health: str
+    megabytes: int
+    log: str
+
+
+def status(root: Path, settings: Services) -> list[Status]:
+    """Return how each service is, in the order of start."""
+    files = ServiceFiles(root.resolve(), settings)
+    if not files.home.is_dir():
+        return [Status(name, None, None, "stopped", 0, str(files.log(name))) for name in catalogue.SERVICES]
+    secrets = secrets_of(files)
+    return [_status(files, make(files, secrets)) for make in catalogue.SERVICES.values()]
+
+
+def _status(files: ServiceFiles, service: Service) -> Status:
+    found, name = service_processes.leader(files, service.name), service.name
+    health = "stopped" if not found else "healthy" if service.answers(found.create_time()) else "not answering"
+    memory = service_processes.megabytes(files, name)
+    return Status(name, found.pid if found else None, service.port, health, memory, str(files.log(name)))
+
+
+def log(root: Path, settings: Services, name: str, lines: int = 50) -> str:
+    """Return the last lines of a service's log. Raises `ServiceError` for an unknown name."""
+    if name not in catalogue.SERVICES:
+        raise ServiceError(f"no service {name!r}; there are {', '.join(catalogue.SERVICES)}")
+    return service_processes.tail(ServiceFiles(root.resolve(), settings).log(name), lines)
+
+
+def last_settings(root: Path) -> Services:
+    """Return what the services were started with, else what they would be started with: never an error of params."""
+    would_be = config.usable(root / "params.yaml")[0].services
+    try:
+        return Services.model_validate_json(ServiceFiles(root.resolve(), would_be).settings_file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return would_be
+
+
+_COLOURS = {"healthy": "green", "not answering": "red", "stopped": "dim"}
+
+
+def show(found: Sequence[Status], as_json: bool = False) -> None:
+    """Print a table in 80 columns with the logs below it, or JSON."""
+    if as_json:
+        print(json.dumps([asdict(item) for item in found], indent=1))
+        return
+    table = Table("service", "pid", "port", "health", "MB")
+    for item in found:
+        health = f"[{_COLOURS[item.health]}]{item.health}"
+        table.add_row(item.name, str(item.pid or ""), str(item.port or ""), health, str(item.megabytes or ""))
+    console = Console()
+    console.print(table)
+    for item in found:
+        console.print(f"{item.name:10}{item.log}", soft_wrap=True, highlight=False)

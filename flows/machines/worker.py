@@ -1,7 +1,4 @@
-"""A worker of this machine: runs what a work pool asks for, with the code and the DVC remote of this folder.
-
-Register the deployments of infra/prefect.yaml at the Prefect server.
-"""
+"""A worker of this machine, which runs what a work pool asks for with the code of this folder, and the deployments."""
 
 import os
 import re
@@ -19,13 +16,13 @@ DEVICE, THREADS = "PVQAE_DEVICE", "PVQAE_THREADS"
 
 
 def command(pool: str, name: str, limit: int) -> list[str]:
-    """The command line of a process worker of `pool`."""
+    """Return the command line of a process worker of `pool`."""
     words = ["worker", "start", "--pool", pool, "--type", "process", "--name", name]
     return [sys.executable, "-m", "prefect", *words, "--limit", str(limit), "--no-create-pool-if-not-found"]
 
 
 def env(root: Path, device: str = "", threads: int = 0) -> dict[str, str]:
-    """What flow runs of the worker inherit: where the project is, the GPU, the threads."""
+    """Return what flow runs of the worker inherit: where the project is, the GPU, the threads."""
     found = {environment.ROOT: str(root), "PYTHONPATH": str(root), "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
     if device:
         found |= {DEVICE: device} | ({"CUDA_VISIBLE_DEVICES": device} if device.isdigit() else {})
@@ -44,26 +41,22 @@ def start(root: Path, pool: str, name: str, limit: int, device: str, threads: in
     os.execve(words[0], words, {**os.environ, **env(root, device, threads)})
 
 
-FILE = Path("infra") / "prefect.yaml"
-PATIENCE = 90.0  # seconds without a sign of life after which a run has crashed; signs come every 30 s
-
-
-def pools(settings: config.Services) -> dict[str, str]:
-    """What infra/prefect.yaml reads the names of the work pools from."""
-    return {"PVQAE_WORK_POOL": settings.work_pool, "PVQAE_TRAIN_POOL": settings.train_pool}
+_FILE = Path("infra") / "prefect.yaml"
+_PATIENCE = 90.0  # seconds without a sign of life after which a run has crashed; signs come every 30 s
 
 
 def deploy(root: Path, settings: config.Services, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Register all deployments; those that exist are brought up to date. Returns their names, FLOW/DEPLOYMENT.
+    """Register all deployments; those that exist are brought up to date. Return their names, FLOW/DEPLOYMENT.
 
     Raises `ConfigError` without a server, `PvqaeError` with Prefect's words when it refuses.
     """
     if not environ.get("PREFECT_API_URL"):
         raise ConfigError("PREFECT_API_URL: expected a Prefect server, found none; run `python -m flows services up`")
-    words = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(FILE)]
-    env = {**environ, **pools(settings), "PYTHONPATH": str(root), "COLUMNS": "200", "NO_COLOR": "1"}
+    words = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(_FILE)]
+    pools = {"PVQAE_WORK_POOL": settings.work_pool, "PVQAE_TRAIN_POOL": settings.train_pool}  # what the file reads
+    env = {**environ, **pools, "PYTHONPATH": str(root), "COLUMNS": "200", "NO_COLOR": "1"}
     done = subprocess.run(words, cwd=root, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise PvqaeError(f"{FILE}: the server refused it:\n{(done.stdout + done.stderr).strip()[-2000:]}")
-    prefect_server.make_heartbeat(environ["PREFECT_API_URL"], PATIENCE)
+        raise PvqaeError(f"{_FILE}: the server refused it:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+    prefect_server.make_heartbeat(environ["PREFECT_API_URL"], _PATIENCE)
     return tuple(re.findall(r"Deployment '([^']+)'", done.stdout))

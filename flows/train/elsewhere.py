@@ -9,7 +9,7 @@ from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Handover
 from flows.core.processes import Supervisor
 from flows.machines import job_spec
-from flows.machines.fan_out import FanOut, orders
+from flows.machines.fan_out import FanOut, job_maker
 from flows.machines.job_spec import Chains
 from flows.train import stages
 from flows.versions import parents
@@ -20,7 +20,7 @@ from pvqae.core.errors import ConfigError
 from pvqae.samples.classes import FROM_SCRATCH
 
 DEPLOYMENT = "job/pool"
-MOST = 64  # orders that wait at once
+MOST = 64  # job_maker that wait at once
 
 
 def chains(graph: stages.Graph, train_pool: str, parallel: int) -> tuple[Chains, int]:
@@ -54,7 +54,7 @@ def fan_out(
     return FanOut(
         PrefectPool(name, DEPLOYMENT),
         versioning,
-        orders(space.params.data.name, code.sha, lambda asked: files(space, graph, asked), started(registry, graph)),
+        job_maker(space.params.data.name, code.sha, lambda asked: files(space, graph, asked), started(registry, graph)),
         lambda: supervisor.cancelled,
     )
 

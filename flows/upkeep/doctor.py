@@ -38,7 +38,7 @@ def examine(start: Path, outside: Probe | None = None, environ: Mapping[str, str
         *pools(known.get("PREFECT_API_URL", ""), params, seen),
         mlflow(uri, seen),
         champions(uri, seen),
-        services(root, params.services),
+        services(root),
     ]
 
 
@@ -150,17 +150,15 @@ def champions(uri: str, outside: Probe) -> Check:
     return Check("champions", "ok", said) if found else Check("champions", "warn", "none yet", "make run")
 
 
-def services(root: Path, otherwise: config.Services) -> Check:
+def services(root: Path) -> Check:
     """Those of `make services` on this machine, if they are meant to run."""
     if not environment.services_file(root).exists():
         return Check("services", "ok", "none started on this machine")
     if find_spec("psycopg2") is None:
         return Check("services", "bad", "the extra services is not installed", checks.install("services", True))
-    from flows.machines import service_status
+    from flows.machines import control
 
-    states = {
-        item.name: item.health for item in service_status.status(root, service_status.settings_of(root, otherwise))
-    }
+    states = {item.name: item.health for item in control.status(root, control.last_settings(root))}
     wrong = [f"{name} {health}" for name, health in states.items() if health != "healthy"]
     if wrong:
         return Check("services", "bad", ", ".join(wrong), UP)

@@ -19,7 +19,7 @@ import psutil
 import yaml
 
 from flows.adapters import prefect_server
-from flows.machines import weed
+from flows.machines.service_processes import free_ports
 from pvqae.datasets import surfaces
 from tests.end_to_end.test_train_flow import clone
 
@@ -80,7 +80,7 @@ class Server:
     """A Prefect server that outlives the flows of a trial; its files are below `home`."""
 
     def __init__(self, home: Path) -> None:
-        port = weed.free_ports(1)[0]
+        port = free_ports(1)[0]
         self.api = f"http://127.0.0.1:{port}/api"
         own = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "HOME": str(home)}
         words = ["server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]

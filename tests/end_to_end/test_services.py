@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from flows.machines import control, service_processes
-from flows.machines.place import Place
+from flows.machines.service_files import ServiceFiles
 from pvqae.core.config import Services
 from pvqae.datasets import demo
 from tests.end_to_end.test_train_flow import Clone, clone
@@ -64,7 +64,9 @@ class Project:
 
     def living(self) -> list[psutil.Process]:
         return [
-            item for name in self.status() for item in service_processes.members(Place(self.root, self.settings), name)
+            item
+            for name in self.status()
+            for item in service_processes.members(ServiceFiles(self.root, self.settings), name)
         ]
 
 
@@ -188,7 +190,7 @@ def test_up_starts_again_only_what_a_kill_has_ended(project: Project, trained: s
 
 
 def test_a_flow_says_what_to_do_when_a_service_has_died(project: Project) -> None:
-    living = service_processes.members(Place(project.root, project.settings), "prefect")
+    living = service_processes.members(ServiceFiles(project.root, project.settings), "prefect")
     for process in living:
         process.kill()
     psutil.wait_procs(living, timeout=5)

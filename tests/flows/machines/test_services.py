@@ -1,4 +1,4 @@
-"""Starting, finding and ending services, with small processes of our own in their place."""
+"""Starting, finding and ending services, with small processes of our own in their files."""
 
 import json
 import os
@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from flows.adapters import dvc_files
 from flows.cli import machines
 from flows.core import environment
-from flows.machines import catalogue, clients, control, postgres, service_processes, service_status, weed
+from flows.machines import catalogue, control, postgres, service_processes
 from flows.machines.catalogue import Service
-from flows.machines.place import HOST, Place, Secrets, ServiceError, secrets_of
+from flows.machines.service_files import HOST, Secrets, ServiceError, ServiceFiles, clean_env, secrets_of
 from pvqae.core.config import Services
 from pvqae.core.errors import ConfigError
 from tests.containers import ALONE, DOCKER, SHUT, UNNAMED, contained
@@ -34,9 +34,9 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + PA
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def files(tmp_path: Path) -> Iterator[ServiceFiles]:
     (tmp_path / ".dvc").mkdir()
-    found = Place(tmp_path, control.on_free_ports(Services(timeout=20)))
+    found = ServiceFiles(tmp_path, control.on_free_ports(Services(timeout=20)))
     found.home.mkdir(parents=True)
     yield found
     for process in service_processes.members(found, "one"):
@@ -47,36 +47,36 @@ def listening(port: int) -> str:
     return f"import socket, time; s = socket.create_server(('{HOST}', {port})); " + PATIENT
 
 
-def service(place: Place, code: str, needs: tuple[str, ...] = ()) -> Service:
-    port = place.settings.mlflow_port
+def service(files: ServiceFiles, code: str, needs: tuple[str, ...] = ()) -> Service:
+    port = files.settings.mlflow_port
     return Service(
         name="one",
         port=port,
         command=(sys.executable, "-c", code),
-        env=clients.clean(),
+        env=clean_env(),
         answers=lambda since: service_processes.holder(port) is not None,
         needs=needs,
-        cwd=place.root,
+        cwd=files.root,
     )
 
 
 @pytest.fixture
-def only(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+def only(files: ServiceFiles, monkeypatch: pytest.MonkeyPatch) -> ServiceFiles:
     """Services of one kind: a process that listens."""
-    code = listening(place.settings.mlflow_port)
-    monkeypatch.setattr(catalogue, "SERVICES", {"one": lambda place, secrets: service(place, code)})
+    code = listening(files.settings.mlflow_port)
+    monkeypatch.setattr(catalogue, "SERVICES", {"one": lambda files, secrets: service(files, code)})
     monkeypatch.setattr(catalogue, "ENDINGS", ((("one",), 2.0),))
-    return place
+    return files
 
 
-def test_up_starts_once_and_down_leaves_nothing(only: Place) -> None:
+def test_up_starts_once_and_down_leaves_nothing(only: ServiceFiles) -> None:
     said: list[str] = []
     env = control.up(only.root, only.settings, said.append)
-    [before] = service_status.status(only.root, only.settings)
+    [before] = control.status(only.root, only.settings)
     assert before.health == "healthy"
     assert len(service_processes.members(only, "one")) == 2
     control.up(only.root, only.settings, said.append)
-    [after] = service_status.status(only.root, only.settings)
+    [after] = control.status(only.root, only.settings)
     assert after.pid == before.pid
     assert said[1] == "one: runs already"
     assert json.loads(only.env_file.read_text()) == env
@@ -86,7 +86,7 @@ def test_up_starts_once_and_down_leaves_nothing(only: Place) -> None:
     assert not only.pid_file("one").exists()
 
 
-def test_children_of_a_killed_leader_are_found_and_ended(only: Place) -> None:
+def test_children_of_a_killed_leader_are_found_and_ended(only: ServiceFiles) -> None:
     control.up(only.root, only.settings)
     leader = service_processes.leader(only, "one")
     assert leader
@@ -98,20 +98,20 @@ def test_children_of_a_killed_leader_are_found_and_ended(only: Place) -> None:
     assert service_processes.members(only, "one") == []
 
 
-def test_what_ignores_its_signal_is_killed(place: Place) -> None:
-    service_processes.start(place, "one", (sys.executable, "-c", STUBBORN), clients.clean(), place.root)
-    while len(service_processes.members(place, "one")) < 2:
+def test_what_ignores_its_signal_is_killed(files: ServiceFiles) -> None:
+    service_processes.start(files, "one", (sys.executable, "-c", STUBBORN), clean_env(), files.root)
+    while len(service_processes.members(files, "one")) < 2:
         time.sleep(0.02)
-    service_processes.stop(place, {"one": signal.SIGTERM}, patience=0.3)
-    assert service_processes.members(place, "one") == []
+    service_processes.stop(files, {"one": signal.SIGTERM}, patience=0.3)
+    assert service_processes.members(files, "one") == []
 
 
-def test_a_pid_file_that_names_somebody_else_harms_nobody(place: Place) -> None:
+def test_a_pid_file_that_names_somebody_else_harms_nobody(files: ServiceFiles) -> None:
     other = psutil.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        place.pid_file("one").write_text(str(other.pid))
-        assert service_processes.leader(place, "one") is None
-        service_processes.stop(place, {"one": signal.SIGTERM}, patience=0.1)
+        files.pid_file("one").write_text(str(other.pid))
+        assert service_processes.leader(files, "one") is None
+        service_processes.stop(files, {"one": signal.SIGTERM}, patience=0.1)
         assert other.poll() is None
     finally:
         other.kill()
@@ -119,19 +119,19 @@ def test_a_pid_file_that_names_somebody_else_harms_nobody(place: Place) -> None:
 
 
 def test_a_leader_that_may_not_be_looked_at_is_known_by_its_start(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    files: ServiceFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = service_processes.start(place, "one", (sys.executable, "-c", PATIENT), clients.clean(), place.root)
+    started = service_processes.start(files, "one", (sys.executable, "-c", PATIENT), clean_env(), files.root)
     with monkeypatch.context() as patch:
         patch.setattr(service_processes, "has_mark", lambda process, key, value: None)
-        assert service_processes.leader(place, "one") == started
-        assert started in service_processes.members(place, "one")
+        assert service_processes.leader(files, "one") == started
+        assert started in service_processes.members(files, "one")
         for other in (f"{started.pid} {started.create_time() - 60}", f"{started.pid}"):  # a pid that came round again
-            place.pid_file("one").write_text(other)
-            assert service_processes.leader(place, "one") is None
+            files.pid_file("one").write_text(other)
+            assert service_processes.leader(files, "one") is None
 
 
-def test_a_taken_port_names_who_has_it_and_the_key(only: Place) -> None:
+def test_a_taken_port_names_who_has_it_and_the_key(only: ServiceFiles) -> None:
     with socket.create_server((HOST, only.settings.mlflow_port)), pytest.raises(ServiceError) as raised:
         control.up(only.root, only.settings)
     assert f"port {only.settings.mlflow_port} is taken by pid" in str(raised.value)
@@ -139,65 +139,65 @@ def test_a_taken_port_names_who_has_it_and_the_key(only: Place) -> None:
     assert not only.env_file.exists()
 
 
-def test_a_service_that_ends_by_itself_shows_its_log(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = service(place, "raise SystemExit('no such table')")
-    monkeypatch.setattr(catalogue, "SERVICES", {"one": lambda place, secrets: broken})
+def test_a_service_that_ends_by_itself_shows_its_log(files: ServiceFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = service(files, "raise SystemExit('no such table')")
+    monkeypatch.setattr(catalogue, "SERVICES", {"one": lambda files, secrets: broken})
     with pytest.raises(ServiceError, match=r"(?s)one ended by itself; the end of .*one\.log:\nno such table"):
-        control.up(place.root, place.settings)
+        control.up(files.root, files.settings)
 
 
-def test_a_service_that_never_answers_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "SERVICES", {"one": lambda place, secrets: service(place, PATIENT)})
+def test_a_service_that_never_answers_is_given_up(files: ServiceFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "SERVICES", {"one": lambda files, secrets: service(files, PATIENT)})
     with pytest.raises(ServiceError, match="one does not answer after 1 s"):
-        control.up(place.root, place.settings.model_copy(update={"timeout": 1.0}))
+        control.up(files.root, files.settings.model_copy(update={"timeout": 1.0}))
 
 
-def test_a_failure_ends_the_waiting_for_the_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(place: Place, secrets: Secrets) -> Service:
-        return replace(service(place, "raise SystemExit(1)"), name="broken", port=None)
+def test_a_failure_ends_the_waiting_for_the_others(files: ServiceFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(files: ServiceFiles, secrets: Secrets) -> Service:
+        return replace(service(files, "raise SystemExit(1)"), name="broken", port=None)
 
-    patient = {"broken": broken, "one": lambda place, secrets: service(place, PATIENT)}
+    patient = {"broken": broken, "one": lambda files, secrets: service(files, PATIENT)}
     monkeypatch.setattr(catalogue, "SERVICES", patient)
     began = time.monotonic()
     with pytest.raises(ServiceError, match="broken ended by itself"):
-        control.up(place.root, place.settings)
-    assert time.monotonic() - began < place.settings.timeout / 2
+        control.up(files.root, files.settings)
+    assert time.monotonic() - began < files.settings.timeout / 2
 
 
-def test_no_log_of_an_unknown_service(place: Place) -> None:
+def test_no_log_of_an_unknown_service(files: ServiceFiles) -> None:
     with pytest.raises(ServiceError, match="there are postgres, s3, prefect, mlflow, worker"):
-        service_status.log(place.root, place.settings, "redis")
+        control.log(files.root, files.settings, "redis")
 
 
-def test_secrets_stay_and_are_private(place: Place) -> None:
-    first = secrets_of(place)
-    assert secrets_of(place) == first
+def test_secrets_stay_and_are_private(files: ServiceFiles) -> None:
+    first = secrets_of(files)
+    assert secrets_of(files) == first
     for file in ("secrets.json", "aws-credentials", "aws-config", "pgpass", "s3.json"):
-        assert stat.S_IMODE((place.home / file).stat().st_mode) == 0o600
-    (place.home / "secrets.json").write_text("{")
+        assert stat.S_IMODE((files.home / file).stat().st_mode) == 0o600
+    (files.home / "secrets.json").write_text("{")
     with pytest.raises(ServiceError, match="is damaged"):
-        secrets_of(place)
+        secrets_of(files)
 
 
-def test_no_secret_is_in_a_command_or_in_the_environment_of_clients(place: Place) -> None:
+def test_no_secret_is_in_a_command_or_in_the_environment_of_clients(files: ServiceFiles) -> None:
     secrets = Secrets("hidden-1", "hidden-2", "hidden-3", "hidden-4")
     for make in catalogue.SERVICES.values():
-        assert not any("hidden" in word for word in make(place, secrets).command)
-    assert not any("hidden" in value for value in clients.client(place).values())
+        assert not any("hidden" in word for word in make(files, secrets).command)
+    assert not any("hidden" in value for value in files.client_env.values())
 
 
-def test_every_service_comes_after_what_it_needs_and_ends_before_it(place: Place) -> None:
+def test_every_service_comes_after_what_it_needs_and_ends_before_it(files: ServiceFiles) -> None:
     order = [name for names, _ in catalogue.ENDINGS for name in names]
     assert sorted(order) == sorted(catalogue.SERVICES)
     for name, make in catalogue.SERVICES.items():
-        for needed in make(place, secrets_of(place)).needs:
+        for needed in make(files, secrets_of(files)).needs:
             assert list(catalogue.SERVICES).index(needed) < list(catalogue.SERVICES).index(name)
             assert order.index(name) < order.index(needed)
     assert sum(patience for _, patience in catalogue.ENDINGS) < 10
 
 
 def test_free_ports_differ() -> None:
-    found = weed.free_ports(20)
+    found = service_processes.free_ports(20)
     assert len(set(found)) == 20
     assert all(service_processes.holder(port) is None for port in found)
 
@@ -226,43 +226,43 @@ def test_no_settings_of_one_s_own_leave_no_file(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def known(place: Place) -> Iterator[dict[str, str]]:
+def known(files: ServiceFiles) -> Iterator[dict[str, str]]:
     """The environment of services that answer."""
-    with socket.create_server((HOST, place.settings.prefect_port)) as server:
+    with socket.create_server((HOST, files.settings.prefect_port)) as server:
         url = f"http://{HOST}:{server.getsockname()[1]}"
         values = {"PREFECT_API_URL": f"{url}/api", "MLFLOW_TRACKING_URI": url, "AWS_ENDPOINT_URL_S3": url}
-        place.env_file.write_text(json.dumps(values | {"AWS_SHARED_CREDENTIALS_FILE": "keys"}))
+        files.env_file.write_text(json.dumps(values | {"AWS_SHARED_CREDENTIALS_FILE": "keys"}))
         yield values
 
 
-def test_flows_use_running_services(place: Place, known: dict[str, str]) -> None:
+def test_flows_use_running_services(files: ServiceFiles, known: dict[str, str]) -> None:
     environ: dict[str, str] = {}
-    environment.prepare(place.root, environ)
+    environment.prepare(files.root, environ)
     assert known.items() <= environ.items()
     assert environ["AWS_SHARED_CREDENTIALS_FILE"] == "keys"
 
 
-def test_what_the_user_has_set_stays(place: Place, known: dict[str, str]) -> None:
+def test_what_the_user_has_set_stays(files: ServiceFiles, known: dict[str, str]) -> None:
     own = {"MLFLOW_TRACKING_URI": "http://mine", "AWS_PROFILE": "mine"}
     environ = dict(own)
-    environment.prepare(place.root, environ)
+    environment.prepare(files.root, environ)
     assert own.items() <= environ.items()
     assert environ["PREFECT_API_URL"] == known["PREFECT_API_URL"]
     assert "AWS_ENDPOINT_URL_S3" not in environ  # one's own key would be sent to a server that does not know it
 
 
-def test_services_that_died_are_an_error_that_says_what_to_do(place: Place) -> None:
-    address = f"http://{HOST}:{place.settings.prefect_port}/api"
-    place.env_file.write_text(json.dumps({"PREFECT_API_URL": address}))
+def test_services_that_died_are_an_error_that_says_what_to_do(files: ServiceFiles) -> None:
+    address = f"http://{HOST}:{files.settings.prefect_port}/api"
+    files.env_file.write_text(json.dumps({"PREFECT_API_URL": address}))
     with pytest.raises(ConfigError, match=r"nothing answers at .*python -m flows services up"):
-        environment.prepare(place.root, {})
-    environment.prepare(place.root, {"PREFECT_API_URL": "http://mine"})  # not used, so it may be dead
+        environment.prepare(files.root, {})
+    environment.prepare(files.root, {"PREFECT_API_URL": "http://mine"})  # not used, so it may be dead
 
 
-def test_a_damaged_file_is_an_error_that_says_what_to_do(place: Place) -> None:
-    place.env_file.write_text("{")
+def test_a_damaged_file_is_an_error_that_says_what_to_do(files: ServiceFiles) -> None:
+    files.env_file.write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
-        environment.prepare(place.root, {})
+        environment.prepare(files.root, {})
 
 
 def test_the_lock_of_a_dead_server_is_removed_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
@@ -284,8 +284,8 @@ POSTGRES = """
 import sys
 from pathlib import Path
 from flows.adapters.probes import PostgresProbe
-from flows.machines import catalogue, control, service_status as look
-from flows.machines.place import Place
+from flows.machines import catalogue, control
+from flows.machines.service_files import ServiceFiles
 from pvqae.core.config import Services
 root = Path(sys.argv[1])
 catalogue.SERVICES = {"postgres": catalogue.SERVICES["postgres"]}
@@ -293,8 +293,8 @@ catalogue.ENDINGS = ((("postgres",), 5.0),)
 settings = control.on_free_ports(Services(timeout=60))
 for _ in range(2):  # the second time on the data of the first
     control.up(root, settings)
-    PostgresProbe(settings.postgres_port, Place(root, settings).pgpass_file).make_database("again")
-    print([found.health for found in look.status(root, settings)])
+    PostgresProbe(settings.postgres_port, ServiceFiles(root, settings).pgpass_file).make_database("again")
+    print([found.health for found in control.status(root, settings)])
     control.down(root, settings)
 """
 

@@ -12,8 +12,8 @@ import pytest
 from flows.adapters import dvc_files, git
 from flows.adapters.versioning import Dvc
 from flows.core.processes import Supervisor
-from flows.machines import job_space
-from flows.machines.job_spec import Order
+from flows.machines import job as jobs
+from flows.machines.job_spec import JobSpec
 from flows.upkeep import gc_data
 from flows.versions import verify
 from flows.workspace import workspace
@@ -134,7 +134,7 @@ def test_what_each_command_does_with_git(place: Path, tmp_path: Path) -> None:
     assert (tmp_path / "clone" / "dvc.yaml").read_text() == (place / "dvc.yaml").read_text()
     assert (tmp_path / "clone" / "params.yaml").read_text() == params.read_text()
 
-    job = job_space.prepare(place, Order("parts", code.sha, (), {"params.yaml": params.read_text()}, {}))
+    job = jobs.prepare(place, JobSpec("parts", code.sha, (), {"params.yaml": params.read_text()}, {}))
     assert (job / "flows" / "b.py").read_text() == "b = 1\n"
 
     for name in (needed, "0" * 31 + "2"):

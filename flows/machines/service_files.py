@@ -1,12 +1,15 @@
-"""Where the services of a project keep their files, and the secrets that they share."""
+"""Where the services of a project keep their files, the secrets that they share, and the environment of clients."""
 
 import json
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from flows.adapters.dvc_files import write_private
+from flows.core import environment
 from pvqae.core.config import Services
 from pvqae.core.errors import PvqaeError
 
@@ -29,8 +32,8 @@ class Secrets:
 
 
 @dataclass(frozen=True)
-class Place:
-    """All files of the services of the project at `root`."""
+class ServiceFiles:
+    """All files of the services of the project at `root`, and the addresses and variables that clients need."""
 
     root: Path
     settings: Services
@@ -71,36 +74,68 @@ class Place:
 
     @property
     def former_remote(self) -> Path:
-        """The default remote of .dvc/config.local before the services took its place."""
+        """The default remote of .dvc/config.local before the services took its files."""
         return self.home / "former-remote"
 
     def log(self, name: str) -> Path:
+        """The output of a service."""
         return self.home / f"{name}.log"
 
     def pid_file(self, name: str) -> Path:
+        """Pid and start time of a service's first process."""
         return self.home / f"{name}.pid"
 
     def data(self, name: str) -> Path:
+        """The folder in which a service keeps its data."""
         return self.home / "data" / name
 
+    @property
+    def prefect_api(self) -> str:
+        """The address of Prefect's API."""
+        return f"http://{HOST}:{self.settings.prefect_port}/api"
 
-def write_private(path: Path, text: str) -> None:
-    """Write UTF-8 that only the owner reads, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(part, path)
+    @property
+    def mlflow(self) -> str:
+        """The address of MLflow."""
+        return f"http://{HOST}:{self.settings.mlflow_port}"
+
+    @property
+    def s3_endpoint(self) -> str:
+        """The address of the S3 server."""
+        return f"http://{HOST}:{self.settings.s3_port}"
+
+    @property
+    def s3_env(self) -> dict[str, str]:
+        """What an AWS client needs; of the key only where it is kept."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.s3_endpoint,
+            "AWS_SHARED_CREDENTIALS_FILE": str(self.aws_file),
+            "AWS_CONFIG_FILE": str(self.aws_config),
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    @property
+    def client_env(self) -> dict[str, str]:
+        """The environment in which every flow uses these services."""
+        return {"PREFECT_API_URL": self.prefect_api, "MLFLOW_TRACKING_URI": self.mlflow} | self.s3_env
 
 
-def secrets_of(place: Place) -> Secrets:
-    """The secrets of this project, made at the first call, and beside them the files that servers and clients read.
+def clean_env() -> dict[str, str]:
+    """Return our environment without what would point a server at another one."""
+    foreign = ("PREFECT_", "MLFLOW_", "AWS_", "GIT_", "PG", "WEED_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign) or key == "AWS_CA_BUNDLE"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
+    return kept | environment.QUIET | {"PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def secrets_of(files: ServiceFiles) -> Secrets:
+    """Return the secrets of this project, made at the first call, and write the files that servers and clients read.
 
     Raises `ServiceError` when secrets.json is damaged: new secrets would lock the old data out.
     """
-    file = place.home / "secrets.json"
-    place.home.mkdir(parents=True, exist_ok=True)
+    file = files.home / "secrets.json"
+    files.home.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         token: Callable[[int], str] = secrets.token_hex
         write_private(file, json.dumps(asdict(Secrets(token(24), token(10), token(24), token(32))), indent=1))
@@ -108,18 +143,18 @@ def secrets_of(place: Place) -> Secrets:
         found = Secrets(**json.loads(file.read_text("utf-8")))
     except (ValueError, TypeError):
         raise ServiceError(
-            f"{file} is damaged; put it back from a copy, or remove {place.home} with all data of the services"
+            f"{file} is damaged; put it back from a copy, or remove {files.home} with all data of the services"
         ) from None
-    _client_files(place, found)
+    _write_client_files(files, found)
     return found
 
 
-def _client_files(place: Place, found: Secrets) -> None:
+def _write_client_files(files: ServiceFiles, found: Secrets) -> None:
     keys = f"[default]\naws_access_key_id = {found.s3_key_id}\naws_secret_access_key = {found.s3_secret}\n"
-    write_private(place.aws_file, keys)
-    write_private(place.aws_config, f"[default]\nregion = {REGION}\n")
-    write_private(place.pgpass_file, f"{HOST}:*:*:pvqae:{found.postgres_password}\n")
+    write_private(files.aws_file, keys)
+    write_private(files.aws_config, f"[default]\nregion = {REGION}\n")
+    write_private(files.pgpass_file, f"{HOST}:*:*:pvqae:{found.postgres_password}\n")
     credentials = [{"accessKey": found.s3_key_id, "secretKey": found.s3_secret}]
     actions = ["Admin", "Read", "List", "Tagging", "Write"]
     identity = {"name": "pvqae", "credentials": credentials, "actions": actions}
-    write_private(place.s3_file, json.dumps({"identities": [identity]}))
+    write_private(files.s3_file, json.dumps({"identities": [identity]}))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flows.core import classes
 from flows.machines import job_spec
-from flows.machines.job_spec import Order
+from flows.machines.job_spec import JobSpec
 from flows.train import stages
 from pvqae.core import config
 
@@ -62,17 +62,17 @@ def test_the_lock_of_an_order_has_its_own_entries_only() -> None:
 
 
 def test_the_key_of_an_order_changes_with_whatever_it_says() -> None:
-    one = Order("x", "sha", ("train@a",), {"params.yaml": "seed: 0"}, {"a": ("pvqae-x-a", "1")})
+    one = JobSpec("x", "sha", ("train@a",), {"params.yaml": "seed: 0"}, {"a": ("pvqae-x-a", "1")})
     others = [
-        Order("x", "other", ("train@a",), one.files, one.parents),
-        Order("x", "sha", ("train@b",), one.files, one.parents),
-        Order("x", "sha", ("train@a",), {"params.yaml": "seed: 1"}, one.parents),
-        Order("x", "sha", ("train@a",), one.files, {}),
+        JobSpec("x", "other", ("train@a",), one.files, one.parents),
+        JobSpec("x", "sha", ("train@b",), one.files, one.parents),
+        JobSpec("x", "sha", ("train@a",), {"params.yaml": "seed: 1"}, one.parents),
+        JobSpec("x", "sha", ("train@a",), one.files, {}),
     ]
     keys = sorted(item.key for item in (one, *others))
     assert all(first != second for first, second in pairwise(keys))
     values = {"dataset": "x", "git_sha": "sha", "stages": ["train@a"], "files": one.files}
-    assert job_spec.parse({**values, "parents": {"a": ["pvqae-x-a", "1"]}}) == one
+    assert JobSpec.parse({**values, "parents": {"a": ["pvqae-x-a", "1"]}}) == one
 
 
 def test_an_order_has_the_classes_that_share_something_with_its_own() -> None:
