@@ -13,7 +13,7 @@ from tests import stages
 from tests.chaos.conftest import PARAMS, make
 
 ROOT = Path(__file__).parents[2]
-INFERENCE, SCORE = 25, 40
+INFERENCE, SCORE = 20, 40
 # Run by `python -c CODE PACKAGE MODULE WORDS...`: a command line as it is, then the modules that it has loaded.
 LOADED = """
 import importlib, json, sys
