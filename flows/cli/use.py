@@ -197,7 +197,7 @@ def _rollback(
 def _power(draws: Annotated[int, typer.Option(min=1, help="Simulated gates per row.")] = 500) -> None:
     """Simulate how reliably the gate decides with the project's limits, by the number of parts at it."""
     root = project_root()
-    from flows.gate import gate_power
+    from flows.gate import power
     from pvqae.core import config
 
-    console().print(gate_power.table(config.load(root / "params.yaml").gate, draws))
+    console().print(power.table(config.load(root / "params.yaml").gate, draws))

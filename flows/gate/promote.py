@@ -8,25 +8,24 @@ from pathlib import Path
 
 from flows.adapters.tracking import Registry, RegistryError
 from flows.core import lineage, locks
-from flows.core.processes import Supervisor
-from flows.gate import gate
-from flows.gate.gate import Findings, Pair
+from flows.gate import measure as measuring
+from flows.gate.measure import Findings, Pair
 from flows.gate.rules import Verdict, judge, promotable
 from flows.versions import promotions, versions
 from flows.versions.promotions import PromotionError
 from flows.versions.shipping import fetch
 from flows.workspace import workspace
 from pvqae.core import config
-from pvqae.core.config import Gate, Params
+from pvqae.core.config import Gate
 from pvqae.core.errors import IntegrityError, PvqaeError
 from pvqae.core.files import write_text
 from pvqae.samples import manifest
 
-Measure = Callable[[Pair], Findings]
+_Measure = Callable[[Pair], Findings]
 
 
 @dataclass(frozen=True)
-class Asked:
+class VerdictRequest:
     """Who wants a verdict and why; `override`: the reason to promote whatever the rules say."""
 
     trigger: str
@@ -35,14 +34,14 @@ class Asked:
 
 
 def run(root: Path, dataset: str, category: str, *, trigger: str, reason: str, override: str | None = None) -> Verdict:
-    """`verdict_on` the class, and the dataset's page with it."""
+    """Judge the class as `verdict_on` does, and write the dataset's page."""
     verdict = verdict_on(root, dataset, category, trigger=trigger, reason=reason, override=override)
     show(root, dataset, category)
     return verdict
 
 
 def show(root: Path, dataset: str, category: str = "") -> None:
-    """The verdict on a class, or on all, and where the aliases are now, on the dataset's page."""
+    """Write the dataset's page: the verdict on a class, or on all, and where the aliases are now."""
     from flows.adapters.registry import open_registry
 
     root = root.resolve()
@@ -54,12 +53,11 @@ def show(root: Path, dataset: str, category: str = "") -> None:
 def verdict_on(
     root: Path, dataset: str, category: str, *, trigger: str, reason: str, override: str | None = None
 ) -> Verdict:
-    """Judge the class's challenger against its champion by the `gate` section of the project's params.yaml, and move
-    the champion alias if the verdict allows it or `override` says so.
+    """Judge the class's challenger against its champion by the `gate` section of the project's params.yaml.
 
-    The limits are the project's, not those of the run that made the challenger: no run loosens its own gate. Raises
-    `PromotionError` when there is no such model, `IntegrityError` for a bundle or gate image that is not the recorded
-    one, `DataError` when the gate images are not at hand.
+    The champion alias moves if the verdict allows it or `override` says so. The limits are the project's, not those of
+    the run that made the challenger: no run loosens its own gate. Raises `PromotionError` when there is no such model,
+    `IntegrityError` for a bundle or gate image that is not the recorded one, `DataError` when gate images are missing.
     """
 
     from flows.adapters.registry import open_registry
@@ -68,24 +66,21 @@ def verdict_on(
     params = config.load(root / "params.yaml")
     registry, _ = open_registry(root, params.flow.tracking_uri)
     with workspace.working_on(root, dataset) as supervisor:
-        measure = measurer(root, dataset, category, params, supervisor)
-        verdict = decide(registry, root, dataset, category, measure, params.gate, Asked(trigger, reason, override))
-    show_in_prefect(lineage.model_name(dataset, category), verdict)
+
+        def measure(pair: Pair) -> Findings:
+            space = measuring.workspace_of(root, params, dataset, pair.tags["manifest_sha256"])
+            return measuring.measure(space, category, pair, params.gate, params.compute, supervisor)
+
+        asked = VerdictRequest(trigger, reason, override)
+        verdict = decide(registry, root, dataset, category, measure, params.gate, asked)
+    _show_in_prefect(lineage.model_name(dataset, category), verdict)
     return verdict
 
 
-def measurer(root: Path, dataset: str, category: str, params: Params, supervisor: Supervisor) -> Measure:
-    def measure(pair: Pair) -> Findings:
-        space = gate.workspace_of(root, params, dataset, pair.tags["manifest_sha256"])
-        return gate.measure(space, category, pair, params.gate, params.compute, supervisor)
-
-    return measure
-
-
 def decide(
-    registry: Registry, root: Path, dataset: str, category: str, measure: Measure, limits: Gate, asked: Asked
+    registry: Registry, root: Path, dataset: str, category: str, measure: _Measure, limits: Gate, asked: VerdictRequest
 ) -> Verdict:
-    """The story of one verdict, with the measuring left to `measure`."""
+    """Reach one verdict, with the measuring left to `measure`, and act on it."""
     # 1. The aliases as the log has them.
     name, lock = lineage.model_name(dataset, category), promotions.lock_file(root, dataset)
     promotions.check_owners(registry, dataset, [category])
@@ -101,7 +96,7 @@ def decide(
 
     # 2. What the challenger may not be, whatever its scores.
     tags, log = registry.version_tags(name, challenger), registry.promotions(name)
-    forbidden = forbids(tags)
+    forbidden = _forbids(tags)
     if asked.override and forbidden:
         raise PromotionError(f"{name} version {challenger} can't be promoted, not by override: {'; '.join(forbidden)}")
     taken_back = promotions.rolled_back(log).get(challenger)
@@ -115,7 +110,7 @@ def decide(
         verdict = replace(verdict, version=challenger, champion=champion or lineage.NONE)
 
         # 4. The verdict with the challenger's run, before anything moves.
-        record(registry, name, verdict, found, asked, Path(place))
+        _record(registry, name, verdict, found, asked, Path(place))
 
     # 5. The move, if nobody moved the champion meanwhile.
     if not (asked.override or promotable(verdict, limits)):
@@ -136,8 +131,8 @@ def decide(
     return replace(verdict, promoted=True)
 
 
-def _opponent(registry: Registry, name: str, champion: str | None, place: Path, asked: Asked) -> Path | None:
-    """The champion's bundle. One whose files are gone or damaged stops all but an override."""
+def _opponent(registry: Registry, name: str, champion: str | None, place: Path, asked: VerdictRequest) -> Path | None:
+    """Fetch the champion's bundle. One whose files are gone or damaged stops all but an override."""
     if not champion:
         return None
     try:
@@ -149,8 +144,8 @@ def _opponent(registry: Registry, name: str, champion: str | None, place: Path, 
         raise type(error)(f"{error}; {text}") from None
 
 
-def _judged(measure: Measure, pair: Pair, limits: Gate, overridden: bool) -> tuple[Findings | None, Verdict]:
-    """An override does not depend on whether the gate can run, but what it said, or why it did not, is kept."""
+def _judged(measure: _Measure, pair: Pair, limits: Gate, overridden: bool) -> tuple[Findings | None, Verdict]:
+    """Measure and judge; an override goes on where the gate could not run, but keeps why."""
     try:
         found = measure(pair)
     except PvqaeError as error:
@@ -160,16 +155,18 @@ def _judged(measure: Measure, pair: Pair, limits: Gate, overridden: bool) -> tup
     return found, judge(found.measured, limits)
 
 
-def forbids(tags: Mapping[str, str]) -> tuple[str, ...]:
-    """Why a version may never be champion: an experiment's, or one that could not be rebuilt."""
+def _forbids(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Return why a version may never be champion: an experiment's, or one that could not be rebuilt."""
     found = ["is marked never promotable"] if tags.get("never_promotable", "") == "true" else []
     if lacking := lineage.missing(tags):
         found.append(f"lineage lacks {', '.join(lacking)}")
     return tuple(found)
 
 
-def record(registry: Registry, name: str, verdict: Verdict, found: Findings | None, asked: Asked, place: Path) -> None:
-    """The verdict as tags of the version and its run, and as files of the run."""
+def _record(
+    registry: Registry, name: str, verdict: Verdict, found: Findings | None, asked: VerdictRequest, place: Path
+) -> None:
+    """Keep the verdict as tags of the version and its run, and as files of the run."""
     run = registry.version_tags(name, verdict.version)["mlflow_run"]
     stem = f"gate-version-{verdict.version}-against-{verdict.champion}"
     values = asdict(verdict) | asdict(asked) | {"gate_list_sha256": found.list_sha256 if found else ""}
@@ -188,8 +185,8 @@ def record(registry: Registry, name: str, verdict: Verdict, found: Findings | No
     registry.tag_version(name, verdict.version, tags)
 
 
-def show_in_prefect(name: str, verdict: Verdict) -> None:
-    """The verdict as an artifact of the flow run that asked for it, if one did."""
+def _show_in_prefect(name: str, verdict: Verdict) -> None:
+    """Keep the verdict as an artifact of the flow run that asked for it, if one did."""
     from prefect.artifacts import create_markdown_artifact
     from prefect.context import FlowRunContext
 

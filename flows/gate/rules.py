@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from flows.gate.gate_statistics import Alarms, Comparison, groups_needed
+from flows.gate.statistics import Alarms, Comparison, groups_needed
 from flows.versions.policy import PARITY_TOLERANCE, blind
 from pvqae.core.config import Gate
 
-State = Literal["kept", "broken", "undecided"]
-Outcome = Literal["pass", "refused", "insufficient"]
+_State = Literal["kept", "broken", "undecided"]
+_Outcome = Literal["pass", "refused", "insufficient"]
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,16 @@ class Measured:
 
     @property
     def first(self) -> bool:
+        """Whether there is no champion to compare with."""
         return self.size_bytes is None
 
 
 @dataclass(frozen=True)
 class Rule:
+    """One rule's answer; it prints as a line of the verdict."""
+
     name: str
-    state: State
+    state: _State
     text: str
 
     def __str__(self) -> str:
@@ -52,7 +55,7 @@ class Rule:
 class Verdict:
     """`lines` has every rule, kept or broken, with its figures; `promoted`: the champion alias was moved to it."""
 
-    outcome: Outcome
+    outcome: _Outcome
     promoted: bool
     lines: tuple[str, ...]
     figures: Mapping[str, Any]
@@ -69,19 +72,21 @@ def _rule(name: str, kept: bool, text: str) -> Rule:
     return Rule(name, "kept" if kept else "broken", text)
 
 
-def eligible(found: Measured, limits: Gate) -> Rule:
+def _eligible(found: Measured, limits: Gate) -> Rule:
     return _rule("lineage", not found.flaws, "; ".join(found.flaws) or "complete, and free to be promoted")
 
 
-def enough(found: Measured, limits: Gate) -> Rule:
+def _enough(found: Measured, limits: Gate) -> Rule:
     text = f"{found.groups} parts, {found.normals} normals, {found.defects} defects; at least {limits.min_groups} parts"
     held = found.groups >= limits.min_groups and found.normals and found.defects
     return Rule("gate images", "kept" if held else "undecided", text if held else f"{text} are needed")
 
 
-def non_inferior(found: Measured, limits: Gate) -> Rule:
-    """Kept when even the lower bound is within the margin. A difference within it whose bound is not is no proof of
-    a worse model, only of too few images."""
+def _non_inferior(found: Measured, limits: Gate) -> Rule:
+    """Keep it when even the lower bound is within the margin.
+
+    A difference within it whose bound is not is no proof of a worse model, only of too few images.
+    """
     name, seen = "image AUROC", found.auroc
     if found.first:
         if found.own_auroc is None:
@@ -102,8 +107,8 @@ def non_inferior(found: Measured, limits: Gate) -> Rule:
     return Rule(name, "undecided", f"{text}; about {needed} parts would decide it, there are {seen.groups}")
 
 
-def worst_kind(found: Measured, limits: Gate) -> Rule:
-    """The kind that lost most; a loss counts when it exceeds the limit and chance does not explain it."""
+def _worst_kind(found: Measured, limits: Gate) -> Rule:
+    """Look at the kind that lost most; a loss counts if it exceeds the limit and chance does not explain it."""
     name = "worst defect kind"
     judged = {kind: seen for kind, seen in found.kinds.items() if seen.defects >= limits.min_kind}
     if not judged:
@@ -114,13 +119,13 @@ def worst_kind(found: Measured, limits: Gate) -> Rule:
     return _rule(name, not lost, f"{text} (at most {seen.high:+.4f}), limit {-limits.kind_drop:+.4f}")
 
 
-def finds(found: Measured, limits: Gate) -> Rule:
-    """A threshold above all that the detector was tried on finds nothing, whatever its AUROC."""
+def _finds(found: Measured, limits: Gate) -> Rule:
+    """Break on a threshold above all that the detector was tried on: it finds nothing, whatever its AUROC."""
     text = f"{found.tried[1]} of {found.tried[0]} above its threshold" if found.tried else "an older bundle, not tried"
     return _rule("its own synthetic defects", not blind(found.tried), text)
 
 
-def false_alarms(found: Measured, limits: Gate) -> Rule:
+def _false_alarms(found: Measured, limits: Gate) -> Rule:
     name, seen = "false alarms on the newest normals", found.alarms
     if seen is None:
         return Rule(name, "undecided", "needs normals at the gate")
@@ -131,7 +136,7 @@ def false_alarms(found: Measured, limits: Gate) -> Rule:
     return _rule(name, seen.low <= found.promised, text)
 
 
-def parity(found: Measured, limits: Gate) -> Rule:
+def _parity(found: Measured, limits: Gate) -> Rule:
     name = "parity of the bundle"
     if found.parity is None:
         return Rule(name, "broken", "no score could be compared with a fresh process")
@@ -139,13 +144,13 @@ def parity(found: Measured, limits: Gate) -> Rule:
     return _rule(name, found.parity <= PARITY_TOLERANCE, text)
 
 
-def levels(found: Measured, limits: Gate) -> Rule:
+def _levels(found: Measured, limits: Gate) -> Rule:
     shares = found.level_shares
     text = f"{' / '.join(f'{share:.1%}' for share in shares) or 'unknown'}, at most {limits.level_share:.0%} on one"
     return _rule("level shares", len(shares) < 2 or max(shares) <= limits.level_share, text)
 
 
-def codebook(found: Measured, limits: Gate) -> Rule:
+def _codebook(found: Measured, limits: Gate) -> Rule:
     usage = found.codebook_usage
     if usage is None:
         return Rule("codebook usage", "kept", "unknown")
@@ -162,37 +167,38 @@ def _ratio(name: str, pair: tuple[float, float] | None, unit: str, limit: float)
     )
 
 
-def latency(found: Measured, limits: Gate) -> Rule:
+def _latency(found: Measured, limits: Gate) -> Rule:
     return _ratio("latency", found.latency_ms, "ms", limits.latency_ratio)
 
 
-def size(found: Measured, limits: Gate) -> Rule:
+def _size(found: Measured, limits: Gate) -> Rule:
     pair = found.size_bytes and (found.size_bytes[0] / 1e6, found.size_bytes[1] / 1e6)
     return _ratio("size", pair, "MB", limits.size_ratio)
 
 
 RULES: dict[str, Callable[[Measured, Gate], Rule]] = {
-    "lineage": eligible,
-    "gate_images": enough,
-    "image_auroc": non_inferior,
-    "worst_kind": worst_kind,
-    "finds": finds,
-    "false_alarms": false_alarms,
-    "parity": parity,
-    "level_shares": levels,
-    "codebook_usage": codebook,
-    "latency": latency,
-    "size": size,
+    "lineage": _eligible,
+    "gate_images": _enough,
+    "image_auroc": _non_inferior,
+    "worst_kind": _worst_kind,
+    "finds": _finds,
+    "false_alarms": _false_alarms,
+    "parity": _parity,
+    "level_shares": _levels,
+    "codebook_usage": _codebook,
+    "latency": _latency,
+    "size": _size,
 }
 
 
 def judge(found: Measured, limits: Gate) -> Verdict:
-    """One broken rule refuses; without one, an undecided rule makes the verdict `insufficient`."""
+    """Apply all rules: a broken one refuses; without one, an undecided rule makes the verdict `insufficient`."""
     rules = [rule(found, limits) for rule in RULES.values()]
     states = {rule.state for rule in rules}
-    outcome: Outcome = "refused" if "broken" in states else "insufficient" if "undecided" in states else "pass"
+    outcome: _Outcome = "refused" if "broken" in states else "insufficient" if "undecided" in states else "pass"
     return Verdict(outcome, False, tuple(map(str, rules)), asdict(found))
 
 
 def promotable(verdict: Verdict, limits: Gate) -> bool:
+    """Tell whether the verdict makes the challenger champion."""
     return verdict.outcome == "pass" or (verdict.outcome == "insufficient" and limits.insufficient_promotes)

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from flows.core.processes import Supervisor
-from flows.gate import gate, rules
-from flows.gate.gate import Pair
+from flows.gate import measure, rules
+from flows.gate.measure import Pair
 from flows.workspace.workspace import Workspace
 from pvqae.core import config, files
 from pvqae.samples import images, manifest
@@ -52,7 +52,7 @@ def judged(root: Path, params: config.Params, names: list[str]) -> float:
         def work() -> None:
             for name in names:
                 pair = Pair(challenger, champion, {}, ())
-                found = gate.measure(space, name, pair, params.gate, params.compute, supervisor)
+                found = measure.measure(space, name, pair, params.gate, params.compute, supervisor)
                 rules.judge(found.measured, params.gate)
 
         return seconds(work)

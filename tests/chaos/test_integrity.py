@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import nn
 
-from flows.gate import gate
+from flows.gate import measure
 from pvqae.core import files
 from pvqae.core.errors import IntegrityError, PvqaeError
 from pvqae.core.layout import Layout
@@ -128,14 +128,14 @@ def test_a_parent_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
 
 def test_checked_rows_and_the_gate_are_refused(dataset: Layout) -> None:
     begun, space = time.monotonic(), SimpleNamespace(layout=dataset)
-    assert len(gate.frozen_rows(space, "part"))  # type: ignore[arg-type]
+    assert len(measure._frozen_rows(space, "part"))  # type: ignore[arg-type]
 
     def load() -> None:
         rows.read(dataset, dataset.manifest)
         for part in rows.PARTS:
             rows.read(dataset, dataset.class_rows("part", part))
         rows.read(dataset, dataset.network_rows("part"))
-        gate.frozen_rows(space, "part")  # type: ignore[arg-type]
+        measure._frozen_rows(space, "part")  # type: ignore[arg-type]
 
     folder = dataset.data / "rows"
     tried, lost = flips(folder, refused(load))

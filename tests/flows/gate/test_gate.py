@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.gate import gate
-from flows.gate.gate import Pair
+from flows.gate import measure
+from flows.gate.measure import Pair
 from flows.versions import registration, shipping
 from flows.workspace.workspace import Workspace
 from pvqae.core import config, files, runtime
@@ -67,33 +67,33 @@ def space(tmp_path: Path) -> Workspace:
 
 
 def test_frozen_images_are_the_listed_ones(space: Workspace) -> None:
-    rows = gate.frozen_rows(space, "part")
+    rows = measure._frozen_rows(space, "part")
     assert len(rows) == 24
-    assert gate.list_sha256(rows) != gate.list_sha256(rows.head(23))
+    assert measure._list_sha256(rows) != measure._list_sha256(rows.head(23))
     file = space.layout.data / rows["path"].iloc[3]
     file.write_bytes(b"another image")
     with pytest.raises(IntegrityError, match=f"{file.name}: expected sha256"):
-        gate.frozen_rows(space, "part")
+        measure._frozen_rows(space, "part")
     file.unlink()
     with pytest.raises(IntegrityError, match="no file"):
-        gate.frozen_rows(space, "part")
+        measure._frozen_rows(space, "part")
 
 
 def test_a_list_that_is_not_the_manifests_is_refused(space: Workspace) -> None:
     file = space.layout.class_rows("part", "gate")
     manifest.write(manifest.read(file).head(20), file)
-    with pytest.raises(IntegrityError, match="expected the gate rows of"):
-        gate.frozen_rows(space, "part")
+    with pytest.raises(IntegrityError, match="are not the gate rows of"):
+        measure._frozen_rows(space, "part")
 
 
 def test_the_workspace_is_the_one_with_the_versions_manifest(space: Workspace) -> None:
     known = registration.sha256(space.layout.manifest)
-    assert gate.workspace_of(space.root, space.params, "x", known) == space
+    assert measure.workspace_of(space.root, space.params, "x", known) == space
     other = space.params.model_copy(update={"data": config.Data(name="y")})
     with pytest.raises(DataError, match="no workspace has it"):
-        gate.workspace_of(space.root, other, "x", known)
+        measure.workspace_of(space.root, other, "x", known)
     with pytest.raises(DataError, match="no workspace has it"):
-        gate.workspace_of(space.root, space.params, "x", "0" * 64)
+        measure.workspace_of(space.root, space.params, "x", "0" * 64)
 
 
 def test_both_sides_are_measured_on_the_same_images(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_both_sides_are_measured_on_the_same_images(space: Workspace, monkeypatc
     monkeypatch.setattr(shipping, "compare", compared)
     pair = Pair(folders["challenger"], folders["champion"], {}, ("a flaw",))
     limits = config.Gate(draws=100, min_kind=1)
-    found = gate.measure(space, "part", pair, limits, config.Compute(device="cpu"), None)  # type: ignore[arg-type]
+    found = measure.measure(space, "part", pair, limits, config.Compute(device="cpu"), None)  # type: ignore[arg-type]
     seen = found.measured
     assert (seen.groups, seen.normals, seen.defects) == (12, 12, 12)
     assert seen.auroc is not None
@@ -125,10 +125,10 @@ def test_both_sides_are_measured_on_the_same_images(space: Workspace, monkeypatc
     assert seen.alarms.rate == pytest.approx(7 / 12)  # 0.25 is 64 / 255 in eight bits
     assert (seen.promised, seen.target, seen.parity, seen.size_bytes) == (0.2, 0.05, 0.0, (10, 20))
     assert seen.flaws == ("a flaw",)
-    assert found.list_sha256 == gate.list_sha256(gate.frozen_rows(space, "part"))
+    assert found.list_sha256 == measure._list_sha256(measure._frozen_rows(space, "part"))
     assert asked[0]["image_score"].to_list() == pytest.approx(found.scores["challenger"].to_list())
 
-    first = gate.measure(space, "part", Pair(folders["challenger"], None, {}, ()), limits, config.Compute(), None)  # type: ignore[arg-type]
+    first = measure.measure(space, "part", Pair(folders["challenger"], None, {}, ()), limits, config.Compute(), None)  # type: ignore[arg-type]
     assert first.measured.first
     assert first.measured.auroc is None
     assert first.measured.own_auroc == seen.own_auroc
@@ -144,5 +144,5 @@ def test_the_newest_normals_are_those_that_arrived_then_those_last_taken(tmp_pat
         ],
         columns=["path", "captured_at", "label"],
     ).assign(sample_id=list("abcd"))
-    assert list(gate.newest(table, 2)["sample_id"]) == ["a", "c"]
-    assert list(gate.newest(table, 9)["sample_id"]) == ["a", "c", "b"]
+    assert list(measure._newest(table, 2)["sample_id"]) == ["a", "c"]
+    assert list(measure._newest(table, 9)["sample_id"]) == ["a", "c", "b"]

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from flows.gate.gate_power import NOTHING_WRONG
-from flows.gate.gate_statistics import Alarms, Comparison
+from flows.gate.power import _NOTHING_WRONG
 from flows.gate.rules import RULES, Measured, judge, promotable
+from flows.gate.statistics import Alarms, Comparison
 from flows.versions import policy
 from pvqae.calibration import thresholds
 from pvqae.core.config import Gate
@@ -15,7 +15,7 @@ from pvqae.core.config import Gate
 LIMITS = Gate()
 SAME = Comparison(0.9, 0.9, -0.004, 0.004, 0.003, 60, 180)
 SOUND = replace(
-    NOTHING_WRONG,
+    _NOTHING_WRONG,
     groups=60,
     normals=60,
     defects=180,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from flows.gate import gate_statistics as statistics
-from flows.gate.gate_power import DEFAULT, Size, draw, power
+from flows.gate import statistics
+from flows.gate.power import _DEFAULT, _draw, _power, _Size
 from pvqae.core.config import Gate
 from pvqae.evaluation.metrics import image_auroc, wins
 
@@ -34,7 +34,7 @@ def test_each_resample_is_what_counting_its_images_one_by_one_gives() -> None:
     champion, challenger = np.round(scores(0)), np.round(scores(1))  # with ties
     groups = [str(number // 4) for number in range(80)]
     found = statistics.compare(champion, challenger, DEFECT, groups, 0.9, 200, seed=5)
-    times = statistics.resamples(20, 200, 5).astype(int)
+    times = statistics._resamples(20, 200, 5).astype(int)
     assert (times.sum(1) == 20).all()
     order = {name: index for index, name in enumerate(sorted(set(groups)))}
     drawn = []
@@ -68,7 +68,7 @@ def test_no_normal_or_no_defect_is_no_comparison() -> None:
 def test_kinds_are_compared_with_all_normals() -> None:
     kinds = np.array(["good"] * 40 + ["dent"] * 20 + ["rust"] * 20)
     worse = np.where(kinds == "rust", scores(0) - 3, scores(0))
-    found = statistics.compare_kinds(scores(0), worse, kinds, DEFECT, OWN, 0.9, 200)
+    found = statistics.compared(scores(0), worse, kinds, DEFECT, OWN, Gate(confidence=0.9, draws=200))["kinds"]
     assert set(found) == {"dent", "rust"}
     assert found["dent"].difference == 0
     assert found["rust"].high < 0
@@ -87,7 +87,7 @@ def test_alarms_are_bounded_as_the_exact_binomial_bound_says() -> None:
 
 def test_a_simulated_gate_has_the_quality_it_was_asked_for() -> None:
     limits = Gate(draws=100)
-    found = [draw(Size(300), 0.9, 0.05, 0.98, seed, limits).auroc for seed in range(10)]
+    found = [_draw(_Size(300), 0.9, 0.05, 0.98, seed, limits).auroc for seed in range(10)]
     seen = [item for item in found if item]
     assert np.mean([item.champion for item in seen]) == pytest.approx(0.9, abs=0.01)
     assert np.mean([item.challenger for item in seen]) == pytest.approx(0.85, abs=0.01)
@@ -95,14 +95,14 @@ def test_a_simulated_gate_has_the_quality_it_was_asked_for() -> None:
 
 def test_at_the_default_size_equals_pass_and_worse_ones_are_refused() -> None:
     limits = Gate(draws=300)
-    equal, worse = power(Size(DEFAULT), 0.0, limits, draws=500), power(Size(DEFAULT), 0.05, limits, draws=500)
+    equal, worse = _power(_Size(_DEFAULT), 0.0, limits, draws=500), _power(_Size(_DEFAULT), 0.05, limits, draws=500)
     assert equal.passed >= 0.95
     assert worse.refused >= 0.95
     assert worse.passed == 0
 
 
 def test_below_it_the_gate_says_that_it_cannot_tell_rather_than_pass() -> None:
-    few = power(Size(10), 0.05, Gate(draws=200), draws=50)
+    few = _power(_Size(10), 0.05, Gate(draws=200), draws=50)
     assert few.passed == 0
 
 
@@ -115,7 +115,7 @@ def test_wins_are_counted_as_pair_by_pair(images: int, parts: int, step: float) 
     assert found is not None
     names, numbers = np.unique(groups, return_inverse=True)
     gain = wins(second[defect], second[~defect]) - wins(first[defect], first[~defect])
-    weights = statistics.resamples(len(names), 200, 0)[:, numbers]
+    weights = statistics._resamples(len(names), 200, 0)[:, numbers]
     pairs = weights[:, defect].sum(1) * weights[:, ~defect].sum(1)
     won = np.einsum("rd,dn,rn->r", weights[:, defect], gain, weights[:, ~defect])
     assert (found.low, found.high) == tuple(np.quantile((won / np.maximum(pairs, 1))[pairs > 0], [1 - 0.9, 0.9]))

@@ -13,8 +13,8 @@ from flows.adapters.fakes import FakeRegistry
 from flows.adapters.tracking import Promotion, Registry
 from flows.core import lineage
 from flows.gate import promote
-from flows.gate.gate import Findings, Pair
-from flows.gate.promote import Asked
+from flows.gate.measure import Findings, Pair
+from flows.gate.promote import VerdictRequest
 from flows.gate.rules import Measured, Verdict
 from flows.versions import promotions, shipping
 from flows.versions.promotions import PromotionError
@@ -24,7 +24,7 @@ from tests.flows.gate.test_gate_rules import SOUND
 
 MODEL = "pvqae-x-part"
 GOOD, WORSE, FEW = SOUND, replace(SOUND, parity=1.0), replace(SOUND, groups=3)
-ASKED = Asked("samples", "40 new images")
+ASKED = VerdictRequest("samples", "40 new images")
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def add(registry: Registry, tmp_path: Path) -> Callable[..., str]:
     return added
 
 
-def ask(registry: Registry, root: Path, found: Measured | Exception, asked: Asked = ASKED) -> Verdict:
+def ask(registry: Registry, root: Path, found: Measured | Exception, asked: VerdictRequest = ASKED) -> Verdict:
     def measure(pair: Pair) -> Findings:
         if isinstance(found, Exception):
             raise found
@@ -303,7 +303,7 @@ def test_real_runs_keep_the_verdict_as_files(real: Registry, database: str, tmp_
     version = real.register(MODEL, run, "/models/1", {"mlflow_run": run})
     verdict = Verdict("refused", False, ("broken: parity: no",), {"parity": 1.0}, version, "none")
     found = Findings(SOUND, pd.DataFrame({"sample_id": ["a"], "challenger": [1.5]}), "list")
-    promote.record(real, MODEL, verdict, found, ASKED, tmp_path)
+    promote._record(real, MODEL, verdict, found, ASKED, tmp_path)
     client = MlflowClient(database)
     names = {file.path for file in client.list_artifacts(run, "gate")}
     assert names == {"gate/gate-version-1-against-none.json", "gate/gate-version-1-against-none.csv"}

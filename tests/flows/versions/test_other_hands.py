@@ -23,8 +23,8 @@ from flows.adapters.tracking import RegistryError
 from flows.cli import use
 from flows.core import lineage
 from flows.gate import promote
-from flows.gate.gate import Findings, Pair
-from flows.gate.promote import Asked
+from flows.gate.measure import Findings, Pair
+from flows.gate.promote import VerdictRequest
 from flows.retrain import admission
 from flows.retrain.arrivals import Champions
 from flows.review import review
@@ -65,7 +65,7 @@ class Place:
         def measure(pair: Pair) -> Findings:
             return Findings(SOUND if pair.champion else ALONE, pd.DataFrame({"sample_id": ["a"]}), "list")
 
-        asked = Asked("manual", "a test", override or None)
+        asked = VerdictRequest("manual", "a test", override or None)
         return promote.decide(self.registry, self.root, DATASET, CLASS, measure, Gate(), asked).version
 
 

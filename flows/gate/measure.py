@@ -1,4 +1,4 @@
-"""What the gate measures: champion and challenger on the same frozen images, through the one scoring path."""
+"""Measure champion and challenger on the same frozen images, through the one scoring path."""
 
 import hashlib
 import time
@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from flows.core.processes import Supervisor
-from flows.gate import gate_statistics
+from flows.gate import statistics
 from flows.gate.rules import Measured
 from flows.versions import policy, shipping
 from flows.versions.registration import sha256
@@ -49,7 +49,7 @@ class Findings:
 
 
 def workspace_of(root: Path, params: config.Params, dataset: str, manifest_sha256: str) -> Workspace:
-    """The workspace that still has the manifest of a version. Raises `DataError` when none has."""
+    """Return the workspace that still has the manifest of a version. Raises `DataError` when none has."""
     place = root / ".pvqae" / "runs" / dataset
     spaces = [Workspace(root, root, params)] if params.data.name == dataset else []
     if (place / "params.yaml").exists():
@@ -59,18 +59,18 @@ def workspace_of(root: Path, params: config.Params, dataset: str, manifest_sha25
             return space
     raise DataError(
         f"{dataset}: the gate needs the manifest {manifest_sha256[:12]} that the challenger was made from, and no "
-        "workspace has it; run `python -m flows train` with that version's params again (nothing is trained anew)"
+        "workspace has it; run `python -m flows train` with that version's params again (nothing is trained again)"
     )
 
 
-def frozen_rows(space: Workspace, category: str) -> pd.DataFrame:
-    """The class's gate rows, each file checked. Raises `DataError` and `IntegrityError` for what is not as listed."""
+def _frozen_rows(space: Workspace, category: str) -> pd.DataFrame:
+    """Read the class's gate rows and check each file. Raises `DataError` or `IntegrityError` where they differ."""
     file = space.layout.class_rows(category, "gate")
     rows = checked.read(space.layout, file)
     listed = _gate_rows(space.layout, files.digest(space.layout.manifest))
     listed = listed[listed["category"] == category]
     if list(rows["sha256"]) != list(listed["sha256"]) or list(rows["sample_id"]) != list(listed["sample_id"]):
-        raise IntegrityError(f"{file}: expected the gate rows of {space.layout.manifest}, found others; run dvc repro")
+        raise IntegrityError(f"{file}: its rows are not the gate rows of {space.layout.manifest}; run dvc repro")
     for row in rows.to_dict("records"):
         path = files.resolve(space.layout.data, row["path"])
         found = files.digest(path) if path.is_file() else "no file"
@@ -81,13 +81,13 @@ def frozen_rows(space: Workspace, category: str) -> pd.DataFrame:
 
 @lru_cache(maxsize=1)
 def _gate_rows(layout: Layout, sha256: str) -> pd.DataFrame:
-    """Of all classes, for who judges many; `sha256` is that of the manifest now."""
+    """Read the gate rows of all classes once for many verdicts; `sha256` is that of the manifest now."""
     every = checked.read(layout, layout.manifest)
     return every.loc[every["split"] == "gate", ["sample_id", "category", "sha256"]]
 
 
-def list_sha256(rows: pd.DataFrame) -> str:
-    """Hash of which images are judged and what they hold."""
+def _list_sha256(rows: pd.DataFrame) -> str:
+    """Hash which images are judged and what they hold."""
     return hashlib.sha256("\n".join(f"{a} {b}" for a, b in zip(rows["sample_id"], rows["sha256"])).encode()).hexdigest()  # noqa: B905  # columns of one table
 
 
@@ -100,7 +100,7 @@ def measure(
 
     plan = runtime.plan(compute, 1)
     runtime.apply(plan)
-    rows = frozen_rows(space, category)
+    rows = _frozen_rows(space, category)
     sides = {"challenger": pair.challenger} | ({"champion": pair.champion} if pair.champion else {})
     detectors = {side: bundle.load(folder) for side, folder in sides.items()}
     table, times = _score(detectors, rows, space.layout.data)
@@ -108,14 +108,14 @@ def measure(
     manifest.write_csv(table.rename(columns={"challenger": "image_score"}), compared)
     difference = shipping.compare(supervisor, space, pair.challenger, compared, plan.threads) if len(table) else None
     sizes = {side: sum(file.stat().st_size for file in folder.iterdir()) for side, folder in sides.items()}
-    measured = facts(table, detectors["challenger"], limits, difference, times, sizes, pair.flaws)
-    return Findings(measured, table, list_sha256(rows))
+    measured = _facts(table, detectors["challenger"], limits, difference, times, sizes, pair.flaws)
+    return Findings(measured, table, _list_sha256(rows))
 
 
 def _score(
     detectors: Mapping[str, "Detector"], rows: pd.DataFrame, data: Path
 ) -> tuple[pd.DataFrame, dict[str, list[float]]]:
-    """Scores per image and side, and milliseconds per image and side from decoded pixels to score."""
+    """Return scores per image and side, and milliseconds per image and side from decoded pixels to score."""
     table = rows[["sample_id", "path", "label", "kind", "group_id", "captured_at"]].copy()
     times: dict[str, list[float]] = {side: [] for side in detectors}
     scores: dict[str, list[float]] = {side: [] for side in detectors}
@@ -130,15 +130,15 @@ def _score(
     return table.assign(**scores), times
 
 
-def newest(table: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The newest normals: what arrived after the dataset was first added, then by the camera's own time."""
+def _newest(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Return the newest normals: what arrived after the dataset was first added, then by the camera's own time."""
     normals = table[table["label"] == "normal"]
     arrived = normals["path"].str.contains("/arrived/", regex=False)
     order = normals.assign(arrived=arrived).sort_values(["arrived", "captured_at", "sample_id"], ascending=False)
     return order.head(count)
 
 
-def facts(
+def _facts(
     table: pd.DataFrame,
     challenger: "Detector",
     limits: config.Gate,
@@ -147,29 +147,21 @@ def facts(
     sizes: Mapping[str, int],
     flaws: tuple[str, ...],
 ) -> Measured:
-    """What the rules judge. Raises `DataError` for a score that is not finite."""
+    """Return what the rules judge. Raises `DataError` for a score that is not finite."""
     defect = (table["label"] == "defect").to_numpy()
     scores: dict[str, NDArray[np.float64]] = {side: table[side].to_numpy(dtype=np.float64) for side in sizes}
     for side, values in scores.items():
         if not np.isfinite(values).all():
             raise DataError(f"{table['path'][~np.isfinite(values)].iloc[0]}: the {side} gives no finite score")
-    groups, how = list(table["group_id"]), (limits.confidence, limits.draws)
-    both = "champion" in scores
-    kinds = table["kind"].to_numpy(dtype=str)
-    normals, card = newest(table, limits.newest), challenger.card
+    both, groups, kinds = "champion" in scores, list(table["group_id"]), table["kind"].to_numpy(dtype=str)
+    normals, card = _newest(table, limits.newest), challenger.card
     health = challenger.config["health"]
     own = normals["challenger"].to_numpy(dtype=np.float64)
     return Measured(
-        groups=len(set(groups)),
-        normals=int((~defect).sum()),
-        defects=int(defect.sum()),
-        auroc=gate_statistics.compare(scores["champion"], scores["challenger"], defect, groups, *how) if both else None,
+        **statistics.compared(scores.get("champion"), scores["challenger"], kinds, defect, groups, limits),
         own_auroc=image_auroc(defect, scores["challenger"]),
-        kinds=gate_statistics.compare_kinds(scores["champion"], scores["challenger"], kinds, defect, groups, *how)
-        if both
-        else {},
         tried=policy.tried_of(card),
-        alarms=gate_statistics.alarms(own, list(normals["group_id"]), challenger.threshold, limits.alarm_confidence)
+        alarms=statistics.alarms(own, list(normals["group_id"]), challenger.threshold, limits.alarm_confidence)
         if len(normals)
         else None,
         promised=float(card["interval_95"][1]),

@@ -8,18 +8,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtri
 
+from pvqae.core.config import Gate
 from pvqae.evaluation.metrics import image_auroc
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+_Floats = NDArray[np.float64]
+_Bools = NDArray[np.bool_]
 
-AT_ONCE = 4_000_000  # numbers of draws times images
-POWER = 0.95  # with which an equal challenger shall pass, when the number of groups that it needs is said
+_AT_ONCE = 4_000_000  # numbers of draws times images
+_POWER = 0.95  # with which an equal challenger shall pass, when the number of groups that it needs is said
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Comparison:
 
     @property
     def difference(self) -> float:
+        """Challenger minus champion."""
         return self.challenger - self.champion
 
 
@@ -50,22 +53,22 @@ class Alarms:
 
 
 @lru_cache(maxsize=8)
-def resamples(groups: int, draws: int, seed: int) -> Floats:
-    """How often each of `groups` is drawn in each of `draws` resamples with replacement, draws x groups."""
+def _resamples(groups: int, draws: int, seed: int) -> _Floats:
+    """Draw `groups` with replacement; return how often each is drawn, draws x groups."""
     drawn = np.random.default_rng(seed).integers(groups, size=(draws, groups)) + groups * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * groups).reshape(draws, groups).astype(np.float64)
 
 
 def compare(
-    champion: Floats,
-    challenger: Floats,
-    defect: Bools,
+    champion: _Floats,
+    challenger: _Floats,
+    defect: _Bools,
     groups: Sequence[str],
     confidence: float,
     draws: int,
     seed: int = 0,
 ) -> Comparison | None:
-    """Paired bootstrap of the difference in image AUROC over `draws` resamples of the groups.
+    """Bootstrap the difference in image AUROC, paired, over `draws` resamples of the groups.
 
     `champion`, `challenger` are the N scores of the same images, `defect` their labels. `confidence` is that of each
     of the two one-sided bounds. None without a normal or without a defect.
@@ -75,7 +78,7 @@ def compare(
         return None
     names, numbers = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     found = []
-    for times in np.array_split(resamples(len(names), draws, seed), max(1, draws * len(numbers) // AT_ONCE)):
+    for times in np.array_split(_resamples(len(names), draws, seed), max(1, draws * len(numbers) // _AT_ONCE)):
         hits, normals = times[:, numbers[defect]], times[:, numbers[~defect]]
         won = [_won(scores[defect], scores[~defect], hits, normals) for scores in (challenger, champion)]
         pairs = hits.sum(1) * normals.sum(1)
@@ -85,46 +88,54 @@ def compare(
     return Comparison(first, second, float(low), float(high), float(drawn.std()), len(names), int(defect.sum()))
 
 
-def _won(defects_d: Floats, normals_n: Floats, hits_Dd: Floats, counts_Dn: Floats) -> Floats:
-    """Pairs that the defect wins in each of D resamples, ties half: of ranks, since pairs grow with the images' square.
-    Exact: all are sums of whole numbers. `hits_Dd` and `counts_Dn` say how often each defect and each normal is drawn.
+def _won(defects_d: _Floats, normals_n: _Floats, hits_Dd: _Floats, counts_Dn: _Floats) -> _Floats:
+    """Count the pairs that the defect wins in each of D resamples, ties half.
+
+    By ranks, since pairs grow with the images' square, and exact: all are sums of whole numbers. `hits_Dd` and
+    `counts_Dn` say how often each defect and each normal is drawn.
     """
     order = np.argsort(normals_n)
     below = np.pad(np.cumsum(counts_Dn[:, order], axis=1), ((0, 0), (1, 0)))
     first, last = (np.searchsorted(normals_n[order], defects_d, side) for side in ("left", "right"))
-    won: Floats = (hits_Dd * (below[:, first] + below[:, last])).sum(1) / 2
+    won: _Floats = (hits_Dd * (below[:, first] + below[:, last])).sum(1) / 2
     return won
 
 
-def compare_kinds(
-    champion: Floats,
-    challenger: Floats,
+def compared(
+    champion: _Floats | None,
+    challenger: _Floats,
     kinds: NDArray[np.str_],
-    defect: Bools,
+    defect: _Bools,
     groups: Sequence[str],
-    confidence: float,
-    draws: int,
-) -> dict[str, Comparison]:
-    """`compare` for the defects of each kind against all normals; `kinds` are the N images' kinds."""
-    found = {}
+    limits: Gate,
+) -> dict[str, Any]:
+    """Return the fields of `Measured` about detection: counts, and comparisons of all images and of each kind.
+
+    A kind's defects are compared against all normals; `kinds` are the N images' kinds. None of it without a champion.
+    """
+    found = {"groups": len(set(groups)), "normals": int((~defect).sum()), "defects": int(defect.sum())}
+    if champion is None:
+        return {**found, "auroc": None, "kinds": {}}
+    how, by_kind = (limits.confidence, limits.draws), {}
     for kind in sorted(set(kinds[defect].tolist())):
         kept = ~defect | (kinds == kind)
         own = [name for name, keep in zip(groups, kept, strict=True) if keep]
-        seen = compare(champion[kept], challenger[kept], defect[kept], own, confidence, draws)
-        if seen:
-            found[kind] = seen
-    return found
+        if seen := compare(champion[kept], challenger[kept], defect[kept], own, *how):
+            by_kind[kind] = seen
+    return {**found, "auroc": compare(champion, challenger, defect, groups, *how), "kinds": by_kind}
 
 
 def groups_needed(found: Comparison, margin: float, confidence: float) -> int:
-    """How many groups it takes that an equal challenger passes in `POWER` of cases, as these scores vary."""
+    """Return how many groups it takes for an equal challenger to pass in `_POWER` of cases, as these scores vary."""
     per_group = found.error * math.sqrt(found.groups)
-    return math.ceil((float(ndtri(confidence) + ndtri(POWER)) * per_group / margin) ** 2)
+    return math.ceil((float(ndtri(confidence) + ndtri(_POWER)) * per_group / margin) ** 2)
 
 
-def alarms(scores: Floats, groups: Sequence[str], threshold: float, confidence: float) -> Alarms:
-    """False alarms of N > 0 normals. The binomial bound counts groups, not images: exposures of one part are raised
-    together."""
+def alarms(scores: _Floats, groups: Sequence[str], threshold: float, confidence: float) -> Alarms:
+    """Count the false alarms of N > 0 normals.
+
+    The binomial bound counts groups, not images: exposures of one part are raised together.
+    """
     parts = len(set(groups))
     rate = float((scores > threshold).mean())
     low = float(betaincinv(rate * parts, parts - rate * parts + 1, 1 - confidence)) if rate else 0.0
