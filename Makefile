@@ -44,7 +44,7 @@ experiment: $(STAMP) ## answer an open question of the method: NAME=lambda, or a
 	@$(BIN)/python -m flows experiment $(or $(NAME),list) $(ARGS)
 
 gpu-bundle: $(STAMP) ## pack source and one class, CLASS=bottle, for a machine with a GPU: at most 64 MB, below .pvqae/gpu
-	@$(BIN)/python -m flows.experiments.gpu_bundle $(CLASS) $(ARGS)
+	@$(BIN)/python -m flows.experiments.gpu --pack "$(CLASS)" $(ARGS)
 
 accuracy: $(STAMP) ## ours beside PatchCore and a no-model control, with intervals; ARGS="--data FOLDER --classes a,b"
 	@$(BIN)/python -m flows bench accuracy $(ARGS)

@@ -20,13 +20,15 @@ def _experiment(
     data: Annotated[str, typer.Option(help="Folder with mvtec and mtsd; default $PVQAE_DATASETS.")] = "",
 ) -> None:
     """Answer an open question of the method with numbers, on a page of docs/experiments. After a kill run it again."""
-    from flows.experiments import run as experiments
-
     if name == "list":
-        print("\n".join(experiments.listing()))
+        from flows.experiments.catalogue import EXPERIMENTS
+
+        print("\n".join(f"{known:16} {experiment.question}" for known, experiment in EXPERIMENTS.items()))
         return
+    from flows.experiments import runs
+
     root = project()
-    for page in experiments.run(root, name, registry(root), quick, data):
+    for page in runs.run(root, name, registry(root), quick, data):
         print(page)
 
 
@@ -44,19 +46,19 @@ def _accuracy(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override one param: key=value.")] = None,
 ) -> None:
     """Compare our detector, PatchCore and a no-model control on the same test images, splits, seeds and metrics."""
-    from flows.experiments import accuracy, accuracy_table, bench_subjects
+    from flows.experiments import accuracy, subjects
     from pvqae.core import config, runtime
 
     names = re.findall(r"[^\s,]+", classes or ("demo" if quick else ""))
     params = config.load("params.yaml", (*(accuracy.QUICK if quick else ()), *(set_ or [])))
     runtime.apply(runtime.plan(params.compute, 1))
     work = Path(".pvqae/bench")
-    chosen = bench_subjects.load(bench_subjects.choose(bench_subjects.known(data), names), work / "data", params)
+    chosen = subjects.load(subjects.choose(subjects.find_places(data), names), work / "data", params)
     numbers = [int(seed) for seed in re.findall(r"\d+", "0" if quick else seeds)]
     asked = accuracy.known_methods(re.findall(r"[^\s,]+", methods))
     result = accuracy.run(chosen, params, numbers, work, methods=asked, tell=lambda words: typer.echo(words, err=True))
-    accuracy_table.show(result)
-    accuracy_table.write(result, out)
+    result.show()
+    result.write(out)
     typer.echo(out / "accuracy.md")
 
 

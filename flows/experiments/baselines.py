@@ -1,34 +1,77 @@
 """Yardsticks on the same frozen features, splits and geometry: what a user would pick instead. None is a product.
 
-B views; h w the finest grid; S side of a view; C channels.
+PatchCore is that of Roth et al., CVPR 2022, a plain reference. B views; h w the finest grid; S side of a view;
+C channels; n training patches; K patches of a bank.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from flows.experiments.patchcore import patchcore
-from flows.experiments.verdict import CHUNK, HALF, Detector, Verdict, features_of, to_canvas
 from pvqae.calibration import normals
 from pvqae.core import seeding
 from pvqae.core.config import Params
 from pvqae.datasets import folds
-from pvqae.features.examples import Examples
+from pvqae.features.examples import Batch, Examples
 from pvqae.inference import measures, readout
 from pvqae.inference.measures import whiten
 from pvqae.inference.readout import SCALES
 from pvqae.model.backbones import Features, Spec, on_grid, repeat_border
+from pvqae.model.codebook import cover, nearest
 from pvqae.samples import geometry
 
-TOP = 0.01  # of the cells, for the image scores
+CHUNK = 16  # views at once
+_SIGMA = 4.0  # of the map's Gaussian, model pixels (PatchCore's too)
+_HALF = 2  # bytes of a stored number, for all detectors
+_TOP = 0.01  # of the cells, for the image scores
+_STANDARDISED = 1e6  # a ridge this large leaves nothing of the whitening
+_NEIGHBOURS = 9  # the paper's b
+_PROJECTED = 64  # dimensions in which the coreset is chosen
+_WORK = 60_000_000_000  # n x K of one exact greedy choice that a processor does in a minute or two; above, by parts
 
 
 @dataclass(frozen=True, eq=False)
-class Residual:
+class Result:
+    """What a baseline says of one image; the fields that judging reads."""
+
+    sample_id: str
+    image_score: float
+    anomaly_map: NDArray[np.float32]  # of the canvas
+    parts: dict[str, float] = field(default_factory=dict)
+    part_maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+class Baseline(Protocol):
+    """A fitted baseline. Sizes are in millions of bytes, beyond the frozen backbone."""
+
+    @property
+    def megabytes(self) -> float: ...
+
+    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Result: ...
+
+
+def _to_canvas(maps_Bhw: Tensor, valid_Bhw: Tensor, canvas: geometry.Canvas) -> NDArray[np.float32]:
+    """Enlarge bilinearly to model pixels, then blur."""
+    side = canvas.views[0].valid.shape[0]
+    full = F.interpolate(repeat_border(maps_Bhw, valid_Bhw)[:, None], (side, side), mode="bilinear")[:, 0]
+    return geometry.stitch(canvas, [readout.blur(view, _SIGMA).numpy() for view in full])
+
+
+def features_of(of: Batch | Examples) -> Features:
+    """Return the frozen features: baselines stand on nothing else."""
+    assert of.features is not None, "baselines stand on a frozen backbone"
+    return of.features
+
+
+@dataclass(frozen=True, eq=False)
+class _Residual:
     """Some channels of the target: residual to the per-location training mean, whitened."""
 
     channels: slice
@@ -41,34 +84,33 @@ class Residual:
 
 
 @dataclass(frozen=True, eq=False)
-class Control:
+class _Control:
     """No model. The fine channels make the map; the image score adds those of the coarsest tap, each in deviations of
     its place. With one covariance for all channels the map is worse (toothbrush: AUPRO .60, this way .84)."""
 
-    fine: Residual
-    coarse: Residual
+    fine: _Residual
+    coarse: _Residual
 
     @property
     def megabytes(self) -> float:
         stored = [(r.mean, r.whitening, r.normal.mean, r.normal.deviation) for r in (self.fine, self.coarse)]
-        return sum(x.numel() for parts in stored for x in parts) * HALF / 1e6
+        return sum(x.numel() for parts in stored for x in parts) * _HALF / 1e6
 
-    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Verdict:
+    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Result:
         lengths = [part.lengths(features) for part in (self.fine, self.coarse)]
-        normals = (self.fine.normal, self.coarse.normal)
         valid = on_grid(valid_BSS, lengths[0].shape[-2:])
-        total = sum(SCALES["location"](n, x)[valid] for n, x in zip(normals, lengths, strict=True))
-        assert isinstance(total, Tensor)
-        return Verdict(sample_id, readout.top_mean(total, TOP), to_canvas(lengths[0], valid, canvas))
+        parts = zip((self.fine, self.coarse), lengths, strict=True)
+        total = torch.stack([SCALES["location"](part.normal, x)[valid] for part, x in parts]).sum(0)
+        return Result(sample_id, readout.top_mean(total, _TOP), _to_canvas(lengths[0], valid, canvas))
 
 
-def control(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) -> Control:
-    """Mean per place, full covariance of the residuals with a ridge of 1 %, spread per place."""
+def _control(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) -> _Control:
+    """Fit the mean per place, the full covariance of the residuals with a ridge of 1 %, and the spread per place."""
     edge = sum(spec.groups[:-1])
-    return Control(*(_residual(examples, params, channels) for channels in (slice(0, edge), slice(edge, None))))
+    return _Control(*(_residual(examples, params, channels) for channels in (slice(0, edge), slice(edge, None))))
 
 
-def _residual(examples: Examples, params: Params, channels: slice) -> Residual:
+def _residual(examples: Examples, params: Params, channels: slice) -> _Residual:
     total, weight = torch.zeros(1), torch.zeros(1)
     for x, valid in _targets(examples, channels):
         total, weight = total + (x * valid).sum(0), weight + valid.sum(0)
@@ -82,18 +124,18 @@ def _residual(examples: Examples, params: Params, channels: slice) -> Residual:
     whitening = normals.residual_whitening(torch.cat(cells))
     pairs = [(whiten(x - mean, whitening), valid[:, 0]) for x, valid in _targets(examples, channels)]
     lengths, valids = (torch.cat(values) for values in zip(*pairs, strict=True))
-    return Residual(channels, mean, whitening, normals.fit_statistics(lengths, valids))
+    return _Residual(channels, mean, whitening, normals.fit_statistics(lengths, valids))
 
 
 def _targets(examples: Examples, channels: slice) -> Iterator[tuple[Tensor, Tensor]]:
-    """B x C x h x w and B x 1 x h x w."""
+    """Yield B x C x h x w and B x 1 x h x w."""
     for _, batch in examples.batches(CHUNK):
         target = features_of(batch).target[:, channels]
         yield target, on_grid(batch.valid, target.shape[-2:])[:, None]
 
 
 @dataclass(frozen=True, eq=False)
-class Covering:
+class _Covering:
     """One covering codebook per level; distances in deviations of normals, levels added."""
 
     levels: tuple[measures.Level, ...]
@@ -102,7 +144,7 @@ class Covering:
     @property
     def megabytes(self) -> float:
         codes = sum(level.codes.numel() + 2 * level.mean.numel() for level in self.levels)
-        return (codes + sum(2 * normal.mean.numel() for normal in self.normals)) * HALF / 1e6
+        return (codes + sum(2 * normal.mean.numel() for normal in self.normals)) * _HALF / 1e6
 
     def _total(self, distances: list[Tensor], valid_BSS: Tensor, scale: str) -> Tensor:
         grid = distances[-1].shape[-2:]
@@ -112,11 +154,11 @@ class Covering:
         ]
         return torch.stack([F.interpolate(x[:, None], grid, mode="bilinear")[:, 0] for x in scaled]).sum(0)
 
-    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Verdict:
+    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Result:
         distances = list(_distances(self.levels, features, valid_BSS))
         valid = on_grid(valid_BSS, distances[-1].shape[-2:])
-        image = readout.top_mean(self._total(distances, valid_BSS, "location")[valid], TOP)
-        return Verdict(sample_id, image, to_canvas(self._total(distances, valid_BSS, "global"), valid, canvas))
+        image = readout.top_mean(self._total(distances, valid_BSS, "location")[valid], _TOP)
+        return Result(sample_id, image, _to_canvas(self._total(distances, valid_BSS, "global"), valid, canvas))
 
 
 def _distances(
@@ -126,10 +168,12 @@ def _distances(
         yield level.distances(x.float(), on_grid(valid_BSS, x.shape[-2:]), without_group)
 
 
-def covering(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) -> Covering:
-    """`memory.codes` codes per level of standardised features, not whitened, all levels added up, nothing chosen; a
-    training image is measured without its own part's codes."""
-    features, settings = features_of(examples), params.memory.model_copy(update={"ridge": STANDARDISED})
+def _covering(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) -> _Covering:
+    """Fit `memory.codes` codes per level of standardised features, not whitened; all levels are added up.
+
+    Nothing is chosen; a training image is measured without its own part's codes.
+    """
+    features, settings = features_of(examples), params.memory.model_copy(update={"ridge": _STANDARDISED})
     levels = tuple(
         normals.fit_level(x, examples.valid, groups_n, settings, params.seed, f"{folds.FULL}/{r}")
         for r, x in enumerate(features.levels)
@@ -139,16 +183,95 @@ def covering(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) -
         for indices, batch in examples.batches(CHUNK)
     ]
     per_level = [torch.cat(values) for values in zip(*found, strict=True)]
-    normals = tuple(normals.fit_statistics(x, on_grid(examples.valid, x.shape[-2:])) for x in per_level)
-    return Covering(levels, normals)
+    valid = (on_grid(examples.valid, x.shape[-2:]) for x in per_level)
+    statistics = tuple(normals.fit_statistics(x, inside) for x, inside in zip(per_level, valid, strict=True))
+    return _Covering(levels, statistics)
 
 
-STANDARDISED = 1e6  # a ridge this large leaves nothing of the whitening
-Fit = Callable[[Examples, Tensor, Params, Spec], Detector]
-BASELINES: dict[str, Fit] = {
-    "patchcore_1": partial(patchcore, share=0.01),
-    "patchcore_10": partial(patchcore, share=0.10),
-    "patchcore_1_raw": partial(patchcore, share=0.01, standardised=False),
-    "control": control,
-    "covering": covering,
+def patches(features: Features) -> Tensor:
+    """Put the two finest levels, each averaged over 3x3, on the finest grid: B x C x h x w."""
+    finest = features.levels[-1].shape[-2:]
+    pooled = [F.avg_pool2d(x.float(), 3, 1, 1, count_include_pad=False) for x in features.levels[-2:]]
+    return torch.cat([F.interpolate(x, finest, mode="bilinear") for x in pooled], dim=1)
+
+
+def _coreset(x_nC: Tensor, count: int, seed: int) -> Tensor:
+    """Choose `count` rows by greedy k-centre in a random projection; returns their indices.
+
+    Where that is too much for a processor, each of several random parts gives its share: the bank is as large, its
+    cover a little worse than the exact one.
+    """
+    draws = seeding.generator(seed, "coreset")
+    projected = x_nC @ (torch.randn(x_nC.shape[1], _PROJECTED, generator=draws) / _PROJECTED**0.5)
+    parts = max(1, -(-count * len(x_nC) // _WORK))
+    order = torch.randperm(len(x_nC), generator=draws)
+    shares = [count // parts + (index < count % parts) for index in range(parts)]
+    pairs = zip(order.chunk(parts), shares, strict=True)
+    return torch.cat([part[cover(projected[part], share)] for part, share in pairs]).sort().values
+
+
+@dataclass(frozen=True, eq=False)
+class PatchCore:
+    """A bank of normal patches; the distance to the nearest, the highest one re-weighted as in the paper."""
+
+    mean: Tensor  # C
+    deviation: Tensor  # C
+    bank: Tensor  # K x C
+
+    @property
+    def megabytes(self) -> float:
+        return (self.bank.numel() + 2 * self.mean.numel()) * _HALF / 1e6
+
+    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Result:
+        x_BhwC = (patches(features).movedim(1, -1) - self.mean) / self.deviation
+        valid = on_grid(valid_BSS, x_BhwC.shape[1:3])
+        found = [nearest(x, self.bank) for x in torch.split(x_BhwC.flatten(0, 2), 256)]
+        distance, index = (torch.cat(values).view(valid.shape) for values in zip(*found, strict=True))
+        distance = distance.sqrt()
+        worst = distance.masked_fill(~valid, -1).flatten().argmax()
+        image = float(distance.flatten()[worst]) * self._weight(x_BhwC.flatten(0, 2)[worst], index.flatten()[worst])
+        return Result(sample_id, image, _to_canvas(distance, valid, canvas))
+
+    def _weight(self, patch_C: Tensor, code: Tensor) -> float:
+        """Return 1 - softmax of the patch's distance to its code among the distances to the code's nearest neighbours.
+
+        A patch near a code that is itself rare counts more.
+        """
+        around = (self.bank - self.bank[code]).square().sum(1)
+        neighbours = around.topk(min(_NEIGHBOURS, len(around)), largest=False).indices
+        if len(neighbours) < 2:
+            return 1.0
+        distances = (self.bank[neighbours] - patch_C).square().sum(1).sqrt()
+        own = (self.bank[code] - patch_C).square().sum().sqrt()
+        return float(1 - (own - distances.logsumexp(0)).exp())
+
+
+def _patchcore(
+    examples: Examples, groups_n: Tensor, params: Params, spec: Spec, *, share: float, standardised: bool = True
+) -> PatchCore:
+    """Fill a bank with a `share` of all valid patches.
+
+    `standardised` scales every channel first: the taps of this backbone are of unequal size, and Euclidean distance
+    would hear the loudest only.
+    """
+    parts = []
+    for _, batch in examples.batches(CHUNK):
+        x = patches(features_of(batch))
+        parts.append(x.movedim(1, -1)[on_grid(batch.valid, x.shape[-2:])].half())
+    every = torch.cat(parts).float()
+    mean, deviation = every.mean(0), every.std(0).clamp_min(1e-6)
+    if not standardised:
+        mean, deviation = torch.zeros_like(mean), torch.ones_like(deviation)
+    every = (every - mean) / deviation
+    chosen = _coreset(every, max(1, round(share * len(every))), params.seed)
+    return PatchCore(mean, deviation, every[chosen].half().float())
+
+
+_Fit = Callable[[Examples, Tensor, Params, Spec], Baseline]
+BASELINES: dict[str, _Fit] = {
+    "patchcore_1": partial(_patchcore, share=0.01),
+    "patchcore_10": partial(_patchcore, share=0.10),
+    "patchcore_1_raw": partial(_patchcore, share=0.01, standardised=False),
+    "control": _control,
+    "covering": _covering,
 }

@@ -3,7 +3,7 @@
 1. On normals, cells that gain more from fine codes get finer levels (`Use`: Spearman, and every level in real use).
 2. Shuffling the expected budget over the cells of an image, with the same shares, makes normals reconstruct worse.
 3. Reconstructing with the expected budget finds defects better than with one constant level or the actual allocation
-   (`stand_in`: the same scoring path with another budget in the prior's place).
+   (`BUDGETS`: the same scoring path with another budget in the prior's place).
 
 B views; R levels, coarse to fine; h w the coarsest grid; N = h*w; n valid cells of all views.
 """
@@ -18,17 +18,15 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from pvqae.core import seeding
-from pvqae.features.examples import Batch, Examples
+from pvqae.features.examples import Examples
 from pvqae.inference.measures import Networks
-from pvqae.model.autoencoder import Autoencoder, Output, as_onehot
+from pvqae.model.autoencoder import as_onehot
 from pvqae.model.backbones import Features, on_grid
 from pvqae.prior.prior import BudgetPrior, Expected, expect
 from pvqae.training.losses import ERRORS
 
-CHUNK = 16
-REAL_USE = (
-    0.02  # share of the cells below which a level is not in real use: `pvqae.calibration.thresholds` from the other end
-)
+REAL_USE = 0.02  # share of the cells below which a level is not in real use, see also `pvqae.calibration.thresholds`
+_CHUNK = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,69 +38,62 @@ class Use:
 
     @property
     def spearman(self) -> float | None:
-        """Rank correlation of saving and level; None where one of them is constant."""
+        """The rank correlation of saving and level; None where one of them is constant."""
         return rank_correlation(self.saving, self.levels)
 
     def shares(self, count: int) -> list[float]:
-        """Share of the cells on each of `count` levels, coarse to fine."""
+        """Return the share of the cells on each of `count` levels, coarse to fine."""
         found = torch.bincount(self.levels, minlength=count).double() / max(1, len(self.levels))
         return [float(share) for share in found]
 
 
 def rank_correlation(x_n: Tensor, y_n: Tensor) -> float | None:
-    """Spearman's; None where one side is constant or there are fewer than three values."""
+    """Return Spearman's; None where one side is constant or there are fewer than three values."""
     if len(x_n) < 3 or bool((x_n == x_n[0]).all()) or bool((y_n == y_n[0]).all()):
         return None
     return float(spearmanr(x_n.double().numpy(), y_n.double().numpy()).statistic)
 
 
-def in_real_use(shares: list[float]) -> bool:
-    """Whether every level has at least `REAL_USE` of the cells."""
-    return min(shares) >= REAL_USE
-
-
-def features_of(networks: Networks, batch: Batch) -> Features:
-    """Cached features, or those of a trained backbone."""
-    found: Features = batch.features if batch.features is not None else networks.backbone(batch.images)
-    return found
-
-
-def cell_errors(autoencoder: Autoencoder, features: Features, output: Output) -> Tensor:
-    """The reconstruction error under each coarse cell, B x h x w."""
-    target, spec = autoencoder.standardised_target(features), autoencoder.spec
+def _errors_with(networks: Networks, features: Features, valid_BSS: Tensor, levels_Bhw: Tensor) -> Tensor:
+    """Reconstruct with the given level of each coarse cell; returns the error under each, B x h x w."""
+    autoencoder, spec = networks.autoencoder, networks.autoencoder.spec
+    inside = on_grid(valid_BSS, features.levels[-1].shape[-2:])
+    output = autoencoder.reconstruct(features, inside, as_onehot(levels_Bhw, len(features.levels)))
+    target = autoencoder.standardised_target(features)
     errors = ERRORS[spec.decoder](output.reconstruction, target, spec.groups)
-    grid = output.allocation.onehot.shape[-2:]
-    return F.adaptive_avg_pool2d(errors[:, None], (grid[0], grid[1]))[:, 0]
+    return F.adaptive_avg_pool2d(errors[:, None], (levels_Bhw.shape[-2], levels_Bhw.shape[-1]))[:, 0]
 
 
-def errors_with(autoencoder: Autoencoder, features: Features, valid_BSS: Tensor, levels_Bhw: Tensor) -> Tensor:
-    """Cell errors, B x h x w, of a reconstruction with the given level of each cell."""
-    onehot = as_onehot(levels_Bhw, len(features.levels))
-    output = autoencoder.reconstruct(features, on_grid(valid_BSS, features.levels[-1].shape[-2:]), onehot)
-    return cell_errors(autoencoder, features, output)
+def _each(networks: Networks, examples: Examples) -> Iterator[tuple[Features, Tensor]]:
+    """Yield features, cached or of a trained backbone, and which pixels are image."""
+    for _, batch in examples.batches(_CHUNK):
+        yield batch.features if batch.features is not None else networks.backbone(batch.images), batch.valid
+
+
+def _own_levels(networks: Networks, features: Features) -> Tensor:
+    levels: Tensor = networks.autoencoder.allocate(networks.autoencoder.codes(features)).levels
+    return levels
 
 
 @torch.no_grad()
 def logits_of(networks: Networks, examples: Examples) -> tuple[Tensor, Tensor]:
-    """Router logits B x R x h x w of every view, and which coarse cells are image, B x h x w."""
-    found = []
-    for features, _ in _each(networks, examples):
-        found.append(networks.autoencoder.router(networks.autoencoder.codes(features)).float())
+    """Return the router's logits B x R x h x w of every view, and which coarse cells are image, B x h x w."""
+    found = [networks.autoencoder.router(networks.autoencoder.codes(x)).float() for x, _ in _each(networks, examples)]
     every = torch.cat(found)
     return every, on_grid(examples.valid, every.shape[-2:])
 
 
 @torch.no_grad()
 def use(networks: Networks, normals: Examples) -> Use:
-    """Test 1 on the views of `normals`."""
+    """Do test 1 on the views of `normals`."""
     savings, levels = [], []
-    for features, batch in _each(networks, normals):
-        own = networks.autoencoder.allocate(networks.autoencoder.codes(features)).levels
+    for features, valid_BSS in _each(networks, normals):
+        own = _own_levels(networks, features)
         coarse, fine = (
-            errors_with(networks.autoencoder, features, batch.valid, torch.full_like(own, level))
+            _errors_with(networks, features, valid_BSS, torch.full_like(own, level))
             for level in (0, len(features.levels) - 1)
         )
-        valid = on_grid(batch.valid, own.shape[-2:])
+        valid = on_grid(valid_BSS, own.shape[-2:])
         savings.append((coarse - fine)[valid])
         levels.append(own[valid])
     return Use(torch.cat(savings), torch.cat(levels))
@@ -110,32 +101,33 @@ def use(networks: Networks, normals: Examples) -> Use:
 
 @torch.no_grad()
 def error_of(networks: Networks, normals: Examples) -> float:
-    """Mean reconstruction error of the valid cells with the actual allocation."""
+    """Return the mean reconstruction error of the valid cells with the actual allocation."""
     found = []
-    for features, batch in _each(networks, normals):
-        levels = networks.autoencoder.allocate(networks.autoencoder.codes(features)).levels
-        errors = errors_with(networks.autoencoder, features, batch.valid, levels)
-        found.append(errors[on_grid(batch.valid, levels.shape[-2:])])
+    for features, valid_BSS in _each(networks, normals):
+        levels = _own_levels(networks, features)
+        errors = _errors_with(networks, features, valid_BSS, levels)
+        found.append(errors[on_grid(valid_BSS, levels.shape[-2:])])
     return float(torch.cat(found).mean())
 
 
 @torch.no_grad()
 def shuffled_raise(networks: Networks, normals: Examples, seed: int) -> float:
-    """Test 2: by which share the error of `normals` rises when each view's expected levels are shuffled over its valid
-    cells, e.g. 0.05. Where all cells of a view expect one level nothing changes, and nothing rises."""
+    """Do test 2: by which share does the error of `normals` rise, e.g. 0.05, with each view's expected levels shuffled?
+
+    They are shuffled over the view's valid cells. Where all cells of a view expect one level nothing rises.
+    """
     sums, draws = [0.0, 0.0], seeding.generator(seed, "shuffle")
-    for features, batch in _each(networks, normals):
+    for features, valid_BSS in _each(networks, normals):
         logits = networks.autoencoder.router(networks.autoencoder.codes(features))
-        valid = on_grid(batch.valid, logits.shape[-2:])
+        valid = on_grid(valid_BSS, logits.shape[-2:])
         levels = expect(networks.prior, logits, valid).logits.argmax(-1).view(valid.shape)
-        for place, chosen in enumerate((levels, shuffle(levels, valid, draws))):
-            errors = errors_with(networks.autoencoder, features, batch.valid, chosen)
-            sums[place] += float(errors[valid].sum())
+        for place, chosen in enumerate((levels, _shuffled(levels, valid, draws))):
+            sums[place] += float(_errors_with(networks, features, valid_BSS, chosen)[valid].sum())
     return sums[1] / max(sums[0], 1e-12) - 1
 
 
-def shuffle(levels_Bhw: Tensor, valid_Bhw: Tensor, draws: torch.Generator) -> Tensor:
-    """Each view's levels in another order over its valid cells: the same shares, elsewhere."""
+def _shuffled(levels_Bhw: Tensor, valid_Bhw: Tensor, draws: torch.Generator) -> Tensor:
+    """Put each view's levels in another order over its valid cells: the same shares, elsewhere."""
     out = levels_Bhw.clone()
     for levels, valid in zip(out, valid_Bhw, strict=True):
         own = levels[valid]
@@ -143,12 +135,7 @@ def shuffle(levels_Bhw: Tensor, valid_Bhw: Tensor, draws: torch.Generator) -> Te
     return out
 
 
-def _each(networks: Networks, examples: Examples) -> Iterator[tuple[Features, Batch]]:
-    for _, batch in examples.batches(CHUNK):
-        yield features_of(networks, batch), batch
-
-
-class StandIn(BudgetPrior):
+class _StandIn(BudgetPrior):
     """Test 3: a budget in the prior's place. `level`: that level everywhere; None: what each cell actually spends."""
 
     def __init__(self, grid: tuple[int, int], levels: int, level: int | None):
@@ -158,7 +145,7 @@ class StandIn(BudgetPrior):
     def forward(
         self, logits_BNR: Tensor, masked_BN: Tensor, padding_BN: Tensor, asked_BA: Tensor | None = None
     ) -> Expected:
-        """Whatever is masked: a constant needs no input, and the actual allocation may look."""
+        """Ignore what is masked: a constant needs no input, and the actual allocation may look."""
         if asked_BA is not None:
             logits_BNR = logits_BNR.gather(1, asked_BA[..., None].expand(-1, -1, logits_BNR.shape[-1]))
         logits = logits_BNR
@@ -168,21 +155,21 @@ class StandIn(BudgetPrior):
         return Expected(logits, logits_BNR, torch.zeros_like(logits_BNR))
 
 
-def stand_in(networks: Networks, level: int | None) -> Networks:
-    """`networks` that reconstruct with one level everywhere, or (None) with the actual allocation."""
+def _stand_in(networks: Networks, level: int | None) -> Networks:
+    """Return `networks` that reconstruct with one level everywhere, or (None) with the actual allocation."""
     known = networks.prior if isinstance(networks.prior, BudgetPrior) else networks.prior.members[0]
-    put = StandIn(known.grid, len(networks.autoencoder.spec.channels), level)
+    put = _StandIn(known.grid, len(networks.autoencoder.spec.channels), level)
     return replace(networks, prior=put.eval().requires_grad_(False))
 
 
 def _constant(networks: Networks, share: float) -> Networks:
-    return stand_in(networks, round(share * (len(networks.autoencoder.spec.channels) - 1)))
+    return _stand_in(networks, round(share * (len(networks.autoencoder.spec.channels) - 1)))
 
 
 # which budget the decoder reconstructs with; the expected one is the paper's
 BUDGETS: dict[str, Callable[[Networks], Networks]] = {
     "expected": lambda networks: networks,
-    "actual": lambda networks: stand_in(networks, None),
+    "actual": lambda networks: _stand_in(networks, None),
     "coarse": partial(_constant, share=0.0),
     "medium": partial(_constant, share=0.5),
     "fine": partial(_constant, share=1.0),

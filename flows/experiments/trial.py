@@ -1,151 +1,229 @@
-"""One class, one set of params, one fit: train, fit, judge. For experiments and benches; calibration takes no part.
+"""Train, fit and judge one class under one set of params. Calibration takes no part.
 
-`run` does all of it. Its pieces are for whoever varies only one part: `views.examples_of`, `trained`, `fitted`,
-`scored_rows`, `judged`. All scores come through the scorer, as those of `pvqae evaluate` do. Not a stage: it reads
-manifest rows and writes only below `work`, where views, weights and priors are kept by the hash of what they depend on.
+All scores come through the scorer, as those of `pvqae evaluate` do. Not a stage: it reads manifest rows and writes only
+below a work folder, where views, weights and priors are kept by the hash of what they depend on. n test images.
 """
 
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
-from flows.experiments import bench_views, judging, mechanism
-from flows.experiments.judging import Judged, figures_of, judged, scored_rows
+from flows.experiments import mechanism, subjects
+from flows.experiments.subjects import Subject, key_of, source_of
 from pvqae.calibration import calibrate, choice, fitting
 from pvqae.core import config, runtime
 from pvqae.core.errors import DataError
 from pvqae.core.files import write_tensors
+from pvqae.core.progress import track
 from pvqae.core.tensors import read_tensors
 from pvqae.datasets import folds
+from pvqae.evaluation import figures
+from pvqae.evaluation.metrics import PixelCounts, PixelMetrics, count
 from pvqae.features.examples import Examples
+from pvqae.inference import bundle
 from pvqae.inference.measures import Networks
-from pvqae.inference.scoring import Scorer
+from pvqae.inference.scoring import Scored, Scorer
 from pvqae.model import backbones
 from pvqae.model.autoencoder import load_autoencoder
 from pvqae.model.backbones import Backbone, on_grid
 from pvqae.prior import learn
 from pvqae.prior.prior import Prior, load_prior
+from pvqae.samples.geometry import mask_of
+from pvqae.samples.images import Floats, read
 from pvqae.training import loop, network
 from pvqae.training.run import start
 
-__all__ = [
-    "Judged",
-    "Outcome",
-    "figures_of",
-    "fitted",
-    "judged",
-    "learnt_rows",
-    "normal_rows",
-    "run",
-    "scored_rows",
-    "test_rows",
-    "trained",
-]
 Values = dict[str, Any]
-# The code that decides what trained weights are.
-SOURCES = (*bench_views.SOURCES, "pvqae/training", "pvqae/prior", "pvqae/core/runtime.py", "pvqae/core/seeding.py")
-SAVED = ("seed", "image", "model", "train")  # the sections that they depend on, beside the precision
+# The code that decides what trained weights are, and the sections of the params that do, beside the precision.
+SOURCES = (*subjects.VIEW_SOURCES, "pvqae/training", "pvqae/prior", "pvqae/core/runtime.py", "pvqae/core/seeding.py")
+SAVED = ("seed", "image", "model", "train")
+_REPEATS = 5  # images whose scoring is timed
+
+
+class Judgeable(Protocol):
+    """What a detector says of one image: the scorer's `Scored`, or a baseline's result."""
+
+    @property
+    def sample_id(self) -> str: ...
+    @property
+    def image_score(self) -> float: ...
+    @property
+    def anomaly_map(self) -> NDArray[np.float32]: ...
+    @property
+    def parts(self) -> dict[str, float]: ...
+    @property
+    def part_maps(self) -> dict[str, NDArray[np.float32]]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What a detector says of test images, against labels and masks."""
+
+    scores: pd.DataFrame  # sample_id, group_id, label, kind, image_score, and s_prior, s_recon, product of the scorer
+    pixels: dict[str, PixelMetrics]  # by map, "fused" first; empty without masks
+    counts: list[PixelCounts]  # n, of the fused map; empty without masks
+
+    def figures(self, fusion: str, health: Values) -> Values:
+        """Return the figures as metrics.json has them; what needs a threshold is None."""
+        values = figures.of_class(self.scores, self.pixels, math.nan, fusion, health)
+        kinds = {kind: facts | {"miss_rate": None} for kind, facts in values["kinds"].items()}
+        return values | dict.fromkeys(("threshold", "false_alarm_rate", "miss_rate")) | {"kinds": kinds}
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """One trial."""
 
-    figures: Values  # the keys of metrics.json's classes; None for what calibration decides
-    judged: Judged
-    seconds: dict[str, float]  # read, train, fit, judge; small where earlier work was found
+    figures: Values
+    scores: pd.DataFrame
     megabytes: float  # of the bundle: what a class needs beyond the frozen backbone
     milliseconds: float  # from a file to its score, median
 
-    @property
-    def scores(self) -> pd.DataFrame:
-        return self.judged.scores
 
-    @property
-    def level_shares(self) -> list[float]:
-        """Shares of the cells of the normals learnt from, coarse to fine."""
-        shares: list[float] = self.figures["level_shares"]
-        return shares
+@dataclass(frozen=True, eq=False)
+class BenchmarkContext:
+    """A class ready to be measured: its views are read at first use and shared by all detectors and seeds.
 
-    @property
-    def prior_cross_entropy(self) -> float | None:
-        """Nats per cell of the test's normals: no other normals are unseen here."""
-        value: float | None = self.figures["prior_cross_entropy"]
-        return value
-
-    @property
-    def frequency_cross_entropy(self) -> float | None:
-        value: float | None = self.figures["frequency_cross_entropy"]
-        return value
-
-
-def run(params: config.Params, rows: pd.DataFrame, data_root: Path, work: Path) -> Outcome:
-    """Train on the normals of one class and judge its test rows.
-
-    `rows` are its manifest rows, paths below `data_root`: learnt from are the normals of train and calibrate, or of
-    train alone where the class is large enough for that (`folds`), judged is split test. Raises `DataError` where one
-    of these is empty or not one class.
+    Detectors learn from the normals of train and calibrate, or of train alone where the class is large enough for that
+    (`folds`), and are judged on split test. Raises `DataError` where one of these is empty or not one class.
     """
-    normals, test = normal_rows(rows, params.calibration), test_rows(rows)
-    backbone = backbones.make(params.model).eval()
-    clock = judging.Clock()
-    every = bench_views.examples_of(normals, data_root, params, backbone, work / "views")
-    examples = every.subset(torch.from_numpy(folds.learns(normals, folds.FULL)))
-    unseen = (
-        bench_views.examples_of(test, data_root, params, backbone, work / "views") if backbone.spec.frozen else None
-    )
-    clock.lap("read")
-    found = trained(params, examples, work, backbone)
-    clock.lap("train")
-    scorer = fitted(params, found, normals, every, data_root)
-    clock.lap("fit")
-    judgement = judged(scored_rows(scorer, test, data_root, unseen), test, data_root)
-    clock.lap("judge")
-    facts = _entropies(params, found, examples, test, data_root, unseen, work)
-    health = fitting.health(found, examples, facts)
-    return Outcome(
-        figures_of(judgement, params.score.fusion, health),
-        judgement,
-        clock.seconds,
-        judging.megabytes(scorer, params, health),
-        judging.milliseconds(scorer.one, test, data_root, params.image.bits),
-    )
+
+    subject: Subject
+    params: config.Params
+    work: Path
+
+    @cached_property
+    def normals(self) -> pd.DataFrame:
+        """The normals of train and calibrate, with the column `fold`."""
+        rows = self.subject.rows
+        normals = rows[rows["split"].isin(["train", "calibrate"]) & (rows["label"] == "normal")]
+        if normals["category"].nunique() != 1:
+            names = sorted(set(normals["category"]))
+            raise DataError(f"expected normals of one class to learn from, found {names}; select the rows of one class")
+        return folds.assign(normals.reset_index(drop=True), self.params.calibration)
+
+    @cached_property
+    def test(self) -> pd.DataFrame:
+        """The rows of split test."""
+        kept = self.subject.rows[self.subject.rows["split"] == "test"].reset_index(drop=True)
+        if kept.empty:
+            raise DataError(f"{self.subject.name}: no rows of split test; build the manifest with test images")
+        return kept
+
+    @cached_property
+    def defect(self) -> NDArray[np.bool_]:
+        """Labels of the test rows, n."""
+        return (self.test["label"] == "defect").to_numpy(np.bool_, copy=True)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The backbone, untrained unless it is a frozen one."""
+        return backbones.make(self.params.model).eval()
+
+    def views(self, rows: pd.DataFrame) -> Examples:
+        """Read the views of some rows of the class."""
+        return subjects.examples_of(rows, self.subject.root, self.params, self.backbone, self.work / "views")
+
+    @cached_property
+    def every(self) -> Examples:
+        """The views of `normals`: those learnt from, and those that choose our read-out."""
+        return self.views(self.normals)
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The views learnt from."""
+        return self.every.subset(torch.from_numpy(folds.learns(self.normals, folds.FULL)))
+
+    @cached_property
+    def unseen(self) -> Examples:
+        """The views of `test`."""
+        return self.views(self.test)
+
+    def scorer(self, params: config.Params | None = None) -> Scorer:
+        """Train and fit as a class is shipped, its chosen read-out included; `params` may have another seed."""
+        params = params or self.params
+        return self._fitted(params, trained(params, self.examples, self.work, self.backbone))
+
+    def _fitted(self, params: config.Params, found: Networks) -> Scorer:
+        """Fit memory, statistics and read-out; the folds that choose the read-out share the one network."""
+        found = replace(found, prior_measure=params.score.prior)
+        fits = folds.names(self.normals) if choice.is_open(params.score) else [folds.FULL]
+        every = dict.fromkeys(fits, found)
+        return calibrate.fit_all(every, self.every, self.normals, params, self.subject.root)[0][folds.FULL]
+
+    def outcome(self) -> Outcome:
+        """Train, fit and judge."""
+        found = trained(self.params, self.examples, self.work, self.backbone)
+        scorer = self._fitted(self.params, found)
+        judgement = self.judge(score_rows(scorer, self.test, self.subject.root, self.unseen))
+        normal = self.unseen.subset(torch.from_numpy(~self.defect))
+        health = fitting.health(found, self.examples, entropies(found, self.examples, normal))
+        return Outcome(
+            judgement.figures(self.params.score.fusion, health),
+            judgement.scores,
+            megabytes(scorer, self.params, health),
+            self.milliseconds(scorer.one),
+        )
+
+    def judge(self, scored: Iterable[Judgeable]) -> Judged:
+        """Judge one result for each test row, in their order."""
+        return judge(scored, self.test, self.subject.root)
+
+    def milliseconds(self, score: Callable[[Floats], object]) -> float:
+        """Measure the median from a file to its score, after one warm-up."""
+        times = []
+        for path in [self.test["path"].iloc[0], *self.test["path"].iloc[:_REPEATS]]:
+            begun = time.perf_counter()
+            score(read(path, self.subject.root, self.params.image.bits))
+            times.append((time.perf_counter() - begun) * 1000)
+        return round(median(times[1:]), 2)
 
 
-def normal_rows(rows: pd.DataFrame, calibration: config.Calibration) -> pd.DataFrame:
-    """The normals of train and calibrate, with the column `fold`."""
-    normals = rows[rows["split"].isin(["train", "calibrate"]) & (rows["label"] == "normal")]
-    if normals["category"].nunique() != 1:
-        names = sorted(set(normals["category"]))
-        raise DataError(f"expected normals of one class to learn from, found {names}; filter")
-    return folds.assign(normals.reset_index(drop=True), calibration)
+def judge(scored: Iterable[Judgeable], rows: pd.DataFrame, data_root: Path) -> Judged:
+    """Judge one result for each of `rows` against labels and masks. Raises `DataError` for results in another order."""
+    masked = (rows["mask_path"] != "").any()
+    pixels: dict[str, PixelMetrics] = {}
+    table, counts = [], []
+    for row, item in zip(rows.to_dict("records"), track(scored, "judging", total=len(rows)), strict=True):
+        if row["sample_id"] != item.sample_id:
+            raise DataError(f"expected the score of {row['sample_id']}, found that of {item.sample_id}; keep the order")
+        facts = {key: row[key] for key in ("sample_id", "group_id", "label", "kind")}
+        table.append(facts | {"image_score": item.image_score, **item.parts})
+        if masked:
+            mask = mask_of(row["mask_path"], item.anomaly_map.shape, data_root)
+            counts.append(count(item.anomaly_map, mask))
+            pixels.setdefault("fused", PixelMetrics()).add_counts(counts[-1])
+            for name, values in item.part_maps.items():
+                pixels.setdefault(name, PixelMetrics()).add(values, mask)
+    return Judged(pd.DataFrame(table), pixels, counts)
 
 
-def learnt_rows(rows: pd.DataFrame, calibration: config.Calibration) -> pd.DataFrame:
-    """The rows that the shipped fit learns from."""
-    assigned = normal_rows(rows, calibration)
-    return assigned[folds.learns(assigned, folds.FULL)].reset_index(drop=True)
+def score_rows(scorer: Scorer, rows: pd.DataFrame, root: Path, views: Examples | None) -> Iterator[Scored]:
+    """Score each image of `rows` in order, from `views` of a frozen backbone, or from its file and with its picture."""
+    ids = list(rows["sample_id"])
+    if views is None or not scorer.networks.backbone.spec.frozen:
+        yield from scorer.many(zip(ids, rows["path"], strict=True), root)
+        return
+    for one in subjects.each_image(views, rows, scorer.image):
+        yield scorer.from_features(one.features, one.valid, one.canvas, ids[one.row])
 
 
-def test_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of split test."""
-    kept = rows[rows["split"] == "test"].reset_index(drop=True)
-    if kept.empty:
-        raise DataError("expected rows with split test, found none; build the manifest with test images")
-    return kept
-
-
-def trained(params: config.Params, examples: Examples, work: Path, backbone: Backbone | None = None) -> Networks:
-    """Network and prior, memory still empty; finished and half-finished work below `work` is resumed."""
-    backbone = backbone or backbones.make(params.model).eval()
+def trained(params: config.Params, examples: Examples, work: Path, backbone: Backbone) -> Networks:
+    """Train network and prior, memory still empty; finished and half-finished work below `work` is resumed."""
     plan = runtime.plan(params.compute, 1)
     facts = params.model_dump(mode="json", include=set(SAVED))
-    key = bench_views.key_of(
-        facts, plan.device, plan.precision, bench_views.digest_of(examples), bench_views.source_of(*SOURCES)
-    )
+    key = key_of(facts, plan.device, plan.precision, subjects.digest_of(examples), source_of(*SOURCES))
     folder = work / "networks" / key
     weights = _weights(params, plan, examples, folder)
     autoencoder = load_autoencoder(read_tensors(weights), params.model, backbone)
@@ -164,7 +242,7 @@ def _weights(params: config.Params, plan: runtime.Plan, examples: Examples, fold
 
 
 def _prior(params: config.Params, plan: runtime.Plan, examples: Examples, weights: Path, folder: Path) -> Prior:
-    file = folder / f"prior-{bench_views.key_of(params.prior.model_dump(mode='json'))}.safetensors"
+    file = folder / f"prior-{key_of(params.prior.model_dump(mode='json'))}.safetensors"
     logits = network.allocations(params, plan, read_tensors(weights), examples).float()
     grid = (logits.shape[-2], logits.shape[-1])
     if not file.exists():
@@ -173,39 +251,18 @@ def _prior(params: config.Params, plan: runtime.Plan, examples: Examples, weight
     return load_prior(file, grid, params.model.levels, params.prior.width)
 
 
-def fitted(
-    params: config.Params, found: Networks, normals: pd.DataFrame, examples: Examples, data_root: Path
-) -> Scorer:
-    """Memory, statistics and read-out of the shipped fit; `normals` are the class's rows of train and calibrate with
-    column `fold`, `examples` their views. The folds that choose the read-out share the one network of the trial."""
-    found = replace(found, prior_measure=params.score.prior)
-    fits = folds.names(normals) if choice.is_open(params.score) else [folds.FULL]
-    return calibrate.fit_all(dict.fromkeys(fits, found), examples, normals, params, data_root)[0][folds.FULL]
-
-
-def plain(params: config.Params, found: Networks, learnt: pd.DataFrame, examples: Examples) -> Scorer:
-    """As `fitted`, but with the preferred read-out instead of a chosen one: `learnt` and `examples` are what the
-    shipped fit learns from."""
-    found = replace(found, prior_measure=params.score.prior)
-    fit = fitting.fit(found, examples, fitting.group_numbers(learnt, examples), params, folds.FULL)
-    return fit.reading(choice.settled(params.score))
-
-
-def _entropies(
-    params: config.Params,
-    found: Networks,
-    examples: Examples,
-    test: pd.DataFrame,
-    data_root: Path,
-    unseen: Examples | None,
-    work: Path,
-) -> dict[str, float | None]:
-    """Of the chosen levels of the test's normals, under the prior and under the frequency table."""
+def entropies(found: Networks, learnt: Examples, normal: Examples) -> dict[str, float | None]:
+    """Nats per cell of the levels of unseen normals, under the prior and under the frequency table."""
     names = ("prior_cross_entropy", "frequency_cross_entropy")
-    normal = torch.from_numpy((test["label"] == "normal").to_numpy(copy=True))
-    if not normal.any():
+    if not len(normal):
         return dict.fromkeys(names)
-    if unseen is None:
-        unseen = bench_views.examples_of(test, data_root, params, found.backbone, work / "views")
-    pairs = [mechanism.logits_of(found, part) for part in (examples, unseen.subset(normal))]
+    pairs = [mechanism.logits_of(found, part) for part in (learnt, normal)]
     return dict(zip(names, learn.cross_entropies(found.prior, *pairs), strict=True))
+
+
+def megabytes(scorer: Scorer, params: config.Params, health: Values) -> float:
+    """Return the size of the bundle on disk, millions of bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "bundle"
+        bundle.save(place, scorer, params, "trial", health, {})
+        return round(sum(file.stat().st_size for file in place.iterdir()) / 1e6, 3)

@@ -17,20 +17,20 @@ INSIDE = "--inside"
 
 def training() -> None:
     """A class of the demo from its files to a fitted scorer."""
-    from tests.bench.subject import ring, scorer
+    from tests.bench.subject import context
 
-    found = ring("brick", False)
+    found = context("brick", False)
     with tempfile.TemporaryDirectory() as work:
-        scorer(replace(found, work=Path(work)))
+        replace(found, work=Path(work)).scorer()
 
 
 def inference() -> None:
     """200 images, one after another, from file to decision and map."""
     from pvqae.samples import images
-    from tests.bench.subject import BRIEF, ring, scorer
+    from tests.bench.subject import BRIEF, context
 
-    found = ring("brick", False, *BRIEF)
-    ours = scorer(found)
+    found = context("brick", False, *BRIEF)
+    ours = found.scorer()
     paths = list(found.test["path"])
     for index in range(200):
         assert ours.one(images.read(paths[index % len(paths)], found.subject.root)).anomaly_map.size

@@ -26,7 +26,7 @@ def _bundle(folder: Path, image: Path) -> object:
 def _bank(file: Path, image: Path) -> object:
     from safetensors.torch import load_file
 
-    from flows.experiments.patchcore import PatchCore
+    from flows.experiments.baselines import PatchCore
 
     x = load_file(file)
     one = PatchCore(x["mean"], x["deviation"], x["bank"].float())
@@ -48,7 +48,7 @@ def _seen(image: Path):
 def main() -> None:
     import torch
 
-    from flows.experiments import patchcore  # noqa: F401 - imported in both cases
+    from flows.experiments import baselines  # noqa: F401 - imported in both cases
     from pvqae.inference import bundle  # noqa: F401
 
     kind, detector, image = sys.argv[1], *map(Path, sys.argv[2:])

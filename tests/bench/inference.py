@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from flows.experiments import judging
-from flows.experiments.contest import Ring
-from flows.experiments.patchcore import PatchCore, patches
-from flows.experiments.verdict import CHUNK, features_of
+from flows.experiments import trial
+from flows.experiments.baselines import CHUNK, PatchCore, features_of, patches
+from flows.experiments.trial import BenchmarkContext
 from pvqae.inference import bundle
 from pvqae.inference.measures import measure
 from pvqae.inference.scoring import Scorer, through
@@ -23,13 +22,13 @@ from pvqae.model.backbones import on_grid
 from pvqae.samples import geometry, images
 from tests.bench import holding
 from tests.bench.rows import Row, Size, at_most, seconds
-from tests.bench.subject import BRIEF, ring, scorer
+from tests.bench.subject import BRIEF, context
 
 UNUSED = {"threshold": 0.0, "map_threshold": 0.0, "map_scale": [0.0, 1.0]}  # a card, for a bundle to be whole
 SHARES = {"1 %": 0.01, "10 %": 0.10}
 
 
-def bank(found: Ring, share: float) -> PatchCore:
+def bank(found: BenchmarkContext, share: float) -> PatchCore:
     """PatchCore's bank with patches drawn at random: what a look-up costs depends on their number, not on which."""
     parts = []
     for _, batch in found.examples.batches(CHUNK):
@@ -60,8 +59,8 @@ def latency(size: Size) -> list[Row]:
 
 
 def _latency(size: Size, name: str) -> list[Row]:
-    found = ring(name, size.quick, *BRIEF)
-    ours = scorer(found)
+    found = context(name, size.quick, *BRIEF)
+    ours = found.scorer()
     files = [found.subject.root / path for path in found.test["path"]]
     many = [files[i % len(files)] for i in range(size.of(2, 32))]
     banks = {label: bank(found, share) for label, share in SHARES.items()}
@@ -91,8 +90,8 @@ def _latency(size: Size, name: str) -> list[Row]:
     return rows + _sizes(found, ours, banks)
 
 
-def _sizes(found: Ring, ours: Scorer, banks: dict[str, PatchCore]) -> list[Row]:
-    size = judging.megabytes(ours, found.params, {})
+def _sizes(found: BenchmarkContext, ours: Scorer, banks: dict[str, PatchCore]) -> list[Row]:
+    size = trial.megabytes(ours, found.params, {})
     large = banks["10 %"].megabytes
     what = f"{found.subject.name}: bundle of a class beyond the shared backbone"
     bank10, many = f"PatchCore 10 %, {large:.1f} MB", found.subject.name == "magnetic_tile"
@@ -104,8 +103,8 @@ def _sizes(found: Ring, ours: Scorer, banks: dict[str, PatchCore]) -> list[Row]:
 
 def share(size: Size) -> list[Row]:
     """Where the time of one image goes."""
-    found = ring("bottle", size.quick, *BRIEF)
-    ours = scorer(found)
+    found = context("bottle", size.quick, *BRIEF)
+    ours = found.scorer()
     path = found.subject.root / found.test["path"].iloc[0]
     pixels = images.read(path)
     canvas = geometry.canvas(pixels, ours.image)
@@ -140,11 +139,11 @@ def share(size: Size) -> list[Row]:
 
 def memory(size: Size) -> list[Row]:
     """Resident memory above a process that holds only the backbone: ours, and the 10 % bank's."""
-    found = ring("magnetic_tile", size.quick, *BRIEF)
+    found = context("magnetic_tile", size.quick, *BRIEF)
     path = found.subject.root / found.test["path"].iloc[0]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "bundle"
-        bundle.save(folder, scorer(found), found.params, found.subject.name, {}, UNUSED)
+        bundle.save(folder, found.scorer(), found.params, found.subject.name, {}, UNUSED)
         one = bank(found, SHARES["10 %"])
         save_file({"mean": one.mean, "deviation": one.deviation, "bank": one.bank.half()}, folder.with_name("bank"))
         ours, theirs = (holding.measured(kind, folder.with_name(kind), path) for kind in ("bundle", "bank"))

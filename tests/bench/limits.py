@@ -8,19 +8,19 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flows.experiments.contest import Ring
+from flows.experiments.trial import BenchmarkContext
 from pvqae.inference.scoring import Scorer, through
 from pvqae.samples import geometry, images
 from tests.bench.inference import in_turns
 from tests.bench.rows import Row, Size, seconds
-from tests.bench.subject import BRIEF, WORK, ring, scorer
+from tests.bench.subject import BRIEF, WORK, context
 
 SIDE = 1024  # of the matrices
 
 
 def limits(size: Size) -> list[Row]:
-    found = ring("bottle", size.quick, *BRIEF)
-    ours = scorer(found)
+    found = context("bottle", size.quick, *BRIEF)
+    ours = found.scorer()
     pixels = images.read(found.subject.root / found.test["path"].iloc[0])
     canvas = geometry.canvas(pixels, ours.image)
     left, right = torch.rand(2, SIDE, SIDE)
@@ -45,7 +45,7 @@ def limits(size: Size) -> list[Row]:
     return [*rows, *moved(found, ours, took["scoring"], size)]
 
 
-def moved(found: Ring, ours: Scorer, scoring: float, size: Size) -> list[Row]:
+def moved(found: BenchmarkContext, ours: Scorer, scoring: float, size: Size) -> list[Row]:
     """Bytes that one image needs over the rates of a plain copy in memory and of reading a file anew from the disk."""
     weights = sum(x.numel() * x.element_size() for x in tensors_of(ours))
     image = found.subject.root / found.test["path"].iloc[0]

@@ -5,10 +5,9 @@ import os
 from functools import cache
 from pathlib import Path
 
-from flows.experiments import bench_subjects, trial
-from flows.experiments.contest import Ring
+from flows.experiments import subjects
+from flows.experiments.trial import BenchmarkContext
 from pvqae.core import config, runtime
-from pvqae.inference.scoring import Scorer
 
 PROJECT = Path(__file__).parents[2]
 WORK = PROJECT / ".pvqae" / "bench"
@@ -31,16 +30,11 @@ def params(quick: bool, *overrides: str) -> config.Params:
 
 
 @cache
-def ring(name: str, quick: bool, *overrides: str) -> Ring:
+def context(name: str, quick: bool, *overrides: str) -> BenchmarkContext:
     """A class's rows and views. `name`, or the demo's brick where the datasets are absent or `quick` is asked for."""
     data = Path(os.environ.get("PVQAE_DATASETS", PROJECT.parent / "shared" / "datasets"))
-    places = bench_subjects.known(data if data.is_dir() else None)
+    places = subjects.find_places(data if data.is_dir() else None)
     known = name if not quick and any(place.category == name for place in places) else "brick"
     chosen = params(quick, *overrides)
-    return Ring(bench_subjects.load(bench_subjects.choose(places, [known]), WORK / "data", chosen)[0], chosen, WORK)
-
-
-def scorer(found: Ring) -> Scorer:
-    """Networks of a few steps, memory and statistics at full size."""
-    networks = trial.trained(found.params, found.examples, found.work, found.backbone)
-    return trial.fitted(found.params, networks, found.normals, found.every, found.subject.root)
+    (subject,) = subjects.load(subjects.choose(places, [known]), WORK / "data", chosen)
+    return BenchmarkContext(subject, chosen, WORK)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flows.experiments.contest import Ring
+from flows.experiments.trial import BenchmarkContext
 from pvqae.core import config, runtime
 from pvqae.features.examples import Batch
 from pvqae.inference.scoring import through
@@ -24,7 +24,7 @@ from pvqae.samples import geometry, images
 from pvqae.training import loop, losses
 from pvqae.training.run import fit_scales, start
 from tests.bench.rows import Row, Size, at_least, at_most, seconds, side_by_side
-from tests.bench.subject import params, ring, scorer
+from tests.bench.subject import context, params
 
 
 class Plain(nn.Module):
@@ -95,7 +95,7 @@ def vqgan_step(size: Size) -> list[Row]:
 def frozen(size: Size) -> list[Row]:
     """The same steps with kept features, and with every batch decoded and pushed through the backbone again: after
     every step the weights are the same, so each AUROC is reached at the same step."""
-    found = ring("bottle", size.quick)
+    found = context("bottle", size.quick)
     params, paths = found.params, _paths(found)
     run = start(params, runtime.plan(params.compute, 1), "full")
     fit_scales(run, found.examples)
@@ -111,21 +111,21 @@ def frozen(size: Size) -> list[Row]:
     return [Row(what, f"{whole:.0f} s", against, other / whole, *at_least(other / whole, 4), note)]
 
 
-def _paths(found: Ring) -> list[Path]:
+def _paths(found: BenchmarkContext) -> list[Path]:
     return [found.subject.root / found.normals["path"].iloc[int(row)] for row in found.examples.rows]
 
 
-def _read(found: Ring, path: Path) -> None:
+def _read(found: BenchmarkContext, path: Path) -> None:
     through(found.backbone, geometry.canvas(images.read(path), found.params.image))
 
 
 def whole(size: Size) -> list[Row]:
     """From a class's image files to a scorer that is ready: reading, network, prior, memory, read-out."""
     threads = os.cpu_count() or 1
-    found = ring("bottle", size.quick, f"compute.threads={threads}", *(("train.steps=4",) if size.quick else ()))
+    found = context("bottle", size.quick, f"compute.threads={threads}", *(("train.steps=4",) if size.quick else ()))
     with tempfile.TemporaryDirectory() as work:
         fresh = replace(found, work=Path(work))
-        took = seconds(lambda: scorer(fresh))
+        took = seconds(lambda: fresh.scorer())
     what = f"{found.subject.name}: files to a fitted scorer, {len(found.normals)} normals, {threads} threads"
     return [Row(what, f"{took:.0f} s", "", None, *at_most(took, 60, " s"))]
 
@@ -149,6 +149,6 @@ def _made(threads: int, quick: bool, together: bool) -> list[float]:
 
 
 def _make(name: str, threads: int, quick: bool) -> float:
-    found = ring(name, quick, f"compute.threads={threads}", *(("train.steps=4",) if quick else ()))
+    found = context(name, quick, f"compute.threads={threads}", *(("train.steps=4",) if quick else ()))
     with tempfile.TemporaryDirectory() as work:
-        return seconds(lambda: scorer(replace(found, work=Path(work))))
+        return seconds(lambda: replace(found, work=Path(work)).scorer())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.adapters import fakes
-from flows.experiments import gpu_bundle, run, subjects
+from flows.experiments import gpu, runs, subjects
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError
 
@@ -28,32 +28,32 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["baseline", "mechanism", "uniform", "entropy_sign", "maps", "diffuse", "priors", "adversarial", "allocation"],
+    ["baseline", "mechanism", "uniform", "entropy_sign", "maps", "diffuse", "priors", "adversarial"],
 )
 def test_a_quick_experiment_writes_its_page_and_can_be_read_again(name: str, root: Path) -> None:
     registry = fakes.Runs()
-    (page,) = run.run(root, name, registry, quick=True)
+    (page,) = runs.run(root, name, registry, quick=True)
     text = page.read_text("utf-8")
     assert "| brick |" in text
     assert page.with_suffix(".svg").read_text("utf-8").startswith("<?xml")
     assert "docs" not in page.relative_to(root).parts, "toy numbers never reach the documentation"
-    (again,) = run.run(root, name, registry, quick=True)
+    (again,) = runs.run(root, name, registry, quick=True)
     assert again.read_text("utf-8") == text
     kept = [item.tags["cached"] for item in registry.runs.values() if item.parent]
     assert kept == sorted(kept), "all of the second time were kept"
 
 
 def test_an_unknown_name_is_a_users_error(root: Path) -> None:
-    with pytest.raises(ConfigError, match="expected one of"):
-        run.run(root, "nothing", fakes.Runs(), quick=True)
+    with pytest.raises(ConfigError, match="choose one of"):
+        runs.run(root, "nothing", fakes.Runs(), quick=True)
 
 
 def test_a_packed_class_trains_where_nothing_else_of_the_project_is(root: Path, tmp_path: Path) -> None:
     work = root / ".pvqae" / "experiments" / "shared" / "data"
-    subject = subjects.load("brick", Path(), work, config.load(root / "params.yaml"))
-    for name in gpu_bundle.CODE:
+    subject = subjects.load_known("brick", Path(), work, config.load(root / "params.yaml"))
+    for name in gpu.CODE:
         (root / name).symlink_to(PROJECT / name)
-    folder = gpu_bundle.pack(root, subject)
+    folder = gpu.pack(root, subject)
     there = tmp_path / "brick"
     shutil.move(folder, there)
     shutil.rmtree(root / ".pvqae" / "gpu")
@@ -73,5 +73,5 @@ def test_a_packed_class_trains_where_nothing_else_of_the_project_is(root: Path, 
     assert done.returncode == 0, done.stderr
     assert 0 <= json.loads((tmp_path / "work" / "figures.json").read_text("utf-8"))["image_auroc"] <= 1
     with pytest.raises(DataError, match="at most 1 MB"):
-        gpu_bundle.pack(root, subject, limit=1)
+        gpu.pack(root, subject, limit=1)
     assert not (root / ".pvqae" / "gpu" / "brick").exists()

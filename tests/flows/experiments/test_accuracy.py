@@ -13,10 +13,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import main
-from flows.experiments import accuracy, accuracy_table, bench_subjects, contest
+from flows.experiments import accuracy, benchmark, subjects
 from flows.experiments.accuracy import MEAN
-from flows.experiments.bench_subjects import Subject
-from flows.experiments.contest import FIGURES, OURS
+from flows.experiments.benchmark import FIGURES, METHODS, OURS
+from flows.experiments.subjects import Subject
+from flows.experiments.trial import BenchmarkContext
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError
 from pvqae.core.layout import Layout
@@ -24,7 +25,7 @@ from pvqae.datasets import build
 from pvqae.evaluation.metrics import PixelMetrics
 from pvqae.samples import images, manifest
 
-METHODS = (OURS, "patchcore_1", "control", "covering")
+SOME = (OURS, "patchcore_1", "control", "covering")
 PARAMS = config.parse(
     {
         "data": {"name": "tiny", "source": "mvtec"},
@@ -64,8 +65,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cloth(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    places = bench_subjects.choose(bench_subjects.known(root), ["cloth"])
-    return bench_subjects.load(places, tmp_path_factory.mktemp("built"), PARAMS)[0]
+    places = subjects.choose(subjects.find_places(root), ["cloth"])
+    return subjects.load(places, tmp_path_factory.mktemp("built"), PARAMS)[0]
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +78,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(cloth: Subject, work: Path) -> accuracy.Result:
     """Two seeds, two classes: the same images under two names."""
     twin = Subject("twin", cloth.rows, cloth.root)
-    return accuracy.run([cloth, twin], PARAMS, (0, 1), work, draws=50, methods=METHODS, tell=lambda words: None)
+    return accuracy.run([cloth, twin], PARAMS, (0, 1), work, draws=50, methods=SOME, tell=lambda words: None)
 
 
 def test_every_class_and_detector_has_a_line_and_the_mean_is_theirs(result: accuracy.Result) -> None:
-    assert [line.category for line in result.lines] == [n for n in ("cloth", "twin", MEAN) for _ in METHODS]
+    assert [line.category for line in result.lines] == [n for n in ("cloth", "twin", MEAN) for _ in SOME]
     by = {(line.category, line.method): line for line in result.lines}
-    for method in METHODS:
+    for method in SOME:
         for figure in FIGURES:
             parts = [by[name, method].figures[figure] for name in ("cloth", "twin", MEAN)]
             assert all(part is not None and part.low - 0.02 <= part.value <= part.high + 0.02 for part in parts)
@@ -106,7 +107,7 @@ def test_gaps_are_ours_minus_the_other_and_name_the_best_yardstick(result: accur
 
 def test_a_second_run_finds_every_result(result: accuracy.Result, cloth: Subject, work: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
-    again = accuracy.run([cloth], PARAMS, (0, 1), work, draws=50, methods=METHODS, tell=lambda words: None)
+    again = accuracy.run([cloth], PARAMS, (0, 1), work, draws=50, methods=SOME, tell=lambda words: None)
     assert {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()} == before
     assert again.lines == [line for line in result.lines if line.category == "cloth"]
 
@@ -116,18 +117,18 @@ def test_half_a_result_is_measured_again(result: accuracy.Result, cloth: Subject
     (file,) = (work / "results").glob("cloth-control-0-*.json")
     kept = json.loads(file.read_text())
     file.unlink()
-    found = contest.Ring(cloth, PARAMS, work).entry("control", 0)
+    found = benchmark.entry(BenchmarkContext(cloth, PARAMS, work), "control", 0)
     assert {f: found.facts[f] for f in FIGURES} == {f: kept[f] for f in FIGURES}
     assert file.exists()
 
 
 def test_yardsticks_do_not_depend_on_what_only_ours_reads(cloth: Subject, work: Path) -> None:
-    ring = contest.Ring(cloth, PARAMS, work)
+    context = BenchmarkContext(cloth, PARAMS, work)
     other = PARAMS.model_copy(update={"train": config.Train(steps=77)})
-    assert ring._key("control", PARAMS) == ring._key("control", other)
-    assert ring._key(OURS, PARAMS) != ring._key(OURS, other)
+    assert benchmark._key(context, "control", PARAMS) == benchmark._key(context, "control", other)
+    assert benchmark._key(context, OURS, PARAMS) != benchmark._key(context, OURS, other)
     reseeded = PARAMS.model_copy(update={"seed": 5})
-    assert all(ring._key(m, PARAMS) != ring._key(m, reseeded) for m in METHODS)
+    assert all(benchmark._key(context, m, PARAMS) != benchmark._key(context, m, reseeded) for m in SOME)
 
 
 def test_a_class_without_masks_has_no_pixel_figures(cloth: Subject, tmp_path: Path) -> None:
@@ -135,27 +136,27 @@ def test_a_class_without_masks_has_no_pixel_figures(cloth: Subject, tmp_path: Pa
     found = accuracy.run([bare], PARAMS, (0,), tmp_path, draws=20, methods=(OURS, "control"), tell=lambda words: None)
     assert found.lines[0].figures["image_auroc"] is not None
     assert found.lines[0].figures["pixel_auroc"] is None
-    accuracy_table.write(found, tmp_path / "out")
+    found.write(tmp_path / "out")
     assert "| - |" in (tmp_path / "out/accuracy.md").read_text()
 
 
 def test_tables_hold_every_line_and_say_what_anomalib_lacks(result: accuracy.Result, tmp_path: Path) -> None:
-    accuracy_table.write(result, tmp_path)
+    result.write(tmp_path)
     text = (tmp_path / "accuracy.md").read_text()
     assert text.count("| PatchCore 1 % |") >= 3
     assert "anomalib's PatchCore:" in text
     assert len(pd.read_csv(tmp_path / "accuracy.csv")) == len(result.lines)
     assert len(json.loads((tmp_path / "accuracy.json").read_text())["gaps"]) == len(result.gaps)
     console = Console(record=True, width=160)
-    accuracy_table.show(result, console)
+    result.show(console)
     assert "covering codes, untrained" in console.export_text()
 
 
 def test_the_means_of_kept_counts_are_the_exact_figures(cloth: Subject, work: Path, result: accuracy.Result) -> None:
     """What is read back from disk gives the figure that was written beside it."""
-    ring = contest.Ring(cloth, PARAMS, work)
-    entry = ring.entry(OURS, 0)
-    assert len(entry.counts) == len(entry.scores) == len(ring.test)
+    context = BenchmarkContext(cloth, PARAMS, work)
+    entry = benchmark.entry(context, OURS, 0)
+    assert len(entry.counts) == len(entry.scores) == len(context.test)
 
     total = PixelMetrics()
     for counts in entry.counts:
@@ -165,13 +166,13 @@ def test_the_means_of_kept_counts_are_the_exact_figures(cloth: Subject, work: Pa
 
 
 def test_classes_are_found_below_folders_named_after_sources(root: Path) -> None:
-    places = bench_subjects.known(root)
+    places = subjects.find_places(root)
     assert (places[0].source, places[0].category) == ("mvtec", "cloth")
-    assert [p.category for p in bench_subjects.choose(places, [])] == ["cloth"]
-    assert [p.category for p in bench_subjects.choose(places, ["demo"])] == ["brick", "grass", "gravel"]
-    assert bench_subjects.known(root / "mvtec")[0].category == "cloth", "one layout by itself"
-    with pytest.raises(DataError, match="screw: expected one of the classes cloth, brick"):
-        bench_subjects.choose(places, ["screw"])
+    assert [p.category for p in subjects.choose(places, [])] == ["cloth"]
+    assert [p.category for p in subjects.choose(places, ["demo"])] == ["brick", "grass", "gravel"]
+    assert subjects.find_places(root / "mvtec")[0].category == "cloth", "one layout by itself"
+    with pytest.raises(DataError, match="no class screw; there are cloth, brick"):
+        subjects.choose(places, ["screw"])
 
 
 def test_the_subject_is_what_a_workspace_would_have(cloth: Subject, root: Path, tmp_path: Path) -> None:
@@ -193,11 +194,11 @@ def test_the_command_runs_on_the_demo(tmp_path: Path, monkeypatch: pytest.Monkey
     found = CliRunner().invoke(main.app, ["bench", "accuracy", *options])
     assert found.exit_code == 0, found.output
     text = (tmp_path / "reports/accuracy/accuracy.md").read_text()
-    assert all(name in text for name in accuracy_table.NAMES.values())
+    assert all(name in text for name in accuracy.NAMES.values())
 
 
 def test_methods_are_chosen_by_name() -> None:
-    assert accuracy.known_methods([]) == accuracy.METHODS
+    assert accuracy.known_methods([]) == METHODS
     assert accuracy.known_methods([OURS]) == (OURS,)
     with pytest.raises(ConfigError, match=r"expected some of pvqae, .* found padim"):
         accuracy.known_methods([OURS, "padim"])

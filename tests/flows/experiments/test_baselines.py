@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from flows.experiments import patchcore
-from flows.experiments.baselines import BASELINES, control, covering
-from flows.experiments.patchcore import PatchCore, coreset
+from flows.experiments import baselines
+from flows.experiments.baselines import BASELINES, PatchCore, _coreset
 from pvqae.core import config
 from pvqae.features.examples import Examples
 from pvqae.model.backbones import Features, Spec
@@ -80,8 +79,8 @@ def test_padding_takes_no_part(examples: Examples) -> None:
     plain, dirty = features(5), features(5)
     for x in (*dirty.levels, dirty.target):
         x[..., : x.shape[-1] // 4 - 1, :] += 50
-    for make in (control, covering):
-        detector = make(examples, torch.arange(len(examples)), PARAMS, SPEC)
+    for name in ("control", "covering"):
+        detector = BASELINES[name](examples, torch.arange(len(examples)), PARAMS, SPEC)
         found = [detector.score(x, valid, letterboxed, "") for x in (plain, dirty)]
         assert found[0].anomaly_map.shape == (SIDE // 2, SIDE)
         assert found[0].image_score == pytest.approx(found[1].image_score, rel=1e-5)
@@ -90,7 +89,7 @@ def test_padding_takes_no_part(examples: Examples) -> None:
 
 def test_a_coreset_covers_better_than_a_random_choice_of_its_size() -> None:
     x = torch.randn(2000, 10, generator=torch.Generator().manual_seed(0)) ** 3
-    chosen = coreset(x, 100, seed=0)
+    chosen = _coreset(x, 100, seed=0)
     assert len(chosen) == len(set(chosen.tolist())) == 100
     farthest = nearest(x, x[chosen])[0].max()
     assert farthest < 0.5 * nearest(x, x[torch.randperm(2000)[:100]])[0].max()
@@ -98,8 +97,8 @@ def test_a_coreset_covers_better_than_a_random_choice_of_its_size() -> None:
 
 def test_a_coreset_by_parts_has_the_asked_size(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1001, 10, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(patchcore, "WORK", 20_000)
-    chosen = coreset(x, 103, seed=0)
+    monkeypatch.setattr(baselines, "_WORK", 20_000)
+    chosen = _coreset(x, 103, seed=0)
     assert len(set(chosen.tolist())) == 103
 
 
@@ -124,8 +123,10 @@ def test_the_control_whitens_away_what_varies_together(examples: Examples) -> No
     """A direction in which normals vary tenfold counts no more than the others."""
     loud = Features(examples.features.levels, examples.features.target.clone())  # type: ignore[union-attr]
     loud.target[:, 0] *= 10
-    wide = control(Examples(examples.rows, None, loud, examples.cost, examples.valid), torch.arange(24), PARAMS, SPEC)
-    plain = control(examples, torch.arange(24), PARAMS, SPEC)
+    wide = BASELINES["control"](
+        Examples(examples.rows, None, loud, examples.cost, examples.valid), torch.arange(24), PARAMS, SPEC
+    )
+    plain = BASELINES["control"](examples, torch.arange(24), PARAMS, SPEC)
     x, y = features(3), features(3)
     y.target[:, 0] *= 10
     assert float(wide.fine.lengths(y).mean()) == pytest.approx(float(plain.fine.lengths(x).mean()), rel=0.15)

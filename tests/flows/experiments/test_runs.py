@@ -7,19 +7,18 @@ import pandas as pd
 import pytest
 
 from flows.adapters import fakes
-from flows.experiments import measures, runs, subjects
-from flows.experiments.catalogue import EXPERIMENTS, Experiment
-from flows.experiments.page import WORDS
-from flows.experiments.runs import Place, conduct
+from flows.experiments import catalogue, measures, runs, subjects
+from flows.experiments.catalogue import CLASSES, EXPERIMENTS, FIGURES, Done, Experiment, Figures
+from flows.experiments.runs import ExperimentPaths, conduct
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError
 
 ONE = Experiment(
-    "?",
-    {"few": {"train.steps": 1}, "many": {"train.steps": 2}},
-    ("brick",),
-    (),
-    "image_auroc",
+    question="?",
+    variants={"few": {"train.steps": 1}, "many": {"train.steps": 2}},
+    classes=("brick",),
+    figures=(),
+    plot="image_auroc",
     measure="steps",
     seeds=2,
 )
@@ -34,21 +33,21 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps of each run that was really measured."""
     found: list[int] = []
 
-    def steps(task: measures.Task) -> measures.Figures:
+    def steps(task: measures.Task) -> Figures:
         found.append(task.params.train.steps)
         return {"": {"image_auroc": task.params.train.steps / 10, "aupro": None}}
 
     monkeypatch.setitem(measures.MEASURES, "steps", steps)
-    monkeypatch.setattr(subjects, "load", lambda name, *_: subjects.Subject(name, pd.DataFrame(), Path()))
+    monkeypatch.setattr(subjects, "load_known", lambda name, *_: subjects.Subject(name, pd.DataFrame(), Path()))
     return found
 
 
-def go(place: Place, registry: fakes.Runs, experiment: Experiment = ONE) -> list[runs.Done]:
+def go(place: ExperimentPaths, registry: fakes.Runs, experiment: Experiment = ONE) -> list[Done]:
     return list(conduct("one", experiment, config.Params(), place, registry))
 
 
 def test_runs_go_seed_by_seed_and_a_second_time_nothing_is_measured(tmp_path: Path, measured: list[int]) -> None:
-    place, registry = Place(tmp_path, "one", tmp_path), fakes.Runs()
+    place, registry = ExperimentPaths(tmp_path, "one", tmp_path), fakes.Runs()
     first, second = go(place, registry), go(place, registry)
     assert measured == [1, 2, 1, 2]
     assert [d.planned.params.seed for d in first] == [0, 0, 1, 1]
@@ -57,9 +56,9 @@ def test_runs_go_seed_by_seed_and_a_second_time_nothing_is_measured(tmp_path: Pa
 
 
 def test_a_kill_costs_the_run_that_it_hit(tmp_path: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    place, registry, steps = Place(tmp_path, "one", tmp_path), fakes.Runs(), measures.MEASURES["steps"]
+    place, registry, steps = ExperimentPaths(tmp_path, "one", tmp_path), fakes.Runs(), measures.MEASURES["steps"]
 
-    def killed(task: measures.Task) -> measures.Figures:
+    def killed(task: measures.Task) -> Figures:
         if len(measured) == 2:
             raise Kill
         return steps(task)
@@ -74,25 +73,25 @@ def test_a_kill_costs_the_run_that_it_hit(tmp_path: Path, measured: list[int], m
 
 
 def test_another_experiment_takes_over_what_it_asks_too(tmp_path: Path, measured: list[int]) -> None:
-    go(Place(tmp_path, "one", tmp_path), fakes.Runs())
-    other = go(Place(tmp_path, "other", tmp_path), fakes.Runs())
+    go(ExperimentPaths(tmp_path, "one", tmp_path), fakes.Runs())
+    other = go(ExperimentPaths(tmp_path, "other", tmp_path), fakes.Runs())
     assert all(d.kept for d in other)
     assert len(list((tmp_path / "other" / "runs").glob("*.json"))) == 4
 
 
 def test_another_seed_class_param_or_measure_is_another_run(measured: list[int]) -> None:
     def keys(experiment: Experiment) -> set[str]:
-        return {runs.key(experiment, planned) for planned in runs.plan(experiment, config.Params())}
+        return {runs.key(experiment, planned) for planned in experiment.plan(config.Params())}
 
     base = keys(ONE)
     assert len(base) == 4
     for change in ({"classes": ("grass",)}, {"base": {"train.batch": 3}}, {"measure": "detection"}):
-        assert not base & keys(runs.replace(ONE, **change))  # type: ignore[arg-type]
+        assert not base & keys(ONE.model_copy(update=change))
 
 
 def test_runs_lie_below_one_parent_and_none_can_be_promoted(tmp_path: Path, measured: list[int]) -> None:
     registry = fakes.Runs()
-    go(Place(tmp_path, "one", tmp_path), registry)
+    go(ExperimentPaths(tmp_path, "one", tmp_path), registry)
     parent, *nested = registry.runs.values()
     assert parent.parent is None
     assert {run.parent for run in nested} == {"run-0"}
@@ -104,22 +103,22 @@ def test_runs_lie_below_one_parent_and_none_can_be_promoted(tmp_path: Path, meas
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_entry_of_the_catalogue_can_be_run(name: str) -> None:
     experiment = EXPERIMENTS[name]
-    assert set(experiment.classes) <= set(subjects.KNOWN)
+    assert set(experiment.classes) <= set(CLASSES)
     assert experiment.measure in measures.MEASURES
-    assert {*experiment.figures, experiment.plot} <= set(WORDS)
+    assert {*experiment.figures, experiment.plot} <= set(FIGURES)
     assert experiment.question.endswith(("?", "."))
-    for one in (experiment, runs.quickened(experiment)):
-        planned = runs.plan(one, config.Params())
+    for one in (experiment, experiment.quick()):
+        planned = one.plan(config.Params())
         assert len(planned) == one.seeds * len(one.classes) * len(one.variants)
         assert len({runs.key(one, p) for p in planned}) == len(planned), "two variants are the same"
 
 
 def test_an_unknown_experiment_is_told_which_there_are() -> None:
     with pytest.raises(ConfigError, match="lambda"):
-        runs.find("lamda")
+        catalogue.find("lamda")
 
 
 def test_a_missing_dataset_is_told_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="PVQAE_DATASETS"):
-        subjects.load("bottle", tmp_path / "nowhere", tmp_path / "work", config.Params())
+        subjects.load_known("bottle", tmp_path / "nowhere", tmp_path / "work", config.Params())
     assert not list((tmp_path / "work").glob("*"))

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.experiments import page, tables
-from flows.experiments.catalogue import Experiment
-from flows.experiments.runs import Done, Planned
-from flows.experiments.tables import MEAN, Cell, Row, rows
+from flows.experiments import page
+from flows.experiments.catalogue import Done, Experiment, Planned
+from flows.experiments.page import MEAN, Cell, Row, rows
 from pvqae.core import config
 
 
@@ -38,7 +37,7 @@ def test_a_figure_that_is_not_there_leaves_a_gap_and_is_no_zero(runs: list[Done]
     x, _, mean = rows(runs)
     assert x.cells["pixel_auroc"] == Cell(0.5, 0.0, 1)
     assert "pixel_auroc" not in mean.cells
-    assert page.markdown(rows(runs), ("pixel_auroc",))[-1] == "| a | mean |  |"
+    assert page.table_of(rows(runs), ("pixel_auroc",))[-1] == "| a | mean |  |"
 
 
 def test_rows_of_their_own_take_the_place_of_the_variant() -> None:
@@ -51,7 +50,7 @@ def cells(**values: tuple[float, float]) -> dict[str, Cell]:
 
 
 def budgets(expected: tuple[float, float]) -> list[Row]:
-    others = dict.fromkeys(tables.CONSTANTS, (0.9, 0.01))
+    others = dict.fromkeys(page.CONSTANTS, (0.9, 0.01))
     tests = cells(spearman=(0.4, 0), least_share=(0.1, 0), shuffled_raise=(0.02, 0))
     found = [Row("shipped params", "x", tests)]
     return found + [Row(k, "x", cells(image_auroc=v)) for k, v in {**others, "budget expected": expected}.items()]
@@ -59,7 +58,7 @@ def budgets(expected: tuple[float, float]) -> list[Row]:
 
 @pytest.mark.parametrize(("expected", "word"), [((0.95, 0.01), "yes"), ((0.905, 0.01), "**no**")])
 def test_a_budget_is_better_only_beyond_the_spread(expected: tuple[float, float], word: str) -> None:
-    (line,) = tables.mechanism(budgets(expected))
+    (line,) = page._mechanism(budgets(expected))
     assert f"beyond spread: {word}" in line
     assert "all in use: yes" in line
     assert "shuffling costs 5 %: **no**" in line
@@ -68,11 +67,18 @@ def test_a_budget_is_better_only_beyond_the_spread(expected: tuple[float, float]
 @pytest.mark.parametrize(("auroc", "word"), [(0.96, ", within"), (0.95, "NOT within")])
 def test_the_baseline_says_whether_it_is_within_two_points(auroc: float, word: str) -> None:
     table = [Row("s", "bottle", cells(image_auroc=(auroc, 0))), Row("s", "magnetic_tile", cells(image_auroc=(0.1, 0)))]
-    (line,) = tables.baseline(table)
+    (line,) = page._baseline(table)
     assert word in line
 
 
-EXPERIMENT = Experiment("Is a better?", {"a": {}}, ("x", "y"), ("image_auroc",), "image_auroc", note="Mind the gap.")
+EXPERIMENT = Experiment(
+    question="Is a better?",
+    variants={"a": {}},
+    classes=("x", "y"),
+    figures=("image_auroc",),
+    plot="image_auroc",
+    note="Mind the gap.",
+)
 
 
 def test_a_page_has_question_command_table_plot_and_a_place_for_the_answer(runs: list[Done], tmp_path: Path) -> None:
