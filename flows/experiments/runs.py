@@ -135,5 +135,5 @@ def _tracked(registry: Registry, name: str, parent: str | None, tags: dict[str, 
 def _record(registry: Registry, parent: str, planned: Planned, done: Done) -> None:
     tags = {"variant": planned.variant, "category": planned.category, "cached": str(done.kept).lower()}
     with _tracked(registry, str(planned), parent, tags) as run:
-        registry.params(run, workspace.flat(planned.params))
+        registry.params(run, workspace.flat_params(planned.params))
         registry.metrics(run, as_metrics({row or "figures": figures for row, figures in done.figures.items()}))

@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ["baseline", "mechanism", "uniform", "entropy_sign", "maps", "diffuse", "priors", "adversarial"],
 )
 def test_a_quick_experiment_writes_its_page_and_can_be_read_again(name: str, root: Path) -> None:
-    registry = fakes.Runs()
+    registry = fakes.FakeRegistry()
     (page,) = runs.run(root, name, registry, quick=True)
     text = page.read_text("utf-8")
     assert "| brick |" in text
@@ -45,7 +45,7 @@ def test_a_quick_experiment_writes_its_page_and_can_be_read_again(name: str, roo
 
 def test_an_unknown_name_is_a_users_error(root: Path) -> None:
     with pytest.raises(ConfigError, match="choose one of"):
-        runs.run(root, "nothing", fakes.Runs(), quick=True)
+        runs.run(root, "nothing", fakes.FakeRegistry(), quick=True)
 
 
 def test_a_packed_class_trains_where_nothing_else_of_the_project_is(root: Path, tmp_path: Path) -> None:
