@@ -56,7 +56,8 @@ def test_runs_go_seed_by_seed_and_a_second_time_nothing_is_measured(tmp_path: Pa
 
 
 def test_a_kill_costs_the_run_that_it_hit(tmp_path: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    place, registry, steps = ExperimentPaths(tmp_path, "one", tmp_path), fakes.FakeRegistry(), measures.MEASURES["steps"]
+    place, registry = ExperimentPaths(tmp_path, "one", tmp_path), fakes.FakeRegistry()
+    steps = measures.MEASURES["steps"]
 
     def killed(task: measures.Task) -> Figures:
         if len(measured) == 2:
