@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from pvqae.evaluation import metrics
 from pvqae.evaluation.metrics import roc
+from pvqae.inference.scoring import PARTS
 
 Values = dict[str, Any]
-PARTS = ("s_prior", "s_recon", "product")
 
 
 def of_class(

@@ -1,46 +1,39 @@
-"""One class, one pass over its test images: figures, a table, curves and the pictures worth looking at.
+"""The verb `pvqae evaluate C`: score a class's test images with its bundle, judge the scores, write its report folder.
 
-Memory is bounded: of an image only its scores stay, of its maps only histogram counts, of the few most telling images
-their drawn thumbnails.
-
-The verb `pvqae evaluate C`: score the class's test images with its bundle, as anyone will, and judge the scores.
+One pass with bounded memory: of an image only its scores stay, of its maps only histogram counts, of the few most
+telling images their drawn thumbnails.
 """
 
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from pvqae.calibration.thresholds import is_defect
+from pvqae.core import config, runtime
 from pvqae.core.errors import DataError
 from pvqae.core.files import whole_folder
-from pvqae.evaluation import figures
-from pvqae.evaluation.figures import PARTS
-from pvqae.evaluation.metrics import PixelMetrics
-from pvqae.report.gallery import Gallery, draw
-from pvqae.samples.geometry import mask_of
-from pvqae.samples.manifest import write_csv
-
-if TYPE_CHECKING:
-    from pvqae.inference.scoring import Scored
-import time
-from collections.abc import Iterator
-from statistics import median
-
-from pvqae.core import config, runtime
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
+from pvqae.evaluation import figures
+from pvqae.evaluation.metrics import PixelCounts, PixelMetrics, count
 from pvqae.inference import bundle
+from pvqae.inference.scoring import Scored
+from pvqae.report.gallery import Gallery, draw
 from pvqae.samples import classes, manifest
 from pvqae.samples import rows as checked
+from pvqae.samples.geometry import mask_of
 
 Values = dict[str, Any]
-OUTCOMES = {
+_OUTCOMES = {
     ("defect", "defect"): "hit",
     ("defect", "normal"): "miss",
     ("normal", "defect"): "false_alarm",
@@ -48,9 +41,38 @@ OUTCOMES = {
 }
 
 
+class Judgeable(Protocol):
+    """What a detector says of one image: `Scored`, or the verdict of another method, whose `parts` may be empty."""
+
+    @property
+    def sample_id(self) -> str: ...
+    @property
+    def image_score(self) -> float: ...
+    @property
+    def anomaly_map(self) -> NDArray[np.float32]: ...
+    @property
+    def parts(self) -> dict[str, float]: ...
+    @property
+    def part_maps(self) -> dict[str, NDArray[np.float32]]: ...
+
+
+Item = TypeVar("Item", bound=Judgeable)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged(Generic[Item]):
+    """One image's result with the truth about it."""
+
+    row: dict[Any, Any]  # of the manifest
+    item: Item
+    scores: dict[str, float]  # image_score and the parts
+    mask: NDArray[np.bool_] | None  # None where the class is judged by images alone
+    counts: PixelCounts | None  # of the fused map
+
+
 def evaluate(
     rows: pd.DataFrame,
-    scored: Iterable["Scored"],
+    scored: Iterable[Scored],
     card: Values,
     health: Values,
     history: list[Values],
@@ -72,13 +94,16 @@ def evaluate(
     Raises `DataError` for missing, repeated or unknown images, a score that is not finite, or masks of only some
     defects; without any mask the class is judged by images alone.
     """
-    pixels = {name: PixelMetrics() for name in ("fused", *PARTS)} if _has_masks(rows) else {}
-    gallery = Gallery(pictures)
-    images = _one_pass(rows, scored, card, len(health["level_shares"]), data_root, pixels, gallery)
+    pixels: dict[str, PixelMetrics] = {}
+    gallery, levels, table = Gallery(pictures), len(health["level_shares"]), {}
+    for one in judge(rows, scored, data_root, pixels):
+        row = table[one.item.sample_id] = _row(one, card["threshold"])
+        gallery.offer(row, partial(draw, one.item, one.mask if row["label"] == "defect" else None, card, levels))
+    images = pd.DataFrame([table[sample] for sample in rows["sample_id"]])
     times = {"latency_ms": latency_ms, "train_seconds": train_seconds}
     result = figures.of_class(images, pixels, card["threshold"], fusion, health) | times
     with whole_folder(out) as folder:
-        write_csv(images, folder / "images.csv")
+        manifest.write_csv(images, folder / "images.csv")
         gallery.write(folder)
         _write_json(folder / "curves.json", figures.charts(images, card["threshold"], history))
         _write_json(folder / "card.json", {"card": card, "health": health})
@@ -97,52 +122,50 @@ def _has_masks(rows: pd.DataFrame) -> bool:
     return len(defects) > 0 and missing.empty
 
 
-def _one_pass(
-    rows: pd.DataFrame,
-    scored: Iterable["Scored"],
-    card: Values,
-    levels: int,
-    data_root: Path,
-    pixels: dict[str, PixelMetrics],
-    gallery: Gallery,
-) -> pd.DataFrame:
-    """The content of images.csv in the order of `rows`; fills `pixels` and `gallery` on the way."""
-    known = {str(row["sample_id"]): row for row in rows.to_dict("records")}
-    table: dict[str, Values] = {}
+def judge(
+    rows: pd.DataFrame, scored: Iterable[Item], data_root: Path, pixels: dict[str, PixelMetrics]
+) -> Iterator[Judged[Item]]:
+    """Yield each of `scored`, one result per manifest row in any order, with the truth about its image.
+
+    On the way the maps are added to `pixels`, by the names of the parts and "fused"; without any mask it stays empty.
+    Raises `DataError` for missing, repeated or unknown images, for scores or maps that are not finite, and for masks of
+    only some defects.
+    """
+    masked, left = _has_masks(rows), {str(row["sample_id"]): row for row in rows.to_dict("records")}
     for item in scored:
-        if item.sample_id not in known or item.sample_id in table:
+        if (row := left.pop(item.sample_id, None)) is None:
             raise DataError(f"{item.sample_id}: scored twice, or not a test row; score each test row once")
-        row = table[item.sample_id] = _row(known[item.sample_id], item, card["threshold"])
-        mask = mask_of(known[item.sample_id]["mask_path"], item.anomaly_map.shape, data_root) if pixels else None
-        if mask is not None:
-            _count(pixels, item, mask, row["path"])
-        gallery.offer(row, partial(draw, item, mask if row["label"] == "defect" else None, card, levels))
-    missing = [sample for sample in known if sample not in table]
-    if missing or not known:
-        found = f"none for {missing[0]} and {len(missing) - 1} others" if missing else "no test rows"
+        scores = {"image_score": float(item.image_score), **{name: float(x) for name, x in item.parts.items()}}
+        if not np.isfinite(list(scores.values())).all():
+            raise DataError(f"{row['path']}: expected finite scores, found {scores}; calibrate this class again")
+        mask = mask_of(row["mask_path"], item.anomaly_map.shape, data_root) if masked else None
+        counts = None if mask is None else _count(pixels, item, mask, row["path"])
+        yield Judged(row, item, scores, mask, counts)
+    if left or rows.empty:
+        found = f"none for {next(iter(left))} and {len(left) - 1} others" if left else "no test rows"
         raise DataError(f"expected a score for each test row, found {found}; add test images or score all of them")
-    return pd.DataFrame([table[sample] for sample in known])
 
 
-def _row(row: dict[Any, Any], item: "Scored", threshold: float) -> Values:
-    scores = {"image_score": item.image_score, **{part: item.parts[part] for part in PARTS}}
-    if not np.isfinite(list(scores.values())).all():
-        raise DataError(f"{row['path']}: expected finite scores, found {scores}; calibrate this class again")
-    decision = "defect" if is_defect(item.image_score, threshold) else "normal"
-    return {
-        **{key: row[key] for key in ("sample_id", "path", "label", "kind")},
-        **{name: float(score) for name, score in scores.items()},
-        "decision": decision,
-        "outcome": OUTCOMES[row["label"], decision],
-    }
-
-
-def _count(pixels: dict[str, PixelMetrics], item: "Scored", mask: NDArray[np.bool_], path: str) -> None:
+def _count(pixels: dict[str, PixelMetrics], item: Judgeable, mask: NDArray[np.bool_], path: str) -> PixelCounts:
     try:
-        for name, counted in pixels.items():
-            counted.add(item.anomaly_map if name == "fused" else item.part_maps[name], mask)
+        fused = count(item.anomaly_map, mask)
+        pixels.setdefault("fused", PixelMetrics()).add_counts(fused)
+        for name, values in item.part_maps.items():
+            pixels.setdefault(name, PixelMetrics()).add(values, mask)
     except ValueError as error:
         raise DataError(f"{path}: its anomaly map can't be judged: {error}; calibrate this class again") from None
+    return fused
+
+
+def _row(one: Judged[Scored], threshold: float) -> Values:
+    """Return the image's row of images.csv."""
+    decision = "defect" if is_defect(one.item.image_score, threshold) else "normal"
+    return {
+        **{key: one.row[key] for key in ("sample_id", "path", "label", "kind")},
+        **one.scores,
+        "decision": decision,
+        "outcome": _OUTCOMES[one.row["label"], decision],
+    }
 
 
 def _write_json(path: Path, values: Values) -> None:
