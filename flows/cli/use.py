@@ -178,7 +178,7 @@ def _rollback(
     with quiet(as_json):
         root = project()
         from flows.core import lineage, locks
-        from flows.versions import promotions, versions
+        from flows.versions import promotions, report_page
         from flows.workspace import workspace
 
         found, name = registry(root, strict=False), lineage.model_name(dataset, category)
@@ -186,7 +186,7 @@ def _rollback(
         entry = promotions.rollback(found, root, dataset, name, reason, version)
         with locks.tried(workspace.lock_file(root, dataset)) as free:
             if free:  # else a flow works on the dataset, which writes the page at its end; a rollback waits for nothing
-                versions.refresh(found, root, dataset, category)
+                report_page.refresh(found, root, dataset, category)
     if as_json:
         print(to_json(entry))
     else:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from flows.core.processes import Supervisor
 from flows.gate import statistics
 from flows.gate.rules import Measured
-from flows.versions import policy, shipping
-from flows.versions.registration import sha256
+from flows.versions import policy, version_bundles
 from flows.workspace.workspace import Workspace
 from pvqae.core import config, files
 from pvqae.core.errors import DataError, IntegrityError
+from pvqae.core.files import digest
 from pvqae.core.layout import Layout
 from pvqae.evaluation.metrics import image_auroc
 from pvqae.samples import images, manifest
@@ -55,7 +55,7 @@ def workspace_of(root: Path, params: config.Params, dataset: str, manifest_sha25
     if (place / "params.yaml").exists():
         spaces.append(Workspace(root, place, config.load(place / "params.yaml")))
     for space in spaces:
-        if space.layout.manifest.exists() and sha256(space.layout.manifest) == manifest_sha256:
+        if space.layout.manifest.exists() and digest(space.layout.manifest) == manifest_sha256:
             return space
     raise DataError(
         f"{dataset}: the gate needs the manifest {manifest_sha256[:12]} that the challenger was made from, and no "
@@ -106,7 +106,11 @@ def measure(
     table, times = _score(detectors, rows, space.layout.data)
     compared = pair.challenger.parent / "gate-scores.csv"
     manifest.write_csv(table.rename(columns={"challenger": "image_score"}), compared)
-    difference = shipping.compare(supervisor, space, pair.challenger, compared, plan.threads) if len(table) else None
+    difference = (
+        version_bundles.compare_scores(supervisor, space, pair.challenger, compared, plan.threads)
+        if len(table)
+        else None
+    )
     sizes = {side: sum(file.stat().st_size for file in folder.iterdir()) for side, folder in sides.items()}
     measured = _facts(table, detectors["challenger"], limits, difference, times, sizes, pair.flaws)
     return Findings(measured, table, _list_sha256(rows))

@@ -11,9 +11,9 @@ from flows.core import lineage, locks
 from flows.gate import measure as measuring
 from flows.gate.measure import Findings, Pair
 from flows.gate.rules import Verdict, judge, promotable
-from flows.versions import promotions, versions
+from flows.versions import promotions, report_page
 from flows.versions.promotions import PromotionError
-from flows.versions.shipping import fetch
+from flows.versions.version_bundles import fetch
 from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.config import Gate
@@ -47,7 +47,7 @@ def show(root: Path, dataset: str, category: str = "") -> None:
     root = root.resolve()
     registry, _ = open_registry(root, config.load(root / "params.yaml").flow.tracking_uri)
     with locks.held(workspace.lock_file(root, dataset)):
-        versions.refresh(registry, root, dataset, category)
+        report_page.refresh(registry, root, dataset, category)
 
 
 def verdict_on(
@@ -86,7 +86,7 @@ def decide(
     promotions.check_owners(registry, dataset, [category])
     with locks.held(lock):
         promotions.complete(registry, name)
-        held = promotions.champion if asked.override else promotions.held_champion
+        held = promotions.champion if asked.override else promotions.held
         champion, challenger = held(registry, name), promotions.held(registry, name, "challenger")
     if not champion and not challenger:
         raise PromotionError(f"{name}: no version is champion or challenger; {promotions.way_back(registry, name)}")

@@ -18,7 +18,7 @@ from flows.core import environment, locks
 from flows.core.processes import Supervisor
 from flows.machines import worker
 from flows.machines.job_spec import JobSpec
-from flows.versions import parents
+from flows.versions import warm_start
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import write_text
@@ -73,7 +73,7 @@ def _bring_parents(project: Path, asked: JobSpec, space: Path) -> None:
     setting = yaml.safe_load(asked.files["params.yaml"])["flow"]["tracking_uri"]
     tracking, _ = open_registry(project, setting)
     for network, (model, version) in asked.parents.items():
-        parents.bring(tracking, model, version, parents.folder(space, network))
+        warm_start.bring(tracking, model, version, warm_start.folder(space, network))
 
 
 def prepare(root: Path, job: JobSpec, threads: int = 0) -> Path:

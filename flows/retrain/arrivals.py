@@ -61,7 +61,7 @@ class Champions:
 
     def version(self, category: str) -> str:
         """Return the class's champion, "" when it has none. Raises `PromotionError` for one that was deleted."""
-        return promotions.held_champion(self._registry, lineage.model_name(self._dataset, category)) or ""
+        return promotions.held(self._registry, lineage.model_name(self._dataset, category)) or ""
 
     def ready(self, categories: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """Return the classes that have a champion, and why others have none where that can be told."""
@@ -89,7 +89,7 @@ class Champions:
         return float(detector.score(path).image_score), _limit(detector.card, self._margin)
 
     def _load(self, category: str) -> Any:
-        from flows.versions import shipping
+        from flows.versions import version_bundles
         from pvqae.inference import bundle  # torch: only when there is something to score
 
         name, version = lineage.model_name(self._dataset, category), self.version(category)
@@ -98,7 +98,7 @@ class Champions:
                 f"{name}: expected a champion to screen with, found none; run `python -m flows train` first"
             )
         self._place.mkdir(parents=True, exist_ok=True)
-        folder = shipping.fetch(self._registry, name, version, self._place / f"{category}-{version}")
+        folder = version_bundles.fetch(self._registry, name, version, self._place / f"{category}-{version}")
         self._loaded[category] = bundle.load(folder)
         return self._loaded[category]
 

@@ -22,10 +22,10 @@ from flows.review import items
 from flows.review.apply import Applied, Applier
 from flows.review.session import ReviewSession
 from flows.versions import promotions
-from flows.versions.registration import sha256
 from flows.workspace import workspace
 from pvqae.core.config import Params
 from pvqae.core.errors import ConfigError, PvqaeError
+from pvqae.core.files import digest
 from pvqae.core.layout import Layout
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _champions(project: Path, registry: Registry, dataset: str) -> "Callable[[st
 
     def champion(category: str) -> "tuple[str, Detector] | None":
         model = lineage.model_name(dataset, category)
-        version = promotions.held_champion(registry, model)
+        version = promotions.held(registry, model)
         return (version, load(model, version)) if version else None
 
     return champion
@@ -92,7 +92,7 @@ def _evaluated(project: Path, registry: Registry, dataset: str) -> Callable[[str
         for place in places:
             sums = Layout(place, dataset).bundle(category) / "SHA256SUMS"
             if sums.is_file():
-                return registry.find(lineage.model_name(dataset, category), {"bundle_sha256": sha256(sums)}) or ""
+                return registry.find(lineage.model_name(dataset, category), {"bundle_sha256": digest(sums)}) or ""
         return ""
 
     return version

@@ -23,7 +23,7 @@ from flows.adapters.prefect_client import Notifier, PrefectEvents
 from flows.adapters.registry import open_registry
 from flows.adapters.tracking import Registry
 from flows.core import lineage, locks
-from flows.versions import promotions, shipping
+from flows.versions import promotions, version_bundles
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, IntegrityError
 from pvqae.core.files import Sealed, whole_folder, write_text
@@ -130,11 +130,11 @@ def bundle_of(root: Path, registry: Registry, model: str, version: str) -> Seale
     expected = registry.version_tags(model, version)["bundle_sha256"]
     if folder.is_dir():
         with suppress(IntegrityError):  # changed since: fetched again
-            return shipping.check_evaluated(folder, expected)
+            return version_bundles.check_evaluated(folder, expected)
     with tempfile.TemporaryDirectory() as place, whole_folder(folder) as part:
-        fetched = shipping.fetch(registry, model, version, Path(place) / "fetched")
+        fetched = version_bundles.fetch(registry, model, version, Path(place) / "fetched")
         shutil.copytree(fetched, part, dirs_exist_ok=True)
-    return shipping.check_evaluated(folder, expected)
+    return version_bundles.check_evaluated(folder, expected)
 
 
 def _source_of(where: str) -> batch_source.Source:

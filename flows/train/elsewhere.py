@@ -12,7 +12,7 @@ from flows.machines import job_spec
 from flows.machines.fan_out import FanOut, job_maker
 from flows.machines.job_spec import Chains
 from flows.train import stages
-from flows.versions import parents
+from flows.versions import warm_start
 from flows.workspace import workspace
 from flows.workspace.workspace import Workspace
 from pvqae.core import config
@@ -76,5 +76,5 @@ def files(space: Workspace, graph: Mapping[str, Any], asked: Sequence[str]) -> d
 def started(registry: Registry, graph: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """The registered version that each network goes on from; networks from scratch are not in it."""
     warm = {name: item["classes"] for name, item in graph["networks"].items() if item["parent"] != FROM_SCRATCH}
-    found = {name: parents.champion(registry, graph["dataset"], members) for name, members in warm.items()}
+    found = {name: warm_start.champion(registry, graph["dataset"], members) for name, members in warm.items()}
     return {name: version for name, version in found.items() if version}

@@ -14,11 +14,12 @@ from flows.adapters.versioning import Versioning
 from flows.core import environment, lineage
 from flows.train import summary
 from flows.train.recording import Recorder, ending, experiment
-from flows.versions.registration import Registered, Registrar, sha256
+from flows.versions.registration import Registered, Registrar
 from flows.workspace import workspace
 from flows.workspace.workspace import Workspace
 from pvqae.core import runtime
 from pvqae.core.errors import PvqaeError
+from pvqae.core.files import digest
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ def lineage_of(space: Workspace, asked: Asked, git_sha: str, data_sha: str, data
     return {
         "git_sha": git_sha,
         "data_sha": data_sha,
-        "manifest_sha256": sha256(space.layout.manifest),
+        "manifest_sha256": digest(space.layout.manifest),
         "data_hash": data_hash,
-        "dvc_lock_sha256": sha256(space.path / "dvc.lock"),
+        "dvc_lock_sha256": digest(space.path / "dvc.lock"),
         "params_sha256": workspace.params_sha256(space.params),
         "flow_run": asked.flow_run,
         "seed": str(space.params.seed),
@@ -135,7 +136,7 @@ def finish(tracking: Registry, run: str, space: Workspace, result: summary.Summa
     tracking.tag(run, {"nothing_changed": str(result.nothing_changed).lower()})
     tracking.metrics(run, as_metrics({"mean": result.figures["mean"]}))
     if not result.nothing_changed:
-        tracking.dataset(run, space.params.data.name, sha256(space.layout.manifest), str(space.layout.manifest))
+        tracking.dataset(run, space.params.data.name, digest(space.layout.manifest), str(space.layout.manifest))
         for name, file in sources_of(space).items():
             tracking.artifact(run, file, "/".join(["sources", *name.split("/")[:-1]]))
         if (page := result.report / "index.html").exists():

@@ -14,8 +14,8 @@ from flows.train import elsewhere, stages, steps
 from flows.train.recording import Recorder
 from flows.train.stages import Done
 from flows.train.summary import Summary
-from flows.versions import parents, promotions
-from flows.versions import versions as pages
+from flows.versions import promotions, warm_start
+from flows.versions import report_page as pages
 from flows.versions.registration import Registrar, read_json
 from flows.workspace import workspace
 from pvqae.core.errors import PvqaeError
@@ -55,7 +55,7 @@ def train(
         tracking, uri = open_registry(project, settings.tracking_uri)
         graph = classes.classes(space.params, classes.wanted(space.params, space.layout.raw))
         promotions.check_owners(tracking, name, graph["classes"])
-        graph = parents.place(space, tracking, graph, warm)
+        graph = warm_start.place(space, tracking, graph, warm)
         classes.write(space.layout.classes_file, graph)
         changed = dvc.status()
         log.info("changed stages: %s", ", ".join(sorted(changed)) or "none")

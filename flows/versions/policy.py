@@ -35,7 +35,7 @@ class Decision:
 
 
 def obstacles(facts: Facts) -> tuple[str, ...]:
-    """Why the bundle can't be registered at all; empty when it can."""
+    """Return why the bundle can't be registered at all; empty when it can."""
     found = []
     if facts.parity_difference is None:
         found.append("parity with a fresh process was not established")
@@ -49,7 +49,7 @@ def obstacles(facts: Facts) -> tuple[str, ...]:
 
 
 def collapse(facts: Facts) -> tuple[str, ...]:
-    """What of the hierarchy or the codebook went unused; a single level cannot collapse."""
+    """Return what of the hierarchy or the codebook went unused; a single level cannot collapse."""
     found = []
     if collapsed_levels(facts.level_shares):
         found.append(f"one level has {max(facts.level_shares):.1%} of the cells, limit {LEVEL_LIMIT:.0%}")
@@ -58,9 +58,12 @@ def collapse(facts: Facts) -> tuple[str, ...]:
     return tuple(found)
 
 
-def useless(facts: Facts, first_auroc: float) -> tuple[str, ...]:
-    """That it does not tell defects from normals, where there are defects to try it on, or finds none of those that it
-    was tried on itself: its threshold is out of reach, however well its scores are ordered."""
+def _useless(facts: Facts, first_auroc: float) -> tuple[str, ...]:
+    """Return in what way it is no detector.
+
+    It does not tell defects from normals, where there are defects to try it on, or finds none of those that it was
+    tried on itself: its threshold is out of reach, however well its scores are ordered.
+    """
     found = []
     if facts.image_auroc is not None and not facts.image_auroc > first_auroc:
         found.append(f"image AUROC {facts.image_auroc:.4f}, above {first_auroc:g} wanted of a first champion")
@@ -70,28 +73,28 @@ def useless(facts: Facts, first_auroc: float) -> tuple[str, ...]:
 
 
 def tried_of(card: Mapping[str, Any]) -> tuple[int, int] | None:
-    """`Facts.tried` by a bundle's calibration card; older ones do not say."""
+    """Return `Facts.tried` by a bundle's calibration card; older ones do not say."""
     synthetic = card.get("synthetic")
     return (synthetic["n"], synthetic["found"]) if synthetic else None
 
 
 def blind(tried: tuple[int, int] | None) -> bool:
-    """Whether a detector that was tried on synthetic defects found none."""
+    """Tell whether a detector that was tried on synthetic defects found none."""
     return tried is not None and tried[0] > 0 and tried[1] == 0
 
 
 def first_version(facts: Facts, first_auroc: float = 0.5) -> Decision:
-    """The first version of a model: champion by absolute rules, there is nothing to compare it with."""
+    """Decide on the first version of a model: champion by absolute rules, there is nothing to compare it with."""
     if against := obstacles(facts):
         return Decision(None, against)
-    if flaws := (*collapse(facts), *useless(facts, first_auroc)):
+    if flaws := (*collapse(facts), *_useless(facts, first_auroc)):
         return Decision("challenger", flaws)
     seen = "no defects to try it on" if facts.image_auroc is None else f"image AUROC {facts.image_auroc:.4f}"
     return Decision("champion", ("parity holds", "lineage is complete", "code is committed", "no collapse", seen))
 
 
 def later_version(facts: Facts) -> Decision:
-    """A version beside a champion waits for the promotion gate."""
+    """Decide on a version of a model that has a champion: it waits for the promotion gate."""
     if against := obstacles(facts):
         return Decision(None, against)
     return Decision("challenger", ("a champion exists: the gate decides", *collapse(facts)))

@@ -16,12 +16,12 @@ from flows.core import lineage, locks
 from pvqae.core.errors import PvqaeError
 
 ALIASES = ("champion", "challenger")
-KEPT = ("git_sha", "data_sha", "manifest_sha256", "bundle_sha256", "trigger")  # lineage that an entry repeats
+_KEPT = ("git_sha", "data_sha", "manifest_sha256", "bundle_sha256", "trigger")  # lineage that an entry repeats
 
 
-HEAD = ("when", "model", "alias", "from", "to", "kind", "verdict", "who", "why", "code", "data")
-NARROW = ("when", "model", "from", "to", "kind", "why")
-WIDE = 150  # columns of a terminal from which all of HEAD is readable
+_HEAD = ("when", "model", "alias", "from", "to", "kind", "verdict", "who", "why", "code", "data")
+_NARROW = ("when", "model", "from", "to", "kind", "why")
+WIDE = 150  # columns of a terminal from which all of _HEAD is readable
 
 
 class PromotionError(PvqaeError):
@@ -40,7 +40,7 @@ def models_of(registry: Registry, dataset: str) -> list[str]:
 
 
 def check_owners(registry: Registry, dataset: str, categories: Iterable[str]) -> None:
-    """Raises `PromotionError` where a class's model is that of another dataset's class."""
+    """Raise `PromotionError` where a class's model is that of another dataset's class."""
     known = registry.owners(lineage.model_name(dataset, ""))
     for owner in (lineage.Owner(dataset, category) for category in categories):
         name = lineage.model_name(dataset, owner.category)
@@ -52,7 +52,7 @@ def check_owners(registry: Registry, dataset: str, categories: Iterable[str]) ->
 
 
 def champions(log: Sequence[Promotion]) -> list[str]:
-    """The champions that a rollback could return to, oldest first; the last is the present one."""
+    """Return the champions that a rollback could go back to, oldest first; the last is the present one."""
     found: list[str] = []
     for entry in (entry for entry in log if entry.alias == "champion"):
         if entry.kind == "rollback":
@@ -64,22 +64,25 @@ def champions(log: Sequence[Promotion]) -> list[str]:
 
 
 def rolled_back(log: Sequence[Promotion]) -> dict[str, str]:
-    """Versions that a person took back, with the reason: the gate does not promote them again."""
+    """Return the versions that a person took back, with the reason: the gate does not promote them again."""
     return {entry.from_version: entry.reasons[0] for entry in log if entry.kind == "rollback"}
 
 
 def complete(registry: Registry, name: str) -> None:
-    """Make every alias what the log's last entry of it says: a kill between log and alias, or a hand, is made good.
-    An alias whose version was deleted stays as it is; `held` tells of it."""
+    """Make every alias what the log's last entry of it says, after a kill between log and alias or a move by hand.
+
+    An alias whose version was deleted stays as it is; `held` tells of it.
+    """
     last = {entry.alias: entry.to_version for entry in registry.promotions(name)}
     for alias, version in last.items():
         if registry.alias(name, alias) != version and registry.exists(name, version):
             registry.set_alias(name, alias, version)
 
 
-def held(registry: Registry, name: str, alias: str) -> str | None:
-    """The version that has an alias by the log, which no hand in MLflow's page has moved; by the registry where the log
-    is silent. None where no version has it, or had.
+def held(registry: Registry, name: str, alias: str = "champion") -> str | None:
+    """Return the version that has an alias by the log, which nobody can edit on MLflow's page.
+
+    By the registry where the log is silent; None where no version has it, or had.
 
     Raises `PromotionError` for a champion that was deleted while an earlier one is left, with the way back.
     """
@@ -94,21 +97,16 @@ def held(registry: Registry, name: str, alias: str) -> str | None:
     return None
 
 
-def held_champion(registry: Registry, name: str) -> str | None:
-    """`held` of the champion."""
-    return held(registry, name, "champion")
-
-
 def champion(registry: Registry, name: str) -> str | None:
-    """The champion; None also where it was deleted: for those who can do without."""
+    """Return the champion; None also where it was deleted: for callers that can do without."""
     try:
-        return held_champion(registry, name)
+        return held(registry, name)
     except PromotionError:
         return None
 
 
 def way_back(registry: Registry, name: str) -> str:
-    """What gives a model a champion that has none: the commands are tried by a test."""
+    """Say what gives a model a champion that has none, with commands that a test tries."""
     place = " ".join(shlex.quote(part) for part in _parts(registry, name))
     if left := _left(registry, name, registry.promotions(name)):
         command = f"python -m flows promote rollback {place} --reason 'the champion was deleted'"
@@ -120,7 +118,7 @@ def way_back(registry: Registry, name: str) -> str:
 
 
 def _parts(registry: Registry, name: str) -> tuple[str, str]:
-    """Dataset and class of a model, whose name alone does not say where one ends."""
+    """Return dataset and class of a model, whose name alone does not say where one ends."""
     origin = registry.origin(name)
     if origin and lineage.model_name(*origin) == name:
         return origin
@@ -144,8 +142,10 @@ def move(
     expected: str | None = None,
     present: str | None = None,
 ) -> Promotion:
-    """Append an entry, then move the alias. `expected`: the version that the decision took for the alias' present one;
-    `present`: what the log calls so, where that was deleted.
+    """Append an entry, then move the alias.
+
+    `expected`: the version that the decision took for the alias' present one; `present`: what the log calls so, where
+    that was deleted.
 
     Raises `PromotionError` when the alias was moved meanwhile.
     """
@@ -165,14 +165,14 @@ def move(
         reasons=reasons,
         run=tags.get("mlflow_run", ""),
         verdict=verdict,
-        lineage={key: tags[key] for key in KEPT if key in tags},
+        lineage={key: tags[key] for key in _KEPT if key in tags},
     )
     registry.promote(name, alias, entry)
     return entry
 
 
 def _now(log: Sequence[Promotion]) -> str:
-    """UTC, but always after the last entry: the log's order must survive a clock that was set back."""
+    """Return UTC, but always after the last entry: the log's order must survive a clock that was set back."""
     now = datetime.datetime.now(datetime.UTC)
     if log:
         now = max(now, datetime.datetime.fromisoformat(log[-1].when) + datetime.timedelta(microseconds=1))
@@ -180,8 +180,10 @@ def _now(log: Sequence[Promotion]) -> str:
 
 
 def rollback(registry: Registry, root: Path, dataset: str, name: str, reason: str, version: str = "") -> Promotion:
-    """Restore the champion before the present one. `version`: the one to take back, so that a rollback that was killed
-    can be asked for again: what is taken back already is left so.
+    """Restore the champion before the present one.
+
+    `version`: the one to take back, so that a killed rollback can be asked for again: what is taken back already is
+    left so.
 
     Raises `PromotionError` when there is no earlier one, when `version` is not champion, or without a reason.
     """
@@ -212,7 +214,7 @@ def _restored(
 
 
 def _taken_back(name: str, version: str, moves: Sequence[Promotion]) -> Promotion:
-    """The entry by which `version` was taken back, if that was the last move."""
+    """Return the entry by which `version` was taken back, if that was the last move."""
     if moves and (moves[-1].kind, moves[-1].from_version) == ("rollback", version):
         return moves[-1]
     present = moves[-1].to_version if moves else lineage.NONE
@@ -220,23 +222,26 @@ def _taken_back(name: str, version: str, moves: Sequence[Promotion]) -> Promotio
 
 
 def as_json(log: Mapping[str, Sequence[Promotion]]) -> str:
-    """Every entry with all its reasons and its lineage."""
+    """Return every entry with all its reasons and its lineage."""
     return json.dumps({name: [asdict(entry) for entry in own] for name, own in log.items()}, indent=1)
 
 
 def table(log: Mapping[str, Sequence[Promotion]], narrow: bool = False) -> Table:
-    """`narrow`: what 80 columns hold; only the reason wraps. The kind says which alias, `--json` has the rest."""
-    head = NARROW if narrow else HEAD
+    """Return the log as a table, one row an entry, oldest first.
+
+    `narrow`: what 80 columns hold; only the reason wraps. The kind says which alias, `--json` has the rest.
+    """
+    head = _NARROW if narrow else _HEAD
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in head:
         shown.add_column(name, no_wrap=name != "why", overflow="fold")
-    for row in rows(log):
+    for row in _rows(log):
         shown.add_row(*((row[name][:10] if narrow and name == "when" else row[name]) for name in head))
     return shown
 
 
-def rows(log: Mapping[str, Sequence[Promotion]]) -> list[dict[str, str]]:
-    """One printable row per entry of the models' logs, oldest first."""
+def _rows(log: Mapping[str, Sequence[Promotion]]) -> list[dict[str, str]]:
+    """Return one printable row per entry of the models' logs, oldest first."""
     entries = sorted(((entry, name) for name, own in log.items() for entry in own), key=lambda pair: pair[0].when)
     return [
         {

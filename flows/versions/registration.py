@@ -1,7 +1,5 @@
 """From a class's bundle to a registered version: export, parity in a fresh process, lineage, decision, alias."""
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,9 +9,11 @@ from typing import Any
 from flows.adapters.tracking import Registry
 from flows.core import lineage, locks
 from flows.core.processes import Supervisor
-from flows.versions import parents, policy, promotions, shipping
+from flows.versions import policy, promotions, version_bundles, warm_start
+from flows.versions.version_bundles import bundle_sha256, parity
 from flows.workspace.workspace import Workspace
-from pvqae.core.errors import PvqaeError
+from pvqae.core import files
+from pvqae.core.files import digest
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,6 @@ class Registered:
     new: bool
     alias: str
     reasons: tuple[str, ...]
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def bundle_sha256(bundle: Path) -> str:
-    """A bundle's hash is that of the list of its files' hashes."""
-    return sha256(bundle / "SHA256SUMS")
 
 
 class Registrar:
@@ -56,9 +47,12 @@ class Registrar:
         self._threads = threads
 
     def existing(self, category: str) -> Registered | None:
-        """The version that is this bundle on this manifest already, made whole if a kill kept its alias from it."""
+        """Return the version that is this bundle on this manifest already, with the alias that a kill kept from it."""
         name, layout = lineage.model_name(self._space.params.data.name, category), self._space.layout
-        same = {"bundle_sha256": bundle_sha256(layout.bundle(category)), "manifest_sha256": sha256(layout.manifest)}
+        same = {
+            "bundle_sha256": bundle_sha256(layout.bundle(category)),
+            "manifest_sha256": digest(layout.manifest),
+        }
         version = self._registry.find(name, same)
         if version is None:
             return None
@@ -66,7 +60,7 @@ class Registrar:
         return Registered(category, version, False, self._alias_of(name, version), ("an equal version is registered",))
 
     def register(self, category: str, run: str) -> Registered:
-        """A new version of the class's model, or the reasons why not; `run` is the class's run."""
+        """Register a new version of the class's model, or return the reasons why not; `run` is the class's run."""
         name, bundle = lineage.model_name(self._space.params.data.name, category), self._space.layout.bundle(category)
         if self._uncommitted:  # known without the parity check, which takes seconds
             reasons = (f"code differs from the commit: {', '.join(self._uncommitted)}",)
@@ -76,11 +70,11 @@ class Registrar:
             "bundle_sha256": bundle_sha256(bundle),
             "mlflow_run": run,
             "parent_version": champion or lineage.NONE,
-            "parent_bundle_sha256": parents.sha256_of(self._space, category),
+            "parent_bundle_sha256": warm_start.sha256_of(self._space, category),
         }
         with tempfile.TemporaryDirectory() as folder:
             exported = Path(folder) / "bundle"
-            shipping.export(self._supervisor, self._space, bundle, exported)
+            version_bundles.export(self._supervisor, self._space, bundle, exported)
             facts = self._facts(category, exported, tags)
             first_auroc = self._space.params.gate.first_auroc
             later = champion or deleted
@@ -89,18 +83,18 @@ class Registrar:
             if decision.alias is None:
                 return self._refused(category, run, decision.reasons)
             model = self._registry.log_model(run, exported)
-            parents.keep(self._registry, run, self._space, category)
+            warm_start.keep(self._registry, run, self._space, category)
             size = sum(file.stat().st_size for file in exported.iterdir())
             figures = lineage.figures(self._metrics(category), size)
         owner = lineage.Owner(self._space.params.data.name, category)
-        version = self._registry.register(name, run, model, tags | decided(decision) | figures, owner)
+        version = self._registry.register(name, run, model, tags | _decision_tags(decision) | figures, owner)
         self._move(name, version, decision)
         return Registered(category, version, True, decision.alias, decision.reasons)
 
     def _champion(self, name: str) -> tuple[str | None, str]:
-        """The champion; or what is to be done where it was deleted and an earlier one is left to go back to."""
+        """Return the champion; or what to do where it was deleted and an earlier one is left to go back to."""
         try:
-            return promotions.held_champion(self._registry, name), ""
+            return promotions.held(self._registry, name), ""
         except promotions.PromotionError as error:
             return None, str(error)
 
@@ -119,7 +113,7 @@ class Registrar:
         promotions.complete(self._registry, name)
         if any(entry.to_version == version for entry in self._registry.promotions(name)):
             return
-        decision = decision_of(self._registry.version_tags(name, version))
+        decision = _decision_of(self._registry.version_tags(name, version))
         if any(self._champion(name)):  # another became it meanwhile: this one waits for the gate
             decision = replace(decision, alias="challenger")
         self._move(name, version, decision)
@@ -130,7 +124,7 @@ class Registrar:
     def _facts(self, category: str, exported: Path, tags: dict[str, str]) -> policy.Facts:
         health = read_json(exported / "config.json").get("health", {})
         return policy.Facts(
-            parity_difference=shipping.parity(self._supervisor, self._space, category, exported, self._threads()),
+            parity_difference=parity(self._supervisor, self._space, category, exported, self._threads()),
             missing_lineage=lineage.missing(tags),
             uncommitted=self._uncommitted,
             level_shares=tuple(health.get("level_shares") or ()),
@@ -143,22 +137,16 @@ class Registrar:
         return read_json(self._space.layout.class_report(category) / "metrics.json")
 
 
-def decided(decision: policy.Decision) -> dict[str, str]:
-    """A decision as tags of the version, from its start: what a killed flow had still to do can be read there."""
+def _decision_tags(decision: policy.Decision) -> dict[str, str]:
+    """Return the tags that a version has from its start: a later flow reads there what a killed one had still to do."""
     return {"decided_alias": decision.alias or "", "decided_reasons": "\n".join(decision.reasons)}
 
 
-def decision_of(tags: Mapping[str, str]) -> policy.Decision:
+def _decision_of(tags: Mapping[str, str]) -> policy.Decision:
     alias: policy.Alias = "champion" if tags["decided_alias"] == "champion" else "challenger"
     return policy.Decision(alias, tuple(tags["decided_reasons"].split("\n")))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a stage's JSON file. Raises `PvqaeError` when it is not there."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise PvqaeError(
-            f"{path}: {error.strerror}; run again, and `dvc repro --force` if that does not help"
-        ) from None
-    return content
+    """Return the content of a stage's JSON file. Raises `IntegrityError` when it is missing or damaged."""
+    return files.read_json(path, "run again, and `dvc repro --force` if that does not help")

@@ -16,18 +16,15 @@ from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc
 from flows.core import lineage
 from flows.core.processes import Supervisor
-from flows.versions import parents, shipping
-from flows.versions.registration import bundle_sha256, sha256
+from flows.versions import version_bundles, warm_start
 from pvqae.core import config
 from pvqae.core.config import Gate
 from pvqae.core.errors import PvqaeError
-from pvqae.core.files import write_text
+from pvqae.core.files import digest, write_text
 from pvqae.core.layout import Layout
 from pvqae.evaluation.metrics import image_auroc
 from pvqae.samples import manifest
 from pvqae.samples.classes import FROM_SCRATCH
-
-Say = Callable[[str], None]
 
 
 class VerifyError(PvqaeError):
@@ -35,7 +32,7 @@ class VerifyError(PvqaeError):
 
 
 @dataclass(frozen=True)
-class Row:
+class _Row:
     """One comparison; `same` None where a difference does not count."""
 
     what: str
@@ -50,13 +47,13 @@ class Verification:
 
     name: str
     version: str
-    rows: tuple[Row, ...]
+    rows: tuple[_Row, ...]
     reproduced: bool
     accepted: bool
     tolerance: str
 
 
-def run(root: Path, name: str, version: str, say: Say = lambda line: None) -> Verification:
+def run(root: Path, name: str, version: str, say: Callable[[str], None] = lambda line: None) -> Verification:
     """Rebuild version `version` of model `name` and compare it with what is registered.
 
     Code: a clone at its git_sha. Params, classes and data versions: the commit data_sha of `pvqae/data`. Images: from
@@ -71,15 +68,15 @@ def run(root: Path, name: str, version: str, say: Say = lambda line: None) -> Ve
     if lacking := lineage.missing(tags):
         raise VerifyError(f"{name} version {version}: its lineage lacks {', '.join(lacking)}; it can't be rebuilt")
     with tempfile.TemporaryDirectory(prefix="pvqae-verify-") as place, Supervisor() as supervisor:
-        original = shipping.fetch(registry, name, version, Path(place) / "registered")
+        original = version_bundles.fetch(registry, name, version, Path(place) / "registered")
         clone = Path(place) / "clone"
         dataset = _clone(root, clone, name, tags, registry.owners(name).get(name))
         dvc = Dvc(clone, supervisor)
-        bring_data(dvc, clone, dataset)
+        _bring_data(dvc, clone, dataset)
         category = name.removeprefix(lineage.model_name(dataset, ""))
         known = yaml.safe_load((clone / "data" / "classes.yaml").read_text("utf-8"))
-        write_text(clone / FROM_SCRATCH, parents.WHY)
-        parents.restore(registry, dataset, name, version, clone, known["classes"][category]["network"])
+        write_text(clone / FROM_SCRATCH, warm_start.WHY)
+        warm_start.restore(registry, dataset, name, version, clone, known["classes"][category]["network"])
         recorded = clone / "dvc.lock"
         outputs = _outputs(recorded)
         recorded.unlink()  # with it DVC would take results instead of making them
@@ -88,7 +85,7 @@ def run(root: Path, name: str, version: str, say: Say = lambda line: None) -> Ve
 
 
 def _clone(root: Path, clone: Path, name: str, tags: Mapping[str, str], owner: lineage.Owner | None = None) -> str:
-    """A clone at the version's code with its params, classes, data versions and dvc.lock; returns the dataset."""
+    """Make a clone at the version's code with its params, classes, data versions and dvc.lock; return the dataset."""
     for key in ("git_sha", "data_sha"):
         git.needed(root, tags[key], f"{key} of {name}")
     git.check_out(root, clone, tags["git_sha"])
@@ -104,14 +101,14 @@ def _clone(root: Path, clone: Path, name: str, tags: Mapping[str, str], owner: l
     return dataset
 
 
-def bring_data(dvc: Dvc, clone: Path, dataset: str) -> None:
-    """The raw images from the shared cache or the remote; a dataset that a stage makes has no .dvc file."""
+def _bring_data(dvc: Dvc, clone: Path, dataset: str) -> None:
+    """Bring the raw images from the shared cache or the remote; a dataset that a stage makes has no .dvc file."""
     if (clone / "data" / "raw" / f"{dataset}.dvc").exists():
         dvc.pull(dataset)
 
 
 def _outputs(lock: Path) -> dict[str, str]:
-    """DVC's hash of every output that a dvc.lock records."""
+    """Return DVC's hash of every output that a dvc.lock records."""
     stages = (yaml.safe_load(lock.read_text("utf-8")) or {}).get("stages", {})
     return {out["path"]: str(out["md5"]) for stage in stages.values() for out in stage.get("outs", [])}
 
@@ -127,34 +124,34 @@ def compare(
     outputs: Mapping[str, str],
     limits: Gate,
 ) -> Verification:
-    """Hashes first; scores only if the bundle is another one."""
+    """Compare hashes first, scores only if the bundle is another one."""
     from flows.core import environment
 
     tags, layout = registry.version_tags(name, version), Layout(clone, dataset)
     bundle, made = layout.bundle(category), _outputs(clone / "dvc.lock")
     here = environment.fingerprint()
     rows = [
-        Row("environment", tags["environment"], here, None if tags["environment"] != here else True),
+        _Row("environment", tags["environment"], here, None if tags["environment"] != here else True),
         *(_row(path, outputs[path], made[path], counts=False) for path in sorted(made) if path in outputs),
-        _row("manifest", tags["manifest_sha256"], sha256(layout.manifest)),
-        _row("bundle", tags["bundle_sha256"], bundle_sha256(bundle)),
+        _row("manifest", tags["manifest_sha256"], digest(layout.manifest)),
+        _row("bundle", tags["bundle_sha256"], version_bundles.bundle_sha256(bundle)),
     ]
     same = all(row.same is not False for row in rows)
     tolerance = f"mean score difference {limits.verify_score:g} deviations, image AUROC {limits.verify_auroc:g}"
     if not same:
-        rows += scores(original, bundle, layout, category, limits)
+        rows += _score_rows(original, bundle, layout, category, limits)
     close = [row.same for row in rows if row.what in ("mean score difference", "image AUROC")]
     return Verification(name, version, tuple(rows), same, same or (bool(close) and all(close)), tolerance)
 
 
-def _row(what: str, recorded: str, rebuilt: str, counts: bool = True) -> Row:
-    """Timings differ by their nature, so a stage's output that differs does not count; the bundle's hash does."""
+def _row(what: str, recorded: str, rebuilt: str, counts: bool = True) -> _Row:
+    """Compare two hashes. Timings differ by their nature, so those of stages do not count; the bundle's does."""
     same = recorded == rebuilt
-    return Row(what, recorded, rebuilt, same if counts or same else None)
+    return _Row(what, recorded, rebuilt, same if counts or same else None)
 
 
-def scores(original: Path, rebuilt: Path, layout: Layout, category: str, limits: Gate) -> list[Row]:
-    """Both bundles on the rebuilt test and gate images, through the one scoring path."""
+def _score_rows(original: Path, rebuilt: Path, layout: Layout, category: str, limits: Gate) -> list[_Row]:
+    """Score the rebuilt test and gate images with both bundles, through the one scoring path."""
     from pvqae.inference import bundle
 
     table = [row for part in ("test", "gate") for row in _records(layout.class_rows(category, part))]
@@ -169,10 +166,10 @@ def scores(original: Path, rebuilt: Path, layout: Layout, category: str, limits:
     spread = float(first[~defect].std()) or 1.0
     away = float(np.abs(first - second).mean()) / spread
     before, after = image_auroc(defect, first), image_auroc(defect, second)
-    found = [Row("mean score difference", "0", f"{away:.4g}", away <= limits.verify_score)]
+    found = [_Row("mean score difference", "0", f"{away:.4g}", away <= limits.verify_score)]
     if before is not None and after is not None:
         near = abs(after - before) <= limits.verify_auroc
-        found.append(Row("image AUROC", f"{before:.4f}", f"{after:.4f}", near))
+        found.append(_Row("image AUROC", f"{before:.4f}", f"{after:.4f}", near))
     return found
 
 
@@ -181,7 +178,7 @@ def _records(file: Path) -> list[dict[Any, Any]]:
 
 
 def table(found: Verification) -> Table:
-    """Fits 80 columns: hashes are cut to 12 digits."""
+    """Return the comparisons in 80 columns: hashes are cut to 12 digits."""
     shown = Table("what", "registered", "rebuilt", "same", box=box.SIMPLE_HEAD, show_edge=False)
     words = {True: "yes", False: "NO", None: "differs, ignored"}
     for row in found.rows:
@@ -190,6 +187,7 @@ def table(found: Verification) -> Table:
 
 
 def sentence(found: Verification) -> str:
+    """Return the outcome in a sentence."""
     what = f"{found.name} version {found.version}"
     if found.reproduced:
         return f"{what}: reproduced, the rebuilt bundle has the registered hash"

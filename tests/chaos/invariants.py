@@ -12,7 +12,7 @@ import mlflow
 from flows.adapters.registry import Mlflow
 from flows.adapters.tracking import Promotion
 from flows.retrain.ledger import IntakePaths, Ledger
-from flows.versions import shipping
+from flows.versions import version_bundles
 from pvqae.core.errors import PvqaeError
 from pvqae.core.files import digest
 from pvqae.core.layout import ARRIVED
@@ -96,7 +96,7 @@ def _bundles(project: Project) -> list[str]:
         if tags["mlflow_run"] not in CHECKED:
             with tempfile.TemporaryDirectory() as place:
                 try:
-                    shipping.fetch(registry(project), MODEL, version, Path(place) / "bundle")
+                    version_bundles.fetch(registry(project), MODEL, version, Path(place) / "bundle")
                     CHECKED.add(tags["mlflow_run"])
                 except PvqaeError as error:
                     found.append(f"version {version}: {error}")

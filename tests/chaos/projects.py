@@ -73,7 +73,7 @@ class Forked:
 
 # What flows import; a command that moves an alias needs less.
 FLOW_MODULES = tuple(f"flows.{name}" for name in ("train", "retrain", "score", "promote", "promotions", "summary"))
-ALIAS_MODULES = ("flows.versions.promotions", "flows.train.steps", "flows.versions.versions")
+ALIAS_MODULES = ("flows.versions.promotions", "flows.train.steps", "flows.versions.report_page")
 
 
 class Server:

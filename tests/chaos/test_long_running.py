@@ -14,7 +14,7 @@ import pytest
 
 from flows.adapters import registry
 from flows.upkeep import gc
-from flows.versions import shipping
+from flows.versions import version_bundles
 from pvqae.core.errors import PvqaeError
 from pvqae.inference import bundle
 from pvqae.samples import images
@@ -101,7 +101,7 @@ def command(project: Clone, words: list[str], environ: dict[str, str] | None = N
 def whole(found: registry.Mlflow, version: str, folder: Path) -> bool:
     """Whether a version's bundle can be fetched and loaded and is the one that was evaluated."""
     try:
-        bundle.load(shipping.fetch(found, MODEL, version, folder))
+        bundle.load(version_bundles.fetch(found, MODEL, version, folder))
     except PvqaeError as error:
         print(error)
         return False

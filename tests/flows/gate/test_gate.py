@@ -11,10 +11,11 @@ import pytest
 
 from flows.gate import measure
 from flows.gate.measure import Pair
-from flows.versions import registration, shipping
+from flows.versions import version_bundles
 from flows.workspace.workspace import Workspace
 from pvqae.core import config, files, runtime
 from pvqae.core.errors import DataError, IntegrityError
+from pvqae.core.files import digest
 from pvqae.inference import bundle
 from pvqae.samples import images, manifest
 
@@ -87,7 +88,7 @@ def test_a_list_that_is_not_the_manifests_is_refused(space: Workspace) -> None:
 
 
 def test_the_workspace_is_the_one_with_the_versions_manifest(space: Workspace) -> None:
-    known = registration.sha256(space.layout.manifest)
+    known = digest(space.layout.manifest)
     assert measure.workspace_of(space.root, space.params, "x", known) == space
     other = space.params.model_copy(update={"data": config.Data(name="y")})
     with pytest.raises(DataError, match="no workspace has it"):
@@ -111,7 +112,7 @@ def test_both_sides_are_measured_on_the_same_images(space: Workspace, monkeypatc
 
     monkeypatch.setattr(bundle, "load", lambda folder: sides[folder.name])
     monkeypatch.setattr(runtime, "apply", lambda plan: None)
-    monkeypatch.setattr(shipping, "compare", compared)
+    monkeypatch.setattr(version_bundles, "compare_scores", compared)
     pair = Pair(folders["challenger"], folders["champion"], {}, ("a flaw",))
     limits = config.Gate(draws=100, min_kind=1)
     found = measure.measure(space, "part", pair, limits, config.Compute(device="cpu"), None)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from flows.gate import promote
 from flows.gate.measure import Findings, Pair
 from flows.gate.promote import VerdictRequest
 from flows.gate.rules import Measured, Verdict
-from flows.versions import promotions, shipping
+from flows.versions import promotions, version_bundles
 from flows.versions.promotions import PromotionError
 from pvqae.core.config import Gate
 from pvqae.core.errors import DataError, IntegrityError
@@ -264,7 +264,7 @@ def test_rollback_goes_back_one_champion_at_a_time_and_bars_what_it_took_back(
         back("all of them")
     assert ask(registry, tmp_path, GOOD, replace(ASKED, override="after all")).promoted
     assert back("no") == "1"
-    table = promotions.rows({MODEL: registry.promotions(MODEL)})
+    table = promotions._rows({MODEL: registry.promotions(MODEL)})
     assert [row["kind"] for row in table if row["alias"] == "champion"] == [
         *("initial", "gate", "gate", "rollback", "rollback", "override", "rollback"),
     ]
@@ -314,6 +314,6 @@ def test_real_runs_keep_the_verdict_as_files(real: Registry, database: str, tmp_
 
 def test_the_evaluated_bundle_is_known_through_its_export(tmp_path: Path) -> None:
     expected = bundle(tmp_path / "one", "weights")
-    shipping.check_evaluated(tmp_path / "one", expected)
+    version_bundles.check_evaluated(tmp_path / "one", expected)
     with pytest.raises(IntegrityError, match="the evaluated bundle"):
-        shipping.check_evaluated(tmp_path / "one", "0" * 64)
+        version_bundles.check_evaluated(tmp_path / "one", "0" * 64)

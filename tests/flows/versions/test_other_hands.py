@@ -31,7 +31,7 @@ from flows.review import review
 from flows.serving import score
 from flows.train import steps
 from flows.upkeep import gc
-from flows.versions import parents, promotions, shipping, versions
+from flows.versions import promotions, report_page, version_bundles, warm_start
 from pvqae.core.config import Gate
 from pvqae.core.errors import PvqaeError
 from tests.flows.gate.test_gate_rules import SOUND
@@ -138,7 +138,7 @@ FAULTS = {
 
 
 def page(place: Place) -> object:
-    return [versions._version(place.registry, MODEL, number, (), {}) for number in ("1", "2", "3")]
+    return [report_page._version(place.registry, MODEL, number, (), {}) for number in ("1", "2", "3")]
 
 
 COMMANDS: dict[str, Callable[[Place], object]] = {
@@ -150,11 +150,11 @@ COMMANDS: dict[str, Callable[[Place], object]] = {
     "promote log": lambda p: promotions.as_json({n: p.registry.promotions(n) for n in p.registry.models("pvqae-")}),
     "train, its runs": lambda p: p.registry.finish(p.registry.start(f"pvqae-{DATASET}", "train")),
     "train, a version": lambda p: p.add("challenger"),
-    "train --warm": lambda p: parents.champion(p.registry, DATASET, [CLASS]),
+    "train --warm": lambda p: warm_start.champion(p.registry, DATASET, [CLASS]),
     "retrain, the screen": lambda p: Champions(p.registry, DATASET, p.root / "x", 0.25).ready([CLASS]),
     "retrain, what was judged": lambda p: admission._of_this_data(p.registry, MODEL, "d3"),
     "report": page,
-    "verify": lambda p: shipping.fetch(p.registry, MODEL, "2", p.root / "verified"),
+    "verify": lambda p: version_bundles.fetch(p.registry, MODEL, "2", p.root / "verified"),
     "review": lambda p: review._champions(p.root, p.registry, DATASET),
     "gc": lambda p: list(gc._versions(p.registry)),
     "doctor": lambda p: ServerProbe().champions(p.uri),

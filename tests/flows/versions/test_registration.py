@@ -11,10 +11,11 @@ import pytest
 
 from flows.adapters.fakes import FakeRegistry
 from flows.core import lineage
-from flows.versions import registration, shipping
+from flows.versions import version_bundles
 from flows.versions.registration import Registrar
 from flows.workspace.workspace import Workspace
 from pvqae.core import config
+from pvqae.core.files import digest
 
 MODEL = "pvqae-x-part"
 SHARED = {name: "known" for name in lineage.REQUIRED if name not in ("bundle_sha256", "mlflow_run", "parent_version")}
@@ -48,7 +49,7 @@ def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     found.layout.manifest.parent.mkdir()
     found.layout.manifest.write_text("rows")
     # The real one needs a real bundle.
-    monkeypatch.setattr(shipping, "export", lambda supervisor, space, bundle, out: shutil.copytree(bundle, out))
+    monkeypatch.setattr(version_bundles, "export", lambda supervisor, space, bundle, out: shutil.copytree(bundle, out))
     return found
 
 
@@ -59,7 +60,7 @@ def registrar(
     uncommitted: tuple[str, ...] = (),
     shared: dict[str, str] = SHARED,
 ) -> Registrar:
-    made_from = shared | {"manifest_sha256": registration.sha256(space.layout.manifest)}
+    made_from = shared | {"manifest_sha256": digest(space.layout.manifest)}
     return Registrar(runs, Fresh(difference), space, made_from, uncommitted, lambda: 3)  # type: ignore[arg-type]
 
 

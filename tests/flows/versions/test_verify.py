@@ -8,9 +8,11 @@ import pytest
 
 from flows.adapters.fakes import FakeRegistry
 from flows.core import environment
-from flows.versions import registration, verify
+from flows.versions import verify
 from flows.versions.verify import Verification
+from flows.versions.version_bundles import bundle_sha256
 from pvqae.core.config import Gate
+from pvqae.core.files import digest
 from pvqae.core.layout import Layout
 from pvqae.inference import bundle
 from pvqae.samples import manifest
@@ -42,8 +44,8 @@ def clone(tmp_path: Path) -> Layout:
 def compare(clone: Layout, **tags: str) -> Verification:
     runs = FakeRegistry()
     known = {
-        "bundle_sha256": registration.bundle_sha256(clone.bundle("part")),
-        "manifest_sha256": registration.sha256(clone.manifest),
+        "bundle_sha256": bundle_sha256(clone.bundle("part")),
+        "manifest_sha256": digest(clone.manifest),
         "environment": environment.fingerprint(),
     }
     version = runs.register(MODEL, "run", "models:/run", known | tags)
@@ -83,7 +85,7 @@ def test_another_bundle_is_judged_by_its_scores(
 
 
 def test_a_version_of_another_manifest_is_not_reproduced(clone: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "scores", lambda *_: [])
+    monkeypatch.setattr(verify, "_score_rows", lambda *_: [])
     found = compare(clone, manifest_sha256="another")
     assert not found.reproduced
     assert not found.accepted

@@ -1,4 +1,4 @@
-"""What leaves the project: a self-contained bundle, and the proof that it scores as the evaluated one did."""
+"""Bundles of registered versions: self-contained, proved to score as the evaluated one did, and fetched again."""
 
 import hashlib
 import json
@@ -12,40 +12,45 @@ from flows.core.processes import Supervisor
 from flows.workspace.workspace import Workspace
 from pvqae.cli.processes import ADDRESS
 from pvqae.core.errors import IntegrityError, PvqaeError
-from pvqae.core.files import SUMS
+from pvqae.core.files import SUMS, digest
 
 if TYPE_CHECKING:
     from pvqae.core.files import Sealed
 
-PARITY_ROWS = 8  # images scored again by the exported bundle, in a process that has nothing else in memory
+_PARITY_ROWS = 8  # images scored again by the exported bundle, in a process that has nothing else in memory
+
+
+def bundle_sha256(bundle: Path) -> str:
+    """Return a bundle's hash, which is that of the list of its files' hashes."""
+    return digest(bundle / "SHA256SUMS")
 
 
 def export(supervisor: Supervisor, space: Workspace, bundle: Path, out: Path) -> None:
-    """A copy of `bundle` that carries the backbone's weights."""
+    """Make a copy of `bundle` that carries the backbone's weights."""
     _pvqae(supervisor, space, f"{bundle}: packing it for the registry", "pack", str(bundle), str(out))
 
 
 def parity(supervisor: Supervisor, space: Workspace, category: str, exported: Path, threads: int) -> float | None:
-    """Largest difference between the evaluated scores and those of the exported bundle in a fresh process.
+    """Return the largest difference between the evaluated scores and the exported bundle's in a fresh process.
 
     None when no image was compared. As many `threads` as the evaluation had: another number sums in another order,
     which alone changes a score of 31 by 1.6e-5 (measured); with the same number the difference is 0.
     Raises `PvqaeError` when the check itself fails.
     """
-    return compare(supervisor, space, exported, space.layout.class_report(category) / "images.csv", threads)
+    return compare_scores(supervisor, space, exported, space.layout.class_report(category) / "images.csv", threads)
 
 
-def compare(supervisor: Supervisor, space: Workspace, bundle: Path, images: Path, threads: int) -> float | None:
-    """The same against any table `images` with sample_id, path and image_score."""
+def compare_scores(supervisor: Supervisor, space: Workspace, bundle: Path, images: Path, threads: int) -> float | None:
+    """Return the same against any table `images` with sample_id, path and image_score."""
     words = ["parity", str(bundle), str(images), str(space.layout.data)]
-    words += ["--rows", str(PARITY_ROWS), "--threads", str(threads)]
+    words += ["--rows", str(_PARITY_ROWS), "--threads", str(threads)]
     lines = _pvqae(supervisor, space, f"{images}: the parity check", *words)
     figures = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
     return float(figures["max_abs_difference"]) if figures["images"] else None
 
 
 def _pvqae(supervisor: Supervisor, space: Workspace, what: str, *words: str) -> list[str]:
-    """Output of `pvqae WORDS`, with the flow's own code: a workspace may still have that of its last training.
+    """Return the output of `pvqae WORDS`, with the flow's own code: a workspace may have that of its last training.
 
     Raises `PvqaeError`, which begins with `what`, when it failed.
     """
@@ -58,18 +63,19 @@ def _pvqae(supervisor: Supervisor, space: Workspace, what: str, *words: str) -> 
     return lines
 
 
-BACKBONE = "backbone.safetensors"  # what `bundle.export` adds
+_BACKBONE = "backbone.safetensors"  # what `bundle.export` adds
 
 
 def check_evaluated(bundle: Path, expected: str) -> "Sealed":
-    """The files of a downloaded bundle, unharmed and those of the evaluated one, but for the backbone that an export
-    adds. Raises `IntegrityError`.
+    """Return the files of a downloaded bundle. Raises `IntegrityError` unless they are those of the evaluated one.
+
+    But for the backbone, which an export adds.
     """
     from pvqae.inference import bundle as bundles  # imports torch
 
     files = bundles.read(bundle)
     lines = files.files[SUMS].decode().splitlines(keepends=True)
-    own = "".join(line for line in lines if not line.endswith(f"  {BACKBONE}\n"))
+    own = "".join(line for line in lines if not line.endswith(f"  {_BACKBONE}\n"))
     found = hashlib.sha256(own.encode()).hexdigest()
     if found != expected:
         raise IntegrityError(
@@ -79,7 +85,10 @@ def check_evaluated(bundle: Path, expected: str) -> "Sealed":
 
 
 def fetch(registry: Registry, name: str, version: str, out: Path) -> Path:
-    """A version's bundle below `out`, checked. Raises `IntegrityError` when it is not the one that was evaluated."""
+    """Download a version's bundle into `out`, a new folder, and return its folder.
+
+    Raises `IntegrityError` when it is not the one that was evaluated.
+    """
     out.mkdir()
     bundle = registry.download(name, version, out)
     try:

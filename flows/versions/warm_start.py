@@ -1,6 +1,6 @@
-"""What a network's training goes on from: the bundle of its class's champion, and the folds trained beside it.
+"""What a network's training goes on from: the bundle of its class's champion, and the folds trained with it.
 
-A network with the parent `data/parents/none` starts from scratch; with `data/parents/<network>`, from what lies there.
+A network with the parent `data/parents/none` starts from scratch; with `data/parents/<network>`, from what is there.
 Both are dependencies of its stage, so DVC trains again when the parent changes, and its hash is in dvc.lock.
 """
 
@@ -19,25 +19,25 @@ from pvqae.core.errors import IntegrityError
 from pvqae.core.files import write_text
 from pvqae.samples.classes import FROM_SCRATCH
 
-KEPT = "warm"  # a folder among the artifacts of a class's run
-BACKBONE = "backbone.safetensors"  # in exported bundles only
-WHY = "Networks with this parent start from scratch; see flows/versions/parents.py.\n"
+_KEPT = "warm"  # a folder among the artifacts of a class's run
+_BACKBONE = "backbone.safetensors"  # in exported bundles only
+WHY = "Networks with this parent start from scratch.\n"
 
 
 def keep(registry: Registry, run: str, space: Workspace, category: str) -> None:
-    """Log to a class's run what a later training may start from beside the bundle: who learned from what, the folds."""
+    """Log to a class's run what a later training may start from, apart from the bundle: its origin and the folds."""
     from pvqae.training import warm  # imports torch: only when something is registered
 
     folder = _network(space, category)
     if folder is None:
         return
-    with tempfile.TemporaryDirectory() as beside:
-        warm.keep(folder, Path(beside) / KEPT)
-        registry.artifact(run, Path(beside) / KEPT)
+    with tempfile.TemporaryDirectory() as temporary:
+        warm.keep(folder, Path(temporary) / _KEPT)
+        registry.artifact(run, Path(temporary) / _KEPT)
 
 
 def sha256_of(space: Workspace, category: str) -> str:
-    """Of the bundle that the class's network was given to go on from, or "none"."""
+    """Return the hash of the bundle that the class's network was given to go on from, or "none"."""
     folder = _network(space, category)
     if folder is None or not (folder / "origin.json").exists():
         return lineage.NONE
@@ -45,14 +45,14 @@ def sha256_of(space: Workspace, category: str) -> str:
 
 
 def _network(space: Workspace, category: str) -> Path | None:
-    """The folder of the class's network, None where there is none."""
+    """Return the folder of the class's network, None where there is none."""
     known = classes.read(space.layout.classes_file).get("classes", {})
     found = space.layout.network(known[category]["network"]) if category in known else None
     return found if found and found.is_dir() else None
 
 
 def place(space: Workspace, registry: Registry, graph: Mapping[str, Any], warm: bool) -> dict[str, Any]:
-    """`graph` (the content of data/classes.yaml) with each network's parent, which lies in its place afterwards.
+    """Put each network's parent in place; return `graph` (the content of data/classes.yaml) with the parents named.
 
     Where `warm` is wanted, that is the champion of the network's first class that has one; without a champion, or with
     one of which no folds were kept, the network starts from scratch. Raises `IntegrityError` for a damaged champion.
@@ -78,19 +78,19 @@ def _champion(space: Workspace, registry: Registry, network: str, members: list[
 
 
 def champion(registry: Registry, dataset: str, members: list[str]) -> tuple[str, str] | None:
-    """Model and version that a network of the classes `members` goes on from: the first champion among them."""
+    """Return model and version that a network of the classes `members` goes on from: the first champion among them."""
     models = [lineage.model_name(dataset, category) for category in sorted(members)]
     champions = [(model, version) for model in models if (version := promotions.champion(registry, model))]
     return champions[0] if champions else None
 
 
 def folder(workspace: Path, network: str) -> Path:
-    """Where a network's parent lies in a workspace."""
+    """Return the folder of a network's parent in a workspace."""
     return workspace / "data" / "parents" / network
 
 
 def restore(registry: Registry, dataset: str, model: str, version: str, workspace: Path, network: str) -> bool:
-    """Put the parent that a version was trained from into a workspace, to train it again; False: it was none.
+    """Put the parent that a version was trained from into a workspace, to train it again; False where it had none.
 
     Raises `IntegrityError` where the parent is no longer registered.
     """
@@ -106,7 +106,7 @@ def restore(registry: Registry, dataset: str, model: str, version: str, workspac
 
 
 def bring(registry: Registry, model: str, version: str, out: Path) -> bool:
-    """Make `out` the parent that a version is; False where nothing was kept beside its bundle.
+    """Make `out` the parent that a version is; return False where nothing was kept with its bundle.
 
     Raises `IntegrityError` when the files are not those that were registered.
     """
@@ -114,13 +114,13 @@ def bring(registry: Registry, model: str, version: str, out: Path) -> bool:
     from pvqae.training import warm
 
     tags = registry.version_tags(model, version)
-    with tempfile.TemporaryDirectory() as beside:
-        kept = registry.fetch(tags["mlflow_run"], KEPT, Path(beside) / "kept")
+    with tempfile.TemporaryDirectory() as temporary:
+        kept = registry.fetch(tags["mlflow_run"], _KEPT, Path(temporary) / "kept")
         if kept is None:
             return False
-        bundle = registry.download(model, version, Path(beside) / "model")
+        bundle = registry.download(model, version, Path(temporary) / "model")
         bundles.verify(bundle)
-        (bundle / BACKBONE).unlink(missing_ok=True)  # 13 MB that every project has by their hash
+        (bundle / _BACKBONE).unlink(missing_ok=True)  # 13 MB that every project has by their hash
         found = bundles.seal(bundle)
         if found != tags["bundle_sha256"]:
             raise IntegrityError(

@@ -8,7 +8,7 @@ import pytest
 from flows.adapters.fakes import FakeRegistry
 from flows.adapters.tracking import Promotion
 from flows.core import lineage
-from flows.versions import promotions, versions
+from flows.versions import promotions, report_page
 from flows.versions.registration import Registered
 
 MODEL = "pvqae-x-part"
@@ -35,7 +35,7 @@ def test_a_version_is_compared_with_whom_the_gate_judged_it_by_or_the_champion(
     version: str, tags: dict[str, str], champion: str | None, expected: tuple[str, str]
 ) -> None:
     log = [_champion("1", "initial")] + ([_champion("2", before="1")] if champion == "2" else [])
-    assert versions.opponent(version, tags, champion, log) == expected
+    assert report_page._opponent(version, tags, champion, log) == expected
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "reports" / "x"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps({"classes": {"part": METRICS}}))
-    monkeypatch.setattr(versions, "rewrite_page", lambda reports, demo: None)  # tests/pvqae/report/test_versions.py
+    monkeypatch.setattr(report_page, "rewrite_page", lambda reports, demo: None)  # tests/pvqae/report/test_versions.py
     return folder
 
 
@@ -63,7 +63,7 @@ def test_lineage_and_figures_come_from_the_registry(reports: Path) -> None:
     runs = FakeRegistry()
     _add(runs, "champion")
     found = Registered("part", _add(runs, "challenger", image_auroc=0.95), True, "challenger", ())
-    versions.publish(runs, reports, "x", [found], demo=False)
+    report_page.publish(runs, reports, "x", [found], demo=False)
     shown = _shown(reports)
     assert (shown["number"], shown["alias"], shown["reasons"]) == ("2", "challenger", ["a", "b"])
     assert len(shown["lineage"]) == len(lineage.REQUIRED)
@@ -76,7 +76,7 @@ def test_lineage_and_figures_come_from_the_registry(reports: Path) -> None:
 def test_an_unregistered_bundle_is_compared_by_its_report(reports: Path) -> None:
     runs = FakeRegistry()
     _add(runs, "champion")
-    versions.publish(runs, reports, "x", [Registered("part", "", False, "", ("code differs",))], demo=False)
+    report_page.publish(runs, reports, "x", [Registered("part", "", False, "", ("code differs",))], demo=False)
     shown = _shown(reports)
     assert (shown["number"], shown["reasons"], shown["lineage"]) == ("", ["code differs"], [])
     assert shown["comparison"]["this_figures"]["image_auroc"] == 0.9
@@ -87,10 +87,10 @@ def test_a_moved_alias_and_a_verdict_show_after_a_refresh(reports: Path) -> None
     runs = FakeRegistry()
     _add(runs, "champion")
     second = _add(runs, "challenger")
-    versions.publish(runs, reports, "x", [Registered("part", second, True, "challenger", ())], demo=False)
+    report_page.publish(runs, reports, "x", [Registered("part", second, True, "challenger", ())], demo=False)
     runs.tag_version(MODEL, second, {"gate_outcome": "pass", "gate_champion": "1", "gate_verdict": "kept: a: b"})
     promotions.move(runs, MODEL, "champion", second, kind="gate", reasons=("r",))
-    versions.refresh(runs, reports.parents[1], "x")
+    report_page.refresh(runs, reports.parents[1], "x")
     shown = _shown(reports)
     assert shown["alias"] == "champion"
     assert shown["verdict"] == {"outcome": "pass", "against": "1", "lines": ["kept: a: b"]}
@@ -100,15 +100,15 @@ def test_a_moved_alias_and_a_verdict_show_after_a_refresh(reports: Path) -> None
 def test_a_refresh_of_one_class_asks_about_no_other(reports: Path) -> None:
     runs = FakeRegistry()
     found = Registered("part", _add(runs, "champion"), True, "champion", ())
-    versions.publish(runs, reports, "x", [found], demo=False)
+    report_page.publish(runs, reports, "x", [found], demo=False)
     before = _shown(reports)
     runs.tag_version(MODEL, "1", {"gate_outcome": "pass", "gate_champion": "1", "gate_verdict": "kept: a: b"})
-    versions.refresh(runs, reports.parents[1], "x", "other")
+    report_page.refresh(runs, reports.parents[1], "x", "other")
     assert _shown(reports) == before
-    versions.refresh(runs, reports.parents[1], "x", "part")
+    report_page.refresh(runs, reports.parents[1], "x", "part")
     assert _shown(reports)["verdict"]
 
 
 def test_a_refresh_without_a_page_does_nothing(tmp_path: Path) -> None:
-    versions.refresh(FakeRegistry(), tmp_path, "x")
+    report_page.refresh(FakeRegistry(), tmp_path, "x")
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,6 @@
-"""The lineage and the comparison with the champion on the report's page, from the registry.
+"""The report's page with the lineage of each version and its comparison with the champion, from the registry.
 
-The page lies in the project's `reports/<dataset>/`; its file of versions belongs to no stage, so writing both leaves
+The page is in the project's `reports/<dataset>/`; its file of versions belongs to no stage, so writing both leaves
 `dvc status` as it is.
 """
 
@@ -18,9 +18,9 @@ from pvqae.report import versions
 from pvqae.report.report import rewrite_page
 from pvqae.report.versions import Comparison, Fact, Version
 
-Figures = Mapping[str, float | None]
+_Figures = Mapping[str, float | None]
 
-LINEAGE = {  # tag → words, whether it is a hash
+_LINEAGE = {  # tag → words, whether it is a hash
     "git_sha": ("code (git)", True),
     "data_sha": ("data versions (pvqae/data)", True),
     "data_hash": ("raw data (DVC)", True),
@@ -47,8 +47,10 @@ def publish(
     demo: bool,
     others: Mapping[str, versions.Values] = {},
 ) -> None:
-    """Write the versions that `found` names into the dataset's folder of reports, and the page with them. `others`: the
-    classes whose versions are as they were."""
+    """Write the versions that `found` names into the dataset's folder of reports, and the page with them.
+
+    `others`: the classes whose versions are as they were.
+    """
     metrics = json.loads((reports / "metrics.json").read_text("utf-8"))["classes"]
     names = {item.category: lineage.model_name(dataset, item.category) for item in found}
     known = {
@@ -60,7 +62,7 @@ def publish(
 
 
 def refresh(registry: Registry, root: Path, dataset: str, category: str = "") -> None:
-    """The same once more after an alias moved or a verdict was given; nothing where the flow has written no page.
+    """Write the page again after an alias moved or a verdict was given; nothing where the flow has written none.
 
     `category`: the class that it concerns; without it all are looked up. A page that can't be written (its figures were
     removed) stops no promotion: the next training writes it.
@@ -80,8 +82,8 @@ def refresh(registry: Registry, root: Path, dataset: str, category: str = "") ->
         print(f"{reports}: the page was not written again: {error}")
 
 
-def opponent(version: str, tags: Mapping[str, str], champion: str | None, log: Sequence[Promotion]) -> tuple[str, str]:
-    """Whom a version is shown beside, and in which role; "" for none.
+def _opponent(version: str, tags: Mapping[str, str], champion: str | None, log: Sequence[Promotion]) -> tuple[str, str]:
+    """Return the version that another is compared with, and its role; "" for none.
 
     The one that the gate compared it with; else the present champion; else, when it is that itself, the one before.
     """
@@ -109,8 +111,8 @@ def _version(
         alias=alias,
         registered=next((f"{one.when[:19]}Z" for one in log if number and one.to_version == number), ""),
         reasons=tuple(tags.get("decided_reasons", "").split("\n")) if number else reasons,
-        lineage=tuple(Fact(words, tags[key], is_hash) for key, (words, is_hash) in LINEAGE.items() if key in tags),
-        comparison=_comparison(registry, name, tags, opponent(number, tags, champion, log), metrics),
+        lineage=tuple(Fact(words, tags[key], is_hash) for key, (words, is_hash) in _LINEAGE.items() if key in tags),
+        comparison=_comparison(registry, name, tags, _opponent(number, tags, champion, log), metrics),
         verdict=_verdict(tags),
     )
 
@@ -127,8 +129,8 @@ def _comparison(
     return Comparison(other, role, same, own, _figures(theirs))
 
 
-def _figures(tags: Mapping[str, str]) -> Figures:
-    """Empty for versions that were registered before figures were kept with them."""
+def _figures(tags: Mapping[str, str]) -> _Figures:
+    """Return a version's figures; none for one that was registered before figures were kept with them."""
     return dict(json.loads(tags.get("figures", "{}")))
 
 

@@ -9,8 +9,8 @@ import yaml
 
 from flows.adapters.fakes import FakeRegistry
 from flows.core import classes
-from flows.versions import parents
-from flows.versions.registration import bundle_sha256
+from flows.versions import warm_start
+from flows.versions.version_bundles import bundle_sha256
 from flows.workspace.workspace import Workspace
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
@@ -54,7 +54,7 @@ def runs(space: Workspace) -> FakeRegistry:
     (exported / "backbone.safetensors").write_bytes(b"backbone")
     bundles.seal(exported)
     model = found.log_model(run, exported)
-    parents.keep(found, run, space, "a")
+    warm_start.keep(found, run, space, "a")
     tags = {"bundle_sha256": bundle_sha256(space.layout.bundle("a")), "mlflow_run": run}
     found.aliases[MODEL, "champion"] = found.register(MODEL, run, model, tags)
     return found
@@ -65,7 +65,7 @@ def parent_of(content: dict[str, Any], network: str) -> str:
 
 
 def test_the_champion_and_its_folds_become_the_parent(space: Workspace, runs: FakeRegistry) -> None:
-    found = parents.place(space, runs, graph(space), warm=True)
+    found = warm_start.place(space, runs, graph(space), warm=True)
     folder = space.path / "data" / "parents" / "a"
     assert parent_of(found, "a") == "data/parents/a"
     assert bundle_sha256(folder / "bundle") == bundle_sha256(space.layout.bundle("a"))
@@ -77,58 +77,58 @@ def test_the_champion_and_its_folds_become_the_parent(space: Workspace, runs: Fa
 
 
 def test_the_same_champion_is_the_same_parent(space: Workspace, runs: FakeRegistry) -> None:
-    parents.place(space, runs, graph(space), warm=True)
+    warm_start.place(space, runs, graph(space), warm=True)
     before = {p: p.read_bytes() for p in (space.path / "data" / "parents").rglob("*") if p.is_file()}
-    parents.place(space, runs, graph(space), warm=True)
+    warm_start.place(space, runs, graph(space), warm=True)
     assert {p: p.read_bytes() for p in (space.path / "data" / "parents").rglob("*") if p.is_file()} == before
 
 
 def test_without_warm_nothing_is_left(space: Workspace, runs: FakeRegistry) -> None:
-    parents.place(space, runs, graph(space), warm=True)
-    found = parents.place(space, runs, graph(space), warm=False)
+    warm_start.place(space, runs, graph(space), warm=True)
+    found = warm_start.place(space, runs, graph(space), warm=False)
     assert found == graph(space)
     assert [p.name for p in (space.path / "data" / "parents").iterdir()] == ["none"]
 
 
 def test_a_shared_network_goes_on_from_the_first_class_with_a_champion(space: Workspace, runs: FakeRegistry) -> None:
-    found = parents.place(space, runs, graph(space, ("0", "a", "b"), "shared"), warm=True)
+    found = warm_start.place(space, runs, graph(space, ("0", "a", "b"), "shared"), warm=True)
     assert parent_of(found, "all") == "data/parents/all"
 
 
 def test_a_champion_of_which_nothing_was_kept_is_no_parent(space: Workspace, runs: FakeRegistry) -> None:
     runs.folders.clear()
-    assert parent_of(parents.place(space, runs, graph(space), warm=True), "a") == "data/parents/none"
+    assert parent_of(warm_start.place(space, runs, graph(space), warm=True), "a") == "data/parents/none"
 
 
 def test_a_champion_that_is_not_what_was_registered_is_refused(space: Workspace, runs: FakeRegistry) -> None:
     (model,) = runs.bundles
     runs.bundles[model]["weights.safetensors"] += b" "
     with pytest.raises(IntegrityError, match="weights"):
-        parents.place(space, runs, graph(space), warm=True)
+        warm_start.place(space, runs, graph(space), warm=True)
     del runs.bundles[model]["SHA256SUMS"]
     with pytest.raises(IntegrityError, match="SHA256SUMS"):
-        parents.place(space, runs, graph(space), warm=True)
+        warm_start.place(space, runs, graph(space), warm=True)
 
 
 def test_a_consistent_but_other_bundle_is_refused(space: Workspace, runs: FakeRegistry) -> None:
     runs.versions[MODEL][0]["bundle_sha256"] = "0" * 64
     with pytest.raises(IntegrityError, match="expected the bundle 000"):
-        parents.place(space, runs, graph(space), warm=True)
+        warm_start.place(space, runs, graph(space), warm=True)
 
 
 def test_the_lineage_says_what_a_network_started_from(space: Workspace) -> None:
-    assert parents.sha256_of(space, "a") == "none"
-    assert parents.sha256_of(space, "b") == "none"
+    assert warm_start.sha256_of(space, "a") == "none"
+    assert warm_start.sha256_of(space, "b") == "none"
     (space.layout.network("a") / "origin.json").write_text('{"parent_bundle_sha256": "12ab"}')
-    assert parents.sha256_of(space, "a") == "12ab"
+    assert warm_start.sha256_of(space, "a") == "12ab"
 
 
 def test_a_versions_own_parent_can_be_put_back(space: Workspace, runs: FakeRegistry, tmp_path: Path) -> None:
     sha256 = runs.version_tags(MODEL, "1")["bundle_sha256"]
     runs.register(MODEL, "run", "model", {"parent_bundle_sha256": sha256})
     runs.register(MODEL, "run", "model", {"parent_bundle_sha256": "f" * 64})
-    assert parents.restore(runs, "x", MODEL, "2", tmp_path / "clone", "a")
+    assert warm_start.restore(runs, "x", MODEL, "2", tmp_path / "clone", "a")
     assert bundle_sha256(tmp_path / "clone" / "data" / "parents" / "a" / "bundle") == sha256
-    assert not parents.restore(runs, "x", MODEL, "1", tmp_path / "clone", "a")
+    assert not warm_start.restore(runs, "x", MODEL, "1", tmp_path / "clone", "a")
     with pytest.raises(IntegrityError, match="no longer"):
-        parents.restore(runs, "x", MODEL, "3", tmp_path / "clone", "a")
+        warm_start.restore(runs, "x", MODEL, "3", tmp_path / "clone", "a")
