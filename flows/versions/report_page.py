@@ -14,9 +14,7 @@ from flows.core import lineage
 from flows.versions import promotions
 from flows.versions.registration import Registered
 from pvqae.core.errors import PvqaeError
-from pvqae.report import versions
-from pvqae.report.report import rewrite_page
-from pvqae.report.versions import Comparison, Fact, Version
+from pvqae.report.report import Comparison, Fact, Verdict, Version, read_versions, rewrite_page, write_versions
 
 _Figures = Mapping[str, float | None]
 
@@ -45,7 +43,7 @@ def publish(
     dataset: str,
     found: Sequence[Registered],
     demo: bool,
-    others: Mapping[str, versions.Values] = {},
+    others: Mapping[str, dict[str, Any]] = {},
 ) -> None:
     """Write the versions that `found` names into the dataset's folder of reports, and the page with them.
 
@@ -57,7 +55,7 @@ def publish(
         item.category: _version(registry, names[item.category], item.version, item.reasons, metrics[item.category])
         for item in found
     }
-    versions.write(reports, {**others, **known}, demo)
+    write_versions(reports, {**others, **known}, demo)
     rewrite_page(reports, demo)
 
 
@@ -68,7 +66,7 @@ def refresh(registry: Registry, root: Path, dataset: str, category: str = "") ->
     removed) stops no promotion: the next training writes it.
     """
     reports = root / "reports" / dataset
-    kept = versions.read(reports)
+    kept = read_versions(reports)
     if kept is None:
         return
     found = [
@@ -134,8 +132,8 @@ def _figures(tags: Mapping[str, str]) -> _Figures:
     return dict(json.loads(tags.get("figures", "{}")))
 
 
-def _verdict(tags: Mapping[str, str]) -> versions.Verdict | None:
+def _verdict(tags: Mapping[str, str]) -> Verdict | None:
     if "gate_outcome" not in tags:
         return None
     against = tags["gate_champion"]
-    return versions.Verdict(tags["gate_outcome"], against, tuple(tags["gate_verdict"].split("\n")))
+    return Verdict(tags["gate_outcome"], against, tuple(tags["gate_verdict"].split("\n")))

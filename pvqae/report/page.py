@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from scipy.special import bdtrc
 
-from pvqae.report import pictures, shots, svg
+from pvqae.report import gallery, pictures, svg
 
 if TYPE_CHECKING:
     from pvqae.report.report import ClassReport
@@ -58,14 +58,14 @@ METHODS = {
 def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: Mapping[str, Values]) -> str:
     """The page for `metrics` (the content of metrics.json) and its classes; `demo` labels it as no quality claim.
 
-    `versions`: what `versions.read` gives; without a class's, the page says how it gets there.
+    `versions`: what `report.read_versions` gives; without a class's, the page says how it gets there.
     """
     here = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(figure=figure, percent=percent, short=svg.short, words=words)
-    shown = shots.choose(classes)
+    shown = gallery.choose(classes)
     views = [_class(one, number, len(classes), versions.get(one.name)) for number, one in enumerate(classes)]
     for view in views:
         view["groups"] = shown.groups[view["name"]]
@@ -77,7 +77,7 @@ def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: 
         warnings=[(one.name, text) for one in classes for text in warnings(one)],
         classes=views,
         shown=shown,
-        filters=shots.choices(shown.groups.items()),
+        filters=gallery.filters(shown.groups.items()),
         heat=_gradient(pictures.HEAT),
         size=SIZE,
     )

@@ -1,7 +1,13 @@
-"""`pvqae report`: the folders of all classes become one table of figures, one of images, one ROC and one page."""
+"""`pvqae report`: the folders of all classes become one table of figures, one of images, one ROC and one page.
+
+The page also shows registered versions: where they came from and how they compare. They are in `versions.json` beside
+the page, written at registration. That file is no output of the stage `report`: a version names the hash of dvc.lock,
+so DVC can't track a file that names the version.
+"""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +16,14 @@ import pandas as pd
 
 from pvqae.core import config
 from pvqae.core.errors import DataError
-from pvqae.core.files import write_text
+from pvqae.core.files import digest, write_text
 from pvqae.core.layout import Layout
-from pvqae.report import page, versions
-from pvqae.samples.classes import read
+from pvqae.report import page
+from pvqae.samples import classes as listed
 from pvqae.samples.manifest import write_csv
 
 Values = dict[str, Any]
+_VERSIONS = "versions.json"
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ def report(layout: Layout) -> Values:
     Returns the content of metrics.json. Raises `DataError` when a class was not evaluated.
     """
     params = config.load(layout.root / "params.yaml")
-    names = read(layout.classes_file, layout.name).classes
+    names = listed.read(layout.classes_file, layout.name).classes
     classes = [_read(layout.reports, name) for name in sorted(names)]
     metrics = {
         "dataset": layout.name,
@@ -69,7 +76,7 @@ def rewrite_page(reports: Path, demo: bool) -> None:
 
 
 def _write_page(reports: Path, metrics: Values, classes: list[ClassReport], demo: bool) -> None:
-    known = versions.read(reports)
+    known = read_versions(reports)
     write_text(reports / "index.html", page.render(metrics, classes, demo, known.classes if known else {}))
 
 
@@ -108,3 +115,74 @@ def _with_class(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _roc(one: ClassReport) -> pd.DataFrame:
     return _with_class(pd.DataFrame(one.curves["roc"]), one.name)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of a lineage; `is_hash`: shown in short, whole on request."""
+
+    name: str
+    value: str
+    is_hash: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of this version beside those of `other`; keys as in metrics.json, and size_bytes; absent: not known."""
+
+    other: str  # a version's number
+    role: str  # of the other, in words: "champion", "champion before it"
+    same_images: bool  # both were evaluated on the same manifest
+    this_figures: Mapping[str, float | None]
+    other_figures: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of the promotion gate; `lines` are "kept | broken | undecided: rule: figures"."""
+
+    outcome: str
+    against: str  # a version's number
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Version:
+    """Of one class; `number` "" when its bundle was not registered, `reasons` say why or why not."""
+
+    model: str
+    number: str
+    alias: str
+    registered: str  # ISO 8601 in UTC, "" when not known
+    reasons: tuple[str, ...]
+    lineage: tuple[Fact, ...]
+    comparison: Comparison | None
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What versions.json holds: class → the fields of `Version`; `demo`: the page makes no quality claim."""
+
+    classes: dict[str, Values]
+    demo: bool
+
+
+def write_versions(reports: Path, versions: Mapping[str, Version | Values], demo: bool) -> None:
+    """versions.json in a dataset's folder of reports, for the metrics.json that lies there; by class.
+
+    A class whose version is as it was is given as `read_versions` found it.
+    """
+    classes = {name: asdict(one) if isinstance(one, Version) else one for name, one in versions.items()}
+    found = {"metrics_sha256": digest(reports / "metrics.json"), "demo": demo, "classes": classes}
+    write_text(reports / _VERSIONS, json.dumps(found, indent=1, allow_nan=False) + "\n")
+
+
+def read_versions(reports: Path) -> Known | None:
+    """None when no versions were written, or when they belong to other figures than those that lie there now."""
+    try:
+        found: Values = json.loads((reports / _VERSIONS).read_text("utf-8"))
+        same = found["metrics_sha256"] == digest(reports / "metrics.json")
+    except FileNotFoundError:
+        return None
+    return Known(found["classes"], found["demo"]) if same else None

@@ -11,7 +11,7 @@ import pytest
 
 from pvqae.core.errors import DataError
 from pvqae.core.layout import Layout
-from pvqae.report import page, shots
+from pvqae.report import gallery, page
 from pvqae.report.report import mean, report
 from pvqae.samples import classes
 
@@ -212,7 +212,7 @@ def test_pictures_stay_within_a_budget_of_bytes(
         evaluated(name)
     report(layout)
     assert len(_shots(layout)) == 2 * 2 * 4  # classes, groups, pictures
-    monkeypatch.setattr(shots.choose, "__defaults__", (25_000,))
+    monkeypatch.setattr(gallery.choose, "__defaults__", (25_000,))
     report(layout)
     kept = _shots(layout)
     assert 0 < len(kept) < 16

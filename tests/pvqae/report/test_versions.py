@@ -8,9 +8,8 @@ import pytest
 
 from pvqae.core.errors import DataError
 from pvqae.core.layout import Layout
-from pvqae.report import page, versions
-from pvqae.report.report import report, rewrite_page
-from pvqae.report.versions import Comparison, Fact, Verdict, Version
+from pvqae.report import page
+from pvqae.report.report import Comparison, Fact, Verdict, Version, report, rewrite_page, write_versions
 
 FIGURES = {"image_auroc": 0.9, "false_alarm_rate": 0.05, "latency_ms": 20.0, "size_bytes": 3.2e6}
 VERSION = Version(
@@ -42,7 +41,7 @@ def test_the_page_says_how_lineage_gets_there(reported: Layout) -> None:
 
 
 def test_lineage_comparison_and_verdict_are_shown(reported: Layout) -> None:
-    versions.write(reported.reports, {"brick": VERSION}, demo=True)
+    write_versions(reported.reports, {"brick": VERSION}, demo=True)
     rewrite_page(reported.reports, demo=True)
     text = _text(reported)
     for shown in ("pvqae-demo-brick", "c0de" * 10, ">c0dec0dec0de<", "ratio 2.00, limit 1.5", "2026-01-02T03:04:05Z"):
@@ -52,7 +51,7 @@ def test_lineage_comparison_and_verdict_are_shown(reported: Layout) -> None:
 
 
 def test_a_stage_that_runs_again_keeps_versions_of_the_same_figures_only(reported: Layout) -> None:
-    versions.write(reported.reports, {"brick": VERSION}, demo=True)
+    write_versions(reported.reports, {"brick": VERSION}, demo=True)
     report(reported)
     assert "c0dec0dec0de" in _text(reported)
     file = reported.class_report("brick") / "metrics.json"
