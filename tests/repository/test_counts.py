@@ -13,7 +13,7 @@ from tests import stages
 from tests.chaos.conftest import PARAMS, make
 
 ROOT = Path(__file__).parents[2]
-INFERENCE, SCORE = 20, 40
+INFERENCE, SCORE, RETRAIN = 20, 40, 32
 # Run by `python -c CODE PACKAGE MODULE WORDS...`: a command line as it is, then the modules that it has loaded.
 LOADED = """
 import importlib, json, sys
@@ -56,3 +56,24 @@ def test_pvqae_score_loads_few_modules(bundle: Path, tmp_path: Path) -> None:
     names = loaded("pvqae", "pvqae.cli.main", "score", str(bundle), str(tmp_path / "a.png"))
     assert "pvqae.inference.scoring" in names
     assert len(names) <= SCORE, names
+
+
+@pytest.mark.integration  # Prefect's server and MLflow's first migration: a dozen seconds
+def test_a_retraining_that_is_not_needed_loads_few_modules(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("data/raw/parts/nut/good/1.png", "data/raw/parts/nut/good/2.png", "landing/nut/3.png"):
+        images.write(tmp_path / name, rng.random((32, 32, 3), dtype=np.float32))
+    (tmp_path / "params.yaml").write_text("data: {name: parts, source: folder}\nlanding: {url: landing}\n", "utf-8")
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n", "utf-8")
+    names = loaded("flows", "flows.cli.main", "retrain", "--dry-run", folder=tmp_path)
+    assert "flows.retrain.admission" in names
+    assert not {name for name in names if name.startswith(("flows.train.", "flows.gate."))}
+    assert len(names) <= RETRAIN, names
+
+
+def test_a_retraining_imports_few_modules() -> None:
+    code = "import json, sys, flows.cli.main, flows.retrain.retrain; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = [name for name in json.loads(done.stdout) if name.startswith("flows.")]
+    folders = [name for name in names if (ROOT / Path(*name.split("."))).is_dir()]
+    assert len(names) - len(folders) <= RETRAIN, names
