@@ -56,7 +56,7 @@ beyond that it is chosen in random parts. No model: residual to the training mea
 
 
 @dataclass(frozen=True)
-class Line:
+class _Line:
     """A detector on a class, or on the mean of the classes; figures are means over seeds, None where undefined."""
 
     category: str
@@ -66,7 +66,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Gap:
+class _Gap:
     """Ours minus another, paired by class, seed and draw."""
 
     category: str
@@ -80,8 +80,8 @@ class Gap:
 class Result:
     """The lines of both tables."""
 
-    lines: list[Line]
-    gaps: list[Gap]
+    lines: list[_Line]
+    gaps: list[_Gap]
     seeds: tuple[int, ...]
     draws: int
     notes: list[str]
@@ -126,7 +126,7 @@ class Result:
         return [(title, heads, lines), ("Paired differences", gap_heads, gaps)]
 
 
-def _flat(line: Line) -> dict[str, Any]:
+def _flat(line: _Line) -> dict[str, Any]:
     flat: dict[str, Any] = {"class": line.category, "detector": line.method}
     for figure, interval in line.figures.items():
         ends = (interval.value, interval.low, interval.high) if interval else (None, None, None)
@@ -179,7 +179,7 @@ def run(
         drawn[MEAN, method] = _mean([drawn[name, method] for name in names])
         costs[MEAN, method] = {c: float(np.mean([costs[name, method][c] for name in names])) for c in _COSTS}
     rows = names if len(names) == 1 else [*names, MEAN]
-    lines = [Line(name, m, _intervals(drawn[name, m]), costs[name, m]) for name in rows for m in methods]
+    lines = [_Line(name, m, _intervals(drawn[name, m]), costs[name, m]) for name in rows for m in methods]
     gaps = [gap for name in rows for figure in FIGURES for gap in _gaps(drawn, name, figure, methods)]
     return Result(lines, gaps, tuple(seeds), draws, [_anomalib()])
 
@@ -215,14 +215,14 @@ def _intervals(found: dict[str, _Drawn]) -> dict[str, Interval | None]:
     return {f: bootstrap.interval(found[f].value, found[f].draws) if f in found else None for f in FIGURES}
 
 
-def _gaps(drawn: _Table, name: str, figure: str, methods: Sequence[str]) -> list[Gap]:
+def _gaps(drawn: _Table, name: str, figure: str, methods: Sequence[str]) -> list[_Gap]:
     """Compare ours with every other detector of a row."""
     found = {method: drawn[name, method][figure] for method in methods if figure in drawn[name, method]}
     ours = found.pop(OURS, None)
     if ours is None:
         return []
     best = max((method for method in _RIVALS if method in found), key=lambda m: found[m].value, default="")
-    return [Gap(name, figure, method, method == best, ours.minus(other)) for method, other in found.items()]
+    return [_Gap(name, figure, method, method == best, ours.minus(other)) for method, other in found.items()]
 
 
 def _anomalib() -> str:

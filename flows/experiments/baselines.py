@@ -27,7 +27,7 @@ from pvqae.model.backbones import Features, Spec, on_grid, repeat_border
 from pvqae.model.codebook import cover, nearest
 from pvqae.samples import geometry
 
-CHUNK = 16  # views at once
+_CHUNK = 16  # views at once
 _SIGMA = 4.0  # of the map's Gaussian, model pixels (PatchCore's too)
 _HALF = 2  # bytes of a stored number, for all detectors
 _TOP = 0.01  # of the cells, for the image scores
@@ -64,7 +64,7 @@ def _to_canvas(maps_Bhw: Tensor, valid_Bhw: Tensor, canvas: geometry.Canvas) -> 
     return geometry.stitch(canvas, [readout.blur(view, _SIGMA).numpy() for view in full])
 
 
-def features_of(of: Batch | Examples) -> Features:
+def _features_of(of: Batch | Examples) -> Features:
     """Return the frozen features: baselines stand on nothing else."""
     assert of.features is not None, "baselines stand on a frozen backbone"
     return of.features
@@ -85,8 +85,11 @@ class _Residual:
 
 @dataclass(frozen=True, eq=False)
 class _Control:
-    """No model. The fine channels make the map; the image score adds those of the coarsest tap, each in deviations of
-    its place. With one covariance for all channels the map is worse (toothbrush: AUPRO .60, this way .84)."""
+    """No model: the fine channels make the map, and the image score adds those of the coarsest tap.
+
+    Each is in deviations of its place. With one covariance for all channels the map is worse (toothbrush: AUPRO .60,
+    this way .84).
+    """
 
     fine: _Residual
     coarse: _Residual
@@ -129,8 +132,8 @@ def _residual(examples: Examples, params: Params, channels: slice) -> _Residual:
 
 def _targets(examples: Examples, channels: slice) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield B x C x h x w and B x 1 x h x w."""
-    for _, batch in examples.batches(CHUNK):
-        target = features_of(batch).target[:, channels]
+    for _, batch in examples.batches(_CHUNK):
+        target = _features_of(batch).target[:, channels]
         yield target, on_grid(batch.valid, target.shape[-2:])[:, None]
 
 
@@ -173,14 +176,14 @@ def _covering(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) 
 
     Nothing is chosen; a training image is measured without its own part's codes.
     """
-    features, settings = features_of(examples), params.memory.model_copy(update={"ridge": _STANDARDISED})
+    features, settings = _features_of(examples), params.memory.model_copy(update={"ridge": _STANDARDISED})
     levels = tuple(
         normals.fit_level(x, examples.valid, groups_n, settings, params.seed, f"{folds.FULL}/{r}")
         for r, x in enumerate(features.levels)
     )
     found = [
-        list(_distances(levels, features_of(batch), batch.valid, groups_n[indices]))
-        for indices, batch in examples.batches(CHUNK)
+        list(_distances(levels, _features_of(batch), batch.valid, groups_n[indices]))
+        for indices, batch in examples.batches(_CHUNK)
     ]
     per_level = [torch.cat(values) for values in zip(*found, strict=True)]
     valid = (on_grid(examples.valid, x.shape[-2:]) for x in per_level)
@@ -188,7 +191,7 @@ def _covering(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) 
     return _Covering(levels, statistics)
 
 
-def patches(features: Features) -> Tensor:
+def _patches(features: Features) -> Tensor:
     """Put the two finest levels, each averaged over 3x3, on the finest grid: B x C x h x w."""
     finest = features.levels[-1].shape[-2:]
     pooled = [F.avg_pool2d(x.float(), 3, 1, 1, count_include_pad=False) for x in features.levels[-2:]]
@@ -210,6 +213,15 @@ def _coreset(x_nC: Tensor, count: int, seed: int) -> Tensor:
     return torch.cat([part[cover(projected[part], share)] for part, share in pairs]).sort().values
 
 
+def patches_of(examples: Examples) -> Tensor:
+    """Return all valid patches, n x C in half precision."""
+    parts = []
+    for _, batch in examples.batches(_CHUNK):
+        x = _patches(_features_of(batch))
+        parts.append(x.movedim(1, -1)[on_grid(batch.valid, x.shape[-2:])].half())
+    return torch.cat(parts)
+
+
 @dataclass(frozen=True, eq=False)
 class PatchCore:
     """A bank of normal patches; the distance to the nearest, the highest one re-weighted as in the paper."""
@@ -223,7 +235,7 @@ class PatchCore:
         return (self.bank.numel() + 2 * self.mean.numel()) * _HALF / 1e6
 
     def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Result:
-        x_BhwC = (patches(features).movedim(1, -1) - self.mean) / self.deviation
+        x_BhwC = (_patches(features).movedim(1, -1) - self.mean) / self.deviation
         valid = on_grid(valid_BSS, x_BhwC.shape[1:3])
         found = [nearest(x, self.bank) for x in torch.split(x_BhwC.flatten(0, 2), 256)]
         distance, index = (torch.cat(values).view(valid.shape) for values in zip(*found, strict=True))
@@ -254,11 +266,7 @@ def _patchcore(
     `standardised` scales every channel first: the taps of this backbone are of unequal size, and Euclidean distance
     would hear the loudest only.
     """
-    parts = []
-    for _, batch in examples.batches(CHUNK):
-        x = patches(features_of(batch))
-        parts.append(x.movedim(1, -1)[on_grid(batch.valid, x.shape[-2:])].half())
-    every = torch.cat(parts).float()
+    every = patches_of(examples).float()
     mean, deviation = every.mean(0), every.std(0).clamp_min(1e-6)
     if not standardised:
         mean, deviation = torch.zeros_like(mean), torch.ones_like(deviation)

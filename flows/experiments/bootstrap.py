@@ -34,7 +34,7 @@ class Interval:
 
 
 def weights(groups: Sequence[str], defect: Bools, draws: int = DRAWS, seed: int = 0, name: str = "") -> Floats:
-    """D x n: how often each image counts in each draw. `name` names the class: other classes, other draws."""
+    """Return how often each image counts in each draw, D x n. `name` is the class: other classes, other draws."""
     number, names = pd.factorize(np.asarray(groups, dtype=object))
     spoilt = np.bincount(number, weights=defect, minlength=len(names)) > 0
     rng = seeding.numpy_generator(seed, "bootstrap", name)
@@ -47,7 +47,7 @@ def weights(groups: Sequence[str], defect: Bools, draws: int = DRAWS, seed: int 
 
 
 def image_aurocs(defect: Bools, scores: Floats, weights_Dn: Floats) -> Floats:
-    """The image AUROC of each draw, D; NaN where a draw lacks defects or normals."""
+    """Return the image AUROC of each draw, D; NaN where a draw lacks defects or normals."""
     above = wins(scores[defect], scores[~defect])
     hits, alarms = weights_Dn[:, defect], weights_Dn[:, ~defect]
     pairs = hits.sum(1) * alarms.sum(1)
@@ -57,15 +57,15 @@ def image_aurocs(defect: Bools, scores: Floats, weights_Dn: Floats) -> Floats:
 
 
 def pixel_figures(counts: Sequence[PixelCounts], weights_Dn: Floats) -> tuple[Floats, Floats]:
-    """Pixel AUROC and AUPRO of each draw, D each; NaN where not defined."""
-    normal, defect, region = (weights_Dn @ table for table in dense(counts))
+    """Return pixel AUROC and AUPRO of each draw, D each; NaN where not defined."""
+    normal, defect, region = (weights_Dn @ table for table in _dense(counts))
     auroc = [pixel_auroc(*pair) for pair in zip(normal, defect, strict=True)]
     aupro = [pixel_aupro(*pair) for pair in zip(normal, region, strict=True)]
     return np.array(auroc, dtype=np.float64), np.array(aupro, dtype=np.float64)
 
 
-def dense(counts: Sequence[PixelCounts], most: int = BINS) -> tuple[Floats, Floats, Floats]:
-    """Normal, defect and region counts, n x K each: neighbouring bins are joined until at most about `most` are left.
+def _dense(counts: Sequence[PixelCounts], most: int = BINS) -> tuple[Floats, Floats, Floats]:
+    """Return normal, defect and region counts, n x K each, neighbouring bins joined until about `most` are left.
 
     Each joined bin holds about an equal share of the normal pixels and of the regions' weight together.
     """
@@ -84,6 +84,6 @@ def dense(counts: Sequence[PixelCounts], most: int = BINS) -> tuple[Floats, Floa
 
 
 def interval(value: float, draws: Floats) -> Interval:
-    """The central 95 % of the draws that are defined."""
+    """Return the central 95 % of the draws that are defined."""
     low, high = np.nanquantile(draws, [0.025, 0.975]) if np.isfinite(draws).any() else (np.nan, np.nan)
     return Interval(value, float(low), float(high))

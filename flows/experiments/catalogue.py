@@ -41,7 +41,7 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class KnownClass(_Entry):
+class _KnownClass(_Entry):
     """Where a class comes from; of a large one a `share` of its groups is enough to answer a question."""
 
     dataset: str  # demo, or a folder below the datasets' root
@@ -88,7 +88,7 @@ def with_params(params: config.Params, overrides: Overrides) -> config.Params:
 
 
 _CONTENT: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-CLASSES = {name: KnownClass(**values) for name, values in _CONTENT["classes"].items()}
+CLASSES = {name: _KnownClass(**values) for name, values in _CONTENT["classes"].items()}
 EXPERIMENTS = {name: Experiment(**values) for name, values in _CONTENT["experiments"].items()}
 FIGURES: dict[str, str] = _CONTENT["figures"]  # figure → what a table calls it
 

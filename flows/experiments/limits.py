@@ -1,6 +1,6 @@
-"""Do the thresholds keep their promise? `flows bench calibration C` tries it on the class's own unseen normals.
+"""Does a bundle keep what its card promises? Measured on the class's own normals that its fit has not seen.
 
-How small a defect is found? `flows bench smallest C` puts spots of falling size on normals that C has not seen.
+`flows bench calibration C` tries the thresholds; `flows bench smallest C` puts spots of falling size on the normals.
 """
 
 import hashlib
@@ -22,41 +22,43 @@ from pvqae.inference.bundle import Detector
 from pvqae.samples import images, manifest
 from pvqae.samples.images import Floats
 
-DRAWS = 200
+_DRAWS = 200
+_MOST = 20  # normals that spots are put on
+_FOUND = 0.9  # share of spots above the threshold
+_CONTRAST = 0.35  # of the range, against what was there
+_CELLS = (4.0, 2.83, 2.0, 1.41, 1.0, 0.71, 0.5, 0.35)  # diameters, in cells of the geometry
 
 
-def unseen_normals(layout: Layout, category: str, method: str) -> pd.DataFrame:
-    """Rows of the manifest that the class's shipped fit has not learned from and that are normal."""
+def _opened(layout: Layout, params: config.Params, category: str) -> tuple[Detector, pd.DataFrame]:
+    """Load the class's bundle and the rows of its normals that the shipped fit has not learned from."""
+    runtime.apply(runtime.plan(params.compute, 1))
+    detector = bundle.load(layout.bundle(category))
     rows = manifest.read(layout.manifest)
-    splits = ["calibrate", "test", "gate"] if method == "held_out" else ["test", "gate"]
+    splits = ["calibrate", "test", "gate"] if detector.card["method"] == "held_out" else ["test", "gate"]
     keep = (rows["category"] == category) & (rows["label"] == "normal") & rows["split"].isin(splits)
-    return rows[keep]
+    return detector, rows[keep]
 
 
 def calibration(layout: Layout, params: config.Params, category: str) -> dict[str, float]:
-    """Over seeded random halves of the unseen normals' groups: threshold from one half, false alarms on the other."""
-    runtime.apply(runtime.plan(params.compute, 1))
-    detector = bundle.load(layout.bundle(category))
-    rows = unseen_normals(layout, category, detector.card["method"])
-    if rows["group_id"].nunique() < 4:
-        raise CalibrationError(f"{category}: expected unseen normals of at least 4 groups, found {len(rows)} images")
+    """Take the threshold from one random half of the unseen normals' groups and the false alarms from the other.
+
+    The rates are over many seeded halves. Raises `CalibrationError` with fewer than 4 groups.
+    """
+    detector, rows = _opened(layout, params, category)
+    groups = rows["group_id"].nunique()
+    if groups < 4:
+        raise CalibrationError(f"{category}: {len(rows)} unseen normals of {groups} groups; at least 4 are needed")
     pairs = zip(rows["sample_id"], rows["path"], strict=True)
     scores = np.array([s.image_score for s in track(detector.score_many(pairs, layout.data), "scoring", len(rows))])
     target = params.calibration.false_alarm_rate
-    rates = realised_rates(scores, list(rows["group_id"]), target, DRAWS, params.seed)
+    rates = realised_rates(scores, list(rows["group_id"]), target, _DRAWS, params.seed)
     low, high = np.quantile(rates, [0.025, 0.975])
-    facts = {"n_normals": len(rows), "n_groups": rows["group_id"].nunique(), "target": target, "draws": DRAWS}
+    facts = {"n_normals": len(rows), "n_groups": groups, "target": target, "draws": _DRAWS}
     return facts | {"mean": float(rates.mean()), "low": float(low), "high": float(high)}
 
 
-MOST = 20  # normals
-FOUND = 0.9  # share of spots above the threshold
-CONTRAST = 0.35  # of the range, against what was there
-CELLS = (4.0, 2.83, 2.0, 1.41, 1.0, 0.71, 0.5, 0.35)  # diameters, in cells of the geometry
-
-
 @dataclass(frozen=True)
-class Smallest:
+class _Smallest:
     """`shares`: diameter in pixels of the image → share of the spots above the threshold, largest first."""
 
     images: int
@@ -66,10 +68,10 @@ class Smallest:
 
     @property
     def diameter(self) -> float | None:
-        """The smallest of which, and of all larger ones, at least `FOUND` are found; None if not even the largest."""
+        """The smallest diameter with, as all larger ones, at least `_FOUND` found; None if not even the largest has."""
         found = None
         for diameter, share in self.shares.items():
-            if share < FOUND:
+            if share < _FOUND:
                 break
             found = diameter
         return found
@@ -79,38 +81,37 @@ class Smallest:
         table = "\n".join(f"{diameter:>8} {share:>7.0%}" for diameter, share in self.shares.items())
         return (
             f"{thresholds.sentence(self.geometry)}\nmeasured on {self.images} unseen normals ({self.left_out} false "
-            f"alarms left out), contrast {CONTRAST:.0%}: {size} at {FOUND:.0%} found\n  pixels   found\n{table}"
+            f"alarms left out), contrast {_CONTRAST:.0%}: {size} at {_FOUND:.0%} found\n  pixels   found\n{table}"
         )
 
 
-def smallest(layout: Layout, params: config.Params, category: str) -> Smallest:
-    """Measure it with the class's bundle. Raises `CalibrationError` without unseen normals below the threshold."""
-    runtime.apply(runtime.plan(params.compute, 1))
-    detector = bundle.load(layout.bundle(category))
-    rows = unseen_normals(layout, category, detector.card["method"])
-    rows = rows.iloc[np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(int)] if len(rows) else rows
+def smallest(layout: Layout, params: config.Params, category: str) -> _Smallest:
+    """Measure the smallest spot found. Raises `CalibrationError` without unseen normals below the threshold."""
+    detector, rows = _opened(layout, params, category)
+    if rows.empty:
+        raise CalibrationError(f"{category}: no unseen normals")
+    rows = rows.iloc[np.linspace(0, len(rows) - 1, min(_MOST, len(rows))).astype(int)]
     scorer = detector.scorer
-    geometry = thresholds.smallest(rows, scorer.networks.backbone.spec, scorer.image, scorer.score) if len(rows) else {}
-    diameters = [round(cells * geometry["pixels"], 1) for cells in CELLS] if geometry else []
-    pictures = (
-        (row["sample_id"], images.read(row["path"], layout.data, scorer.image.bits)) for _, row in rows.iterrows()
-    )
+    geometry = thresholds.smallest(rows, scorer.networks.backbone.spec, scorer.image, scorer.score)
+    diameters = [round(cells * geometry["pixels"], 1) for cells in _CELLS]
+    listed = zip(rows["sample_id"], rows["path"], strict=True)
+    pictures = ((name, images.read(path, layout.data, scorer.image.bits)) for name, path in listed)
     table = pd.DataFrame(_judged(detector, track(pictures, "smallest defect", len(rows)), diameters))
-    quiet = table[~table["normal"].astype(bool)] if len(table) else table
+    quiet = table[~table["normal"].astype(bool)]
     if quiet.empty:
-        raise CalibrationError(f"{category}: expected unseen normals below the threshold, found none of {len(rows)}")
+        raise CalibrationError(f"{category}: none of {len(rows)} unseen normals is below the threshold")
     shares = {diameter: float(quiet[diameter].mean()) for diameter in diameters}
-    return Smallest(len(quiet), len(table) - len(quiet), shares, geometry)
+    return _Smallest(len(quiet), len(table) - len(quiet), shares, geometry)
 
 
 def _judged(
     detector: Detector, pictures: Iterator[tuple[str, Floats]], diameters: list[float]
 ) -> Iterator[dict[str | float, bool]]:
-    """Of each picture, whether it and a spot of each diameter on it are above the threshold."""
+    """Tell of each picture whether it, and a spot of each diameter on it, are above the threshold."""
     for sample_id, picture in pictures:
         found: dict[str | float, bool] = {"normal": _above(detector, picture)}
         for diameter in () if found["normal"] else diameters:
-            found[diameter] = _above(detector, spot(picture, diameter, sample_id))
+            found[diameter] = _above(detector, _spot(picture, diameter, sample_id))
         yield found
 
 
@@ -118,8 +119,8 @@ def _above(detector: Detector, picture: Floats) -> bool:
     return bool(is_defect(detector.score(picture).image_score, detector.threshold))
 
 
-def spot(picture: Floats, diameter: float, name: str) -> Floats:
-    """A round spot, darker or brighter than its place by `CONTRAST`; `name` says where, the same for every diameter."""
+def _spot(picture: Floats, diameter: float, name: str) -> Floats:
+    """Draw a round spot, darker or brighter than its place by `_CONTRAST`; `name` alone decides the place."""
     height, width, _ = picture.shape
     digest = hashlib.sha256(f"spot/{name}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8]))
@@ -127,6 +128,6 @@ def spot(picture: Floats, diameter: float, name: str) -> Floats:
     rows, columns = np.mgrid[:height, :width]
     inside = np.clip(diameter / 2 + 0.5 - np.hypot(rows - row, columns - column), 0, 1)[..., None]
     there = float(picture[int(row), int(column)].mean())
-    changed = picture + inside * (CONTRAST if there < 0.5 else -CONTRAST)
+    changed = picture + inside * (_CONTRAST if there < 0.5 else -_CONTRAST)
     spotted: Floats = changed.clip(0, 1).astype(np.float32)
     return spotted

@@ -112,9 +112,9 @@ def error_of(networks: Networks, normals: Examples) -> float:
 
 @torch.no_grad()
 def shuffled_raise(networks: Networks, normals: Examples, seed: int) -> float:
-    """Do test 2: by which share does the error of `normals` rise, e.g. 0.05, with each view's expected levels shuffled?
+    """Do test 2: return the share, e.g. 0.05, by which the error of `normals` rises with shuffled expected levels.
 
-    They are shuffled over the view's valid cells. Where all cells of a view expect one level nothing rises.
+    Each view's levels are shuffled over its valid cells. Where all cells of a view expect one level nothing rises.
     """
     sums, draws = [0.0, 0.0], seeding.generator(seed, "shuffle")
     for features, valid_BSS in _each(networks, normals):

@@ -20,11 +20,11 @@ from pvqae.core.files import write_text
 MEAN = "mean"
 _PAPER, _POINTS = 0.973, 0.02  # image AUROC on MVTec AD
 _MVTEC = ("bottle", "toothbrush")
-CONSTANTS = ("budget coarse", "budget medium", "budget fine", "budget actual")
+_CONSTANTS = ("budget coarse", "budget medium", "budget fine", "budget actual")
 
 
 @dataclass(frozen=True)
-class Cell:
+class _Cell:
     """One figure over seeds: standard deviation 0 where there is one seed."""
 
     mean: float
@@ -38,15 +38,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class _Row:
     """One variant on one class, or on the mean of all classes."""
 
     label: str
     category: str
-    cells: dict[str, Cell]
+    cells: dict[str, _Cell]
 
 
-def rows(done: Iterable[Done]) -> list[Row]:
+def rows(done: Iterable[Done]) -> list[_Row]:
     """Return rows in the order of the runs; with several classes, the mean over classes closes each variant."""
     values: dict[str, dict[str, dict[int, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
     for run in done:
@@ -56,12 +56,12 @@ def rows(done: Iterable[Done]) -> list[Row]:
     return [row for label, classes in values.items() for row in _of_label(label, classes)]
 
 
-def _of_label(label: str, classes: dict[str, dict[int, dict[str, float]]]) -> list[Row]:
-    out = [Row(label, category, _cells(list(seeds.values()))) for category, seeds in classes.items()]
+def _of_label(label: str, classes: dict[str, dict[int, dict[str, float]]]) -> list[_Row]:
+    out = [_Row(label, category, _cells(list(seeds.values()))) for category, seeds in classes.items()]
     if len(classes) < 2:
         return out
     common = set.intersection(*(set(seeds) for seeds in classes.values()))
-    return [*out, Row(label, MEAN, _cells([_mean([seeds[s] for seeds in classes.values()]) for s in sorted(common)]))]
+    return [*out, _Row(label, MEAN, _cells([_mean([seeds[s] for seeds in classes.values()]) for s in sorted(common)]))]
 
 
 def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
@@ -70,13 +70,13 @@ def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
     return {key: mean(one[key] for one in figures) for key in keys}
 
 
-def _cells(seeds: list[dict[str, float]]) -> dict[str, Cell]:
+def _cells(seeds: list[dict[str, float]]) -> dict[str, _Cell]:
     keys = {key for one in seeds for key in one}
     values = {key: [one[key] for one in seeds if key in one] for key in keys}
-    return {key: Cell(mean(v), stdev(v) if len(v) > 1 else 0.0, len(v)) for key, v in values.items()}
+    return {key: _Cell(mean(v), stdev(v) if len(v) > 1 else 0.0, len(v)) for key, v in values.items()}
 
 
-def _baseline(table: list[Row]) -> list[str]:
+def _baseline(table: list[_Row]) -> list[str]:
     """State the gap to the paper."""
     own = [row.cells["image_auroc"].mean for row in table if row.category in _MVTEC]
     if not own:
@@ -89,20 +89,20 @@ def _baseline(table: list[Row]) -> list[str]:
     ]
 
 
-def _mechanism(table: list[Row]) -> list[str]:
+def _mechanism(table: list[_Row]) -> list[str]:
     """State the outcome of the three tests, class by class."""
     categories = dict.fromkeys(row.category for row in table if row.category != MEAN)
     return [_of_class({row.label: row.cells for row in table if row.category == one}, one) for one in categories]
 
 
-def _of_class(cells_of: dict[str, dict[str, Cell]], category: str) -> str:
+def _of_class(cells_of: dict[str, dict[str, _Cell]], category: str) -> str:
     tests = next(cells for cells in cells_of.values() if "shuffled_raise" in cells)
     order, least, raised = (tests.get(key) for key in ("spearman", "least_share", "shuffled_raise"))
     follows = order is not None and order.mean >= 0.3 and least is not None and least.mean >= REAL_USE
     costs = raised is not None and raised.mean >= 0.05
     own = cells_of["budget expected"]
     known = [key for key in ("image_auroc", "pixel_auroc") if key in own]
-    pairs = ((own[key], cells_of[name][key]) for key in known for name in CONSTANTS)
+    pairs = ((own[key], cells_of[name][key]) for key in known for name in _CONSTANTS)
     helps = all(one.mean - other.mean > max(one.spread, other.spread) for one, other in pairs)
     words = ["yes" if held else "**no**" for held in (follows, costs, helps)]
     return (
@@ -112,7 +112,7 @@ def _of_class(cells_of: dict[str, dict[str, Cell]], category: str) -> str:
 
 
 # What the numbers decide by a rule that was fixed beforehand, in words.
-VERDICTS: dict[str, Callable[[list[Row]], list[str]]] = {
+_VERDICTS: dict[str, Callable[[list[_Row]], list[str]]] = {
     "baseline": _baseline,
     "mechanism": _mechanism,
     "mechanism_longer": _mechanism,
@@ -137,12 +137,12 @@ def write(name: str, experiment: Experiment, done: Sequence[Done], folder: Path,
         f"{sum(run.seconds for run in done) / 60:.0f} minutes of processor time on {processor()}, {runtime.cores()} "
         f"cores. Mean ± standard deviation over seeds. {experiment.note}",
         "",
-        *table_of(table, experiment.figures),
+        *_table(table, experiment.figures),
         "",
         f"![{FIGURES[experiment.plot]}]({name}.svg)",
         "",
         *_pictures(name, pictures, folder / name),
-        *[f"* {line}" for line in (VERDICTS[name](table) if name in VERDICTS else ())],
+        *[f"* {line}" for line in (_VERDICTS[name](table) if name in _VERDICTS else ())],
         "",
         "## Answer",
         "",
@@ -155,7 +155,7 @@ def write(name: str, experiment: Experiment, done: Sequence[Done], folder: Path,
     return page
 
 
-def table_of(table: Sequence[Row], figures: Sequence[str]) -> list[str]:
+def _table(table: Sequence[_Row], figures: Sequence[str]) -> list[str]:
     """Return the lines of the table; a column that no row has is left out."""
     known = [key for key in figures if any(key in row.cells for row in table)]
     lines = []
@@ -196,7 +196,7 @@ def processor() -> str:
     return models[0] if models else platform.machine()
 
 
-def _plot(table: Sequence[Row], figure: str, file: Path) -> None:
+def _plot(table: Sequence[_Row], figure: str, file: Path) -> None:
     """Write an SVG of a figure over the variants, a line per class; the same table gives the same bytes."""
     import matplotlib
 

@@ -30,7 +30,7 @@ _SOURCES = (
 
 
 @dataclass(frozen=True)
-class ExperimentPaths:
+class _Paths:
     """Where experiments keep things: `home` for all of them, one folder each; `datasets` where images come from."""
 
     home: Path
@@ -65,9 +65,9 @@ def run(root: Path, name: str, registry: Registry, quick: bool = False, datasets
 
 def _one(root: Path, name: str, registry: Registry, quick: bool, datasets: Path) -> Path:
     experiment = catalogue.find(name)
-    paths = ExperimentPaths(root / ".pvqae" / "experiments", f"{name}-quick" if quick else name, datasets)
+    paths = _Paths(root / ".pvqae" / "experiments", f"{name}-quick" if quick else name, datasets)
     experiment = experiment.quick() if quick else experiment
-    done = list(conduct(name, experiment, config.load(root / "params.yaml"), paths, registry))
+    done = list(_conduct(name, experiment, config.load(root / "params.yaml"), paths, registry))
     folder = paths.folder / "page" if quick else root / "docs" / "experiments"
     return page.write(name, experiment, done, folder, paths.folder / "pictures")
 
@@ -84,8 +84,8 @@ def key(experiment: Experiment, planned: Planned) -> str:
     return key_of(workspace.params_sha256(planned.params), planned.category, others, experiment.measure, _source())
 
 
-def conduct(
-    name: str, experiment: Experiment, params: config.Params, paths: ExperimentPaths, registry: Registry
+def _conduct(
+    name: str, experiment: Experiment, params: config.Params, paths: _Paths, registry: Registry
 ) -> Iterator[Done]:
     """Do the runs that are not done yet; all of them become runs of the tracking server below one parent."""
     _source()
@@ -101,7 +101,7 @@ def conduct(
             yield done
 
 
-def _run(experiment: Experiment, planned: Planned, found: dict[str, Subject], paths: ExperimentPaths) -> Done:
+def _run(experiment: Experiment, planned: Planned, found: dict[str, Subject], paths: _Paths) -> Done:
     file = f"{key(experiment, planned)}.json"
     own = paths.folder / "runs" / file
     for known in (own, *sorted(paths.home.glob(f"*/runs/{file}"))):

@@ -214,7 +214,7 @@ def _from_tensors(tensors: dict[str, Tensor]) -> Examples:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageViews:
+class _ImageViews:
     """One image: features of its views in single precision, and where the views are."""
 
     row: int  # position in the frame
@@ -223,12 +223,12 @@ class ImageViews:
     canvas: geometry.Canvas  # its pixels are black: only the geometry is kept
 
 
-def each_image(examples: Examples, rows: pd.DataFrame, image: config.Image) -> Iterator[ImageViews]:
+def each_image(examples: Examples, rows: pd.DataFrame, image: config.Image) -> Iterator[_ImageViews]:
     """Yield one image after another, in the order of `rows`, the manifest rows that `examples` were made of."""
     for position, (height, width) in enumerate(zip(rows["height"], rows["width"], strict=True)):
         batch = examples.batch((examples.rows == position).nonzero()[:, 0])
         assert batch.features is not None, "only frozen features are kept"
-        yield ImageViews(position, batch.features, batch.valid, _geometry(int(height), int(width), image))
+        yield _ImageViews(position, batch.features, batch.valid, _geometry(int(height), int(width), image))
 
 
 @lru_cache(maxsize=8)

@@ -94,8 +94,7 @@ class Trained:
         return {"spearman": use.spearman, "least_share": min(use.shares(self.params.model.levels))}
 
     def richness(self) -> tuple[Tensor, Tensor]:
-        """Return the richness (1 - cost) of every valid coarse cell of the normals learnt from, and its grey patch,
-        P x P."""
+        """Return richness (1 - cost) and grey patch, P x P, of every valid coarse cell of the normals learnt from."""
         found = []
         for _, view in read_views(self.rows, self.subject.root, self.params.image, "patches"):
             cells = richness.patches(torch.from_numpy(view.pixels)[None])

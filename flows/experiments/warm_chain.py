@@ -1,5 +1,5 @@
 """Do warm starts drift? New normals of a class arrive in batches, each training starts from the one before, and the
-last one is judged beside a training of the same normals from scratch.
+last one is compared with a training of the same normals from scratch.
 
 Every link is a small workspace in which the real stages run, folds and threshold included. All share one feature cache
 that is empty at the start, so the counts say how many images each link has decoded.
@@ -32,7 +32,7 @@ SCRATCH = "scratch"
 
 @dataclass(frozen=True)
 class Link(Layout):
-    """A workspace of its own whose images lie elsewhere."""
+    """A workspace of its own whose images are elsewhere."""
 
     images: Path  # the root of the manifest's paths
 
@@ -54,7 +54,7 @@ class Link(Layout):
 
 
 def bench(layout: Layout, params: config.Params, category: str, batches: int) -> str:
-    """`warm_chain` of a workspace's class as text: the table, and how far its end is from scratch."""
+    """Run `warm_chain` on a workspace's class; return the table, and how far its end is from scratch."""
     found = pd.concat([manifest.read(layout.class_rows(category, part)) for part in rows.PARTS])
     work = layout.work(f"warm-{category}", network.work_key(layout.class_rows(category, "normals"), params))
     table = warm_chain(params, found, layout.data, work / str(batches), batches)
@@ -67,7 +67,7 @@ def bench(layout: Layout, params: config.Params, category: str, batches: int) ->
 def warm_chain(
     params: config.Params, found: pd.DataFrame, data_root: Path, work: Path, batches: int = 5
 ) -> pd.DataFrame:
-    """A row per link and one from scratch: what it was trained on, its steps, what it has read, and its figures.
+    """Train the chain; return a row per link and one from scratch: training data, steps, reading and figures.
 
     `found` are the manifest rows of one class (normals of train and calibrate, test), paths below `data_root`. Links
     that were finished below `work` are kept. Raises `DataError` where there are fewer parts than batches.
@@ -86,7 +86,7 @@ def warm_chain(
 
 
 def _arrivals(found: pd.DataFrame, batches: int) -> Iterator[pd.DataFrame]:
-    """The rows that are there after each batch; which part comes when is a hash of its name."""
+    """Yield the rows that are there after each batch; which part comes when is a hash of its name."""
     learnt = found["split"].isin(TRAINING)
     groups = sorted(set(found[learnt]["group_id"]), key=lambda group: splits.fraction("arrival", group))
     if len(groups) < batches:
@@ -108,7 +108,7 @@ def _link(params: config.Params, link: Link, category: str, frame: pd.DataFrame,
 
 
 def _begin(link: Link, category: str, frame: pd.DataFrame, before: Link | None) -> None:
-    """The files that the stages of a link read."""
+    """Write the files that the stages of a link read."""
     if before is not None:
         parent = link.root / "data" / "parents" / category
         warm.keep(before.network(category), before.root / "kept")

@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from flows.experiments.page import markdown, processor
 from pvqae.core import runtime
 from pvqae.core.files import write_text
 from tests.bench.rows import Row, Size
@@ -22,7 +23,7 @@ PROJECT = Path(__file__).parents[2]
 KEPT = PROJECT / "docs" / "figures" / "bench"
 PAGE = PROJECT / "docs" / "performance.md"
 BEGIN, END = "<!-- rows -->", "<!-- end of rows -->"
-HEAD = "| what | ours | against | ratio | floor | reached | |\n|---|---|---|---|---|---|---|"
+HEADS = ("what", "ours", "against", "ratio", "floor", "reached", "")
 # name → module.function, which takes a `Size` and returns rows; imported only in the bench's own process
 BENCHES: dict[str, str] = {
     "dwt": "kernels.dwt",
@@ -80,18 +81,18 @@ def _apart(name: str, quick: bool) -> bool:
     if done.returncode:
         return False
     found = [Row(**row) for row in json.loads(done.stdout.splitlines()[-1])]
-    print("\n".join(line(row) for row in found), flush=True)
+    print("\n".join(markdown(HEADS, map(cells, found))[2:]), flush=True)
     if not quick:
         kept = {"machine": _machine(), "rows": [asdict(row) for row in found]}
         write_text(KEPT / f"{name}.json", json.dumps(kept, indent=1) + "\n")
     return True
 
 
-def line(row: Row) -> str:
-    """A row of the table."""
+def cells(row: Row) -> list[str]:
+    """Return a row of the table."""
     ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
     mark = {True: "yes", False: "**no**", None: ""}[row.reached]
-    return f"| {row.what} | {row.ours} | {row.against} | {ratio} | {row.floor} | {mark} | {row.note} |"
+    return [row.what, row.ours, row.against, ratio, row.floor, mark, row.note]
 
 
 def _write() -> None:
@@ -100,7 +101,7 @@ def _write() -> None:
     tables = []
     for machine in sorted({found["machine"] for found in kept}):
         rows = [Row(**row) for found in kept if found["machine"] == machine for row in found["rows"]]
-        tables += [machine, "\n".join([HEAD, *(line(row) for row in rows)])]
+        tables += [machine, "\n".join(markdown(HEADS, map(cells, rows)))]
     body = "\n\n".join(tables)
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     write_text(PAGE, f"{before}{BEGIN}\n{body}\n{END}{rest.partition(END)[2]}")
@@ -109,18 +110,11 @@ def _write() -> None:
 def _machine() -> str:
     import torch
 
-    names = [row.split(":")[1].strip() for row in _cpuinfo() if row.startswith("model name")]
-    processor = names[0] if names else platform.processor()
     bf16 = "with" if runtime._cpu_has_bf16() else "without"
     return (
-        f"{os.cpu_count()} cores, {processor}, {bf16} bf16, no GPU, torch {torch.__version__}, "
+        f"{os.cpu_count()} cores, {processor()}, {bf16} bf16, no GPU, torch {torch.__version__}, "
         f"Python {platform.python_version()}."
     )
-
-
-def _cpuinfo() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text("utf-8").splitlines() if file.exists() else []
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from flows.experiments import trial
-from flows.experiments.baselines import CHUNK, PatchCore, features_of, patches
+from flows.experiments.baselines import PatchCore, patches_of
 from flows.experiments.trial import BenchmarkContext
 from pvqae.inference import bundle
 from pvqae.inference.measures import measure
 from pvqae.inference.scoring import Scorer, through
-from pvqae.model.backbones import on_grid
 from pvqae.samples import geometry, images
 from tests.bench import holding
 from tests.bench.rows import Row, Size, at_most, seconds
@@ -30,11 +29,7 @@ SHARES = {"1 %": 0.01, "10 %": 0.10}
 
 def bank(found: BenchmarkContext, share: float) -> PatchCore:
     """PatchCore's bank with patches drawn at random: what a look-up costs depends on their number, not on which."""
-    parts = []
-    for _, batch in found.examples.batches(CHUNK):
-        x = patches(features_of(batch))
-        parts.append(x.movedim(1, -1)[on_grid(batch.valid, x.shape[-2:])].half())
-    every = torch.cat(parts)
+    every = patches_of(found.examples)
     drawn = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[: round(share * len(every))]
     return PatchCore(torch.zeros(every.shape[1]), torch.ones(every.shape[1]), every[drawn].float())
 

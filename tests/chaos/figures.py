@@ -11,6 +11,7 @@ import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from flows.experiments.page import markdown
 from pvqae.core import runtime
 from pvqae.core.files import write_text
 
@@ -61,9 +62,9 @@ def table() -> str:
 
 def _of(machine: str, found: list[Figure]) -> str:
     """The rows of one kind of machine."""
-    lines = [f"On {machine}:", "", "| trial | tried | survived | lost | seconds | |", "|---|---|---|---|---|---|"]
-    lines += [f"| {f.what} | {f.tried} | {f.survived} | {f.lost} | {f.seconds:.0f} | {f.note} |" for f in found]
-    return "\n".join(lines)
+    heads = ("trial", "tried", "survived", "lost", "seconds", "")
+    rows = ([f.what, str(f.tried), str(f.survived), str(f.lost), f"{f.seconds:.0f}", f.note] for f in found)
+    return "\n".join([f"On {machine}:", "", *markdown(heads, rows)])
 
 
 def main() -> None:

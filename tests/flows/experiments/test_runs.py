@@ -9,7 +9,7 @@ import pytest
 from flows.adapters import fakes
 from flows.experiments import catalogue, measures, runs, subjects
 from flows.experiments.catalogue import CLASSES, EXPERIMENTS, FIGURES, Done, Experiment, Figures
-from flows.experiments.runs import ExperimentPaths, conduct
+from flows.experiments.runs import _conduct, _Paths
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError
 
@@ -42,12 +42,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def go(place: ExperimentPaths, registry: fakes.FakeRegistry, experiment: Experiment = ONE) -> list[Done]:
-    return list(conduct("one", experiment, config.Params(), place, registry))
+def go(place: _Paths, registry: fakes.FakeRegistry, experiment: Experiment = ONE) -> list[Done]:
+    return list(_conduct("one", experiment, config.Params(), place, registry))
 
 
 def test_runs_go_seed_by_seed_and_a_second_time_nothing_is_measured(tmp_path: Path, measured: list[int]) -> None:
-    place, registry = ExperimentPaths(tmp_path, "one", tmp_path), fakes.FakeRegistry()
+    place, registry = _Paths(tmp_path, "one", tmp_path), fakes.FakeRegistry()
     first, second = go(place, registry), go(place, registry)
     assert measured == [1, 2, 1, 2]
     assert [d.planned.params.seed for d in first] == [0, 0, 1, 1]
@@ -56,7 +56,7 @@ def test_runs_go_seed_by_seed_and_a_second_time_nothing_is_measured(tmp_path: Pa
 
 
 def test_a_kill_costs_the_run_that_it_hit(tmp_path: Path, measured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    place, registry = ExperimentPaths(tmp_path, "one", tmp_path), fakes.FakeRegistry()
+    place, registry = _Paths(tmp_path, "one", tmp_path), fakes.FakeRegistry()
     steps = measures.MEASURES["steps"]
 
     def killed(task: measures.Task) -> Figures:
@@ -74,8 +74,8 @@ def test_a_kill_costs_the_run_that_it_hit(tmp_path: Path, measured: list[int], m
 
 
 def test_another_experiment_takes_over_what_it_asks_too(tmp_path: Path, measured: list[int]) -> None:
-    go(ExperimentPaths(tmp_path, "one", tmp_path), fakes.FakeRegistry())
-    other = go(ExperimentPaths(tmp_path, "other", tmp_path), fakes.FakeRegistry())
+    go(_Paths(tmp_path, "one", tmp_path), fakes.FakeRegistry())
+    other = go(_Paths(tmp_path, "other", tmp_path), fakes.FakeRegistry())
     assert all(d.kept for d in other)
     assert len(list((tmp_path / "other" / "runs").glob("*.json"))) == 4
 
@@ -92,7 +92,7 @@ def test_another_seed_class_param_or_measure_is_another_run(measured: list[int])
 
 def test_runs_lie_below_one_parent_and_none_can_be_promoted(tmp_path: Path, measured: list[int]) -> None:
     registry = fakes.FakeRegistry()
-    go(ExperimentPaths(tmp_path, "one", tmp_path), registry)
+    go(_Paths(tmp_path, "one", tmp_path), registry)
     parent, *nested = registry.runs.values()
     assert parent.parent is None
     assert {run.parent for run in nested} == {"run-0"}

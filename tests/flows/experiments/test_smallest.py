@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.experiments.limits import CONTRAST, Smallest, _judged, spot
+from flows.experiments.limits import _CONTRAST, _judged, _Smallest, _spot
 from pvqae.calibration import thresholds
 from pvqae.core import config
 from pvqae.inference.bundle import Detector
@@ -42,22 +42,22 @@ def test_the_geometry_is_in_pixels_of_the_image(
 @pytest.mark.parametrize("diameter", [1.0, 4.0, 21.0])
 def test_a_spot_has_its_diameter_its_contrast_and_one_place(diameter: float) -> None:
     picture = np.full((100, 120, 3), 0.6, dtype=np.float32)
-    away = (picture - spot(picture, diameter, "name"))[..., 0]
-    assert away.sum() / CONTRAST == pytest.approx(np.pi * (diameter / 2) ** 2, rel=0.05 if diameter > 2 else 0.6)
-    assert away.max() <= CONTRAST + 1e-6
+    away = (picture - _spot(picture, diameter, "name"))[..., 0]
+    assert away.sum() / _CONTRAST == pytest.approx(np.pi * (diameter / 2) ** 2, rel=0.05 if diameter > 2 else 0.6)
+    assert away.max() <= _CONTRAST + 1e-6
     rows, columns = np.nonzero(away > 0)
     middle = np.array([rows.mean(), columns.mean()])
-    large = np.nonzero((picture - spot(picture, 30, "name"))[..., 0] > 0)
+    large = np.nonzero((picture - _spot(picture, 30, "name"))[..., 0] > 0)
     np.testing.assert_allclose(middle, [large[0].mean(), large[1].mean()], atol=1)
 
 
 def test_the_smallest_is_the_last_before_any_falls_below() -> None:
     shares = {16.0: 1.0, 8.0: 0.9, 4.0: 0.5, 2.0: 0.95}
     geometry = {"pixels": 4.0, "apart": 5.0, "image": [100, 100], "scale": 1.0}
-    assert Smallest(10, 0, shares, geometry).diameter == 8.0
-    assert "spots from 8.0 pixels on" in str(Smallest(10, 0, shares, geometry))
-    assert Smallest(10, 0, {16.0: 0.5}, geometry).diameter is None
-    assert "none of these sizes" in str(Smallest(10, 0, {16.0: 0.5}, geometry))
+    assert _Smallest(10, 0, shares, geometry).diameter == 8.0
+    assert "spots from 8.0 pixels on" in str(_Smallest(10, 0, shares, geometry))
+    assert _Smallest(10, 0, {16.0: 0.5}, geometry).diameter is None
+    assert "none of these sizes" in str(_Smallest(10, 0, {16.0: 0.5}, geometry))
 
 
 def test_normals_above_the_threshold_are_not_spoilt_further() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from flows.experiments import page
 from flows.experiments.catalogue import Done, Experiment, Planned
-from flows.experiments.page import MEAN, Cell, Row, rows
+from flows.experiments.page import MEAN, _Cell, _Row, rows
 from pvqae.core import config
 
 
@@ -30,14 +30,14 @@ def test_rows_are_means_and_deviations_over_seeds_and_a_mean_over_classes(runs: 
     assert x.cells["image_auroc"].mean == pytest.approx(0.85)
     assert x.cells["image_auroc"].spread == pytest.approx(0.0707, abs=1e-4)
     # Per seed first: the classes' ups and downs cancel here, so the mean's spread is none.
-    assert mean.cells["image_auroc"] == Cell(pytest.approx(0.7), pytest.approx(0.0), 2)  # type: ignore[arg-type]
+    assert mean.cells["image_auroc"] == _Cell(pytest.approx(0.7), pytest.approx(0.0), 2)  # type: ignore[arg-type]
 
 
 def test_a_figure_that_is_not_there_leaves_a_gap_and_is_no_zero(runs: list[Done]) -> None:
     x, _, mean = rows(runs)
-    assert x.cells["pixel_auroc"] == Cell(0.5, 0.0, 1)
+    assert x.cells["pixel_auroc"] == _Cell(0.5, 0.0, 1)
     assert "pixel_auroc" not in mean.cells
-    assert page.table_of(rows(runs), ("pixel_auroc",))[-1] == "| a | mean |  |"
+    assert page._table(rows(runs), ("pixel_auroc",))[-1] == "| a | mean |  |"
 
 
 def test_rows_of_their_own_take_the_place_of_the_variant() -> None:
@@ -45,15 +45,15 @@ def test_rows_of_their_own_take_the_place_of_the_variant() -> None:
     assert [row.label for row in found] == ["blur 0.1"]
 
 
-def cells(**values: tuple[float, float]) -> dict[str, Cell]:
-    return {key: Cell(mean, spread, 3) for key, (mean, spread) in values.items()}
+def cells(**values: tuple[float, float]) -> dict[str, _Cell]:
+    return {key: _Cell(mean, spread, 3) for key, (mean, spread) in values.items()}
 
 
-def budgets(expected: tuple[float, float]) -> list[Row]:
-    others = dict.fromkeys(page.CONSTANTS, (0.9, 0.01))
+def budgets(expected: tuple[float, float]) -> list[_Row]:
+    others = dict.fromkeys(page._CONSTANTS, (0.9, 0.01))
     tests = cells(spearman=(0.4, 0), least_share=(0.1, 0), shuffled_raise=(0.02, 0))
-    found = [Row("shipped params", "x", tests)]
-    return found + [Row(k, "x", cells(image_auroc=v)) for k, v in {**others, "budget expected": expected}.items()]
+    found = [_Row("shipped params", "x", tests)]
+    return found + [_Row(k, "x", cells(image_auroc=v)) for k, v in {**others, "budget expected": expected}.items()]
 
 
 @pytest.mark.parametrize(("expected", "word"), [((0.95, 0.01), "yes"), ((0.905, 0.01), "**no**")])
@@ -66,7 +66,10 @@ def test_a_budget_is_better_only_beyond_the_spread(expected: tuple[float, float]
 
 @pytest.mark.parametrize(("auroc", "word"), [(0.96, ", within"), (0.95, "NOT within")])
 def test_the_baseline_says_whether_it_is_within_two_points(auroc: float, word: str) -> None:
-    table = [Row("s", "bottle", cells(image_auroc=(auroc, 0))), Row("s", "magnetic_tile", cells(image_auroc=(0.1, 0)))]
+    table = [
+        _Row("s", "bottle", cells(image_auroc=(auroc, 0))),
+        _Row("s", "magnetic_tile", cells(image_auroc=(0.1, 0))),
+    ]
     (line,) = page._baseline(table)
     assert word in line
 
