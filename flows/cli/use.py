@@ -53,9 +53,7 @@ def _score(
 
 
 @app.command(
-    "drift",
-    epilog="Example: python -m flows drift pvqae-demo-brick@champion s3://camera/today",
-    rich_help_panel=PANEL,
+    "drift", epilog="Example: python -m flows drift pvqae-demo-brick@champion s3://camera/today", rich_help_panel=PANEL
 )
 def _drift(name: Model, source: Source, out: Out = "", as_json: Json = False) -> None:
     """Score the new images, then compare all of them with the version's trusted normals; drift sends an event.

@@ -33,12 +33,8 @@ def datasets(root: Path, own: Params | None = None) -> list[str]:
         return []
     files = (root / ".pvqae" / "runs").glob("*/params.yaml")
     found = {own.data.name: own} | {file.parent.name: _params(file) for file in files}
-    return sorted(name for name, params in found.items() if _takes(root, name, params))
-
-
-def _takes(root: Path, name: str, params: Params | None) -> bool:
-    made = params is not None and params.data.source == "demo"
-    return not made and (root / "data" / "raw" / f"{name}.dvc").exists()
+    kept = [name for name, params in found.items() if not (params and params.data.source == "demo")]
+    return sorted(name for name in kept if (root / "data" / "raw" / f"{name}.dvc").exists())
 
 
 def _params(file: Path) -> Params | None:

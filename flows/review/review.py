@@ -2,7 +2,6 @@
 
 import functools
 import os
-import socket
 import webbrowser
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -24,16 +23,12 @@ from flows.review.session import ReviewSession
 from flows.versions import promotions
 from flows.workspace import workspace
 from pvqae.core.config import Params
-from pvqae.core.errors import ConfigError, PvqaeError
+from pvqae.core.errors import PvqaeError
 from pvqae.core.files import digest
 from pvqae.core.layout import Layout
 
 if TYPE_CHECKING:
     from pvqae.inference.bundle import Detector
-
-
-class _Busy(PvqaeError):  # noqa: N818 - no error of anybody
-    """A flow works on the dataset, and the page does not wait for it."""
 
 
 def params_for(project: Path, dataset: str) -> Params:
@@ -106,22 +101,6 @@ def _default_name(project: Path) -> str:
         return ""
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket; port 0 picks a free port. Raises `ConfigError` where that fails."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    opened = socket.socket(family, socket.SOCK_STREAM)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        opened.bind((host, port))
-    except OSError as error:
-        opened.close()
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"--host {host} --port {port}: {reason}; choose another; --port 0 picks a free port"
-        ) from None
-    return opened
-
-
 def serve(
     project: Path, params: Params, host: str, port: int, most: int, browser: bool, say: Callable[[str], None]
 ) -> None:
@@ -131,7 +110,7 @@ def serve(
     from flows.adapters.registry import open_registry
     from flows.review import review_app
     from flows.review.items import ThumbnailCache
-    from pvqae.serving import batch_cli
+    from pvqae.serving import batch_cli, server
     from pvqae.serving.middleware import is_loopback
 
     name = params.data.name
@@ -144,20 +123,19 @@ def serve(
     thumbnails = ThumbnailCache(cache, _champions(project, registry, name), params.image.bits)
 
     def refuse(busy: str) -> None:
-        raise _Busy(f"{busy}: apply again when it has ended; the labels are kept")
+        raise PvqaeError(f"{busy}: apply again when it has ended; the labels are kept")
 
     token = "" if is_loopback(host) else os.environ.get("PVQAE_TOKEN", "") or review_app.new_token()
     app = review_app.make(
         session, thumbnails, _default_name(project), lambda: apply(project, params, refuse).lines, token
     )
-    with _listen(host, port) as opened:
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{opened.getsockname()[1]}/" + (f"?token={token}" if token else "")
+    with server.listen(params.service.model_copy(update={"host": host, "port": port}), token) as opened:
+        address = f"{server.address(opened)}/" + (f"?token={token}" if token else "")
         say(f"review of {name}: {address}\nlabels: {paths.labels}\nCtrl-C ends it")
         if browser:
             webbrowser.open(address)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        running = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
         with suppress(KeyboardInterrupt):  # uvicorn has stopped before it passes the signal on
-            server.run(sockets=[opened])
+            running.run(sockets=[opened])
     waits = len(session.log.pending())
     say(f"stopped; {waits} labels wait for `python -m flows review --dataset {name} --apply`")

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from flows.gate import statistics
-from flows.gate.power import _DEFAULT, _draw, _power, _Size
+from flows.gate.power import _DEFAULT, _draw, _power
 from pvqae.core.config import Gate
 from pvqae.evaluation.metrics import image_auroc, wins
 
@@ -87,7 +87,7 @@ def test_alarms_are_bounded_as_the_exact_binomial_bound_says() -> None:
 
 def test_a_simulated_gate_has_the_quality_it_was_asked_for() -> None:
     limits = Gate(draws=100)
-    found = [_draw(_Size(300), 0.9, 0.05, 0.98, seed, limits).auroc for seed in range(10)]
+    found = [_draw(300, 0.9, 0.05, 0.98, seed, limits).auroc for seed in range(10)]
     seen = [item for item in found if item]
     assert np.mean([item.champion for item in seen]) == pytest.approx(0.9, abs=0.01)
     assert np.mean([item.challenger for item in seen]) == pytest.approx(0.85, abs=0.01)
@@ -95,15 +95,15 @@ def test_a_simulated_gate_has_the_quality_it_was_asked_for() -> None:
 
 def test_at_the_default_size_equals_pass_and_worse_ones_are_refused() -> None:
     limits = Gate(draws=300)
-    equal, worse = _power(_Size(_DEFAULT), 0.0, limits, draws=500), _power(_Size(_DEFAULT), 0.05, limits, draws=500)
-    assert equal.passed >= 0.95
-    assert worse.refused >= 0.95
-    assert worse.passed == 0
+    equal, worse = _power(_DEFAULT, 0.0, limits, 500), _power(_DEFAULT, 0.05, limits, 500)
+    assert equal["pass"] >= 0.95
+    assert worse["refused"] >= 0.95
+    assert worse["pass"] == 0
 
 
 def test_below_it_the_gate_says_that_it_cannot_tell_rather_than_pass() -> None:
-    few = _power(_Size(10), 0.05, Gate(draws=200), draws=50)
-    assert few.passed == 0
+    few = _power(10, 0.05, Gate(draws=200), 50)
+    assert few["pass"] == 0
 
 
 @pytest.mark.parametrize(("images", "parts", "step"), [(60, 7, 0.5), (300, 300, 1e-6), (200, 3, 1.0)])
