@@ -40,11 +40,18 @@ def _train(
         root = project()
         ready = guarded_server()
         _prepare_database(root, params, overrides)
+        from flows.train.summary import ClassesFailed
         from flows.train.train import train as flow
 
         ready()
-        result = flow(str(root), params, tuple(overrides), "manual", reason, warm)
+        failure = None
+        try:
+            result = flow(str(root), params, tuple(overrides), "manual", reason, warm)
+        except ClassesFailed as error:
+            result, failure = error.summary, error
     print(to_json(result)) if as_json else _show(result)
+    if failure:
+        raise failure
 
 
 def _prepare_database(root: Path, params: str, overrides: list[str]) -> None:

@@ -1,7 +1,7 @@
 """data/classes.yaml: which networks, priors and classes the stages of dvc.yaml run over."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,16 @@ def classes(params: Params, categories: Sequence[str]) -> dict[str, Any]:
         "classes": {name: {"network": network_of[name], "prior": prior_of[name]} for name in names},
         "made": {dataset: {}} if params.data.source == "demo" else {},
     }
+
+
+def without(graph: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the graph without the classes `names`, and without the networks and priors that served only them."""
+    left = {name: item for name, item in graph["classes"].items() if name not in set(names)}
+    parts = {
+        part: {name: item for name, item in graph[part].items() if set(item["classes"]) & set(left)}
+        for part in ("networks", "priors")
+    }
+    return {**graph, **parts, "classes": left}
 
 
 def wanted(params: Params, raw: Path) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any, Self
 from flows.adapters import dvc_command
 
 _FIRST = ("demo", "manifest", "validate")  # stages that the asking machine has done itself
-LOCAL = ("report",)  # and one that it does at the end
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def chains(graph: Mapping[str, Sequence[str]]) -> Chains:
             after[need].append(name)
     joined: dict[str, list[str]] = {}
     for name, needs in near.items():  # needs come first in a graph
-        alone = len(needs) == 1 and len(after[needs[0]]) == 1 and name not in LOCAL
+        alone = len(needs) == 1 and len(after[needs[0]]) == 1
         joined[name] = joined[needs[0]] if alone else []
         joined[name].append(name)
     chain_of = {name: tuple(chain) for name, chain in joined.items()}

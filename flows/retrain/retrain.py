@@ -94,16 +94,23 @@ def retrain(
         # 3. Training and the gate.
         if decision.act == "wait":
             return outcome
+        untrained: tuple[str, ...] = ()
         if decision.act == "train":
+            from flows.train.summary import ClassesFailed
             from flows.train.train import train
 
-            trained = train(str(project), params_file, overrides, decision.trigger, decision.reason, warm=True)
+            try:
+                trained = train(str(project), params_file, overrides, decision.trigger, decision.reason, warm=True)
+            except ClassesFailed as error:
+                trained, untrained = error.summary, error.failed
             outcome = replace(outcome, trained=trained)
         verdicts, failed = _judge(project, outcome)
         outcome = replace(outcome, verdicts=verdicts)
         tracking.tag(run, {f"gate_{model}": verdict.sentence(model) for model, verdict in verdicts})
-        if failed:
-            raise PvqaeError("\n".join(failed) + "\nThe gate judged the other classes. Repair this and run again.")
+        if failed or untrained:
+            raise PvqaeError(
+                "\n".join([*untrained, *failed]) + "\nThe gate judged the other classes. Repair this and run again."
+            )
         return outcome
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from flows.adapters import landing
 from flows.adapters.landing import Object
-from flows.core import lineage
+from flows.core import lineage, lines
 from flows.retrain.labels import Origin
 from flows.retrain.ledger import IntakePaths, Ledger
 from pvqae.core import files
@@ -102,19 +102,23 @@ def scored(root: Path, dataset: str, categories: Sequence[str]) -> Iterator[Item
     for category in categories:
         tables = (root / "scores" / lineage.model_name(dataset, category)).glob("*/scores.jsonl")
         for file in sorted(tables, key=lambda file: (-file.stat().st_mtime_ns, file)):
-            with file.open(encoding="utf-8") as lines:
-                yield from (item for line in lines if (item := _scored(json.loads(line), category, file.parent)))
+            yield from (item for row in lines.read(file) if (item := _scored(row, category, file.parent)))
 
 
 def _scored(row: dict[str, Any], category: str, folder: Path) -> Item | None:
-    """Return None for an image that could not be scored. `folder` knows how to fetch a bucket's images."""
-    if row["score"] is None:
+    """Return None for an image that could not be scored, and for a damaged row, which must not hide other images.
+
+    `folder` knows how to fetch a bucket's images.
+    """
+    try:
+        if row["score"] is None:
+            return None
+        place = f"{folder}|{row['path']}" if "://" in row["path"] else row["path"]
+        said = "the model calls it a defect" if row["decision"] == "defect" else "the model calls it normal"
+        facts = (row["score"], row["threshold"], row["version"])
+        return Item(row["sha256"], category, "scored", row["path"], place, *facts, said)
+    except (KeyError, TypeError):
         return None
-    place = f"{folder}|{row['path']}" if "://" in row["path"] else row["path"]
-    said = "the model calls it a defect" if row["decision"] == "defect" else "the model calls it normal"
-    return Item(
-        row["sha256"], category, "scored", row["path"], place, row["score"], row["threshold"], row["version"], said
-    )
 
 
 def near(items: Iterable[Item], most: int) -> list[Item]:

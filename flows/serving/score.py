@@ -22,7 +22,7 @@ from flows.adapters.landing import Landing, Object
 from flows.adapters.prefect_client import Notifier, PrefectEvents
 from flows.adapters.registry import open_registry
 from flows.adapters.tracking import Registry
-from flows.core import lineage, locks
+from flows.core import lineage, lines, locks
 from flows.versions import promotions, version_bundles
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, IntegrityError
@@ -172,7 +172,7 @@ def _judge(
     report = batch_cli.judge(bundle, scores, settings, model)
     facts = bundle.json("config.json", bundles.REPAIR)
     file = scores / "drift.jsonl"
-    past = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
+    past = [one for one in lines.read(file) if {"verdict", "since"} <= one.keys()]
     since = _began(past, report)
     entry = {
         "when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -14,7 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.adapters.versioning import Outcome, StageFailed, Versioning
 from flows.core.processes import Supervisor
 from flows.machines.fan_out import FanOut
-from flows.machines.job_spec import LOCAL, Chain, Chains
+from flows.machines.job_spec import Chain, Chains
 from pvqae.core.errors import PvqaeError
 
 
@@ -51,7 +51,7 @@ class Pipeline:
 
     def run(self, stages: Sequence[str], before: Sequence[Done], log: Log) -> list[Done]:
         """Run `stages` one after another."""
-        if self._fan_out and self._due(stages, before) and not set(LOCAL) & set(stages):
+        if self._fan_out and self._due(stages, before):
             self._fan_out.work(stages, log.info)
         made = list(before)
         for stage in stages:
@@ -91,7 +91,7 @@ def first_stages(classes: Mapping[str, Any]) -> Graph:
 
 
 def class_stages(classes: Mapping[str, Any]) -> Graph:
-    """From the checked manifest to the report. A class waits for its own network and prior, not for other classes."""
+    """From the checked manifest to figures. A class waits for its own network and prior, not for other classes."""
     graph: Graph = {f"train@{name}": () for name in classes["networks"]}
     network_of = {name: item["network"] for name, item in classes["classes"].items()}
     for name, prior in classes["priors"].items():
@@ -99,7 +99,7 @@ def class_stages(classes: Mapping[str, Any]) -> Graph:
     for name, item in classes["classes"].items():
         graph[f"calibrate@{name}"] = (f"train@{item['network']}", f"prior@{item['prior']}")
         graph[f"evaluate@{name}"] = (f"calibrate@{name}",)
-    return graph | {"report": tuple(f"evaluate@{name}" for name in classes["classes"])}
+    return graph
 
 
 def each(graph: Graph) -> Chains:
@@ -109,10 +109,10 @@ def each(graph: Graph) -> Chains:
 
 def run(
     graph: Chains, pipeline: Pipeline, supervisor: Supervisor, parallel: int, retries: int, before: Sequence[Done] = ()
-) -> list[Done]:
+) -> tuple[list[Done], list[str]]:
     """Run `graph`, at most `parallel` chains of stages at once. One class's failure does not stop the others.
 
-    Raises `PvqaeError` that names each failed stage, after all others have ended.
+    Returns what was done, and what failed for a reason that a person can repair, in words. Raises any other error.
     """
     repeated = stage.with_options(retries=retries, retry_delay_seconds=1, retry_condition_fn=_repeatable)
     futures: dict[Chain, PrefectFuture[list[Done]]] = {}
@@ -131,16 +131,12 @@ def run(
     return _results(futures)
 
 
-def _results(futures: Mapping[Chain, PrefectFuture[list[Done]]]) -> list[Done]:
+def _results(futures: Mapping[Chain, PrefectFuture[list[Done]]]) -> tuple[list[Done], list[str]]:
     # A stage whose input failed stays pending: it has no result, and no fault of its own.
     ended = [future for future in futures.values() if future.state.is_final()]
     results = [future.result(raise_on_failure=False) for future in ended]
-    errors = [result for result in results if isinstance(result, PvqaeError)]
-    if errors:
-        raise PvqaeError(
-            "\n".join(map(str, errors)) + "\nOther classes went on. Repair this and run again: what is done stays."
-        )
     for result in results:
-        if isinstance(result, BaseException):
+        if isinstance(result, BaseException) and not isinstance(result, PvqaeError):
             raise result
-    return [done for result in results if isinstance(result, list) for done in result]
+    failed = [str(result) for result in results if isinstance(result, PvqaeError)]
+    return [done for result in results if isinstance(result, list) for done in result], failed

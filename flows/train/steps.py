@@ -1,19 +1,22 @@
 """The single steps of the train flow's story, in its order."""
 
 import json
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.adapters import git
 from flows.adapters.tracking import Registry, as_metrics
 from flows.adapters.versioning import Versioning
-from flows.core import environment, lineage
+from flows.core import classes, environment, lineage
 from flows.train import summary
 from flows.train.recording import Recorder, ending, experiment
+from flows.train.stages import Done
 from flows.versions.registration import Registered, Registrar
 from flows.workspace import workspace
 from flows.workspace.workspace import Workspace
@@ -63,8 +66,37 @@ def parent_run(tracking: Registry, space: Workspace, asked: Asked, quiet: bool) 
 
 def data_warnings(space: Workspace) -> tuple[str, ...]:
     """What the check of the data warned of, images that nothing looks at among it."""
+    return tuple(_validation(space).get("warnings", ()))
+
+
+def _validation(space: Workspace) -> dict[str, Any]:
     file = space.layout.reports / "validation.json"
-    return tuple(json.loads(file.read_text("utf-8"))["warnings"]) if file.exists() else ()
+    return dict(json.loads(file.read_text("utf-8"))) if file.exists() else {}
+
+
+def without_held_back(space: Workspace, graph: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Return why the check of the data holds classes back, in words, and the graph of the others."""
+    held = _validation(space).get("held_back", {})
+    words = [f"class {name} is held back:\n  {reason}" for name, reason in held.items() if name in graph["classes"]]
+    return words, classes.without(graph, held)
+
+
+def evaluated(
+    space: Workspace, graph: Mapping[str, Any], done: Sequence[Done], failed: Sequence[str]
+) -> dict[str, Any]:
+    """Return the graph of the classes that were evaluated; the report shows no old figures of the others.
+
+    Raises `PvqaeError` with what `failed` where there is no such class.
+    """
+    ended = {item.stage for item in done}
+    missing = [name for name in graph["classes"] if f"evaluate@{name}" not in ended]
+    left = classes.without(graph, missing)
+    if not left["classes"]:
+        raise PvqaeError("\n".join([*failed, "No class is left. Repair this and run again: what is done stays."]))
+    for folder in (space.layout.reports / "classes").glob("*"):
+        if folder.name not in left["classes"]:
+            shutil.rmtree(folder)
+    return left
 
 
 def plan(space: Workspace, networks: int) -> runtime.Plan:

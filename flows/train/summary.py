@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from flows.versions.registration import Registered
+from pvqae.core.errors import PvqaeError
 
 FIGURES = {
     "image AUROC": "image_auroc",
@@ -38,6 +39,15 @@ class Summary:
     @property
     def nothing_changed(self) -> bool:
         return not (self.ran or self.restored or any(version.new for version in self.versions))
+
+
+class ClassesFailed(PvqaeError):  # noqa: N818 - it names an outcome, not a fault of the code
+    """Some classes could not be trained, evaluated or registered; `summary` tells what came of the others."""
+
+    def __init__(self, failed: Sequence[str], summary: Summary) -> None:
+        again = "Other classes went on. Repair this and run again: what is done stays."
+        super().__init__("\n".join([*failed, again]))
+        self.failed, self.summary = tuple(failed), summary
 
 
 def cell(value: Any) -> str:

@@ -13,7 +13,7 @@ from flows.core import classes, environment
 from flows.train import elsewhere, stages, steps
 from flows.train.recording import Recorder
 from flows.train.stages import Done
-from flows.train.summary import Summary
+from flows.train.summary import ClassesFailed, Summary
 from flows.versions import promotions, warm_start
 from flows.versions import report_page as pages
 from flows.versions.registration import Registrar, read_json
@@ -33,7 +33,8 @@ def train(
     """Train, calibrate, evaluate and register every class of the dataset that the params name.
 
     `warm`: go on from the champions' weights where there are some, with a third of the steps; else from scratch.
-    Raises an error of `pvqae.core.errors` for what the user can repair. Only what changed since the last run is done.
+    Only what changed since the last run is done. Raises an error of `pvqae.core.errors` for what the user can repair:
+    `ClassesFailed`, with the summary of the other classes, where only some are concerned.
     """
     log = get_run_logger()
     project = Path(root).resolve()
@@ -66,17 +67,31 @@ def train(
 
         # 5. Manifest and validation, then networks, priors and classes, as many at once as the machine allows.
         done: list[Done] = []
+        unfit: list[str] = []
         if changed:
             plan = steps.plan(space, len(graph["networks"]))
             log.info("%s", plan)
             supervisor.start_fork_server(space.path, changed)
             pipeline = stages.Pipeline(dvc, changed, recorder)
-            done = stages.run(stages.each(stages.first_stages(graph)), pipeline, supervisor, 1, settings.retries)
+            first = stages.each(stages.first_stages(graph))
+            done, unfit = stages.run(first, pipeline, supervisor, 1, settings.retries)
+            if unfit:
+                raise PvqaeError("\n".join(unfit))
             ready = done[-1:]  # the checked manifest
+            unfit, graph = steps.without_held_back(space, graph)
+            for line in unfit:
+                log.warning("%s", line)
             away = elsewhere.fan_out(space, dvc, supervisor, tracking, graph, code)
             pipeline = stages.Pipeline(dvc, changed, recorder, away)
             chains, parallel = elsewhere.chains(stages.class_stages(graph), settings.train_pool, plan.parallel)
-            done += stages.run(chains, pipeline, supervisor, parallel, settings.retries, ready)
+            made, broken = stages.run(chains, pipeline, supervisor, parallel, settings.retries, ready)
+            graph = steps.evaluated(space, graph, made, broken)
+            pipeline = stages.Pipeline(dvc, frozenset({"report"}), recorder)
+            reported, unreported = stages.run(stages.each({"report": ()}), pipeline, supervisor, 1, settings.retries)
+            unfit += broken
+            if unreported:
+                raise PvqaeError("\n".join([*unfit, *unreported]))
+            done += made + reported
 
         # 6. Reports where people look, files to the remote, a commit of what this run was made from.
         report = workspace.publish_reports(space)
@@ -112,8 +127,6 @@ def train(
             warnings=steps.data_warnings(space),
         )
         steps.finish(tracking, parent, space, summary)
-        if failed:
-            raise PvqaeError(
-                "\n".join(failed) + "\nOther classes went on. Repair this and run again: what is done stays."
-            )
+        if unfit or failed:
+            raise ClassesFailed([*unfit, *failed], summary)
         return summary

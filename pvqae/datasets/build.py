@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,13 +53,25 @@ def _decode(found: Sequence[Found], root: Path, cache: Path, bits: Bits) -> tupl
     return read, [(f.path, reason) for f, reason in both if isinstance(reason, str)]
 
 
-def _check_share(unreadable: Out, total: int, limit: float) -> None:
-    if total and len(unreadable) > limit * total:
+def _spoilt(found: Sequence[Found], unreadable: Out, limit: float) -> dict[str, str]:
+    """Return the classes to leave out, with the reason, where more than `limit` of all images can't be read.
+
+    Raises `DataError` where that would be every class.
+    """
+    if len(unreadable) <= limit * len(found):
+        return {}
+    total = Counter(f.category for f in found)
+    category_of = {f.path: f.category for f in found}
+    bad = Counter(category_of[path] for path, _ in unreadable)
+    over = {name: n for name, n in sorted(bad.items()) if n > limit * total[name]}
+    if len(over) == len(total):
         reasons = "\n  ".join(reason for _, reason in unreadable[:5])
         raise DataError(
-            f"{len(unreadable)} of {total} images can't be read, data.max_quarantine allows {limit:.0%}:\n  {reasons}\n"
-            "  repair: replace or remove these files, or raise data.max_quarantine in params.yaml"
+            f"{len(unreadable)} of {len(found)} images can't be read, data.max_quarantine allows {limit:.0%}:\n"
+            f"  {reasons}\n  repair: replace or remove these files, or raise data.max_quarantine in params.yaml"
         )
+    allowed = f"data.max_quarantine allows {limit:.0%}"
+    return {name: f"class {name}: {n} of {total[name]} images can't be read, {allowed}" for name, n in over.items()}
 
 
 def _conflict(a: Found, b: Found) -> str | None:
@@ -155,7 +168,8 @@ def build(root: Path, params: Params) -> Summary:
     Unreadable and flawed images and second copies are left out with a reason; whatever else lies in the dataset is in
     ignored.csv, so each file is an image or a mask of the manifest or a row of one of the two lists. Raises `DataError`
     when the layout is not that of `data.source`, masks or folders of images belong to nothing, more than
-    `data.max_quarantine` cannot be read, or equal files contradict each other.
+    `data.max_quarantine` of every class cannot be read, or equal files contradict each other. Where that many can't be
+    read in some classes only, those are left out whole and the others go on.
     """
     layout, data = Layout(root, params.data.name), params.data
     found, left = sources.survey(data.source, layout.raw, data.categories)
@@ -164,8 +178,9 @@ def build(root: Path, params: Params) -> Summary:
     chosen = _splits(found, data.shares)
     flawed = [(f.path, f.flaw) for f in found if f.flaw]
     read, unreadable = _decode([f for f in found if not f.flaw], layout.data, layout.cache, params.image.bits)
-    _check_share(unreadable, len(found), data.max_quarantine)
-    read, duplicates = _without_duplicates(read, layout.data)
+    spoilt = _spoilt(found, unreadable, data.max_quarantine)
+    with_spoilt = [(f.path, spoilt[f.category]) for f, _ in read if f.category in spoilt]
+    read, duplicates = _without_duplicates([(f, facts) for f, facts in read if f.category not in spoilt], layout.data)
     signed = arrivals.signatures(layout.raw)
     rows = [
         _row(f, facts, chosen[f.sample_id], _origin(f, layout.raw, data.source, signed), layout.data)
@@ -180,7 +195,7 @@ def build(root: Path, params: Params) -> Summary:
         made = list(track(gate.synthesise(normals, layout.data, place, params.image.bits), "gate defects", total))
         frame = pd.concat([frame, pd.DataFrame([m.row for m in made], columns=frame.columns)], ignore_index=True)
         measured = _measured([facts for _, facts in read] + [m.facts for m in made])
-        out = unreadable + duplicates + flawed
+        out = unreadable + with_spoilt + duplicates + flawed
         left += leftover.masks_of(found, {path for path, _ in out}, layout.raw)
         _write(layout, frame, out, left, measured, place)
     return Summary(_counts(frame), len(unreadable), len(duplicates), len(flawed), tuple(left), folders)

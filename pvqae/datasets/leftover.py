@@ -16,7 +16,7 @@ NAMED, FOLDERS = 5, 12  # files and folders that a message names
 # Pictures, videos and arrays that `images.SUFFIXES` has not.
 UNREAD = frozenset(
     (
-        *(".heic", ".heif", ".avif", ".jxl", ".jfif", ".jpe", ".jp2", ".j2k", ".jpx", ".gif", ".psd", ".exr", ".hdr"),
+        *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".gif", ".psd", ".exr", ".hdr"),
         *(".tga", ".pbm", ".pnm", ".pfm", ".pcx", ".ico", ".svg", ".pdf", ".dcm", ".raw", ".dng", ".nef", ".cr2"),
         *(".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".mp4", ".avi", ".mov", ".mkv", ".npy", ".npz", ".mat"),
     )

@@ -4,8 +4,8 @@ What a check found: told to a person as a message, kept for programs as validati
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ PRESENT = "[^\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3
 
 @dataclass(frozen=True)
 class Rule:
-    """`kind` is a Great Expectations class, `kwargs` are its arguments; a `warning` is told but stops nothing."""
+    """`kind` is a Great Expectations class, `kwargs` are its arguments; a `warning` is told but stops nothing.
+
+    A failure holds back the classes of the rows against it, or stops the `whole` dataset.
+    """
 
     name: str
     kind: str
@@ -30,6 +33,7 @@ class Rule:
     repair: str
     kwargs: dict[str, Any] = field(default_factory=dict)
     warning: bool = False
+    whole: bool = False
 
 
 def _holds(name: str, words: str, repair: str, **more: Any) -> Rule:
@@ -61,7 +65,7 @@ def of_manifest() -> list[Rule]:
     rename = "rename the files or folders in the dataset, then run `python -m flows data add NAME ROOT`"
     columns = {"column_list": list(COLUMNS)}
     sets = {"split": SPLITS, "label": LABELS}
-    return [
+    found = [
         Rule("columns", "ExpectTableColumnsToMatchOrderedList", "the contract's columns in order", rebuild, columns),
         Rule("rows", "ExpectTableRowCountToBeBetween", "at least one image", rebuild, {"min_value": 1}),
         _unique("sample_id", rebuild),
@@ -89,6 +93,7 @@ def of_manifest() -> list[Rule]:
             for name, known in sets.items()
         ),
     ]
+    return [replace(rule, whole=True) for rule in found]
 
 
 def of_images() -> list[Rule]:
@@ -131,13 +136,14 @@ def of_images() -> list[Rule]:
 def of_classes(min_normals: int) -> list[Rule]:
     """Of the table of classes of `pvqae.samples.rows`."""
     add = "bring the dataset in with `python -m flows data add NAME ROOT`, which writes data/classes.yaml"
+    again = "see data/quarantine.csv for what was left out; repair it, then run `python -m flows data add NAME ROOT`"
     more = "add images of good parts, or lower data.min_normals or data.shares"
     camera = "look whether one camera and one export made these images; replace the others"
     some = "add images to the dataset's test folder, or raise data.shares.test"
     judged = "add such images to the dataset's test folder, or leave it: the metrics that need them will be null"
     return [
-        _holds("in_classes_file", "every class of the manifest is in data/classes.yaml", add),
-        _holds("in_manifest", "every class of data/classes.yaml has images", add),
+        _holds("in_classes_file", "every class of the manifest is in data/classes.yaml", add, whole=True),
+        _holds("in_manifest", "every class of data/classes.yaml has images", again),
         _between("training_normals", min_normals, None, f"at least {min_normals} normals to train with", more),
         _between("test_images", 1, None, "at least one image to test with", some),
         _silent("range_used", "values over the range of the files", "set image.bits in params.yaml, then run again"),
@@ -152,18 +158,20 @@ def of_classes(min_normals: int) -> list[Rule]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a rule: how many rows are against it, and in `rows` the first of them."""
+    """What became of a rule: how many rows are against it, in `rows` the first of them, and the classes of all."""
 
     rule: Rule
     success: bool
     unexpected: int
     rows: tuple[str, ...]
+    categories: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Summary:
     """A checked dataset: its size, images per class and split, what is worth knowing, and the page to open. `files`:
-    how many of its files are used, in quarantine and ignored; together they are all."""
+    how many of its files are used, in quarantine and ignored; together they are all. `held_back`: the classes that
+    can't be trained as they are, with the reason."""
 
     rows: int
     classes: dict[str, dict[str, int]]
@@ -171,11 +179,14 @@ class Summary:
     files: dict[str, int]
     warnings: tuple[str, ...]
     docs: Path
+    held_back: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         counts = "; ".join(f"{name} {_listed(parts)}" for name, parts in self.classes.items())
-        said = f"{self.rows} images hold every expectation: {counts}. Files: {_listed(self.files)}. {self.docs}"
-        return "\n".join([said, *(f"warning: {text}" for text in self.warnings)])
+        held = "" if self.held_back else " hold every expectation"
+        said = f"{self.rows} images{held}: {counts}. Files: {_listed(self.files)}. {self.docs}"
+        out = [f"class {name} is held back:\n  {reason}" for name, reason in self.held_back.items()]
+        return "\n".join([said, *out, *(f"warning: {text}" for text in self.warnings)])
 
 
 def _listed(parts: dict[str, int]) -> str:
@@ -194,13 +205,24 @@ def line(outcome: Outcome) -> str:
     return f"{outcome.rule.name}: expected {outcome.rule.words}; {outcome.unexpected} not: {listed}"
 
 
+def held_back(outcomes: Sequence[Outcome], names: Iterable[str]) -> dict[str, str]:
+    """Return, for each class of `names`, the failed expectations of its own rows with their repairs."""
+    stops = failed(outcomes)
+    found = {}
+    for name in sorted(names):
+        own = [f"\n  {line(one)}\n    repair: {one.rule.repair}" for one in stops if name in one.categories]
+        found[name] = "".join(own).strip() or "it shares its network or prior with a class that is"
+    return found
+
+
 def message(outcomes: Sequence[Outcome], summary: Summary) -> str:
     """The verdict in words, with the rows and the repair of each failed expectation."""
     stops = failed(outcomes)
     held = f"{len(outcomes) - len(stops)} of {len(outcomes)} expectations hold for {summary.rows} images"
     lines = [f"  {line(outcome)}\n    repair: {outcome.rule.repair}" for outcome in stops]
     notes = [f"  warning: {text}" for text in summary.warnings]
-    return "\n".join([f"{held}; nothing is trained:" if stops else held, *lines, *notes])
+    out = f"held back: {', '.join(summary.held_back)}" if summary.held_back else "nothing is trained"
+    return "\n".join([f"{held}; {out}:" if stops else held, *lines, *notes])
 
 
 def report(summary: Summary, outcomes: Sequence[Outcome]) -> str:
@@ -217,5 +239,6 @@ def report(summary: Summary, outcomes: Sequence[Outcome]) -> str:
         "quarantined": summary.quarantined,
         "files": summary.files,
         "warnings": summary.warnings,
+        "held_back": summary.held_back,
     }
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

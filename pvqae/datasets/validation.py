@@ -10,6 +10,7 @@ Its own page loads styles and scripts from five public servers, links to pages t
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,12 @@ Checked = tuple[Outcome, Any]  # with Great Expectations' own result, which the 
 def check(layout: Layout, params: Params) -> Summary:
     """Run every expectation over data/manifest.csv and write data/rows, data_docs/index.html and validation.json.
 
-    Raises `ValidationFailed`, naming expectation, rows and repair, when one that is no warning fails: the two reports
-    are then written all the same, and data/rows does not exist. Raises `ConfigError` for an unusable classes.yaml,
-    `DataError` for a missing or unreadable table.
+    A class with rows that fail is held back, together with those that share its network or prior: data/rows has none
+    of theirs, the summary names them, and the other classes go on.
+
+    Raises `ValidationFailed`, naming expectation, rows and repair, when the manifest itself is wrong or no class is
+    left: the two reports are then written all the same, and data/rows does not exist. Raises `ConfigError` for an
+    unusable classes.yaml, `DataError` for a missing or unreadable table.
     """
     rows.clear(layout)
     known = classes.read(layout.classes_file, params.data.name)
@@ -48,13 +52,17 @@ def check(layout: Layout, params: Params) -> Summary:
         frame = frame.astype(dict.fromkeys(manifest.NUMBERS, "int64"))
         checked += _run_typed(frame, _statistics(layout.statistics), known, layout.data, params)
     outcomes = [outcome for outcome, _ in checked]
+    stops = rules.failed(outcomes)
+    held = known.sharing(name for outcome in stops for name in outcome.categories)
+    left = not any(outcome.rule.whole for outcome in stops) and any(name not in held for name in known.classes)
     summary = _summary(frame, outcomes, len(_table(layout.quarantine)), _ignored(layout.ignored), layout)
+    summary = replace(summary, held_back=rules.held_back(outcomes, held) if left else {})
     message = rules.message(outcomes, summary)
     write_text(summary.docs, _page(params.data.name, message, checked))
     write_text(layout.reports / "validation.json", rules.report(summary, outcomes))
-    if rules.failed(outcomes):
+    if not left:
         raise ValidationFailed(f"{message}\nOpen {summary.docs}")
-    rows.write(frame, known, layout)
+    rows.write(frame[~frame["category"].isin(held)], known, layout)
     return summary
 
 
@@ -119,7 +127,7 @@ def _run(table: str, frame: pd.DataFrame, suite: Sequence[rules.Rule], keys: lis
     )
     usable = [rule for rule in suite if rule.kwargs.get("column") in (None, *frame.columns)]
     expected = gx.ExpectationSuite(name=table, expectations=[_expectation(expectations, rule) for rule in usable])
-    form = {"result_format": "SUMMARY", "partial_unexpected_count": SHOWN}
+    form = {"result_format": "COMPLETE", "partial_unexpected_count": SHOWN}
     results = {r.expectation_config.meta["rule"]: r for r in batch.validate(expected, result_format=form).results}
     return [(_outcome(rule, results[rule.name], frame, keys), results[rule.name]) for rule in usable]
 
@@ -146,7 +154,10 @@ def _outcome(rule: rules.Rule, result: Any, frame: pd.DataFrame, keys: Sequence[
     texts = [_named(frame.iloc[row], named, rule) for row in found.get("partial_unexpected_index_list") or []]
     if not result.success and not texts:
         texts = [f"found {found.get('observed_value')}"]
-    return Outcome(rule, bool(result.success), int(found.get("unexpected_count", not result.success)), tuple(texts))
+    against = frame.iloc[found.get("unexpected_index_list") or []]
+    categories = frozenset(against["category"]) if "category" in frame.columns else frozenset()
+    count = int(found.get("unexpected_count", not result.success))
+    return Outcome(rule, bool(result.success), count, tuple(texts), categories)
 
 
 def _named(row: "pd.Series[Any]", keys: Sequence[str], rule: rules.Rule) -> str:

@@ -48,6 +48,10 @@ COMPARED: dict[str, tuple[str, Write, bool | None]] = {  # words, how it is writ
     "latency_ms": ("ms per image", one_decimal, None),  # other work on the machine counts, too: no judgement
     "size_bytes": ("MB", megabytes, False),
 }
+NOT_EVALUATED = (
+    "This class has no figures: its data did not pass the checks, or one of its stages failed. The other classes went "
+    "on; `python -m flows train` names the cause."
+)
 STATES = {"kept": "met", "broken": "not met"}
 METHODS = {
     "held_out": "normal images that the model has never seen",
@@ -74,7 +78,8 @@ def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: 
         demo=demo,
         verdict=verdict(metrics),
         totals=totals(metrics),
-        warnings=[(one.name, text) for one in classes for text in warnings(one)],
+        warnings=[(name, NOT_EVALUATED) for name in metrics.get("not_evaluated", [])]
+        + [(one.name, text) for one in classes for text in warnings(one)],
         classes=views,
         shown=shown,
         filters=gallery.filters(shown.groups.items()),

@@ -43,16 +43,21 @@ class ClassReport:
 def report(layout: Layout) -> Values:
     """Merge the classes of data/classes.yaml into metrics.json, images.csv, roc.csv and index.html of the dataset.
 
-    Returns the content of metrics.json. Raises `DataError` when a class was not evaluated.
+    A class without an evaluation (its data did not pass the checks, or one of its stages failed) is named as such.
+
+    Returns the content of metrics.json. Raises `DataError` when no class was evaluated.
     """
     params = config.load(layout.root / "params.yaml")
     names = listed.read(layout.classes_file, layout.name).classes
-    classes = [_read(layout.reports, name) for name in sorted(names)]
-    metrics = {
+    evaluated = [name for name in sorted(names) if layout.class_report(name).is_dir()] or sorted(names)
+    classes = [_read(layout.reports, name) for name in evaluated]
+    missing = sorted(set(names) - set(evaluated))
+    metrics: Values = {
         "dataset": layout.name,
         "protocol": params.data.protocol,
         "classes": {one.name: one.metrics for one in classes},
         "mean": mean([one.metrics for one in classes]),
+        **({"not_evaluated": missing} if missing else {}),
     }
     demo = params.data.source == "demo"
     write_csv(pd.concat([_with_class(one.images, one.name) for one in classes]), layout.reports / "images.csv")

@@ -56,6 +56,14 @@ class Classes:
     def member(self, name: str) -> Member:
         return _of(self.classes, name, "class")
 
+    def sharing(self, names: Iterable[str]) -> set[str]:
+        """Return `names` with all classes that share a network or a prior with one of them, directly or not."""
+        groups = [set(group) for group in self.networks.values()] + [set(one.classes) for one in self.priors.values()]
+        found = set(names)
+        while more := set().union(*(group for group in groups if group & found)) - found:
+            found |= more
+        return found
+
 
 def _of(known: Mapping[str, T], name: str, what: str) -> T:
     if name not in known:

@@ -18,7 +18,7 @@ from pvqae.samples.decoding import Bits, Floats, Header, Mask, UnusableError
 
 __all__ = ["SUFFIXES", "Bits", "Floats", "Header", "Mask", "decode", "header", "marked", "read", "read_mask", "write"]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 SIDES = (8, 65535)  # pixels, the shortest and the longest side that an image may have
 T = TypeVar("T")
 

@@ -185,13 +185,16 @@ def clear(layout: Layout) -> None:
 
 
 def write(frame: pd.DataFrame, classes: Classes, layout: Layout) -> None:
-    """Write one file per network (its classes' normals of train and calibrate) and three per class."""
+    """Write one file per network (its classes' normals of train and calibrate) and three per class.
+
+    Classes without rows in `frame` were held back: their files have no rows, which `read` refuses.
+    """
     part = layout.rows.with_name("rows.part")
     shutil.rmtree(part, ignore_errors=True)
     of_class = {str(name): rows for name, rows in frame.groupby("category")}
 
     def select(names: tuple[str, ...], splits: tuple[str, ...]) -> pd.DataFrame:
-        rows = pd.concat([of_class[name] for name in names])
+        rows = pd.concat([of_class.get(name, frame[:0]) for name in names])
         return rows[rows["split"].isin(splits)]
 
     for network, names in classes.networks.items():
@@ -229,4 +232,8 @@ def read(layout: Layout, path: Path) -> pd.DataFrame:
     listed = sums.read_text("utf-8", errors="replace").splitlines() if sums.is_file() else []
     if listed and path.is_file() and f"{digest(path)}  {name}" not in listed:
         raise IntegrityError(f"{path}: expected the rows that were checked, found others; run `dvc repro`")
-    return manifest.read(path)
+    found = manifest.read(path)
+    if found.empty and path.stem != "gate":
+        text = "expected rows of images that passed the checks, found none; repair what is in"
+        raise DataError(f"{path}: {text} {layout.reports / 'validation.json'} under held_back")
+    return found

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from flows.core import environment
 
@@ -180,3 +182,34 @@ def test_a_warm_start_goes_on_from_the_champion_and_says_so(whole: tuple[Clone, 
     assert "data/parents/brick" in [dep["path"] for dep in lock["stages"]["train@brick"]["deps"]]
     again = project.train(project.root.parent / "warm-again", "--warm")
     assert "Nothing changed" in again
+
+
+def test_a_class_that_fails_its_checks_does_not_stop_the_others(whole: tuple[Clone, str], tmp_path: Path) -> None:
+    """One class has a blank normal, one nothing that can be read; the third is trained and registered."""
+    project, _ = whole
+    rng = np.random.default_rng(0)
+    for name in ("blank", "sound", "torn"):
+        for number in range(24):
+            file = tmp_path / "plant" / name / "good" / f"{number:03}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            waves = 120 + 40 * np.sin(np.arange(96) / 7 + rng.normal()) + rng.normal(0, 6, (96, 96))
+            pixels = np.full((96, 96), 120) if (name, number) == ("blank", 0) else waves.clip(0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(file)
+            if name == "torn":
+                file.write_bytes(b"")
+    settings = ("data.name=plant", "data.source=folder", f"data.root={tmp_path / 'plant'}", "train.steps=5")
+    words = [word for setting in ("data.categories=[]", *settings) for word in ("--set", setting)]
+    log = tmp_path / "log"
+    assert project.start(log, *words).wait(timeout=300) == 1
+    text = log.read_text("utf-8", errors="replace")
+    assert "error: class blank is held back:" in text
+    assert "shows_something: expected no normal is blank; 1 not: blank/good/000" in text
+    assert "class torn is held back:" in text
+    assert "Other classes went on." in text
+    client = mlflow.MlflowClient(f"sqlite:///{project.root}/.pvqae/mlflow/mlflow.db")
+    assert [model.name for model in client.search_registered_models("name LIKE 'pvqae-plant-%'")] == [
+        "pvqae-plant-sound"
+    ]
+    figures = json.loads((project.root / "reports" / "plant" / "metrics.json").read_text())
+    assert list(figures["classes"]) == ["sound"]
+    assert figures["not_evaluated"] == ["blank", "torn"]

@@ -39,11 +39,10 @@ def test_chains_hold_every_stage_once_and_keep_the_order(found: stages.Graph) ->
             done.add(stage)
 
 
-def test_a_class_of_its_own_is_one_chain_and_the_report_stays() -> None:
+def test_a_class_of_its_own_is_one_chain() -> None:
     joined = job_spec.chains(graph(["a", "b"], "per_class", "per_class"))
     a, b = (tuple(f"{kind}@{name}" for kind in ("train", "prior", "calibrate", "evaluate")) for name in "ab")
-    assert joined == {a: (), b: (), ("report",): (a, b)}
-    assert ("report",) in job_spec.chains(graph(["a"], "per_class", "per_class"))
+    assert joined == {a: (), b: ()}
 
 
 def test_what_classes_share_is_a_chain_of_its_own() -> None:

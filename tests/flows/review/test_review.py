@@ -272,6 +272,15 @@ def test_what_the_dataset_has_or_can_not_take_is_said_and_left(world: World) -> 
     assert world.log.pending() == []
 
 
+def test_a_damaged_line_of_scores_hides_no_other_image(world: World) -> None:
+    world.score({3: 6.0, 34: 7.0, 35: 8.0})
+    file = world.root / "scores/pvqae-nuts-nut/belt/scores.jsonl"
+    before = set(shown(world.desk(), "near"))
+    first, second, *others = file.read_text("utf-8").splitlines()
+    file.write_text("\n".join([first, second[: len(second) // 2], '{"score": 3}', *others, ""]), "utf-8")
+    assert len(before - set(shown(world.desk(), "near"))) <= 1
+
+
 class Killed(BaseException):
     """As SIGKILL as a test can be: nothing that catches `Exception` sees it."""
 

@@ -126,6 +126,22 @@ def test_too_many_unreadable_images_stop_the_build(root: Path) -> None:
     assert contents(root) == {}
 
 
+def test_a_class_of_too_many_unreadable_images_is_left_out_alone(root: Path) -> None:
+    """The other class goes on, and every file of the first is listed with the reason."""
+    shutil.copytree(root / "data/raw/tiny/part", root / "data/raw/tiny/other")
+    for number, path in enumerate(sorted((root / "data/raw/tiny/other").rglob("*.png"))):
+        if "ground_truth" not in path.parts:
+            mirrored = images.read(path.relative_to(root), root)[::-1]
+            images.write(path, np.clip(mirrored + number / 1000, 0, 1))  # no copies of the first class
+    for number in range(9):
+        picture(root, f"train/good/{number:03}.png").write_bytes(b"")
+    summary = build.build(root, params())
+    assert list(summary.counts) == ["other"]
+    left = pd.read_csv(root / "data/quarantine.csv")
+    good = left[left.reason.str.startswith("class part: 9 of 47 images can't be read")]
+    assert len(good) == 38
+
+
 def test_an_image_behind_a_link_out_of_the_dataset_is_not_read(root: Path, tmp_path: Path) -> None:
     path = picture(root, "train/good/000.png")
     shutil.move(path, tmp_path / "outside.png")

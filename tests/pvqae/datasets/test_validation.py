@@ -19,7 +19,7 @@ from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError, ValidationFailed
 from pvqae.core.layout import Layout
 from pvqae.datasets import validation
-from pvqae.samples import manifest
+from pvqae.samples import manifest, rows
 
 PARAMS = config.parse({"data": {"name": "tiny", "min_normals": 8}})
 CLASSES = """dataset: tiny
@@ -302,6 +302,59 @@ def test_a_wrong_mask_stops_the_run(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValidationFailed, match=rf"{name}: .*1 not: {DEFECT} \(raw/bolt/{DEFECT}.png\): {SAID[name]}"):
         validation.check(layout, PARAMS)
     assert _failures(layout) == {name}
+
+
+OWN = """dataset: tiny
+networks:
+  bolt: {classes: [bolt]}
+  nut: {classes: [nut]}
+priors:
+  bolt: {classes: [bolt], allocations: models/tiny/networks/bolt}
+  nut: {classes: [nut], allocations: models/tiny/networks/nut}
+classes:
+  bolt: {network: bolt, prior: bolt}
+  nut: {network: nut, prior: nut}
+"""
+OF_ONE_CLASS = {
+    "bolt": ("group_in_one_split", "width_in_range", "shows_nothing", "mask_present", "range_used", "has_statistics"),
+    "nut": ("in_manifest", "training_normals_in_range", "test_images_in_range"),
+}
+
+
+@pytest.mark.parametrize(("held", "name"), [(held, name) for held, names in OF_ONE_CLASS.items() for name in names])
+def test_a_class_that_fails_is_held_back_alone(tmp_path: Path, held: str, name: str) -> None:
+    spoil = _measure("std", 0.0) if name == "shows_nothing" else CORRUPTIONS[name][0]
+    if name == "group_in_one_split":
+        spoil = _copy("group_id", "bolt-test-good-1")
+    layout = _save(tmp_path, spoil(_good()), OWN)
+    summary = validation.check(layout, PARAMS)
+
+    other = {"bolt": "nut", "nut": "bolt"}[held]
+    assert list(summary.held_back) == [held]
+    assert "repair: " in summary.held_back[held]
+    assert f"class {held} is held back" in str(summary)
+    assert _report(layout)["success"] is False
+    assert list(_report(layout)["held_back"]) == [held]  # type: ignore[call-overload]
+    assert len(rows.read(layout, layout.network_rows(other))) == 11
+    for file in (layout.network_rows(held), layout.class_rows(held, "normals"), layout.class_rows(held, "test")):
+        with pytest.raises(DataError, match="held_back"):
+            rows.read(layout, file)
+
+
+def test_classes_that_share_a_prior_are_held_back_together(tmp_path: Path) -> None:
+    shared = (
+        OWN.replace("priors:", "  cog: {classes: [cog]}\npriors:")
+        .replace(
+            "  bolt: {classes: [bolt], allocations: models/tiny/networks/bolt}\n  nut: {classes: [nut], allocations: "
+            "models/tiny/networks/nut}\n",
+            "  two: {classes: [bolt, cog], allocations: models/tiny/networks}\n"
+            "  nut: {classes: [nut], allocations: models/tiny/networks/nut}\n",
+        )
+        .replace("{network: bolt, prior: bolt}", "{network: bolt, prior: two}\n  cog: {network: cog, prior: two}")
+    )
+    summary = validation.check(_save(tmp_path, _good(), shared), PARAMS)  # there are no images of cog
+    assert list(summary.held_back) == ["bolt", "cog"]
+    assert "shares" in summary.held_back["bolt"]
 
 
 def test_every_expectation_that_can_stop_a_run_is_tested(tmp_path: Path) -> None:

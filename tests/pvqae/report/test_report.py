@@ -87,7 +87,17 @@ def test_tables_name_the_class(evaluated: Any, layout: Layout) -> None:
 
 def test_a_class_without_evaluation_is_named_with_its_repair(evaluated: Any, layout: Layout) -> None:
     evaluated("brick")
-    with pytest.raises(DataError, match="dvc repro -s evaluate@grass"):
+    assert report(layout)["not_evaluated"] == ["grass"]
+    text = _page(layout).text
+    assert "before you trust the figures" in text
+    assert "grass: This class has no figures" in text
+    (layout.class_report("brick") / "metrics.json").unlink()
+    with pytest.raises(DataError, match="dvc repro -s evaluate@brick"):
+        report(layout)
+
+
+def test_a_report_on_no_class_is_an_error(layout: Layout) -> None:
+    with pytest.raises(DataError, match="dvc repro -s evaluate@brick"):
         report(layout)
     assert not (layout.reports / "index.html").exists()
 
