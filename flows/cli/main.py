@@ -5,11 +5,11 @@ from collections.abc import Callable
 import typer
 
 from flows.cli import laboratory, machines, training, use
-from pvqae.cli.console import Door, leave
+from pvqae.cli.console import CliGroup, leave
 
 # No completion: a shell completes the names of programs, and this is `python` with an option. `pvqae` has it.
 app = typer.Typer(
-    cls=Door,
+    cls=CliGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

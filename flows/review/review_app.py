@@ -73,9 +73,7 @@ class ReviewMiddleware:
     def _refusal(self, request: Request) -> Response | None:
         if self.token and (answer := self._stranger(request)):
             return answer
-        if not self.token and not middleware.is_loopback(
-            urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-        ):
+        if not self.token and not middleware.names_this_machine(request.headers.get("host", "")):
             # A foreign page may let its own name point to this machine; it can't choose this header.
             return PlainTextResponse("this page is served to this machine only; the request names another host", 421)
         return None if request.method in ("GET", "HEAD") else self._foreign(request)

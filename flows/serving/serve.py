@@ -14,12 +14,12 @@ from flows.core import lineage
 from flows.serving import score
 from pvqae.serving import server
 from pvqae.serving.middleware import Metrics
-from pvqae.serving.slot import Holder, Model, Trouble, load
+from pvqae.serving.slot import LoadFailure, Model, ModelSlot, load
 
 
 @dataclass
 class _Follower:
-    """Looks at an alias every `seconds` and lets `holder` answer by the version that it names.
+    """Looks at an alias every `seconds` and lets `slot` answer by the version that it names.
 
     A version that did not load is not tried again until the alias has moved; a registry that did not answer is.
     """
@@ -27,9 +27,9 @@ class _Follower:
     root: Path
     registry: Registry
     name: str  # MODEL, MODEL@ALIAS or MODEL@NUMBER
-    holder: Holder
+    slot: ModelSlot
     seconds: float
-    rejected: Trouble | None = None
+    rejected: LoadFailure | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Look at once, then every `seconds` until `stop` is set."""
@@ -42,25 +42,25 @@ class _Follower:
         try:
             model, version = score.parse(self.name, self.registry)
         except Exception as error:  # MLflow's clients raise whatever their transport does
-            self.holder.keep("", error, "unreachable")
+            self.slot.keep("", error, "unreachable")
             return
-        current = self.holder.current
+        current = self.slot.current
         if current is not None and current.version == version:
-            self.holder.trouble = None
+            self.slot.failure = None
         elif self.rejected and self.rejected.version == version:
-            self.holder.trouble = self.rejected
+            self.slot.failure = self.rejected
         else:
             self._exchange(model, version)
 
     def _exchange(self, model: str, version: str) -> None:
         try:
-            self.holder.put(_fetched(self.root, self.registry, model, version))
+            self.slot.put(_fetched(self.root, self.registry, model, version))
             self.rejected = None
         except (RegistryError, OSError) as error:
-            self.holder.keep(version, error, "unreachable")
+            self.slot.keep(version, error, "unreachable")
         except Exception as error:  # a damaged bundle can fail anywhere in its loading
-            self.holder.keep(version, error)
-            self.rejected = self.holder.trouble
+            self.slot.keep(version, error)
+            self.rejected = self.slot.failure
 
 
 def _fetched(root: Path, registry: Registry, model: str, version: str) -> Model:
@@ -88,8 +88,8 @@ def serve(
     registry, _ = open_registry(root, params.flow.tracking_uri)
     _, version = score.parse(name, registry)
     metrics = Metrics()
-    follower = _Follower(root, registry, name, Holder(metrics), settings.poll)
+    follower = _Follower(root, registry, name, ModelSlot(metrics), settings.poll)
     words = f"serving {name}, now version {version}, looking for another every {settings.poll:g} s"
     server.run(
-        follower.holder, metrics, params, settings, token, lambda where: tell(f"{words}, at {where}"), follower.run
+        follower.slot, metrics, params, settings, token, lambda where: tell(f"{words}, at {where}"), follower.run
     )

@@ -62,7 +62,7 @@ def _full_disk(error: Exception) -> str:
     return errors.words(error)
 
 
-class Door(TyperGroup):
+class CliGroup(TyperGroup):
     """A command line whose commands may raise `PvqaeError`."""
 
     def invoke(self, ctx: Any) -> Any:

@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from pvqae.cli import processes
-from pvqae.cli.console import Door, console, leave, quiet, to_json, workspace
+from pvqae.cli.console import CliGroup, console, leave, quiet, to_json, workspace
 from pvqae.core import runtime
 
 STAGES, USE, ABOUT = "Stages, on params.yaml of the current folder", "A bundle in use", "Looking and measuring"
 app = typer.Typer(
-    cls=Door,
+    cls=CliGroup,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

@@ -14,17 +14,18 @@ from starlette.responses import Response
 
 from pvqae.core.config import Service
 from pvqae.core.errors import PvqaeError
-from pvqae.serving import uploads
-from pvqae.serving.middleware import Door, Metrics, Places, Refused, body
-from pvqae.serving.scorer import Scoring, Values
-from pvqae.serving.slot import Found, Holder
+from pvqae.serving import answers
+from pvqae.serving.answers import ScoringQueue
+from pvqae.serving.batch_rows import Values
+from pvqae.serving.middleware import AccessMiddleware, ConcurrencyLimit, Metrics, Refused, body
+from pvqae.serving.slot import Found, ModelSlot
 
-Responses = dict[int | str, dict[str, Any]]
+_Responses = dict[int | str, dict[str, Any]]
 
-READERS = 4  # requests that may arrive at once, for each that may wait: slow senders hold no place in the queue
+_READERS = 4  # requests that may arrive at once, for each that may wait: slow senders hold no place in the queue
 
 
-class Wanted(BaseModel):
+class _Query(BaseModel):
     """The query: a misspelt key is an error, not ignored."""
 
     model_config = ConfigDict(extra="forbid")
@@ -99,28 +100,28 @@ class Ready(BaseModel):
 
 
 def make(
-    holder: Holder, settings: Service, metrics: Metrics, token: str = "", prepare: Callable[[], None] = lambda: None
-) -> Door:
+    slot: ModelSlot, settings: Service, metrics: Metrics, token: str = "", prepare: Callable[[], None] = lambda: None
+) -> AccessMiddleware:
     """The ASGI app. `prepare` runs once in the thread that scores."""
-    scoring = Scoring(holder, settings, metrics, prepare)
+    scoring = ScoringQueue(slot, settings, metrics, prepare)
     # No docs pages: they load scripts from elsewhere. /openapi.json stays.
     app = FastAPI(
         title="pvqae", version=metadata.version("pvqae"), docs_url=None, redoc_url=None, lifespan=scoring.open,
     )  # fmt: skip
     _explain(app, metrics)
-    _add_probes(app, holder, scoring)
-    _add_state(app, holder, metrics, scoring, _problems(token))
+    _add_probes(app, slot, scoring)
+    _add_state(app, slot, metrics, scoring, _problems(token))
     _add_scoring(app, settings, scoring, _problems(token))
     if token:
         _declare_token(app)
-    return Door(app, settings, metrics, token)
+    return AccessMiddleware(app, settings, metrics, token)
 
 
-def _described(statuses: dict[int, str]) -> Responses:
+def _described(statuses: dict[int, str]) -> _Responses:
     return {status: {"model": Problem, "description": text} for status, text in statuses.items()}
 
 
-def _problems(token: str) -> Responses:
+def _problems(token: str) -> _Responses:
     """What the door may say to any request."""
     who = {401: "no token"} if token else {421: "not sent to this machine"}
     return _described({413: "too much", 429: "too often", 503: "not now, but later", **who})
@@ -156,7 +157,7 @@ def _explain(app: FastAPI, metrics: Metrics) -> None:
         app.add_exception_handler(kind, handler)
 
 
-def _add_probes(app: FastAPI, holder: Holder, scoring: Scoring) -> None:
+def _add_probes(app: FastAPI, slot: ModelSlot, scoring: ScoringQueue) -> None:
     @app.get("/health")
     async def health() -> Health:
         """Whether the process answers at all."""
@@ -166,18 +167,18 @@ def _add_probes(app: FastAPI, holder: Holder, scoring: Scoring) -> None:
     async def ready() -> Ready:
         """Whether a model is loaded: 503 until then. A folder that was changed since is said, and no reason not to be
         ready: what answers is what was verified."""
-        model, trouble = scoring.model(), holder.trouble
+        model, failure = scoring.model(), slot.failure
         return Ready(
             ready=True,
             model=model.name,
             version=model.version,
             bundle_sha256=model.detector.sha256,
             on_disk=await asyncio.to_thread(lambda: model.on_disk),
-            rejected={"version": trouble.version, "error": trouble.kind} if trouble else None,
+            rejected={"version": failure.version, "error": failure.kind} if failure else None,
         )
 
 
-def _add_state(app: FastAPI, holder: Holder, metrics: Metrics, scoring: Scoring, problems: Responses) -> None:
+def _add_state(app: FastAPI, slot: ModelSlot, metrics: Metrics, scoring: ScoringQueue, problems: _Responses) -> None:
     @app.get("/metrics", response_class=PlainTextResponse, responses=problems)
     async def prometheus() -> Response:
         """For Prometheus."""
@@ -186,20 +187,20 @@ def _add_state(app: FastAPI, holder: Holder, metrics: Metrics, scoring: Scoring,
     @app.get("/v1/model", responses=problems)
     async def card() -> Card:
         """The model card: what answers, how its threshold was found, from what it was made."""
-        trouble = holder.trouble
-        rejected = {"version": trouble.version, "error": f"{trouble.kind}: {trouble.text}"} if trouble else None
+        failure = slot.failure
+        rejected = {"version": failure.version, "error": f"{failure.kind}: {failure.text}"} if failure else None
         return Card(**scoring.model().card(), rejected=rejected)
 
 
-def _add_scoring(app: FastAPI, settings: Service, scoring: Scoring, problems: Responses) -> None:
-    arriving = Places(READERS * settings.queue, "arriving")
+def _add_scoring(app: FastAPI, settings: Service, scoring: ScoringQueue, problems: _Responses) -> None:
+    arriving = ConcurrencyLimit(_READERS * settings.queue, "arriving")
 
     async def rows(request: Request, limit: int, many: bool, heatmap: bool) -> list[Values]:
         scoring.model()  # nothing is read for nobody
         with arriving.one():
             try:
                 async with asyncio.timeout(settings.timeout):
-                    found = await uploads.read(request, limit, many)
+                    found = await answers.read(request, limit, many)
             except TimeoutError:
                 text = f"expected the whole request within {settings.timeout:g} s, found less; send it again"
                 raise Refused(408, "slow", text) from None
@@ -208,20 +209,20 @@ def _add_scoring(app: FastAPI, settings: Service, scoring: Scoring, problems: Re
     refusals = {400: "no image, or not as described", 408: "too slow", 415: "unknown content type", 422: "bad query"}
     responses = problems | _described(refusals)
 
-    @app.post("/v1/score", responses=responses, openapi_extra={"requestBody": uploads.schema(False, 1)})
-    async def score(request: Request, wanted: Annotated[Wanted, Query()]) -> Answer:
+    @app.post("/v1/score", responses=responses, openapi_extra={"requestBody": answers.schema(False, 1)})
+    async def score(request: Request, query: Annotated[_Query, Query()]) -> Answer:
         """Score one image: the part `file` of a form, or JSON with base64."""
-        row = (await rows(request, 1, False, wanted.heatmap))[0]
+        row = (await rows(request, 1, False, query.heatmap))[0]
         if row["error"]:
             raise Refused(400, "image", row["error"])
         return Answer(**row)
 
     @app.post(
-        "/v1/score/batch", responses=responses, openapi_extra={"requestBody": uploads.schema(True, settings.max_batch)}
+        "/v1/score/batch", responses=responses, openapi_extra={"requestBody": answers.schema(True, settings.max_batch)}
     )
-    async def score_batch(request: Request, wanted: Annotated[Wanted, Query()]) -> Answers:
+    async def score_batch(request: Request, query: Annotated[_Query, Query()]) -> Answers:
         """Score several images: parts `files` of a form, or JSON with base64. All by the same version."""
-        found = await rows(request, settings.max_batch, True, wanted.heatmap)
+        found = await rows(request, settings.max_batch, True, query.heatmap)
         return Answers(results=[Answer(**row) for row in found])
 
 

@@ -43,7 +43,7 @@ def body(reason: str, message: str) -> dict[str, dict[str, str]]:
     return {"error": {"reason": reason, "message": message}}
 
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class Metrics:
@@ -54,9 +54,9 @@ class Metrics:
         ProcessCollector(registry=own)
         self.requests = Counter("pvqae_requests", "Requests answered", ["endpoint", "status"], registry=own)
         self.seconds = Histogram(
-            "pvqae_request_seconds", "Seconds from request to answer", ["endpoint"], buckets=SECONDS, registry=own
+            "pvqae_request_seconds", "Seconds from request to answer", ["endpoint"], buckets=_SECONDS, registry=own
         )
-        self.scoring = Histogram("pvqae_scoring_seconds", "Seconds of one image", buckets=SECONDS, registry=own)
+        self.scoring = Histogram("pvqae_scoring_seconds", "Seconds of one image", buckets=_SECONDS, registry=own)
         self.images = Counter("pvqae_images", "Images scored", registry=own)
         self.defects = Counter("pvqae_defects", "Images above the threshold", registry=own)
         self.errors = Counter("pvqae_errors", "Requests or images without a score", ["reason"], registry=own)
@@ -73,10 +73,10 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-CLIENTS = 10_000  # whose last requests are remembered, about 2 MB
+_CLIENTS = 10_000  # whose last requests are remembered, about 2 MB
 
 
-class Rate:
+class _RateLimit:
     """A bucket of `burst` tokens per client that fills by `rate` a second. `rate` 0: no limit."""
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -91,7 +91,7 @@ class Rate:
         tokens, before = self._buckets.pop(client, (float(self._burst), now))
         tokens = min(self._burst, tokens + (now - before) * self._rate)
         self._buckets[client] = (max(0.0, tokens - 1) if tokens >= 1 else tokens, now)
-        if len(self._buckets) > CLIENTS:
+        if len(self._buckets) > _CLIENTS:
             self._buckets.popitem(last=False)
         if tokens < 1:
             raise Refused(
@@ -103,7 +103,7 @@ class Rate:
             )
 
 
-class Places:
+class ConcurrencyLimit:
     """At most `size` requests at once in a part of the service; the next one is refused, not kept waiting."""
 
     def __init__(self, size: int, what: str) -> None:
@@ -124,8 +124,8 @@ class Places:
 
 log = logging.getLogger("pvqae.serving.access")
 
-OPEN = frozenset({"/health", "/ready"})  # for probes: without a token, without a rate
-KNOWN = OPEN | {"/metrics", "/openapi.json", "/v1/model", "/v1/score", "/v1/score/batch"}
+_OPEN = frozenset({"/health", "/ready"})  # for probes: without a token, without a rate
+_KNOWN = _OPEN | {"/metrics", "/openapi.json", "/v1/model", "/v1/score", "/v1/score/batch"}
 HEADERS: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
@@ -143,6 +143,12 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+def names_this_machine(host: str) -> bool:
+    """Return whether the header `Host`, with or without a port, names this machine by a loopback address."""
+    name, _, port = host.rpartition(":")
+    return is_loopback(name if port.isdecimal() else host)
+
+
 def as_get(scope: Scope, send: Send) -> tuple[Scope, Send]:
     """A HEAD request, of a monitor or a load balancer, as GET whose body is not sent."""
     if scope["method"] != "HEAD":
@@ -154,12 +160,12 @@ def as_get(scope: Scope, send: Send) -> tuple[Scope, Send]:
     return {**scope, "method": "GET"}, bodiless
 
 
-class Door:
+class AccessMiddleware:
     """An ASGI app around another. Without a `token` it serves this machine only."""
 
     def __init__(self, app: ASGIApp, settings: Service, metrics: Metrics, token: str = "") -> None:
         self._app, self._max_bytes, self._metrics, self._token = app, settings.max_bytes, metrics, token
-        self._rate = Rate(settings.rate, settings.burst)
+        self._rate = _RateLimit(settings.rate, settings.burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -185,7 +191,7 @@ class Door:
             self._note(scope, status, time.perf_counter() - start)
 
     def _admit(self, scope: Scope) -> None:
-        if scope["path"] in OPEN:
+        if scope["path"] in _OPEN:
             return
         headers = Headers(scope=scope)
         self._rate.take(_client(scope))
@@ -202,10 +208,9 @@ class Door:
                 raise Refused(401, "token", "expected the header `Authorization: Bearer TOKEN`, found none that fits")
         else:
             # A page in this machine's browser may let its own name point here; it can't choose this header.
-            name = headers.get("host", "").rpartition(":")[0] if _has_port(headers) else headers.get("host", "")
-            if not is_loopback(name):
+            if not names_this_machine(host := headers.get("host", "")):
                 raise Refused(
-                    421, "host", f"expected a request to this machine, found one to {name[:80]!r}; set a token"
+                    421, "host", f"expected a request to this machine, found one to {host[:80]!r}; set a token"
                 )
 
     def _bounded(self, receive: Receive) -> Receive:
@@ -229,7 +234,7 @@ class Door:
         return Refused(413, "too_large", text)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        endpoint = scope["path"] if scope["path"] in KNOWN else "other"
+        endpoint = scope["path"] if scope["path"] in _KNOWN else "other"
         self._metrics.requests.labels(endpoint, str(status)).inc()
         self._metrics.seconds.labels(endpoint).observe(seconds)
         # The path as it came, still quoted: no line breaks; and without the query, which may hold secrets.
@@ -239,7 +244,3 @@ class Door:
 
 def _client(scope: Scope) -> str:
     return scope["client"][0] if scope.get("client") else "unknown"
-
-
-def _has_port(headers: Headers) -> bool:
-    return headers.get("host", "").rpartition(":")[2].isdecimal()

@@ -15,7 +15,7 @@ from pvqae.core.config import Params, Service
 from pvqae.core.errors import ConfigError
 from pvqae.inference import bundle as bundles
 from pvqae.serving.middleware import Metrics, is_loopback
-from pvqae.serving.slot import Holder, described, load
+from pvqae.serving.slot import ModelSlot, described, load
 
 if TYPE_CHECKING:
     import uvicorn
@@ -81,7 +81,7 @@ def prepared(params: Params) -> Callable[[], None]:
 
 
 def run(
-    holder: Holder, metrics: Metrics, params: Params, settings: Service, token: str,
+    slot: ModelSlot, metrics: Metrics, params: Params, settings: Service, token: str,
     tell: Callable[[str], None], background: Background | None = None,
 ) -> None:  # fmt: skip
     """Serve until SIGTERM or Ctrl-C; requests in flight are answered before the end.
@@ -96,7 +96,7 @@ def run(
     logging.getLogger("pvqae.serving").setLevel(logging.INFO)
     stop = threading.Event()
     with listen(settings, token) as connection:
-        served = app.make(holder, settings, metrics, token, prepared(params))
+        served = app.make(slot, settings, metrics, token, prepared(params))
         # The client's address as the connection has it: a header could name any, and dodge the rate.
         server = uvicorn.Server(
             uvicorn.Config(
@@ -129,9 +129,9 @@ def address(connection: socket.socket) -> str:
 def serve(folder: Path, params: Params, settings: Service, token: str, tell: Callable[[str], None]) -> None:
     """`pvqae serve`: one bundle of this machine. Raises `IntegrityError` before anything listens."""
     metrics = Metrics()
-    holder = Holder(metrics)
+    slot = ModelSlot(metrics)
     prepared(params)()
-    holder.put(load(bundles.read(folder)))
-    assert holder.current is not None
-    what = f"{holder.current.name}, {described(holder.current)}"
-    run(holder, metrics, params, settings, token, lambda where: tell(f"serving {what} at {where}"))
+    slot.put(load(bundles.read(folder)))
+    assert slot.current is not None
+    what = f"{slot.current.name}, {described(slot.current)}"
+    run(slot, metrics, params, settings, token, lambda where: tell(f"serving {what} at {where}"))

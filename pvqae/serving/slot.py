@@ -112,7 +112,7 @@ def load(bundle: Sealed, version: str = "", lineage: Mapping[str, str] | None = 
 
 
 @dataclass(frozen=True)
-class Trouble:
+class LoadFailure:
     """Why a newer version does not answer: `kind` is safe to show to anybody, `text` names files of this machine."""
 
     version: str
@@ -120,17 +120,17 @@ class Trouble:
     text: str
 
 
-class Holder:
+class ModelSlot:
     """The one place where the answering model stands. Assignment is atomic: readers see the old or the new one."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.current: Model | None = None
-        self.trouble: Trouble | None = None
+        self.failure: LoadFailure | None = None
         self._metrics = metrics
 
     def put(self, model: Model) -> None:
         """Let `model` answer all requests that begin from now on."""
-        self.current, self.trouble = model, None
+        self.current, self.failure = model, None
         self._metrics.model.clear()
         self._metrics.model.labels(model.name, model.version, model.detector.sha256).set(1)
         self._metrics.ready.set(1)
@@ -139,11 +139,11 @@ class Holder:
 
     def keep(self, version: str, error: Exception, outcome: str = "rejected") -> None:
         """Go on with what there is: `version` could not be loaded (`rejected`), or is not known (`unreachable`)."""
-        trouble = Trouble(version, type(error).__name__, str(error))
+        failure = LoadFailure(version, type(error).__name__, str(error))
         self._metrics.loads.labels(outcome).inc()
-        if trouble != self.trouble:  # said once, not at every look
-            log.error("version %s does not answer: %s: %s", version or "?", trouble.kind, trouble.text)
-        self.trouble = trouble
+        if failure != self.failure:  # said once, not at every look
+            log.error("version %s does not answer: %s: %s", version or "?", failure.kind, failure.text)
+        self.failure = failure
 
 
 def described(model: Model) -> str:

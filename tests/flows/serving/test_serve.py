@@ -16,7 +16,7 @@ from pvqae.core import config
 from pvqae.inference import bundle as bundles
 from pvqae.serving import app
 from pvqae.serving.middleware import Metrics
-from pvqae.serving.slot import Holder
+from pvqae.serving.slot import ModelSlot
 from tests.pvqae.conftest import picture, scorer  # noqa: F401  # fixtures
 from tests.pvqae.serving.conftest import bundle, newer, photos, running  # noqa: F401  # fixtures
 from tests.waiting import until
@@ -61,7 +61,7 @@ def registry(bundle: Path, newer: Path) -> Registry:  # noqa: F811
 @dataclass(frozen=True)
 class Service:
     url: str
-    holder: Holder
+    slot: ModelSlot
     metrics: Metrics
     follower: _Follower
 
@@ -72,9 +72,9 @@ class Service:
 @contextmanager
 def following(registry: Registry, root: Path, name: str = f"{MODEL}@champion") -> Iterator[Service]:
     metrics = Metrics()
-    holder = Holder(metrics)
-    with running(app.make(holder, config.Service(rate=0, queue=64), metrics)) as url:
-        yield Service(url, holder, metrics, _Follower(root, registry, name, holder, 0.02))
+    slot = ModelSlot(metrics)
+    with running(app.make(slot, config.Service(rate=0, queue=64), metrics)) as url:
+        yield Service(url, slot, metrics, _Follower(root, registry, name, slot, 0.02))
 
 
 def test_a_moved_alias_is_followed_under_load_without_a_dropped_request(
@@ -97,7 +97,7 @@ def test_a_moved_alias_is_followed_under_load_without_a_dropped_request(
         for thread in threads:
             thread.start()
         for version in ("2", "1", "2"):
-            until(lambda: len(found) > 0 and found[-1][1] == service.holder.current.version)  # type: ignore[union-attr]
+            until(lambda: len(found) > 0 and found[-1][1] == service.slot.current.version)  # type: ignore[union-attr]
             registry.set_alias(MODEL, "champion", version)
             until(lambda version=version: found[-1][1] == version)  # type: ignore[misc]
         enough.set()
@@ -139,8 +139,8 @@ def test_a_damaged_version_keeps_the_old_one_and_is_shown(
         registry.set_alias(MODEL, "champion", "2")
         service.follower.look()
         assert requests.get(f"{service.url}/ready", timeout=30).json()["rejected"] is None
-    assert service.holder.current is not None
-    assert service.holder.current.version == "2"
+    assert service.slot.current is not None
+    assert service.slot.current.version == "2"
 
 
 def test_while_the_registry_is_down_the_service_goes_on_and_then_catches_up(registry: Registry, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_an_alias_that_is_gone_keeps_the_old_version(registry: Registry, tmp_pat
         service.follower.look()
         registry.aliases.clear()
         service.follower.look()
-        assert service.holder.current is not None
+        assert service.slot.current is not None
         registry.set_alias(MODEL, "champion", "1")
         service.follower.look()
-        assert service.holder.trouble is None
+        assert service.slot.failure is None

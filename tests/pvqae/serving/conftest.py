@@ -17,10 +17,10 @@ from PIL import Image
 from pvqae.core import config
 from pvqae.inference import bundle as bundles
 from pvqae.inference.scoring import Scorer
-from pvqae.serving import app, slot
+from pvqae.serving import app
 from pvqae.serving import server as serving_process
 from pvqae.serving.middleware import Metrics
-from pvqae.serving.slot import Holder, Model
+from pvqae.serving.slot import Model, ModelSlot, load
 from tests.pvqae.conftest import Picture
 
 PARAMS = config.Params(
@@ -51,7 +51,7 @@ def newer(scorer: Scorer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def loaded(bundle: Path) -> Model:
-    return slot.load(bundles.read(bundle), "7", {"git_sha": "ab" * 20})
+    return load(bundles.read(bundle), "7", {"git_sha": "ab" * 20})
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -74,7 +74,7 @@ class Served:
     """A service on a port of this machine; paths are asked over HTTP, each on a connection of its own."""
 
     url: str
-    holder: Holder
+    slot: ModelSlot
     metrics: Metrics
 
     def get(self, path: str, **more: Any) -> requests.Response:
@@ -89,7 +89,7 @@ class Served:
 
 
 @contextmanager
-def running(door: app.Door) -> Iterator[str]:
+def running(door: app.AccessMiddleware) -> Iterator[str]:
     """The app behind real HTTP; yields its address."""
     server = uvicorn.Server(uvicorn.Config(door, port=0, log_config=None))
     with serving_process.listen(config.Service(port=1).model_copy(update={"port": 0}), "") as connection:
@@ -109,11 +109,11 @@ def serving(loaded: Model) -> Callable[..., Any]:
     @contextmanager
     def start(token: str = "", model: Model | None = loaded, **settings: object) -> Iterator[Served]:
         metrics = Metrics()
-        holder = Holder(metrics)
+        slot = ModelSlot(metrics)
         if model is not None:
-            holder.put(model)
-        door = app.make(holder, config.Service(**settings), metrics, token)  # type: ignore[arg-type]
+            slot.put(model)
+        door = app.make(slot, config.Service(**settings), metrics, token)  # type: ignore[arg-type]
         with running(door) as url:
-            yield Served(url, holder, metrics)
+            yield Served(url, slot, metrics)
 
     return start

@@ -292,7 +292,7 @@ def test_not_ready_until_a_model_is_loaded(serving: Serving, loaded: Model, phot
         assert served.get("/health").status_code == 200
         assert reason(served.get("/ready")) == (503, "not_ready")
         assert served.post("/v1/score", files={"file": photos[0]}).status_code == 503
-        served.holder.put(loaded)
+        served.slot.put(loaded)
         assert served.get("/ready").json()["version"] == "7"
         assert served.post("/v1/score", files={"file": photos[0]}).status_code == 200
 

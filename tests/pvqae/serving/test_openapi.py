@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from pvqae.core import config
 from pvqae.serving import app
 from pvqae.serving.middleware import Metrics
-from pvqae.serving.slot import Holder, Model
+from pvqae.serving.slot import Model, ModelSlot
 from tests.pvqae.serving.conftest import TOKEN
 
 OPERATIONS = {"/health": "get", "/ready": "get", "/metrics": "get", "/v1/model": "get", "/v1/score": "post",
@@ -26,9 +26,9 @@ KEY = {"Authorization": f"Bearer {TOKEN}"}
 @pytest.fixture(scope="module")
 def api(loaded: Model) -> Any:
     load_all_checks()
-    holder = Holder(Metrics())
-    holder.put(loaded)
-    door = app.make(holder, config.Service(rate=0, max_batch=3), Metrics(), TOKEN)
+    slot = ModelSlot(Metrics())
+    slot.put(loaded)
+    door = app.make(slot, config.Service(rate=0, max_batch=3), Metrics(), TOKEN)
     settings = SchemathesisConfig.from_dict({"checks": {"negative_data_rejection": {"expected-statuses": REFUSALS}}})
     return schemathesis.openapi.from_asgi("/openapi.json", door, config=settings, headers=KEY)
 

@@ -31,7 +31,7 @@ ENTRY = Promotion("2026-11-24T22:58:17.000000Z", "root", "champion", "1", "2", "
     ],
 )
 def test_exit_codes(error: BaseException, code: int) -> None:
-    app = typer.Typer(cls=console.Door)
+    app = typer.Typer(cls=console.CliGroup)
 
     @app.command()
     def one() -> None:

@@ -1,0 +1,184 @@
+"""From a request to its answers: images as bytes, a bounded queue, and one worker thread that scores them.
+
+A request has multipart files, or JSON with base64.
+"""
+
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from pvqae.core.config import Service
+from pvqae.core.errors import DataError
+from pvqae.report import pictures
+from pvqae.serving import batch
+from pvqae.serving.batch_rows import Values
+from pvqae.serving.middleware import ConcurrencyLimit, Metrics, Refused
+from pvqae.serving.slot import Model, ModelSlot
+
+_NAME = 255  # characters of a name that are kept
+_PARTS = 1000  # of a form that are looked at: each costs a buffer
+_MULTIPART, _JSON = "multipart/form-data", "application/json"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An image's bytes, and the name that its sender gave it."""
+
+    name: str
+    data: bytes
+
+
+class _Picture(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    image: str = Field(description="PNG, JPEG, BMP, TIFF, WEBP or PPM as base64, with or without `data:...;base64,`.")
+    name: str = Field("image", max_length=_NAME, description="Comes back as `path`.")
+
+
+class _Pictures(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    images: list[_Picture] = Field(min_length=1)
+
+
+def schema(many: bool, limit: int) -> dict[str, Any]:
+    """The request body for OpenAPI."""
+    file = {"type": "string", "format": "binary"}
+    key, part = (
+        ("files", {"type": "array", "items": file, "minItems": 1, "maxItems": limit}) if many else ("file", file)
+    )
+    form = {"type": "object", "properties": {key: part}, "required": [key], "additionalProperties": False}
+    text: dict[str, Any] = _Picture.model_json_schema()
+    if many:
+        listed = {"type": "array", "items": text, "minItems": 1, "maxItems": limit}
+        text = {"type": "object", "properties": {"images": listed}, "required": ["images"]}
+        text["additionalProperties"] = False
+    return {"required": True, "content": {_MULTIPART: {"schema": form}, _JSON: {"schema": text}}}
+
+
+async def read(request: Request, limit: int, many: bool) -> list[Upload]:
+    """The images of a request, at least one and at most `limit`. Raises `Refused` (400, 413, 415)."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == _MULTIPART:
+        return await _from_form(request, limit, "files" if many else "file")
+    if kind == _JSON:
+        data = await request.body()
+        # In a thread: base64 of 30 MB takes a tenth of a second.
+        return await asyncio.to_thread(_from_json, data, limit, many)
+    raise Refused(415, "content_type", f"expected {_MULTIPART} or {_JSON}, found {kind[:80] or 'no content type'!r}")
+
+
+async def _from_form(request: Request, limit: int, key: str) -> list[Upload]:
+    try:
+        async with request.form(max_files=max(_PARTS, limit + 1), max_fields=1) as form:
+            parts = form.multi_items()
+            files = [part for name, part in parts if name == key and isinstance(part, UploadFile)]
+            if len(files) != len(parts) or not files:
+                found = ", ".join(sorted({name[:80] for name, _ in parts})) or "none"
+                raise Refused(400, "request", f"expected files in parts named {key!r}, found the parts {found}")
+            _bounded(files, limit)
+            return [Upload((part.filename or "image")[:_NAME], await part.read()) for part in files]
+    except (HTTPException, FormParserError) as error:
+        found = error.detail if isinstance(error, HTTPException) else str(error)
+        raise Refused(400, "request", f"expected a {_MULTIPART} body, found a broken one: {found}") from None
+
+
+def _bounded(images: Sequence[object], limit: int) -> None:
+    if len(images) > limit:
+        raise Refused(
+            413, "too_many", f"expected at most {limit} images in a request, found more; send them in several"
+        )
+
+
+def _from_json(data: bytes, limit: int, many: bool) -> list[Upload]:
+    try:
+        found = _Pictures.model_validate_json(data).images if many else [_Picture.model_validate_json(data)]
+    except ValidationError as error:
+        # Without the input: it may be megabytes.
+        lines = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in error.errors()[:5]]
+        raise Refused(400, "request", f"expected JSON as /openapi.json says, found: {'; '.join(lines)}") from None
+    _bounded(found, limit)
+    return [Upload(item.name, _bytes(item)) for item in found]
+
+
+def _bytes(item: _Picture) -> bytes:
+    try:
+        return base64.b64decode(item.image.rpartition(",")[2], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refused(400, "request", f"{item.name}: expected an image as base64, found {error}") from None
+
+
+class ScoringQueue:
+    """`prepare` runs once in the worker thread: OpenMP keeps the number of threads per thread, so it is set there.
+
+    One worker, because torch spreads each image over the cores already; it also bounds memory to one decoded image.
+    """
+
+    def __init__(self, slot: ModelSlot, settings: Service, metrics: Metrics, prepare: Callable[[], None]) -> None:
+        self._holder, self._settings, self._metrics = slot, settings, metrics
+        self._places = ConcurrencyLimit(settings.queue, "waiting for scores")
+        self._prepare, self._pool = prepare, ThreadPoolExecutor(1)
+
+    @asynccontextmanager
+    async def open(self, app: object) -> AsyncIterator[None]:
+        """The app's lifespan: the worker thread begins and ends with it."""
+        self._pool = ThreadPoolExecutor(1, "scoring", initializer=self._prepare)
+        yield
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def model(self) -> Model:
+        """The model that answers now. Raises `Refused` (503) when none is loaded yet."""
+        if self._holder.current is None:
+            raise Refused(503, "not_ready", "expected a loaded model, found none yet; ask /ready and try again", 5)
+        return self._holder.current
+
+    async def rows(self, uploads: Sequence[Upload], heatmap: bool) -> list[Values]:
+        """A row per image, all by the same model; a place in the queue is held meanwhile.
+
+        Raises `Refused` (503) when the queue is full, no model is loaded, or the time is up: what did not begin by
+        then is not scored.
+        """
+        model = self.model()
+        with self._places.one(), self._metrics.waiting.track_inprogress():
+            try:
+                async with asyncio.timeout(self._settings.timeout):
+                    return [await self._in_thread(model, upload, heatmap) for upload in uploads]
+            except TimeoutError:
+                text = f"expected scores within {self._settings.timeout:g} s, found more work than that; try again"
+                raise Refused(503, "timeout", text, self._settings.timeout) from None
+
+    async def _in_thread(self, model: Model, upload: Upload, heatmap: bool) -> Values:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._one, model, upload, heatmap)
+
+    def _one(self, model: Model, upload: Upload, heatmap: bool) -> Values:
+        start = time.perf_counter()
+        row, drawn = _answer(model, upload, heatmap)
+        if row["error"]:
+            self._metrics.errors.labels("image").inc()
+        else:
+            self._metrics.images.inc()
+            self._metrics.defects.inc(row["decision"] == "defect")
+            self._metrics.scoring.observe(time.perf_counter() - start)
+        return {**row, "heatmap": drawn}
+
+
+def _answer(model: Model, upload: Upload, heatmap: bool) -> tuple[Values, str | None]:
+    """The row as `pvqae score` has it, and on request the heatmap as base64 of a PNG."""
+    try:
+        row, scored = batch.one(model.detector, upload.data, upload.name, model.version)
+    except DataError as error:
+        return batch.failed(model.detector, upload.data, upload.name, str(error), model.version), None
+    if not heatmap or scored is None:
+        return row, None
+    return row, base64.b64encode(pictures.png(batch.heatmap(model.detector, scored))).decode()
