@@ -24,9 +24,9 @@ from typing import Any
 
 import yaml
 
-LOCK = "dvc.lock"
-POLL, PATIENCE = 0.02, 10.0  # seconds
-RULES = {  # YAML 1.2, core schema: tag, what matches, first characters
+_LOCK = "dvc.lock"
+_POLL, _PATIENCE = 0.02, 10.0  # seconds
+_RULES = {  # YAML 1.2, core schema: tag, what matches, first characters
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     "int": (r"[-+]?0b[01_]+|[-+]?0o?[0-7_]+|[-+]?[0-9_]+|[-+]?0x[0-9a-fA-F_]+", list("-+0123456789")),
@@ -37,35 +37,35 @@ RULES = {  # YAML 1.2, core schema: tag, what matches, first characters
 }
 
 
-class Loader(yaml.CSafeLoader):
+class _Loader(yaml.CSafeLoader):
     """Plain values by the rules of YAML 1.2 alone: `off` and `1:30` are texts."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # as its base has it
 
 
-class Dumper(yaml.CSafeDumper):
+class _Dumper(yaml.CSafeDumper):
     """Quotes what either version of YAML would not read as a text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def _whole(loader: Loader, node: yaml.ScalarNode) -> int:
+def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
     """Of YAML 1.2: a leading zero is no octal number."""
     return int(re.sub(r"^([-+]?)0+(?=[0-9])", r"\1", str(node.value).replace("_", "")), 0)
 
 
-for _tag, (_pattern, _first) in RULES.items():
-    for _class in (Loader, Dumper):
+for _tag, (_pattern, _first) in _RULES.items():
+    for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
-Loader.add_constructor("tag:yaml.org,2002:int", _whole)
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 # DVC's own kinds of these
 for _kind, _name in ((dict, "dict"), (list, "list"), (str, "str")):
-    Dumper.add_multi_representer(_kind, getattr(yaml.representer.SafeRepresenter, f"represent_{_name}"))
+    _Dumper.add_multi_representer(_kind, getattr(yaml.representer.SafeRepresenter, f"represent_{_name}"))
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def _uncollected() -> Iterator[None]:
     """Without garbage collection, which walks over all that is parsed, again and again, and frees nothing."""
     gc.disable()
     try:
@@ -75,22 +75,22 @@ def uncollected() -> Iterator[None]:
 
 
 def parse(text: str) -> dict[str, Any]:
-    with uncollected():
-        content = yaml.load(text, Loader) or {}  # a SafeLoader
+    with _uncollected():
+        content = yaml.load(text, _Loader) or {}  # a SafeLoader
     if not isinstance(content, dict):
         raise yaml.YAMLError("no mapping")
     return content
 
 
 def text_of(content: dict[str, Any]) -> str:
-    with uncollected():
-        return str(yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True))
+    with _uncollected():
+        return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 _last: tuple[str, dict[str, Any]] = "", {}
 
 
-def parse_again(text: str) -> dict[str, Any]:
+def _parse_again(text: str) -> dict[str, Any]:
     """`parse` for DVC, which reads its lock file twice: the last text's content is kept. Stages may be replaced in what
     is returned, not changed."""
     global _last
@@ -101,21 +101,21 @@ def parse_again(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def modified(path: str, fs: Any = None) -> Iterator[dict[str, Any]]:
+def _modified(path: str, fs: Any = None) -> Iterator[dict[str, Any]]:
     """What `modify_yaml` of DVC does, for the lock file."""
     file = Path(path)
-    content = parse_again(file.read_text("utf-8")) if file.exists() else {}
+    content = _parse_again(file.read_text("utf-8")) if file.exists() else {}
     yield content
     beside = file.with_name(f"{file.name}.{os.getpid()}")
     beside.write_text(text_of(content), "utf-8")
     beside.replace(file)
 
 
-def lock(self: Any) -> None:
+def _lock(self: Any) -> None:
     """`dvc.lock.Lock.lock`: take the repository's lock, which is another command's now and then."""
     from dvc.lock import LockError
 
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + _PATIENCE
     while True:
         try:
             self._do_lock()
@@ -123,25 +123,25 @@ def lock(self: Any) -> None:
         except LockError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(POLL)
+            time.sleep(_POLL)
 
 
-def main() -> int:
+def _main() -> int:
     from dvc import dvcfile
     from dvc.cli import main as dvc
     from dvc.lock import Lock
     from dvc.utils import strictyaml
 
-    Lock.lock = lock
+    Lock.lock = _lock
     theirs, reads = dvcfile.modify_yaml, strictyaml.parse_yaml
 
     def modify(path: str, fs: Any = None) -> Any:
-        return (modified if Path(path).name == LOCK else theirs)(path, fs)
+        return (_modified if Path(path).name == _LOCK else theirs)(path, fs)
 
     def read(text: str, path: str, typ: str = "safe") -> Any:
-        if Path(path).name == LOCK and typ == "safe":
+        if Path(path).name == _LOCK and typ == "safe":
             try:
-                return parse_again(text)
+                return _parse_again(text)
             except yaml.YAMLError:
                 pass  # DVC says it in its own words
         return reads(text, path, typ)
@@ -151,4 +151,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main())

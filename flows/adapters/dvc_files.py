@@ -25,7 +25,7 @@ from flows.core import locks
 from pvqae.core.errors import ConfigError, DataError
 
 
-def effective(root: Path) -> dict[str, Any]:
+def _effective(root: Path) -> dict[str, Any]:
     """What DVC takes for the settings of the project: the system's, the user's, the project's and its local ones, each
     above those before it; paths are absolute. Raises `ConfigError` for a file that is damaged."""
     from dvc import config, dirs  # a third of a second
@@ -46,7 +46,7 @@ def share(root: Path, workspace: Path) -> None:
 
     Only the workspace's config.local is written.
     """
-    found = effective(root)
+    found = _effective(root)
     found["cache"] = {**found["cache"], "dir": str(cache(root))}
     for kind in ("remote", "machine", "db"):
         found |= {f'{kind} "{name}"': values for name, values in found.pop(kind).items()}
@@ -55,17 +55,17 @@ def share(root: Path, workspace: Path) -> None:
 
 def cache(root: Path) -> Path:
     """The folder of DVC's cache."""
-    return Path(effective(root)["cache"].get("dir", root / ".dvc" / "cache"))
+    return Path(_effective(root)["cache"].get("dir", root / ".dvc" / "cache"))
 
 
 def default_remote(root: Path) -> dict[str, str] | None:
     """The section of the project's default remote, its path absolute; None where there is none."""
-    found = effective(root)
+    found = _effective(root)
     section: dict[str, str] = found["remote"].get(found["core"].get("remote", ""), {})
     return section if "url" in section else None
 
 
-SERVICES = 'remote "services"'  # the section of the remote that the services of this machine bring
+_SERVICES = 'remote "services"'  # the section of the remote that the services of this machine bring
 
 
 def use_remote(root: Path, former: Path, values: Mapping[str, str]) -> None:
@@ -75,17 +75,17 @@ def use_remote(root: Path, former: Path, values: Mapping[str, str]) -> None:
     """
     local = _local(root)
     core = local.setdefault("core", {})
-    if SERVICES not in local:
+    if _SERVICES not in local:
         former.write_text(core.get("remote", ""), "utf-8")
     core["remote"] = "services"
-    local[SERVICES] = dict(values)
+    local[_SERVICES] = dict(values)
     _write_local(root, local)
 
 
 def former_remote(root: Path, former: Path) -> None:
     """Undo `use_remote`: its remote is gone, and the default is the one before it."""
     local = _local(root)
-    local.pop(SERVICES, None)
+    local.pop(_SERVICES, None)
     core = local.get("core", {})
     if core.get("remote") == "services":
         del core["remote"]
@@ -122,10 +122,10 @@ def write_private(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-RWLOCK, GUARD, LOCK = Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/rwlock.lock"), Path("dvc.lock")
+_RWLOCK, _GUARD, LOCK = Path(".dvc/tmp/rwlock"), Path(".dvc/tmp/rwlock.lock"), Path("dvc.lock")
 HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
 # What DVC writes about a folder, line by line: a pattern, and examples, which complete a line that was cut off.
-LINES = (
+_LINES = (
     ("outs:", ("outs:",)),
     (r"- md5: [0-9a-f]{32}\.dir", (f"- md5: {'0' * 32}.dir",)),
     (r"  size: \d+", ("  size: 0",)),
@@ -138,7 +138,7 @@ LINES = (
 def mend(workspace: Path) -> list[str]:
     """Remove what was cut off; returns what was. Nothing when DVC works there. Raises `DataError` for a dvc.lock that
     is damaged otherwise."""
-    with _alone(workspace / GUARD) as alone:
+    with _alone(workspace / _GUARD) as alone:
         broken = list(_broken(workspace)) if alone else []
         for name in broken:
             (workspace / name).unlink()
@@ -157,8 +157,8 @@ def _alone(guard: Path) -> Iterator[bool]:
 
 
 def _broken(workspace: Path) -> Iterator[Path]:
-    if (workspace / RWLOCK).exists() and not isinstance(_json(workspace / RWLOCK), dict):
-        yield RWLOCK
+    if (workspace / _RWLOCK).exists() and not isinstance(_json(workspace / _RWLOCK), dict):
+        yield _RWLOCK
     if (workspace / LOCK).exists() and _is_cut(workspace / LOCK, _is_valid):
         yield LOCK
 
@@ -170,7 +170,7 @@ def version_in(file: Path) -> str:
         case {"outs": [{"md5": str(found), "path": str(path)}]} if HASH.fullmatch(found) and path == name:
             return found
     *whole, last = text.split("\n")
-    expected = [(pattern.replace("NAME", name), [one.replace("NAME", name) for one in ends]) for pattern, ends in LINES]
+    expected = [(line.replace("NAME", name), [one.replace("NAME", name) for one in ends]) for line, ends in _LINES]
     odd = [line for line, (pattern, _) in zip(whole, expected, strict=False) if not re.fullmatch(pattern, line)]
     odd += whole[len(expected) :]
     if not odd and len(whole) < len(expected):

@@ -169,9 +169,6 @@ class FakeRegistry:
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         self.versions[name][int(version) - 1].update(tags)
 
-    def models(self, prefix: str) -> tuple[str, ...]:
-        return tuple(self.owners(prefix))
-
     def owners(self, prefix: str) -> dict[str, Owner | None]:
         return {name: self.owned.get(name) for name in sorted(self.versions) if name.startswith(prefix)}
 
@@ -207,9 +204,6 @@ class FakeRegistry:
 
     def astray(self, name: str) -> str:
         return ""
-
-    def origin(self, name: str) -> tuple[str, str] | None:
-        return None
 
 
 @dataclass

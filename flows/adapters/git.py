@@ -12,17 +12,17 @@ from typing import NamedTuple
 from pvqae.core.errors import PvqaeError
 from pvqae.core.layout import outside_hooks
 
-CODE = ("pvqae", "flows", "dvc.yaml", "pyproject.toml", "constraints.txt")
-BRANCH = "refs/heads/pvqae/data"
-ATTEMPTS = 10  # of moving the branch while other flows move it too
-IDENTITY = {"NAME": "pvqae", "EMAIL": "pvqae@localhost"}  # where git knows no user
+_CODE = ("pvqae", "flows", "dvc.yaml", "pyproject.toml", "constraints.txt")
+_BRANCH = "refs/heads/pvqae/data"
+_ATTEMPTS = 10  # of moving the branch while other flows move it too
+_IDENTITY = {"NAME": "pvqae", "EMAIL": "pvqae@localhost"}  # where git knows no user
 
 
 class GitError(PvqaeError):
     """Git could not do what a flow needs; the text is git's own."""
 
 
-class Done(NamedTuple):
+class _Done(NamedTuple):
     code: int
     stdout: str
     stderr: str
@@ -37,20 +37,20 @@ class Code:
 
 
 # No hooks, monitors or sparse checkouts of the user's: a flow's commits, workspaces and questions are its own.
-SETTINGS = ("core.hooksPath=/dev/null", "core.fsmonitor=false", "core.sparseCheckout=false", "core.splitIndex=false")
+_SETTINGS = ("core.hooksPath=/dev/null", "core.fsmonitor=false", "core.sparseCheckout=false", "core.splitIndex=false")
 
 
-def _run(root: Path, arguments: Sequence[str], env: Mapping[str, str] | None, text: str) -> Done:
+def _run(root: Path, arguments: Sequence[str], env: Mapping[str, str] | None, text: str) -> _Done:
     # LC_ALL: messages are compared; no optional locks: a flow never disturbs the user's own git commands.
     environ = outside_hooks(os.environ) | {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
     environ |= {"GIT_TERMINAL_PROMPT": "0", **(env or {})}
-    command = ["git", "-C", str(root), *(word for setting in SETTINGS for word in ("-c", setting)), *arguments]
+    command = ["git", "-C", str(root), *(word for setting in _SETTINGS for word in ("-c", setting)), *arguments]
     done = subprocess.run(command, env=environ, input=text.encode(), capture_output=True, check=False)
     # Names of files may be any bytes.
-    return Done(done.returncode, *(out.decode("utf-8", "surrogateescape") for out in (done.stdout, done.stderr)))
+    return _Done(done.returncode, *(out.decode("utf-8", "surrogateescape") for out in (done.stdout, done.stderr)))
 
 
-def _error(root: Path, command: str, done: Done) -> GitError:
+def _error(root: Path, command: str, done: _Done) -> GitError:
     said = done.stderr.strip() or done.stdout.strip()
     repair = "; `python -m flows doctor` names the repair" if "not a git repository" in said else ""
     return GitError(f"git {command} in {root} failed: {said}{repair}")
@@ -109,14 +109,14 @@ def check_out(root: Path, place: Path, sha: str, again: bool = True) -> None:
 
 
 def code(root: Path) -> Code:
-    """State of the project's code: tracked and untracked files of `CODE` against HEAD."""
-    listed = git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", *CODE)
+    """State of the project's code: tracked and untracked files of `_CODE` against HEAD."""
+    listed = git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", *_CODE)
     return Code(commit_of(root, "HEAD"), tuple(line[3:] for line in listed.split("\0") if line))
 
 
 def code_files(root: Path) -> list[str]:
     """Paths of the project's present code files, tracked or not, ignored ones left out."""
-    listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *CODE)
+    listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_CODE)
     return sorted({name for name in listed.split("\0") if name and (root / name).is_file()})
 
 
@@ -138,7 +138,7 @@ def _identity(root: Path) -> dict[str, str]:
         try:
             git(root, "var", f"GIT_{role}_IDENT")
         except GitError:
-            known |= {f"GIT_{role}_{key}": value for key, value in IDENTITY.items()}
+            known |= {f"GIT_{role}_{key}": value for key, value in _IDENTITY.items()}
     return known
 
 
@@ -160,17 +160,17 @@ def record(root: Path, files: Mapping[str, Path], message: str) -> str:
     Other files of the branch stay. No commit is made when nothing would change. The user's branch, index and work
     tree are not touched. Raises `GitError` when the branch cannot be moved.
     """
-    for attempt in range(ATTEMPTS):
-        parent = commit_of(root, BRANCH)
+    for attempt in range(_ATTEMPTS):
+        parent = commit_of(root, _BRANCH)
         tree = _tree(root, parent, files)
         if parent and tree == git(root, "rev-parse", f"{parent}^{{tree}}"):
             return parent
         parents = ["-p", parent] if parent else []
         commit = git(root, "commit-tree", tree, *parents, env=_identity(root), text=message)
         try:
-            git(root, "update-ref", "-m", "pvqae: record data", BRANCH, commit, parent)
+            git(root, "update-ref", "-m", "pvqae: record data", _BRANCH, commit, parent)
         except GitError:  # another flow moved it meanwhile: its files are the new base
-            if attempt == ATTEMPTS - 1:
+            if attempt == _ATTEMPTS - 1:
                 raise
             continue
         return commit

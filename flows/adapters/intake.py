@@ -18,9 +18,9 @@ from pvqae.core.layout import ARRIVED
 # would change our version without a trace. So hard links only when asked for.
 Link = Literal["copy", "hardlink"]
 
-JUNK = (".git", ".dvc", "__pycache__", ".DS_Store", "Thumbs.db", "desktop.ini", "._*")
-FICLONE = 0x40049409  # ioctl: share the blocks until one side writes (btrfs, XFS)
-CLONE_REFUSED = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM)
+_JUNK = (".git", ".dvc", "__pycache__", ".DS_Store", "Thumbs.db", "desktop.ini", "._*")
+_FICLONE = 0x40049409  # ioctl: share the blocks until one side writes (btrfs, XFS)
+_CLONE_REFUSED = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM)
 
 
 def _reflink(source: str, target: str) -> bool:
@@ -30,9 +30,9 @@ def _reflink(source: str, target: str) -> bool:
 
     with Path(source).open("rb") as read, Path(target).open("wb") as written:
         try:
-            fcntl.ioctl(written.fileno(), FICLONE, read.fileno())
+            fcntl.ioctl(written.fileno(), _FICLONE, read.fileno())
         except OSError as error:
-            if error.errno in CLONE_REFUSED:
+            if error.errno in _CLONE_REFUSED:
                 return False
             raise
     return True
@@ -47,7 +47,7 @@ def _hardlink(source: str, target: str) -> None:
     os.link(os.path.realpath(source), target)
 
 
-PLACE: dict[Link, Callable[[str, str], None]] = {"copy": _copy, "hardlink": _hardlink}
+_PLACE: dict[Link, Callable[[str, str], None]] = {"copy": _copy, "hardlink": _hardlink}
 
 
 def _listing(source: Path) -> dict[str, list[int]]:
@@ -93,7 +93,7 @@ def _make_writable(tree: Path) -> None:
 def _keep_arrived(target: Path, incoming: Path) -> None:
     """What arrived later is not among the originals, so a mirror of them must not remove it."""
     if (target / ARRIVED).is_dir():
-        shutil.copytree(target / ARRIVED, incoming / ARRIVED, copy_function=PLACE["copy"], dirs_exist_ok=True)
+        shutil.copytree(target / ARRIVED, incoming / ARRIVED, copy_function=_PLACE["copy"], dirs_exist_ok=True)
 
 
 def bring(root: Path, name: str, source: Path, link: Link = "copy", known: bool = False) -> bool:
@@ -114,7 +114,7 @@ def bring(root: Path, name: str, source: Path, link: Link = "copy", known: bool 
         _make_writable(leftover)
         shutil.rmtree(leftover, ignore_errors=True)
         leftover.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, incoming, copy_function=PLACE[link], ignore=shutil.ignore_patterns(*JUNK))
+    shutil.copytree(source, incoming, copy_function=_PLACE[link], ignore=shutil.ignore_patterns(*_JUNK))
     _keep_arrived(target, incoming)
     _make_writable(incoming)
     if target.exists():

@@ -15,18 +15,18 @@ from urllib.parse import urlsplit
 
 from pvqae.core.errors import ConfigError, PvqaeError
 
-PAUSE, LONGEST = 0.5, 20.0  # seconds before another try: of the first, at most
-PATIENCE = 60.0  # seconds that a server may be silent
-BLOCK = 2**20
-MD5 = re.compile(r"[0-9a-f]{32}")  # an ETag of another form (several parts, other encryption) is no md5
-JUNK = (".", "Thumbs.db", "desktop.ini")  # beginnings of names of what file managers leave behind
+_PAUSE, _LONGEST = 0.5, 20.0  # seconds before another try: of the first, at most
+_PATIENCE = 60.0  # seconds that a server may be silent
+_BLOCK = 2**20
+_MD5 = re.compile(r"[0-9a-f]{32}")  # an ETag of another form (several parts, other encryption) is no md5
+_JUNK = (".", "Thumbs.db", "desktop.ini")  # beginnings of names of what file managers leave behind
 
 
 class LandingError(PvqaeError):
     """The landing area can't be listed, or an object did not arrive whole; the next run tries again."""
 
 
-class Refused(LandingError):  # noqa: N818 - what the server did, no fault of ours
+class _Refused(LandingError):  # noqa: N818 - what the server did, no fault of ours
     """An object that another try a second later would not bring either; the next run tries again."""
 
 
@@ -78,19 +78,19 @@ def open_landing(url: str, retries: int = 4) -> Landing:
 
 def _is_file(key: str) -> bool:
     """False for what stands for a folder and for what file managers leave behind."""
-    return bool(key) and not key.endswith("/") and not any(part.startswith(JUNK) for part in key.split("/"))
+    return bool(key) and not key.endswith("/") and not any(part.startswith(_JUNK) for part in key.split("/"))
 
 
-def retried(work: Callable[[], None], retries: int, pause: float = PAUSE) -> None:
-    """Run `work`, again after a `LandingError` that is no `Refused`; random pauses, so that many readers do not come
+def _retried(work: Callable[[], None], retries: int, pause: float = _PAUSE) -> None:
+    """Run `work`, again after a `LandingError` that is no `_Refused`; random pauses, so that many readers do not come
     back at once."""
     for attempt in range(retries + 1):
         try:
             return work()
         except LandingError as error:
-            if attempt == retries or isinstance(error, Refused):
+            if attempt == retries or isinstance(error, _Refused):
                 raise
-            time.sleep(random.uniform(0.5, 1) * min(LONGEST, pause * 2**attempt))
+            time.sleep(random.uniform(0.5, 1) * min(_LONGEST, pause * 2**attempt))
     return None
 
 
@@ -135,7 +135,7 @@ class Bucket:
     """A prefix of an S3 bucket. Address and keys as boto3 finds them: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ..."""
 
     def __init__(
-        self, bucket: str, prefix: str, retries: int = 4, pause: float = PAUSE, patience: float = PATIENCE
+        self, bucket: str, prefix: str, retries: int = 4, pause: float = _PAUSE, patience: float = _PATIENCE
     ) -> None:
         import boto3
         from botocore.config import Config
@@ -166,7 +166,7 @@ class Bucket:
 
         Raises `LandingError` when it does not arrive as it was listed.
         """
-        retried(lambda: self._once(item, target), self._retries, self._pause)
+        _retried(lambda: self._once(item, target), self._retries, self._pause)
 
     def _once(self, item: Object, target: Path) -> None:
         with _explained(item.key):
@@ -174,20 +174,20 @@ class Bucket:
             found = self._client.get_object(Bucket=self._bucket, Key=self._prefix + item.key, IfMatch=item.etag)
             sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
             with target.open("wb") as file:
-                while (block := found["Body"].read(BLOCK)) and size <= item.size:
+                while (block := found["Body"].read(_BLOCK)) and size <= item.size:
                     file.write(block)
                     sha256.update(block)
                     md5.update(block)
                     size += len(block)
         wanted: dict[str, object] = {"bytes": item.size}
-        if MD5.fullmatch(item.etag) and found.get("ServerSideEncryption", "AES256") == "AES256":
+        if _MD5.fullmatch(item.etag) and found.get("ServerSideEncryption", "AES256") == "AES256":
             wanted["md5"] = item.etag
         wanted["sha256"] = found.get("Metadata", {}).get("sha256", sha256.hexdigest())
         got = {"bytes": size, "sha256": sha256.hexdigest(), "md5": md5.hexdigest()}
         if wrong := next((name for name in wanted if got[name] != wanted[name]), ""):
             text = f"{item.key}: expected {wrong} {wanted[wrong]}, found {got[wrong]}; put the object again"
             # It came as the server has it, so the uploader's own sum is wrong.
-            raise (Refused if wrong == "sha256" and "md5" in wanted else LandingError)(text)
+            raise (_Refused if wrong == "sha256" and "md5" in wanted else LandingError)(text)
 
 
 class _explained:  # noqa: N801 - reads as a word in `with`
@@ -203,7 +203,8 @@ class _explained:  # noqa: N801 - reads as a word in `with`
         from urllib3.exceptions import HTTPError
 
         if isinstance(error, ClientError) and self._refused(error):
-            raise Refused(f"{self._what}: {error}; see that it can be read: keys, permissions, storage class") from None
+            repair = "check that it can be read: keys, permissions, storage class"
+            raise _Refused(f"{self._what}: {error}; {repair}") from None
         if isinstance(error, BotoCoreError | ClientError | HTTPClientError | HTTPError | ConnectionError):
             raise LandingError(
                 f"{self._what}: {error}; check the address, the keys and the network, then run again"

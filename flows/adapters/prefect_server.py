@@ -24,10 +24,10 @@ from flows.core import locks
 from flows.core.processes import end_groups
 from pvqae.core.errors import PvqaeError
 
-QUICK = 2.0  # seconds for one answer of a server on this machine
+_QUICK = 2.0  # seconds for one answer of a server on this machine
 
 
-def answers(url: str, patience: float = QUICK) -> bool:
+def answers(url: str, patience: float = _QUICK) -> bool:
     """Whether `url` answers 200 within `patience` seconds."""
     try:
         return requests.get(url, timeout=patience).status_code == 200
@@ -42,7 +42,7 @@ def make_pool(api: str, pool: str) -> None:
         made.raise_for_status()
 
 
-SILENT = "pvqae: a run without a sign of life has crashed"
+_SILENT = "pvqae: a run without a sign of life has crashed"
 
 
 def make_heartbeat(api: str, patience: float) -> None:
@@ -60,8 +60,8 @@ def make_heartbeat(api: str, patience: float) -> None:
     }
     message = f"no sign of life for {patience:.0f} s: the machine or its network is gone"
     action = {"type": "change-flow-run-state", "state": "CRASHED", "message": message}
-    body = {"name": SILENT, "enabled": True, "trigger": trigger, "actions": [action]}
-    asked = {"automations": {"name": {"any_": [SILENT]}}}
+    body = {"name": _SILENT, "enabled": True, "trigger": trigger, "actions": [action]}
+    asked = {"automations": {"name": {"any_": [_SILENT]}}}
     found = requests.post(f"{api}/automations/filter", json=asked, timeout=10)
     found.raise_for_status()
     for known in found.json():
@@ -72,7 +72,7 @@ def make_heartbeat(api: str, patience: float) -> None:
 def worker_online(api: str, pool: str, worker: str, since: float) -> bool:
     """Whether the worker has shown a sign of life after `since` (seconds of the epoch)."""
     try:
-        found = requests.post(f"{api}/work_pools/{pool}/workers/filter", json={}, timeout=QUICK)
+        found = requests.post(f"{api}/work_pools/{pool}/workers/filter", json={}, timeout=_QUICK)
         found.raise_for_status()
         rows = [row for row in found.json() if row["name"] == worker and row["status"] == "ONLINE"]
         return any(datetime.fromisoformat(row["last_heartbeat_time"]).timestamp() >= since - 1 for row in rows)
@@ -80,9 +80,9 @@ def worker_online(api: str, pool: str, worker: str, since: float) -> bool:
         return False
 
 
-API = "PREFECT_API_URL"
-OWN = "PVQAE_TEMPORARY_PREFECT"  # the same address, where it ends with the command
-GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+_API = "PREFECT_API_URL"
+_OWN = "PVQAE_TEMPORARY_PREFECT"  # the same address, where it ends with the command
+_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 def begin(environ: MutableMapping[str, str] = os.environ) -> Callable[[], None]:
@@ -103,8 +103,8 @@ def begin(environ: MutableMapping[str, str] = os.environ) -> Callable[[], None]:
         found.listen(128)
         address = f"http://127.0.0.1:{found.getsockname()[1]}"
         process = _started(found.fileno(), environ)
-    atexit.register(end_groups, [process], GRACE)
-    environ[API] = environ[OWN] = f"{address}/api"
+    atexit.register(end_groups, [process], _GRACE)
+    environ[_API] = environ[_OWN] = f"{address}/api"
     environ.setdefault("PREFECT_UI_URL", "")  # no pages: its log would name an address that ends with the command
     print(f"starting a temporary Prefect server on {address}", file=sys.stderr, flush=True)
     patience = float(environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
@@ -119,8 +119,8 @@ def begin(environ: MutableMapping[str, str] = os.environ) -> Callable[[], None]:
 
 def lasting(environ: MutableMapping[str, str]) -> dict[str, str]:
     """`environ` without an address that ends with this command."""
-    own = environ.get(OWN)
-    return {key: value for key, value in environ.items() if not (key == API and value == own)}
+    own = environ.get(_OWN)
+    return {key: value for key, value in environ.items() if not (key == _API and value == own)}
 
 
 def _needed(environ: MutableMapping[str, str]) -> bool:
@@ -128,7 +128,7 @@ def _needed(environ: MutableMapping[str, str]) -> bool:
     if "prefect" in sys.modules:  # it has read its settings, and will start its own
         return False
     allowed = environ.get("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true").lower() in ("true", "1")
-    return allowed and not environ.get(API) and not (Path(environ["PREFECT_HOME"]) / "profiles.toml").exists()
+    return allowed and not environ.get(_API) and not (Path(environ["PREFECT_HOME"]) / "profiles.toml").exists()
 
 
 def _started(listening: int, environ: MutableMapping[str, str]) -> subprocess.Popen[bytes]:

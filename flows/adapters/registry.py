@@ -1,7 +1,4 @@
-"""A bundle as an MLflow model: pyfunc from code, no pickle.
-
-MLflow: runs, models, versions, aliases and the promotion log.
-"""
+"""MLflow: runs, models from code without pickle, versions, aliases and the promotion log."""
 
 import base64
 import hashlib
@@ -34,11 +31,11 @@ from flows.core import lineage
 from flows.core.lineage import MODEL, OURS, Owner, owners
 
 # By its path: importing it would import torch.
-CODE = Path(__file__).with_name("model_code.py")
+_CODE = Path(__file__).with_name("model_code.py")
 
-REQUIREMENTS = ["pvqae"]
+_REQUIREMENTS = ["pvqae"]
 
-SIGNATURE = ModelSignature(
+_SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "image")]),
     outputs=Schema(
         [
@@ -50,50 +47,50 @@ SIGNATURE = ModelSignature(
 )
 
 
-def example() -> pandas.DataFrame:
-    """One small grey image as a caller would send it."""
+def _example() -> pandas.DataFrame:
+    """Return one small grey image as a caller would send it."""
     file = io.BytesIO()
     Image.new("L", (64, 64), 128).save(file, "PNG")
     return pandas.DataFrame({"image": [base64.b64encode(file.getvalue()).decode()]})
 
 
-def log(run: str, bundle: Path) -> str:
-    """Log `bundle` (self-contained) under `run`; returns the model's address, models:/m-..."""
+def _log(run: str, bundle: Path) -> str:
+    """Log `bundle` (self-contained) under `run`; return the model's address, models:/m-..."""
     with mlflow.start_run(run_id=run):
         info = mlflow.pyfunc.log_model(
             name="detector",
-            python_model=str(CODE),
+            python_model=str(_CODE),
             artifacts={"bundle": str(bundle)},
-            signature=SIGNATURE,
-            input_example=example(),
+            signature=_SIGNATURE,
+            input_example=_example(),
             # Named, so that MLflow does not load the model in another process only to guess them.
-            pip_requirements=REQUIREMENTS,
+            pip_requirements=_REQUIREMENTS,
         )
     return str(info.model_uri)
 
 
-BATCH = 1000  # metrics per request, MLflow's limit
+_BATCH = 1000  # metrics per request, MLflow's limit
 # Characters of a value that MLflow keeps; the rest of a longer one it cuts off, or refuses the whole. A model's tag is
 # checked for 100,000, but its column on a server has 5,000.
-PARAM, TAG, VERSION_TAG, MODEL_TAG = 6000, 8000, 100_000, 5000
-PROMOTION = "promotion."
-DATASET, CATEGORY = "dataset", "class"  # tags of a registered model: whose it is
-STYLE = "addressing_style"
+_PARAM, _TAG, _VERSION_TAG, _MODEL_TAG = 6000, 8000, 100_000, 5000
+_PROMOTION = "promotion."
+_DATASET, _CATEGORY = "dataset", "class"  # tags of a registered model: whose it is
+_STYLE = "addressing_style"
 
 
 def _address_as_the_user() -> None:
-    """How AWS's own settings say that buckets are addressed: MLflow's client overrides them by a setting of its own."""
+    """Address buckets as AWS's own settings say: MLflow's client overrides them by a setting of its own."""
     with suppress(OSError, BotoCoreError):  # no such file or profile: said where it is needed
         file = Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
-        if STYLE not in file.read_text("utf-8", "replace"):
+        if _STYLE not in file.read_text("utf-8", "replace"):
             return
         from botocore.session import Session  # half a second
 
-        if style := Session().get_scoped_config().get("s3", {}).get(STYLE):
+        if style := Session().get_scoped_config().get("s3", {}).get(_STYLE):
             os.environ.setdefault("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", style)
 
 
-MISSING = "RESOURCE_DOES_NOT_EXIST"
+_MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 
 class _Client:
@@ -109,12 +106,12 @@ class _Client:
             try:
                 return work(*given, **named)
             except MlflowException as error:
-                raise RegistryError(self._words(str(error)), str(error.error_code)) from error
+                raise RegistryError(self._explain(str(error)), str(error.error_code)) from error
 
         return explained
 
-    def _words(self, text: str) -> str:
-        """With the command that restores a deleted run or experiment, which MLflow keeps for a while."""
+    def _explain(self, text: str) -> str:
+        """Add the command that restores a deleted run or experiment, which MLflow keeps for a while."""
         found = re.search(r"The (run|experiment) (\w+) must be in the 'active' state", text)
         if not found:
             return f"MLflow: {text}"
@@ -129,8 +126,11 @@ class _Client:
 
 
 class Mlflow:
-    """The tracking server or database at `uri`. `artifacts`: root of a new experiment's files, absolute (or the
-    server's own when None); MLflow stores absolute paths, and a relative one would depend on where a flow started."""
+    """The tracking server or database at `uri`.
+
+    `artifacts`: root of a new experiment's files, absolute (or the server's own when None); MLflow stores absolute
+    paths, and a relative one would depend on where a flow started.
+    """
 
     def __init__(self, uri: str, artifacts: Path | None = None) -> None:
         _address_as_the_user()
@@ -139,9 +139,9 @@ class Mlflow:
         self._artifacts = artifacts
 
     def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
-        """Open a run, below `parent` if given; returns its id."""
+        """Open a run, below `parent` if given; return its id."""
         lineage = {"mlflow.parentRunId": parent} if parent else {}
-        short = {key: value for key, value in tags.items() if len(value) <= TAG}
+        short = {key: value for key, value in tags.items() if len(value) <= _TAG}
         found = self._client.create_run(self._experiment(experiment), run_name=name, tags={**short, **lineage})
         run = str(found.info.run_id)
         if len(short) < len(tags):
@@ -165,11 +165,11 @@ class Mlflow:
             return str(found.experiment_id)
 
     def finish(self, run: str, status: str = "FINISHED") -> None:
-        """`status`: FINISHED, FAILED or KILLED."""
+        """End a run. `status`: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(run, status)
 
     def end_open(self, experiment: str, tags: Mapping[str, str]) -> None:
-        """Every run with all of `tags` that was never ended, and those below it, were KILLED."""
+        """Mark every run with all of `tags` that was never ended, and those below it, as KILLED."""
         found = self._client.get_experiment_by_name(experiment)
         every = self._open(found.experiment_id, tags) if found else []
         for run in every:  # grows
@@ -182,15 +182,15 @@ class Mlflow:
         return [str(run.info.run_id) for run in self._client.search_runs([experiment_id], where)]
 
     def tag(self, run: str, tags: Mapping[str, str]) -> None:
-        kept = self._fitting(run, "tags", tags, TAG)
+        kept = self._fitting(run, "tags", tags, _TAG)
         self._client.log_batch(run, tags=[entities.RunTag(key, value) for key, value in kept.items()])
 
     def params(self, run: str, values: Mapping[str, str]) -> None:
-        kept = self._fitting(run, "params", values, PARAM)
+        kept = self._fitting(run, "params", values, _PARAM)
         self._client.log_batch(run, params=[entities.Param(key, value) for key, value in kept.items()])
 
     def _fitting(self, run: str, folder: str, values: Mapping[str, str], most: int) -> dict[str, str]:
-        """`values` that MLflow keeps whole: of a longer one says where it is, among the artifacts of `run`."""
+        """Return `values` as MLflow keeps them; a longer one becomes an artifact of `run`, and the value says where."""
         kept = dict(values)
         for key, value in ((key, value) for key, value in values.items() if len(value) > most):
             name = f"{hashlib.sha256(value.encode()).hexdigest()[:16]}.txt"
@@ -201,18 +201,18 @@ class Mlflow:
     def metrics(self, run: str, values: Sequence[Metric]) -> None:
         now = int(time.time() * 1000)
         rows = [entities.Metric(item.key, item.value, now, item.step) for item in values]
-        for start in range(0, len(rows), BATCH):
-            self._client.log_batch(run, metrics=rows[start : start + BATCH])
+        for start in range(0, len(rows), _BATCH):
+            self._client.log_batch(run, metrics=rows[start : start + _BATCH])
 
     def artifact(self, run: str, path: Path, folder: str = "") -> None:
-        """A file, or a folder with all in it."""
+        """Log a file, or a folder with all in it."""
         if path.is_dir():
             self._client.log_artifacts(run, str(path), "/".join(filter(None, (folder, path.name))))
         else:
             self._client.log_artifact(run, str(path), folder or None)
 
     def dataset(self, run: str, name: str, digest: str, source: str) -> None:
-        """The data that a run read: a name and a hash, of which MLflow keeps 36 characters."""
+        """Log the data that a run read: a name and a hash, of which MLflow keeps 36 characters."""
         data = entities.Dataset(name, digest[:36], "local", json.dumps({"uri": source, "sha256": digest}))
         tags = [entities.InputTag("mlflow.data.context", "training")]
         self._client.log_inputs(run, [entities.DatasetInput(data, tags)])
@@ -230,15 +230,15 @@ class Mlflow:
             monitor.finish()
 
     def log_model(self, run: str, bundle: Path) -> str:
-        """Log a self-contained bundle as a model of `run`; returns the model's address."""
-        return log(run, bundle)
+        """Log a self-contained bundle as a model of `run`; return the model's address."""
+        return _log(run, bundle)
 
     def register(self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None) -> str:
-        """A new version of `name`, with its tags from the start: a kill leaves no version without lineage.
+        """Make a new version of `name`, with its tags from the start: a kill leaves no version without lineage.
 
         `owner`: whose the model is from now on. Raises `RegistryError` where it is another one's.
         """
-        whose = {DATASET: owner.dataset, CATEGORY: owner.category} if owner else {}
+        whose = {_DATASET: owner.dataset, _CATEGORY: owner.category} if owner else {}
         try:
             self._client.create_registered_model(name, tags=whose)
         except RegistryError as error:
@@ -250,12 +250,12 @@ class Mlflow:
             for key, value in whose.items():
                 self._client.set_registered_model_tag(name, key, value)
         logged = model.rpartition("/")[2] if model.startswith("models:/") else None
-        kept = self._fitting(run, "tags", tags, VERSION_TAG)
+        kept = self._fitting(run, "tags", tags, _VERSION_TAG)
         created = self._client.create_model_version(name, source=model, run_id=run, tags=kept, model_id=logged)
         return str(created.version)
 
     def find(self, name: str, tags: Mapping[str, str]) -> str | None:
-        """The newest version of `name` with all of `tags`, None when there is none."""
+        """Return the newest version of `name` with all of `tags`, None when there is none."""
         quote = '"' if "'" in name else "'"  # a person may have renamed ours to anything
         if quote in name:
             return None
@@ -264,7 +264,7 @@ class Mlflow:
         return max((str(version.version) for version in found), key=int, default=None)
 
     def version_tags(self, name: str, version: str) -> dict[str, str]:
-        """Raises `RegistryError` when there is no such version."""
+        """Return the tags of a version. Raises `RegistryError` when there is no such version."""
         try:
             return dict(self._client.get_model_version(name, version).tags)
         except RegistryError as error:
@@ -274,49 +274,40 @@ class Mlflow:
         try:
             self._client.get_model_version(name, version)
         except RegistryError as error:
-            if error.code != MISSING:
+            if error.code != _MISSING:
                 raise
             return False
         return True
 
     def astray(self, name: str) -> str:
-        """What renames a registered model back to `name`; "" where none was renamed."""
-        for other in self.models(""):
-            origin = self.promotions(other) and self.origin(other)
-            if origin and other != name and lineage.model_name(*origin) == name:
+        """Return what renames a registered model back to `name`; "" where none was renamed."""
+        for other, owner in self.owners("").items():
+            ours = owner and other != name and lineage.model_name(owner.dataset, owner.category) == name
+            if ours and self.promotions(other):
                 call = f"from mlflow import MlflowClient as C; C({self._uri!r}).rename_registered_model"
                 python = f"{call}({other!r}, {name!r})"
                 return f"it was renamed to {other}; back: {shlex.quote(sys.executable)} -c {shlex.quote(python)}"
         return ""
 
-    def origin(self, name: str) -> tuple[str, str] | None:
-        """Dataset and class, by the run of the newest version: the experiment is the dataset's, the stage the class."""
-        try:
-            run = self._client.get_run(self.version_tags(name, self.find(name, {}) or "0")["mlflow_run"])
-            experiment = self._client.get_experiment(run.info.experiment_id).name
-            return experiment.removeprefix("pvqae-"), run.data.tags["stage"]
-        except (RegistryError, KeyError):
-            return None
-
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
-        if any(len(value) > VERSION_TAG for value in tags.values()):
-            tags = self._fitting(self._run_of(name, version), "tags", tags, VERSION_TAG)
+        if any(len(value) > _VERSION_TAG for value in tags.values()):
+            tags = self._fitting(self._run_of(name, version), "tags", tags, _VERSION_TAG)
         for key, value in tags.items():
             self._client.set_model_version_tag(name, version, key, value)
 
     def _run_of(self, name: str, version: str) -> str:
         return str(self._client.get_model_version(name, version).run_id)
 
-    def models(self, prefix: str) -> tuple[str, ...]:
-        """Names of the registered models that begin with `prefix`, sorted; without one also what was renamed."""
-        return tuple(sorted(str(model.name) for model in self._registered(prefix)))
-
     def owners(self, prefix: str) -> dict[str, Owner | None]:
-        """Those models, and whose each is; None where neither its tags nor its runs say."""
-        return {str(model.name): self._owner(model) for model in self._registered(prefix)}
+        """Return the registered models that begin with `prefix`, sorted, and whose each is.
+
+        None where neither its tags nor its runs say; without a prefix also models that a person has renamed.
+        """
+        found = {str(model.name): self._owner(model) for model in self._registered(prefix)}
+        return dict(sorted(found.items()))
 
     def _registered(self, prefix: str) -> Iterator[Any]:
-        """Compares names itself: in the registry's search `_` and `%` stand for others, and on some case is one."""
+        """Compare names here: in the registry's search `_` and `%` stand for others, and on some case is one."""
         page: Any = None
         while page is None or page.token:
             wanted = f"name LIKE '{OURS}%'" if prefix else None
@@ -325,24 +316,24 @@ class Mlflow:
             yield from (model for model in ours if model.name.startswith(prefix))
 
     def _owner(self, model: Any) -> Owner | None:
-        """By its tags; a model without them is of the only dataset that it can be of, or of that of its runs."""
-        if {DATASET, CATEGORY} <= set(model.tags):
-            return Owner(model.tags[DATASET], model.tags[CATEGORY])
-        found = owners(model.name)
-        if len(found) > 1:
-            experiments = {self._experiment_of(version) for version in model.latest_versions}
-            found = [owner for owner in found if f"{OURS}{owner.dataset}" in experiments]
-        return found[0] if len(found) == 1 else None
-
-    def _experiment_of(self, version: Any) -> str:
-        try:
-            run = self._client.get_run(version.run_id)
-            return str(self._client.get_experiment(run.info.experiment_id).name)
-        except MlflowException:  # deleted by a person
-            return ""
+        """Return whose a model is by its tags; without them by its name, if that says, or by its runs."""
+        if {_DATASET, _CATEGORY} <= set(model.tags):
+            return Owner(model.tags[_DATASET], model.tags[_CATEGORY])
+        possible = owners(model.name) if MODEL.fullmatch(model.name) else []
+        if len(possible) == 1:
+            return possible[0]
+        for version in model.latest_versions:
+            with suppress(RegistryError):  # deleted by a person
+                run = self._client.get_run(version.run_id)
+                dataset = str(self._client.get_experiment(run.info.experiment_id).name).removeprefix(OURS)
+                if found := [owner for owner in possible if owner.dataset == dataset]:
+                    return found[0]
+                if not possible and "stage" in run.data.tags:  # renamed; a class's run names its stage
+                    return Owner(dataset, run.data.tags["stage"])
+        return None
 
     def download(self, name: str, version: str, out: Path) -> Path:
-        """The version's bundle, in a folder below `out`; its hashes are not checked here. Raises `RegistryError`."""
+        """Return the version's bundle, in a folder below `out`, its hashes unchecked. Raises `RegistryError`."""
         try:
             found = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(out))
             bundle = Path(found) / "artifacts" / "bundle"
@@ -353,11 +344,11 @@ class Mlflow:
         return bundle
 
     def fetch(self, run: str, folder: str, out: Path) -> Path | None:
-        """A folder of a run's artifacts, below `out`; None where the run has none of that name."""
+        """Return a folder of a run's artifacts, below `out`; None where the run has none of that name."""
         try:
             listed = self._client.list_artifacts(run, folder)
         except RegistryError as error:  # the run was deleted for good
-            if error.code != MISSING:
+            if error.code != _MISSING:
                 raise
             return None
         if not listed:
@@ -366,12 +357,12 @@ class Mlflow:
         return Path(self._client.download_artifacts(run, folder, str(out)))
 
     def alias(self, name: str, alias: str) -> str | None:
-        """The version that `alias` names, None when the alias or the model does not exist."""
+        """Return the version that `alias` names, None when the alias or the model does not exist."""
         try:
             return str(self._client.get_model_version_by_alias(name, alias).version)
         except RegistryError as error:
             # A missing alias is INVALID_PARAMETER_VALUE, a missing model RESOURCE_DOES_NOT_EXIST.
-            if error.code not in ("INVALID_PARAMETER_VALUE", MISSING):
+            if error.code not in ("INVALID_PARAMETER_VALUE", _MISSING):
                 raise
             return None
 
@@ -379,12 +370,12 @@ class Mlflow:
         """Log a move, then move the alias: after a kill between them the log shows an intent, never a silent move.
 
         The log is kept as tags of the registered model, each under a key of its own that is never written again. So
-        it lies beside the aliases it explains, is shared by all machines of a tracking server and saved with it; a
+        it is kept with the aliases it explains, is shared by all machines of a tracking server and saved with it; a
         file below .pvqae would know only one machine's moves.
         """
-        key = f"{PROMOTION}{entry.when}.{uuid.uuid4().hex[:8]}"
+        key = f"{_PROMOTION}{entry.when}.{uuid.uuid4().hex[:8]}"
         text = json.dumps(asdict(entry))
-        if len(text) > MODEL_TAG:
+        if len(text) > _MODEL_TAG:
             (told,) = self._fitting(self._run_of(name, entry.to_version), "promotions", {key: text}, 0).values()
             first = "".join(entry.reasons[:1])[:1000]
             text = json.dumps(asdict(replace(entry, reasons=(f"{first} ... ({told})",))))
@@ -392,18 +383,18 @@ class Mlflow:
         self.set_alias(name, alias, entry.to_version)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
-        """Without an entry in the log: only to make an alias agree with it."""
+        """Move an alias without an entry in the log: only to make it agree with the log."""
         self._client.set_registered_model_alias(name, alias, version)
 
     def promotions(self, name: str) -> tuple[Promotion, ...]:
-        """The log of `name`, oldest first."""
+        """Return the log of `name`, oldest first."""
         try:
             tags: dict[str, str] = self._client.get_registered_model(name).tags
         except RegistryError as error:
-            if error.code != MISSING:
+            if error.code != _MISSING:
                 raise
             return ()
-        return tuple(_promotion(json.loads(tags[key])) for key in sorted(tags) if key.startswith(PROMOTION))
+        return tuple(_promotion(json.loads(tags[key])) for key in sorted(tags) if key.startswith(_PROMOTION))
 
 
 def _promotion(values: dict[str, Any]) -> Promotion:
@@ -411,7 +402,7 @@ def _promotion(values: dict[str, Any]) -> Promotion:
 
 
 def open_registry(project: Path, setting: str) -> tuple[Registry, str]:
-    """MLflow where the environment or the params say, else the project's own database; and its address."""
+    """Open MLflow where the environment or params say, else the project's own database; return it and its address."""
     named = os.environ.get("MLFLOW_TRACKING_URI", "") or ("" if setting == "auto" else setting)
     if named:
         return Mlflow(named), named

@@ -18,11 +18,11 @@ Outcome = Literal["ran", "restored", "unchanged"]
 OnLine = Callable[[str], None]
 
 # What DVC says to a person at a keyboard after every command.
-HINTS = ("To track the changes with git", "\tgit add", "To enable auto staging", "\tdvc config", "Use `dvc push`")
-LOCKED = ("is busy, it is being blocked by", "Unable to acquire lock", "unable to acquire lock")
+_HINTS = ("To track the changes with git", "\tgit add", "To enable auto staging", "\tdvc config", "Use `dvc push`")
+_LOCKED = ("is busy, it is being blocked by", "Unable to acquire lock", "unable to acquire lock")
 COMMAND = Path(__file__).with_name("dvc_command.py")
-PAUSE = 0.5  # seconds before a command that met a lock runs again, doubled each time
-BAD_INPUT = 2  # exit code of `pvqae` for what a user has to repair
+_PAUSE = 0.5  # seconds before a command that met a lock runs again, doubled each time
+_BAD_INPUT = 2  # exit code of `pvqae` for what a user has to repair
 
 
 def ignore(line: str) -> None:
@@ -42,7 +42,7 @@ class StageFailed(VersioningError):  # noqa: N818 - what happened, not a fault o
 
     @property
     def repeatable(self) -> bool:
-        return self.code not in (None, BAD_INPUT)
+        return self.code not in (None, _BAD_INPUT)
 
 
 class Versioning(Protocol):
@@ -204,7 +204,7 @@ class Dvc:
 
             def keep(line: str, lines: list[str] = lines) -> None:
                 lines.append(line)
-                if line.strip() and not line.startswith(HINTS):
+                if line.strip() and not line.startswith(_HINTS):
                     on_line(line)
 
             code = self._supervisor.run(command, self._workspace, environment.for_stages(self._workspace), keep)
@@ -213,9 +213,9 @@ class Dvc:
                 break
             if self._mended(on_line):
                 continue
-            if not any(text in output for text in LOCKED):
+            if not any(text in output for text in _LOCKED):
                 break
-            time.sleep(PAUSE * 2**attempt)
+            time.sleep(_PAUSE * 2**attempt)
         return code, output
 
     def _mended(self, on_line: OnLine) -> bool:

@@ -152,10 +152,10 @@ def _log(
     from flows.versions import promotions
 
     found = registry(root, strict=False)
-    names = promotions.models_of(found, dataset) if dataset else found.models(lineage.OURS)
+    names = promotions.models_of(found, dataset) if dataset else found.owners(lineage.OURS)
     entries = {name: found.promotions(name) for name in names}
     if not entries:
-        known = ", ".join(found.models("")) or "none"
+        known = ", ".join(found.owners("")) or "none"
         print(f"no model pvqae-{dataset}... is registered; there are: {known}", file=sys.stderr)
     if as_json:
         print(promotions.as_json(entries))

@@ -10,9 +10,9 @@ from pvqae.core.errors import ConfigError, DataError
 from pvqae.core.files import write_text
 from pvqae.samples.classes import FROM_SCRATCH, GROUPINGS, Grouping
 
-HEADER = "# Which networks, priors and classes the stages of dvc.yaml run over. Written by `python -m flows`.\n"
+_HEADER = "# Which networks, priors and classes the stages of dvc.yaml run over. Written by `python -m flows`.\n"
 
-NETWORKS: dict[str, Grouping] = {"per_class": GROUPINGS["per_class"], "shared": GROUPINGS["universal"]}
+_NETWORKS: dict[str, Grouping] = {"per_class": GROUPINGS["per_class"], "shared": GROUPINGS["universal"]}
 
 
 def _choose(table: dict[str, Grouping], key: str, value: str) -> Grouping:
@@ -24,7 +24,7 @@ def _choose(table: dict[str, Grouping], key: str, value: str) -> Grouping:
 def classes(params: Params, categories: Sequence[str]) -> dict[str, Any]:
     """The content of data/classes.yaml for the dataset's `categories`; the order of the categories does not matter."""
     dataset, names = params.data.name, sorted(categories)
-    networks = _choose(NETWORKS, "model.network", params.model.network)(names)
+    networks = _choose(_NETWORKS, "model.network", params.model.network)(names)
     priors = _choose(GROUPINGS, "prior.grouping", params.prior.grouping)(names)
     network_of = {name: network for network, members in networks.items() for name in members}
     prior_of = {name: prior for prior, members in priors.items() for name in members}
@@ -94,7 +94,7 @@ def write(path: Path, content: dict[str, Any]) -> bool:
 
     The texts are compared: DVC may read another content than we do in one that a person wrote.
     """
-    text = HEADER + dump_yaml(content)
+    text = _HEADER + dump_yaml(content)
     if path.is_file() and path.read_bytes() == text.encode():
         return False
     read(path)  # stops at what is neither ours nor the beginning of it

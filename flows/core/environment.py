@@ -33,9 +33,9 @@ QUIET = {
 }
 
 
-DVC_CACHE = Path("/var/tmp/dvc")  # DVC's own, of all users and projects
+_DVC_CACHE = Path("/var/tmp/dvc")  # DVC's own, of all users and projects
 FORKSERVER = ".pvqae/forkserver"  # its socket in a workspace, where DVC runs the stages; if a flow has one there
-REPAIR = "python -m flows services up (or down, to go on without them)"
+_REPAIR = "python -m flows services up (or down, to go on without them)"
 
 
 def prepare(root: Path, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -46,13 +46,13 @@ def prepare(root: Path, environ: MutableMapping[str, str] = os.environ) -> None:
     own = {"PREFECT_HOME": str(root / ".pvqae" / "prefect"), "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
     for key, value in (QUIET | own).items():
         environ.setdefault(key, value)
-    if not os.access(DVC_CACHE if DVC_CACHE.exists() else DVC_CACHE.parent, os.W_OK):  # as some containers have it
+    if not os.access(_DVC_CACHE if _DVC_CACHE.exists() else _DVC_CACHE.parent, os.W_OK):  # as some containers have it
         environ.setdefault("DVC_SITE_CACHE_DIR", str(root / ".pvqae" / "dvc"))
     Path(environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only
-    use_services(root, environ)
+    _use_services(root, environ)
 
 
-def use_services(root: Path, environ: MutableMapping[str, str]) -> None:
+def _use_services(root: Path, environ: MutableMapping[str, str]) -> None:
     """Point `environ` at the running services of `root`, whose environment `flows.services` keeps in env.json.
 
     An AWS client takes its address and its key from several variables, so of those either all are the services' or
@@ -65,7 +65,7 @@ def use_services(root: Path, environ: MutableMapping[str, str]) -> None:
             continue
         if value.startswith("http") and not _listens(value):
             raise ConfigError(
-                f"{key}: nothing answers at {value}, but {services_file(root)} says that a service runs; run: {REPAIR}"
+                f"{key}: nothing answers at {value}, but {services_file(root)} says that a service runs; run: {_REPAIR}"
             )
         environ[key] = value
 
@@ -85,7 +85,7 @@ def of_services(root: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except ValueError:
-        raise ConfigError(f"{file} is damaged; run: {REPAIR}") from None
+        raise ConfigError(f"{file} is damaged; run: {_REPAIR}") from None
     return known
 
 

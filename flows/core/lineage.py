@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-NONE = "none"  # said out loud: "no parent" is a fact, an absent tag is a fault
+NONE = "none"  # stated: "no parent" is a fact, an absent tag is a fault
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Lineage:
     reason: str
 
     def tags(self) -> dict[str, str]:
+        """Return the fields as tags."""
         return {key: str(value) for key, value in asdict(self).items()}
 
 
@@ -70,19 +71,13 @@ def artifact_key(*words: str) -> str:
 
 REQUIRED = tuple(field.name for field in fields(Lineage))
 FIGURES = ("image_auroc", "pixel_auroc", "false_alarm_rate", "miss_rate", "latency_ms")  # kept with a version
-IDENTITY = ("bundle_sha256", "manifest_sha256")  # a version with equal ones is the same version
 
 
 def missing(tags: Mapping[str, str]) -> tuple[str, ...]:
-    """The required tags that are absent or empty, in the order of `Lineage`."""
+    """Return the required tags that are absent or empty, in the order of `Lineage`."""
     return tuple(key for key in REQUIRED if not str(tags.get(key, "")).strip())
 
 
-def identity(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags by which an equal version is found again."""
-    return {key: tags[key] for key in IDENTITY}
-
-
 def figures(metrics: Mapping[str, Any], size_bytes: int) -> dict[str, str]:
-    """A version's own figures as one tag, for later comparisons; `metrics` those of its class in metrics.json."""
+    """Return a version's own figures as one tag, for later comparisons; `metrics` is its class's in metrics.json."""
     return {"figures": json.dumps({key: metrics.get(key) for key in FIGURES} | {"size_bytes": size_bytes})}

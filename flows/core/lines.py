@@ -1,4 +1,4 @@
-"""Append-only files of one JSON object a line. A line without its end was cut off by a crash: nobody was told of it."""
+"""Append-only files of one JSON object a line. A line without its end was cut off by a crash and counts for nothing."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def append(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    """Durable when this returns: the disk has the lines, and a new file's entry in its folder. One writer at a time."""
+    """Append lines, durably: the disk has them when this returns, and a new file's entry. One writer at a time."""
     _mend(path)
     with path.open("ab") as file:
         file.write(b"".join(json.dumps(value).encode() + b"\n" for value in values))
@@ -23,7 +23,7 @@ def append(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _mend(path: Path) -> None:
-    """Make the file end with a whole line. Only who writes may: to others an append half done looks the same."""
+    """Make the file end with a whole line. Only the writer may: to others a half-done append looks the same."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -44,19 +44,12 @@ def _mend(path: Path) -> None:
 
 
 def _is_cut(line: bytes) -> bool:
-    """Whether a line is the beginning of an object."""
+    """Tell whether a line is the beginning of an object."""
     try:
         json.loads(line)
     except ValueError:
         return line.startswith(b"{")
     return False
-
-
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines, oldest first; none without a file. Damaged ones, of a disk that was full, say, are left out and
-    told of."""
-    for _, found in _numbered(path):
-        yield found
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -73,9 +66,11 @@ def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             _tell(path, number, "expected a JSON object")
 
 
-def records(path: Path, kind: type[T]) -> Iterator[T]:
-    """The whole lines as values of the dataclass `kind`; those that are none are left out and told of; keys that it has
-    not are left out."""
+def records(path: Path, kind: type[_T]) -> Iterator[_T]:
+    """Yield the whole lines as values of the type `kind`, oldest first; none without a file.
+
+    Lines that are none, of a disk that was full, for example, are left out with a message; so are unknown keys.
+    """
     adapter = TypeAdapter(kind)
     for number, values in _numbered(path):
         try:
@@ -86,5 +81,5 @@ def records(path: Path, kind: type[T]) -> Iterator[T]:
 
 @lru_cache(maxsize=1000)
 def _tell(path: Path, number: int, what: str) -> None:
-    """Once a process: the files are read again and again."""
+    """Print a message once a process: the files are read again and again."""
     print(f"{path}, line {number}: {what[:200]}; left out, the other lines hold", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-POLL = 0.2  # seconds
+_POLL = 0.2  # seconds
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def _acquire(descriptor: int, waiting: Callable[[], object]) -> None:
             if not told:
                 waiting()
                 told = True
-            time.sleep(POLL)  # a blocking flock in a thread could not be interrupted
+            time.sleep(_POLL)  # a blocking flock in a thread could not be interrupted
 
 
 @contextmanager

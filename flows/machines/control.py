@@ -3,9 +3,8 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -143,17 +142,8 @@ def on_free_ports(settings: Services) -> Services:
     return settings.model_copy(update=dict(zip(names, service_processes.free_ports(len(names)), strict=True)))
 
 
-@contextmanager
-def running(root: Path, settings: Services) -> Iterator[dict[str, str]]:
-    """Run the services of `root` for the length of the block; yield the environment of clients."""
-    try:
-        yield up(root, settings)
-    finally:
-        down(root, settings)
-
-
 @dataclass(frozen=True)
-class Status:
+class _Status:
     """`health` is healthy, not answering or stopped; `megabytes` of resident memory, all its processes."""
 
     name: str
@@ -164,20 +154,20 @@ class Status:
     log: str
 
 
-def status(root: Path, settings: Services) -> list[Status]:
+def status(root: Path, settings: Services) -> list[_Status]:
     """Return how each service is, in the order of start."""
     files = ServiceFiles(root.resolve(), settings)
     if not files.home.is_dir():
-        return [Status(name, None, None, "stopped", 0, str(files.log(name))) for name in catalogue.SERVICES]
+        return [_Status(name, None, None, "stopped", 0, str(files.log(name))) for name in catalogue.SERVICES]
     secrets = secrets_of(files)
     return [_status(files, make(files, secrets)) for make in catalogue.SERVICES.values()]
 
 
-def _status(files: ServiceFiles, service: Service) -> Status:
+def _status(files: ServiceFiles, service: Service) -> _Status:
     found, name = service_processes.leader(files, service.name), service.name
     health = "stopped" if not found else "healthy" if service.answers(found.create_time()) else "not answering"
     memory = service_processes.megabytes(files, name)
-    return Status(name, found.pid if found else None, service.port, health, memory, str(files.log(name)))
+    return _Status(name, found.pid if found else None, service.port, health, memory, str(files.log(name)))
 
 
 def log(root: Path, settings: Services, name: str, lines: int = 50) -> str:
@@ -199,7 +189,7 @@ def last_settings(root: Path) -> Services:
 _COLOURS = {"healthy": "green", "not answering": "red", "stopped": "dim"}
 
 
-def show(found: Sequence[Status], as_json: bool = False) -> None:
+def show(found: Sequence[_Status], as_json: bool = False) -> None:
     """Print a table in 80 columns with the logs below it, or JSON."""
     if as_json:
         print(json.dumps([asdict(item) for item in found], indent=1))

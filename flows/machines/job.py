@@ -42,12 +42,12 @@ def job(order: dict[str, Any], root: str = "") -> None:
         supervisor = stack.enter_context(Supervisor(tuple(held)))
 
         # 2. Code, params and inputs.
-        space = prepare(project, asked, int(os.environ.get(worker.THREADS, "0")))
+        space = _prepare(project, asked, int(os.environ.get(worker.THREADS, "0")))
         _bring_parents(project, asked, space)
         supervisor.start_fork_server(space, set(asked.stages))
         dvc = Dvc(space, supervisor)
         dvc.pull_paths(["data/rows"])
-        dvc.pull_paths(inputs(space, asked))
+        dvc.pull_paths(_inputs(space, asked))
 
         # 3. The stages; what an earlier try has finished is not done again.
         for stage in asked.stages:
@@ -76,7 +76,7 @@ def _bring_parents(project: Path, asked: JobSpec, space: Path) -> None:
         warm_start.bring(tracking, model, version, warm_start.folder(space, network))
 
 
-def prepare(root: Path, job: JobSpec, threads: int = 0) -> Path:
+def _prepare(root: Path, job: JobSpec, threads: int = 0) -> Path:
     """Make the workspace below `root` for `job`; its checkpoints and DVC's cache outlive a killed job.
 
     Raises `GitError` when the project lacks the commit, `ConfigError` for a file outside of it.
@@ -100,7 +100,7 @@ def _inside(space: Path, name: str) -> Path:
     return space / path
 
 
-def inputs(space: Path, job: JobSpec) -> list[str]:
+def _inputs(space: Path, job: JobSpec) -> list[str]:
     """Return what the stages read and no stage of this job makes: folders of images and masks, networks and priors."""
     layout = Layout(space, job.dataset)
     known = classes.read(layout.classes_file, job.dataset)

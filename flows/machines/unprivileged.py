@@ -20,16 +20,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 # linux/securebits.h, prctl.h, capability.h, sched.h
-SET_SECUREBITS, NO_SETUID_FIXUP = 28, 1 << 2
-CAP_AMBIENT, RAISE = 47, 2
-DAC_OVERRIDE, VERSION = 1, 0x20080522
-NEWUSER = 0x10000000
-REFUSED = (
+_SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 1 << 2
+_CAP_AMBIENT, _RAISE = 47, 2
+_DAC_OVERRIDE, _VERSION = 1, 0x20080522
+_NEWUSER = 0x10000000
+_REFUSED = (
     "PostgreSQL needs a user who is not root and has a name in /etc/passwd. Here nobody may make a user namespace, and "
     "root may not become another user (capabilities CHOWN, DAC_OVERRIDE, SETGID, SETPCAP, SETUID, which Docker gives "
     "unless told otherwise). Run the services as a user with a name: useradd --uid NUMBER pvqae"
 )
-Way = Callable[[pwd.struct_passwd], None]
+_Way = Callable[[pwd.struct_passwd], None]
 
 
 def _call(name: str, *arguments: object) -> None:
@@ -37,29 +37,29 @@ def _call(name: str, *arguments: object) -> None:
         raise OSError(ctypes.get_errno(), name)
 
 
-def become(user: pwd.struct_passwd) -> None:
+def _become(user: pwd.struct_passwd) -> None:
     """Be `user`, with root's right to pass and read folders where the system knows such a thing."""
     linux = sys.platform == "linux"
     if linux:  # or a changed user id takes all capabilities, and access(2) does not count them
-        _call("prctl", SET_SECUREBITS, NO_SETUID_FIXUP, 0, 0, 0)
+        _call("prctl", _SET_SECUREBITS, _NO_SETUID_FIXUP, 0, 0, 0)
     os.setgroups([])
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
     if linux:
-        kept = (1 << DAC_OVERRIDE,) * 3  # effective, permitted, inheritable
-        _call("capset", (ctypes.c_uint32 * 2)(VERSION), (ctypes.c_uint32 * 6)(*kept))
-        _call("prctl", CAP_AMBIENT, RAISE, DAC_OVERRIDE, 0, 0)
+        kept = (1 << _DAC_OVERRIDE,) * 3  # effective, permitted, inheritable
+        _call("capset", (ctypes.c_uint32 * 2)(_VERSION), (ctypes.c_uint32 * 6)(*kept))
+        _call("prctl", _CAP_AMBIENT, _RAISE, _DAC_OVERRIDE, 0, 0)
 
 
-def go_by(user: pwd.struct_passwd) -> None:
+def _go_by(user: pwd.struct_passwd) -> None:
     """Have the id of `user` in a namespace in which only the present user exists."""
     own = {"uid_map": f"{user.pw_uid} {os.geteuid()} 1", "gid_map": f"{user.pw_gid} {os.getegid()} 1"}
-    _call("unshare", NEWUSER)
+    _call("unshare", _NEWUSER)
     for name, text in ({"setgroups": "deny"} | own).items():
         Path("/proc/self", name).write_text(text)
 
 
-def possible(way: Way, user: pwd.struct_passwd) -> bool:
+def _possible(way: _Way, user: pwd.struct_passwd) -> bool:
     """Try it with another process."""
     if not (child := os.fork()):
         try:
@@ -70,7 +70,7 @@ def possible(way: Way, user: pwd.struct_passwd) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
-def hand_over(folder: str, owner: int) -> None:
+def _hand_over(folder: str, owner: int) -> None:
     """Make `owner` that of all in `folder`, unless it is."""
     if Path(folder).stat().st_uid != owner:
         for place, _, names in os.walk(folder, topdown=False):
@@ -78,16 +78,16 @@ def hand_over(folder: str, owner: int) -> None:
                 os.chown(Path(place, name), owner, -1, follow_symlinks=False)
 
 
-def main(folder: str, *command: str) -> None:
+def _main(folder: str, *command: str) -> None:
     named = sorted((user for user in pwd.getpwall() if user.pw_uid), key=lambda user: user.pw_name != "nobody")
-    ways: list[tuple[Way, int]] = [(become, named[0].pw_uid), (go_by, os.geteuid())] if named else []
+    ways: list[tuple[_Way, int]] = [(_become, named[0].pw_uid), (_go_by, os.geteuid())] if named else []
     for way, owner in ways if os.geteuid() == 0 else ways[1:]:
-        if possible(way, named[0]):
-            hand_over(folder, owner)
+        if _possible(way, named[0]):
+            _hand_over(folder, owner)
             way(named[0])
             os.execv(command[0], command)
-    sys.exit(REFUSED)
+    sys.exit(_REFUSED)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    _main(*sys.argv[1:])

@@ -16,8 +16,8 @@ from pvqae.core import config
 from pvqae.core.errors import ConfigError, PvqaeError
 from pvqae.core.layout import find_root
 
-UP = "python -m flows services up"
-DOWN = "python -m flows services down"
+_UP = "python -m flows services up"
+_DOWN = "python -m flows services down"
 
 
 def examine(start: Path, outside: Probe | None = None, environ: Mapping[str, str] = os.environ) -> list[Check]:
@@ -27,37 +27,37 @@ def examine(start: Path, outside: Probe | None = None, environ: Mapping[str, str
     if root is None or any(check.name == "extra flows" and check.found.startswith("not installed") for check in found):
         return found
     _, params = diagnosis.read_params(root)
-    known, about = client_settings(root, environ)
-    seen, uri = outside or ServerProbe(), tracking_uri(root, params, known)
+    known, about = _client_settings(root, environ)
+    seen, uri = outside or ServerProbe(), _tracking_uri(root, params, known)
     return [
         *found,
-        *code(root),
-        remote(root, seen),
+        *_code(root),
+        _remote(root, seen),
         *about,
-        prefect(known.get("PREFECT_API_URL", ""), seen),
-        *pools(known.get("PREFECT_API_URL", ""), params, seen),
-        mlflow(uri, seen),
-        champions(uri, seen),
-        services(root),
+        _prefect(known.get("PREFECT_API_URL", ""), seen),
+        *_pools(known.get("PREFECT_API_URL", ""), params, seen),
+        _mlflow(uri, seen),
+        _champions(uri, seen),
+        _services(root),
     ]
 
 
-def client_settings(root: Path, environ: Mapping[str, str]) -> tuple[dict[str, str], list[Check]]:
+def _client_settings(root: Path, environ: Mapping[str, str]) -> tuple[dict[str, str], list[Check]]:
     """The environment that flows would have; what the user has set wins over the services of this machine."""
     try:
         return environment.of_services(root) | dict(environ), []
     except ConfigError as error:
-        return dict(environ), [Check("services", "bad", str(error), UP)]
+        return dict(environ), [Check("services", "bad", str(error), _UP)]
 
 
-def tracking_uri(root: Path, params: config.Params, environ: Mapping[str, str]) -> str:
+def _tracking_uri(root: Path, params: config.Params, environ: Mapping[str, str]) -> str:
     """Where runs and versions are kept, as `flows.adapters.registry.open_registry` decides it."""
     setting = params.flow.tracking_uri
     named = environ.get("MLFLOW_TRACKING_URI", "") or ("" if setting == "auto" else setting)
     return named or f"sqlite:///{root / '.pvqae' / 'mlflow' / 'mlflow.db'}"
 
 
-def code(root: Path) -> list[Check]:
+def _code(root: Path) -> list[Check]:
     """Versions are registered of committed code only. Nothing to say where git itself is what lacks."""
     try:
         found = git.code(root)
@@ -72,7 +72,7 @@ def code(root: Path) -> list[Check]:
     ]
 
 
-def remote(root: Path, outside: Probe) -> Check:
+def _remote(root: Path, outside: Probe) -> Check:
     """Where DVC pushes data and models at the end of a flow."""
     from flows.adapters import dvc_files
 
@@ -84,12 +84,12 @@ def remote(root: Path, outside: Probe) -> Check:
     if section is None:
         return Check("DVC remote", "warn", "no default remote: data is on this disk only", "dvc remote add -d NAME URL")
     if wrong := outside.trouble(section):
-        repair = f"{UP}, or another: dvc remote add --local -d NAME URL"
+        repair = f"{_UP}, or another: dvc remote add --local -d NAME URL"
         return Check("DVC remote", "bad", f"{environment.shown(section['url'])}: {wrong}", repair)
     return Check("DVC remote", "ok", environment.shown(section["url"]))
 
 
-def prefect(api: str, outside: Probe) -> Check:
+def _prefect(api: str, outside: Probe) -> Check:
     if not api:
         return Check("Prefect", "ok", "no server set: each flow starts one of its own, and no schedule runs")
     if outside.answers(f"{api}/health"):
@@ -98,18 +98,18 @@ def prefect(api: str, outside: Probe) -> Check:
         "Prefect",
         "bad",
         f"nothing answers at {environment.shown(api)} (PREFECT_API_URL)",
-        f"{UP}, or {DOWN} to go on without",
+        f"{_UP}, or {_DOWN} to go on without",
     )
 
 
-def pools(api: str, params: config.Params, outside: Probe) -> list[Check]:
+def _pools(api: str, params: config.Params, outside: Probe) -> list[Check]:
     """The pool of schedules and triggers, and the one that trains classes elsewhere, each with a living worker."""
     if not api or not outside.answers(f"{api}/health"):
         return []
     try:
         found = outside.pools(api)
     except OSError as error:
-        return [Check("work pools", "bad", f"{environment.shown(api)} does not tell them: {error}", UP)]
+        return [Check("work pools", "bad", f"{environment.shown(api)} does not tell them: {error}", _UP)]
     train = params.flow.train_pool
     asked = {params.services.work_pool: False} | ({train: True} if train else {})
     return [_pool(name, found, needed) for name, needed in asked.items()]
@@ -130,15 +130,15 @@ def _pool(name: str, found: Mapping[str, int], needed: bool) -> Check:
     return Check(title, "ok", f"{found[name]} living workers")
 
 
-def mlflow(uri: str, outside: Probe) -> Check:
+def _mlflow(uri: str, outside: Probe) -> Check:
     if not uri.startswith("http"):
         return Check("MLflow", "ok", environment.shown(uri))
     if outside.answers(f"{uri}/health"):
         return Check("MLflow", "ok", f"answers at {environment.shown(uri)}")
-    return Check("MLflow", "bad", f"nothing answers at {environment.shown(uri)}", f"{UP}, or {DOWN} to go on without")
+    return Check("MLflow", "bad", f"nothing answers at {environment.shown(uri)}", f"{_UP}, or {_DOWN} to go on without")
 
 
-def champions(uri: str, outside: Probe) -> Check:
+def _champions(uri: str, outside: Probe) -> Check:
     try:
         found = outside.champions(uri)
     except OSError as error:
@@ -150,7 +150,7 @@ def champions(uri: str, outside: Probe) -> Check:
     return Check("champions", "ok", said) if found else Check("champions", "warn", "none yet", "make run")
 
 
-def services(root: Path) -> Check:
+def _services(root: Path) -> Check:
     """Those of `make services` on this machine, if they are meant to run."""
     if not environment.services_file(root).exists():
         return Check("services", "ok", "none started on this machine")
@@ -161,5 +161,5 @@ def services(root: Path) -> Check:
     states = {item.name: item.health for item in control.status(root, control.last_settings(root))}
     wrong = [f"{name} {health}" for name, health in states.items() if health != "healthy"]
     if wrong:
-        return Check("services", "bad", ", ".join(wrong), UP)
+        return Check("services", "bad", ", ".join(wrong), _UP)
     return Check("services", "ok", f"{', '.join(states)} healthy")

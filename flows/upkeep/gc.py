@@ -21,13 +21,13 @@ from pvqae.core import layout
 from pvqae.core.errors import PvqaeError
 from pvqae.datasets import inspection
 
-DAY = 86400.0
-PART_DAYS = 1.0  # after which no writer is still at a file that was begun
-UNTOUCHED = frozenset({"raw", "scores", "arrivals", "review", "remote", "mlflow", "prefect", ".git", ".venv"})
+_DAY = 86400.0
+_PART_DAYS = 1.0  # after which no writer is still at a file that was begun
+_UNTOUCHED = frozenset({"raw", "scores", "arrivals", "review", "remote", "mlflow", "prefect", ".git", ".venv"})
 
 
 @dataclass(frozen=True)
-class Item:
+class _Item:
     """A file or folder that may go, with its size in bytes (hard links count once each) and why."""
 
     path: Path
@@ -39,7 +39,7 @@ class Item:
 class Plan:
     """`busy`: what was left alone, as a flow works on it or other projects use it."""
 
-    items: tuple[Item, ...]
+    items: tuple[_Item, ...]
     busy: tuple[str, ...]
 
     @property
@@ -50,7 +50,7 @@ class Plan:
         return (*told, f"{len(self.items):6} in all: {megabytes(self.items)} MB", *self.busy)
 
 
-def megabytes(items: Sequence[Item]) -> str:
+def megabytes(items: Sequence[_Item]) -> str:
     return f"{sum(item.size for item in items) / 1e6:.1f}"
 
 
@@ -62,7 +62,7 @@ def collect(root: Path, registry: Registry, keep_days: float, confirm: Callable[
     with ExitStack() as stack:
         files = sorted((root / ".pvqae" / "locks").glob("*.lock"))
         taken = [file for file in files if not stack.enter_context(locks.tried(file))]
-        plan = make(root, registry, time.time() - keep_days * DAY, [file.name for file in taken])
+        plan = _make(root, registry, time.time() - keep_days * _DAY, [file.name for file in taken])
         if not plan.items or not confirm(plan):
             return plan, False
         failed = [said for item in plan.items if (said := _removed(item.path))]
@@ -72,7 +72,7 @@ def collect(root: Path, registry: Registry, keep_days: float, confirm: Callable[
         return plan, True
 
 
-def make(root: Path, registry: Registry, before: float, busy: Sequence[str]) -> Plan:
+def _make(root: Path, registry: Registry, before: float, busy: Sequence[str]) -> Plan:
     """What was last used `before` (seconds since 1970) and nothing refers to; `busy`: names of locks that are held."""
     versions = list(_versions(registry))
     datasets = {name.partition(".")[0] for name in busy}
@@ -84,11 +84,11 @@ def make(root: Path, registry: Registry, before: float, busy: Sequence[str]) -> 
         "facts of images, by other code": _idle(_old_facts(root), before),
         "copies of versions without an alias": _idle(_bundles(home, registry), before),
         "experiments' and GPU bundles' files": _idle([*home.glob("experiments/*"), *home.glob("gpu/*")], before),
-        "half-written files": _idle(_parts(root), time.time() - PART_DAYS * DAY) if not busy else [],
+        "half-written files": _idle(_parts(root), time.time() - _PART_DAYS * _DAY) if not busy else [],
         "objects of DVC's cache": [] if busy or foreign else _objects(root, versions, before),
     }
     told = tuple(f"left alone, a flow holds {name}" for name in busy)
-    items = [Item(path, _size(path), why) for why, paths in found.items() for path in paths]
+    items = [_Item(path, _size(path), why) for why, paths in found.items() for path in paths]
     told += ("DVC's cache and half-written files were left alone",) if busy else ()
     told += (f"left alone, DVC's cache {foreign} is not this project's alone",) if foreign else ()
     return Plan(_outermost(items), told)
@@ -96,7 +96,7 @@ def make(root: Path, registry: Registry, before: float, busy: Sequence[str]) -> 
 
 def _versions(registry: Registry) -> Iterator[dict[str, str]]:
     """The tags of every version, also of models that a person has renamed."""
-    for name in registry.models(""):
+    for name in registry.owners(""):
         for number in range(1, int(registry.find(name, {}) or 0) + 1):
             try:
                 yield registry.version_tags(name, str(number))
@@ -136,7 +136,7 @@ def _parts(root: Path) -> Iterator[Path]:
     for folder in (root / "data", root / "models", root / "reports", root / ".pvqae"):
         for place, below, names in os.walk(folder):
             yield from (Path(place, name) for name in (*below, *names) if name.endswith(".part"))
-            below[:] = [name for name in below if name not in UNTOUCHED and not name.endswith(".part")]
+            below[:] = [name for name in below if name not in _UNTOUCHED and not name.endswith(".part")]
 
 
 def _idle(paths: Iterable[Path], before: float) -> list[Path]:
@@ -158,7 +158,7 @@ def _all(path: Path) -> Iterator[Path]:
             yield from (Path(place, name) for name in (*below, *names))
 
 
-def _outermost(items: Sequence[Item]) -> tuple[Item, ...]:
+def _outermost(items: Sequence[_Item]) -> tuple[_Item, ...]:
     """Without what lies in a folder that goes anyway."""
     going = {item.path for item in items}
     return tuple(item for item in items if going.isdisjoint(item.path.parents))

@@ -34,7 +34,7 @@ class Decision:
     reasons: tuple[str, ...]
 
 
-def obstacles(facts: Facts) -> tuple[str, ...]:
+def _obstacles(facts: Facts) -> tuple[str, ...]:
     """Return why the bundle can't be registered at all; empty when it can."""
     found = []
     if facts.parity_difference is None:
@@ -48,7 +48,7 @@ def obstacles(facts: Facts) -> tuple[str, ...]:
     return tuple(found)
 
 
-def collapse(facts: Facts) -> tuple[str, ...]:
+def _collapse(facts: Facts) -> tuple[str, ...]:
     """Return what of the hierarchy or the codebook went unused; a single level cannot collapse."""
     found = []
     if collapsed_levels(facts.level_shares):
@@ -85,9 +85,9 @@ def blind(tried: tuple[int, int] | None) -> bool:
 
 def first_version(facts: Facts, first_auroc: float = 0.5) -> Decision:
     """Decide on the first version of a model: champion by absolute rules, there is nothing to compare it with."""
-    if against := obstacles(facts):
+    if against := _obstacles(facts):
         return Decision(None, against)
-    if flaws := (*collapse(facts), *_useless(facts, first_auroc)):
+    if flaws := (*_collapse(facts), *_useless(facts, first_auroc)):
         return Decision("challenger", flaws)
     seen = "no defects to try it on" if facts.image_auroc is None else f"image AUROC {facts.image_auroc:.4f}"
     return Decision("champion", ("parity holds", "lineage is complete", "code is committed", "no collapse", seen))
@@ -95,6 +95,6 @@ def first_version(facts: Facts, first_auroc: float = 0.5) -> Decision:
 
 def later_version(facts: Facts) -> Decision:
     """Decide on a version of a model that has a champion: it waits for the promotion gate."""
-    if against := obstacles(facts):
+    if against := _obstacles(facts):
         return Decision(None, against)
-    return Decision("challenger", ("a champion exists: the gate decides", *collapse(facts)))
+    return Decision("challenger", ("a champion exists: the gate decides", *_collapse(facts)))

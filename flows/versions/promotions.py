@@ -113,15 +113,14 @@ def way_back(registry: Registry, name: str) -> str:
         return f"back to version {left[-1]}, the newest champion that is left: {command}"
     if challenger := held(registry, name, "challenger"):
         return f"ask the gate about version {challenger}: python -m flows promote run {place}"
-    known = ", ".join(registry.models("pvqae-")) or "none"
+    known = ", ".join(registry.owners(lineage.OURS)) or "none"
     return registry.astray(name) or f"run `python -m flows train` first; registered models: {known}"
 
 
 def _parts(registry: Registry, name: str) -> tuple[str, str]:
     """Return dataset and class of a model, whose name alone does not say where one ends."""
-    origin = registry.origin(name)
-    if origin and lineage.model_name(*origin) == name:
-        return origin
+    if owner := registry.owners(name).get(name):
+        return owner.dataset, owner.category
     dataset, _, category = name.removeprefix("pvqae-").rpartition("-")
     return dataset, category
 

@@ -81,7 +81,7 @@ def run(root: Path, name: str, version: str, say: Callable[[str], None] = lambda
         outputs = _outputs(recorded)
         recorded.unlink()  # with it DVC would take results instead of making them
         dvc.rebuild(f"calibrate@{category}", say)
-        return compare(registry, name, version, clone, dataset, category, original, outputs, params.gate)
+        return _compare(registry, name, version, clone, dataset, category, original, outputs, params.gate)
 
 
 def _clone(root: Path, clone: Path, name: str, tags: Mapping[str, str], owner: lineage.Owner | None = None) -> str:
@@ -113,7 +113,7 @@ def _outputs(lock: Path) -> dict[str, str]:
     return {out["path"]: str(out["md5"]) for stage in stages.values() for out in stage.get("outs", [])}
 
 
-def compare(
+def _compare(
     registry: Registry,
     name: str,
     version: str,

@@ -347,5 +347,5 @@ def test_lines_survive_whatever_is_between_them(tmp_path: Path) -> None:
     lines.append(file, [{"a": 1}])
     file.write_bytes(file.read_bytes() + b"[" * 100_000 + b"\n" + b"\0" * 100 + b"\n")
     lines.append(file, [{"a": 2}])
-    assert list(lines.read(file)) == [{"a": 1}, {"a": 2}]
+    assert list(lines.records(file, dict)) == [{"a": 1}, {"a": 2}]
     assert io.BytesIO(file.read_bytes()).readline() == b'{"a": 1}\n'

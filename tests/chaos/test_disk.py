@@ -172,10 +172,10 @@ def test_whole_files_and_lines_survive_a_full_disk(tmp_path: Path) -> None:
         assert full(lambda: lines.append(log, [{"n": "x" * 10 * PAGE}]))
         assert (place / "note").read_text() == "before"
         assert (place / "folder" / "a").read_text() == "before"
-        assert list(lines.read(log)) == [{"n": 0}]
+        assert list(lines.records(log, dict)) == [{"n": 0}]
         ballast.remove()
         lines.append(log, [{"n": 1}])
-        assert list(lines.read(log)) == [{"n": 0}, {"n": 1}]
+        assert list(lines.records(log, dict)) == [{"n": 0}, {"n": 1}]
         assert not list(place.glob("*.part"))
 
 

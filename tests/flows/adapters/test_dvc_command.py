@@ -108,9 +108,9 @@ def test_a_lock_of_dvc_is_written_as_dvc_writes_it(tmp_path: Path) -> None:
 
 def test_a_change_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     file = tmp_path / "dvc.lock"
-    with dvc_command.modified(str(file)) as content:
+    with dvc_command._modified(str(file)) as content:
         content["schema"] = "2.0"
-    change = dvc_command.modified(str(file))
+    change = dvc_command._modified(str(file))
     change.__enter__()["schema"] = "3.0"
     assert not change.__exit__(RuntimeError, RuntimeError(), None)
     assert (file.read_text("utf-8"), list(tmp_path.iterdir())) == ("schema: '2.0'\n", [file])

@@ -307,7 +307,7 @@ def test_any_other_damage_to_the_lock_file_stops_and_touches_nothing(
 def test_the_guard_of_hard_links_is_left_to_who_holds_it(project: Path) -> None:
     """core.hardlink_lock: the guard is there as long as a process holds it."""
     (project / "dvc.lock").write_text("schema: '2")
-    guard = project / dvc_files.GUARD
+    guard = project / dvc_files._GUARD
     guard.parent.mkdir(parents=True, exist_ok=True)
     guard.unlink(missing_ok=True)
     claim = guard.with_name("claim")

@@ -159,7 +159,7 @@ def test_a_name_without_quotes_is_refused_and_a_flow_repairs_it(tmp_path: Path, 
 def test_names_that_an_earlier_release_left_without_quotes_are_written_again(tmp_path: Path) -> None:
     file = tmp_path / "classes.yaml"
     graph = classes.classes(config.parse({"data": {"name": "x"}}), ["08", "12e4"])
-    file.write_text(classes.HEADER + yaml.safe_dump(graph, sort_keys=False), "utf-8")
+    file.write_text(classes._HEADER + yaml.safe_dump(graph, sort_keys=False), "utf-8")
     assert classes.read(file) == graph  # to PyYAML
     assert classes.write(file, graph)
     assert parse_yaml(file.read_text("utf-8"), "x") == graph

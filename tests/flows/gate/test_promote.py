@@ -308,8 +308,8 @@ def test_real_runs_keep_the_verdict_as_files(real: Registry, database: str, tmp_
     names = {file.path for file in client.list_artifacts(run, "gate")}
     assert names == {"gate/gate-version-1-against-none.json", "gate/gate-version-1-against-none.csv"}
     assert client.get_run(run).data.tags["gate_outcome"] == "refused"
-    assert real.models("pvqae-x") == (MODEL,)
-    assert real.models("pvqae-y") == ()
+    assert tuple(real.owners("pvqae-x")) == (MODEL,)
+    assert tuple(real.owners("pvqae-y")) == ()
 
 
 def test_the_evaluated_bundle_is_known_through_its_export(tmp_path: Path) -> None:

@@ -42,16 +42,16 @@ def order(sha: str, files: dict[str, str] | None = None) -> JobSpec:
 def test_it_has_the_commit_and_the_files_and_is_made_anew_for_the_next_order(project: tuple[Path, str]) -> None:
     root, sha = project
     (root / "code.py").write_text("not committed")
-    space = job.prepare(root, order(sha, {"data/classes.yaml": "dataset: x"}))
+    space = job._prepare(root, order(sha, {"data/classes.yaml": "dataset: x"}))
     assert (space / "code.py").read_text() == "one"
     assert (space / "data" / "classes.yaml").read_text() == "dataset: x"
     (space / "code.py").write_text("changed by hand")
-    assert (job.prepare(root, order(sha)) / "code.py").read_text() == "one"
+    assert (job._prepare(root, order(sha)) / "code.py").read_text() == "one"
 
 
 def test_a_worker_s_own_threads_change_no_other_param(project: tuple[Path, str]) -> None:
     root, sha = project
-    found = config.load(job.prepare(root, order(sha), threads=3) / "params.yaml")
+    found = config.load(job._prepare(root, order(sha), threads=3) / "params.yaml")
     assert (found.compute.threads, found.compute.parallel) == (3, 1)
     assert found.model_copy(update={"compute": PARAMS.compute}) == PARAMS
 
@@ -59,12 +59,12 @@ def test_a_worker_s_own_threads_change_no_other_param(project: tuple[Path, str])
 @pytest.mark.parametrize("name", ["../outside", "/etc/outside", "data/../../outside", ".git/config"])
 def test_a_file_outside_is_refused(project: tuple[Path, str], name: str) -> None:
     with pytest.raises(ConfigError, match="inside of the workspace"):
-        job.prepare(project[0], order(project[1], {name: "x"}))
+        job._prepare(project[0], order(project[1], {name: "x"}))
 
 
 def test_an_unknown_commit_is_said(project: tuple[Path, str]) -> None:
     with pytest.raises(GitError, match="which the train flow runs"):
-        job.prepare(project[0], order("0" * 40))
+        job._prepare(project[0], order("0" * 40))
 
 
 def test_inputs_are_the_folders_of_its_classes_and_what_others_have_made(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_inputs_are_the_folders_of_its_classes_and_what_others_have_made(tmp_pat
             manifest.write(rows, layout.class_rows(name, part))
 
     def inputs(*stages: str) -> list[str]:
-        return job.inputs(tmp_path, JobSpec("x", "", stages, {}, {}))
+        return job._inputs(tmp_path, JobSpec("x", "", stages, {}, {}))
 
     assert inputs("train@a") == ["data/raw/x/a/normals", "data/raw/x/a/test"]
     assert inputs("prior@all")[-2:] == ["train@a", "train@b"]

@@ -54,7 +54,7 @@ def test_no_server_at_all_is_well(project: Path) -> None:
 
 def test_a_training_pool_without_a_worker_is_bad_and_a_schedules_pool_a_warning() -> None:
     params = config.Params(flow=config.Flow(train_pool="gpus"))
-    found = doctor.pools(API, params, FakeProbe(up=(API,), known_pools={"gpus": 0}))
+    found = doctor._pools(API, params, FakeProbe(up=(API,), known_pools={"gpus": 0}))
     assert [(item.name, item.state) for item in found] == [("work pool pvqae", "warn"), ("work pool gpus", "bad")]
     assert found[0].repair == "prefect work-pool create --type process pvqae"
     assert found[1].repair == "python -m flows worker --pool gpus"
@@ -62,11 +62,11 @@ def test_a_training_pool_without_a_worker_is_bad_and_a_schedules_pool_a_warning(
 
 def test_code_that_is_not_committed(project: Path) -> None:
     (project / "flows" / "new.py").write_text("x = 1\n", "utf-8")
-    (found,) = doctor.code(project)
+    (found,) = doctor._code(project)
     assert found.state == "warn"
     assert "1 files differ from the last commit (flows/new.py)" in found.found
     commit(project)
-    assert doctor.code(project)[0].state == "ok"
+    assert doctor._code(project)[0].state == "ok"
 
 
 def test_services_that_should_run_but_do_not(project: Path) -> None:
@@ -78,7 +78,7 @@ def test_services_that_should_run_but_do_not(project: Path) -> None:
     assert of(found, "services").state == "bad"
     assert "postgres stopped" in of(found, "services").found
     file.write_text("{", "utf-8")
-    assert "is damaged" in doctor.client_settings(project, {})[1][0].found
+    assert "is damaged" in doctor._client_settings(project, {})[1][0].found
 
 
 def test_the_default_remote_and_a_remote_that_is_a_file(project: Path) -> None:
@@ -87,14 +87,14 @@ def test_the_default_remote_and_a_remote_that_is_a_file(project: Path) -> None:
     assert ServerProbe().trouble(section) == ""
     Path(section["url"]).parent.mkdir(exist_ok=True)
     Path(section["url"]).touch()
-    assert doctor.remote(project, ServerProbe()).state == "bad"
+    assert doctor._remote(project, ServerProbe()).state == "bad"
     (project / ".dvc" / "config").write_text("", "utf-8")
-    assert doctor.remote(project, ServerProbe()).state == "warn"
+    assert doctor._remote(project, ServerProbe()).state == "warn"
 
 
 def test_passwords_in_addresses_are_not_shown() -> None:
     uri = "http://me:secret@mlflow:5000"
-    assert "secret" not in str(doctor.mlflow(uri, FakeProbe())) + str(doctor.mlflow(uri, FakeProbe(up=(uri,))))
+    assert "secret" not in str(doctor._mlflow(uri, FakeProbe())) + str(doctor._mlflow(uri, FakeProbe(up=(uri,))))
 
 
 def test_champions_of_a_database(tmp_path: Path) -> None:
@@ -108,10 +108,10 @@ def test_champions_of_a_database(tmp_path: Path) -> None:
         database.executemany("insert into registered_model_aliases values (?, ?, ?)", rows)
     database.close()
     assert ServerProbe().champions(f"sqlite:///{file}") == {"pvqae-a-b": "2", "pvqae-a-c": ""}
-    found = doctor.champions(f"sqlite:///{file}", ServerProbe())
+    found = doctor._champions(f"sqlite:///{file}", ServerProbe())
     assert (found.state, found.found) == ("warn", "pvqae-a-b version 2, pvqae-a-c has none")
     file.write_bytes(b"no database")
-    assert doctor.champions(f"sqlite:///{file}", ServerProbe()).state == "warn"
+    assert doctor._champions(f"sqlite:///{file}", ServerProbe()).state == "warn"
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -166,7 +166,7 @@ def test_the_real_look_at_servers(server: str) -> None:
 
 def test_a_pools_name_is_quoted_where_it_is_printed() -> None:
     params = config.Params(flow=config.Flow(train_pool="big $GPU's"))
-    (_, lacking) = doctor.pools(API, params, FakeProbe(up=(API,), known_pools={"pvqae": 1}))
+    (_, lacking) = doctor._pools(API, params, FakeProbe(up=(API,), known_pools={"pvqae": 1}))
     assert shlex.split(lacking.repair)[-1] == "big $GPU's"
-    (_, idle) = doctor.pools(API, params, FakeProbe(up=(API,), known_pools={"pvqae": 1, "big $GPU's": 0}))
+    (_, idle) = doctor._pools(API, params, FakeProbe(up=(API,), known_pools={"pvqae": 1, "big $GPU's": 0}))
     assert shlex.split(idle.repair)[-1] == "big $GPU's"

@@ -19,7 +19,7 @@ from pvqae.core.errors import PvqaeError
 from pvqae.datasets import inspection
 from tests.flows.conftest import commit
 
-OLD = time.time() - 30 * gc.DAY
+OLD = time.time() - 30 * gc._DAY
 
 
 def write(path: Path, text: str = "x", old: bool = True) -> Path:

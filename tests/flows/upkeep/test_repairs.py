@@ -223,7 +223,7 @@ PARTS = workspace.Choice(config.parse({"data": {"name": "parts", "source": "fold
 
 
 def remote(root: Path) -> object:
-    return [found for found in [doctor.remote(root, FakeProbe())] if found.state == "bad"]
+    return [found for found in [doctor._remote(root, FakeProbe())] if found.state == "bad"]
 
 
 def needed(root: Path) -> object:
@@ -250,10 +250,10 @@ ROWS = [
     Row(moved_git, repository_check, after("→ ")),
     Row(of_another_user, repository_check, after("→ ")),
     Row(of_another_user, git.code, after("call:\n\n\t")),
-    Row(changed_code, doctor.code, after("→ ")),
+    Row(changed_code, doctor._code, after("→ ")),
     Row(no_dvc, remote, after("→ ")),
     Row(no_dvc_in_a_subfolder, remote, after("→ ")),
-    Row(no_remote, lambda root: doctor.remote(root, FakeProbe()), after("→ ")),
+    Row(no_remote, lambda root: doctor._remote(root, FakeProbe()), after("→ ")),
     Row(bad_params, lambda root: diagnosis.read_params(root)[0], after("state: ")),
     Row(conflict, data_hash, after("e.g. ")),
     Row(conflict, data_hash, after("becomes a version: ")),
@@ -264,7 +264,7 @@ ROWS = [
         classes_conflict, lambda root: classes.write(root / "data" / "classes.yaml", {"dataset": "x"}), after("again: ")
     ),
     Row(hidden, added, lambda said: "sed -i 's,^/data/raw/.$,/data/raw/?*,' .gitignore"),
-    Row(damaged_settings, dvc_files.effective, lambda said: f"rm '{said.partition(':')[0]}'"),
+    Row(damaged_settings, dvc_files._effective, lambda said: f"rm '{said.partition(':')[0]}'"),
     Row(not_here, lambda root: classes.wanted(PARTS.params, root / "data" / "raw" / "parts"), after("nothing; ")),
     Row(raw_gone, lambda root: diagnosis.datasets(Layout(root, "parts"), "folder"), after("→ ")),
     Row(damaged_bundle, diagnosis.bundles, after("→ ")),

@@ -147,7 +147,7 @@ COMMANDS: dict[str, Callable[[Place], object]] = {
     "promote run": lambda p: p.judge(),
     "promote run --override": lambda p: p.judge("it has to be"),
     "promote rollback": lambda p: promotions.rollback(p.registry, p.root, DATASET, MODEL, "why").to_version,
-    "promote log": lambda p: promotions.as_json({n: p.registry.promotions(n) for n in p.registry.models("pvqae-")}),
+    "promote log": lambda p: promotions.as_json({n: p.registry.promotions(n) for n in p.registry.owners("pvqae-")}),
     "train, its runs": lambda p: p.registry.finish(p.registry.start(f"pvqae-{DATASET}", "train")),
     "train, a version": lambda p: p.add("challenger"),
     "train --warm": lambda p: warm_start.champion(p.registry, DATASET, [CLASS]),

@@ -50,7 +50,7 @@ def compare(clone: Layout, **tags: str) -> Verification:
     }
     version = runs.register(MODEL, "run", "models:/run", known | tags)
     outputs = {"network": "n", "timing": "t1"}
-    return verify.compare(runs, MODEL, version, clone.root, "x", "part", clone.root / "registered", outputs, Gate())
+    return verify._compare(runs, MODEL, version, clone.root, "x", "part", clone.root / "registered", outputs, Gate())
 
 
 def test_an_equal_bundle_is_reproduced_whatever_the_timings(clone: Layout) -> None:

@@ -134,7 +134,7 @@ def test_what_each_command_does_with_git(place: Path, tmp_path: Path) -> None:
     assert (tmp_path / "clone" / "dvc.yaml").read_text() == (place / "dvc.yaml").read_text()
     assert (tmp_path / "clone" / "params.yaml").read_text() == params.read_text()
 
-    job = jobs.prepare(place, JobSpec("parts", code.sha, (), {"params.yaml": params.read_text()}, {}))
+    job = jobs._prepare(place, JobSpec("parts", code.sha, (), {"params.yaml": params.read_text()}, {}))
     assert (job / "flows" / "b.py").read_text() == "b = 1\n"
 
     for name in (needed, "0" * 31 + "2"):
@@ -175,7 +175,7 @@ def test_before_the_first_commit_nothing_that_needs_none_fails(project: Path) ->
 def test_a_commit_that_is_elsewhere_is_brought_from_a_shallow_clone_s_remote(project: Path, tmp_path: Path) -> None:
     first = commit(project)
     git.record(project, {"parts/params.yaml": project / "params.yaml"}, "m")
-    data = git.commit_of(project, git.BRANCH)
+    data = git.commit_of(project, git._BRANCH)
     commit(project)
     run(tmp_path, "git", "clone", "-q", "--depth", "1", f"file://{project}", "shallow")
     for sha in (first, data):
@@ -235,7 +235,7 @@ def test_local_settings_come_first_and_their_paths_hold_in_a_workspace(
     (project / ".dvc" / "config").write_text("['remote \"s\"']\n    url = ssh://x/y\n    keyfile = ../key\n")
     (project / ".dvc" / "config.local").write_text("[cache]\n    dir = ../own cache\n    type = 'hardlink,copy'\n")
     dvc_files.share(project, workspace.prepare(project, choice()).path)
-    found = dvc_files.effective(project / ".pvqae" / "runs" / "parts")
+    found = dvc_files._effective(project / ".pvqae" / "runs" / "parts")
     assert found["cache"] == {"dir": str(project / "own cache"), "type": "hardlink,copy"}
     assert found["remote"]["s"] == {"url": "ssh://x/y", "keyfile": str(project / "key")}
     assert dvc_files.default_remote(project) == {"url": str(tmp_path / "global" / "away")}
