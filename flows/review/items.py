@@ -102,7 +102,7 @@ def scored(root: Path, dataset: str, categories: Sequence[str]) -> Iterator[Item
     for category in categories:
         tables = (root / "scores" / lineage.model_name(dataset, category)).glob("*/scores.jsonl")
         for file in sorted(tables, key=lambda file: (-file.stat().st_mtime_ns, file)):
-            yield from (item for row in lines.read(file) if (item := _scored(row, category, file.parent)))
+            yield from (item for row in lines.records(file, dict) if (item := _scored(row, category, file.parent)))
 
 
 def _scored(row: dict[str, Any], category: str, folder: Path) -> Item | None:

@@ -172,7 +172,7 @@ def _judge(
     report = batch_cli.judge(bundle, scores, settings, model)
     facts = bundle.json("config.json", bundles.REPAIR)
     file = scores / "drift.jsonl"
-    past = [one for one in lines.read(file) if {"verdict", "since"} <= one.keys()]
+    past = [one for one in lines.records(file, dict) if {"verdict", "since"} <= one.keys()]
     since = _began(past, report)
     entry = {
         "when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
