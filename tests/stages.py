@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": "pvqae.evaluation.stage",
     "report": "pvqae.report.report",
 }
+TABLES = {"pvqae.datasets.mtsd": ["pvqae/datasets/mtsd_groups.txt"]}  # what modules read of the package
 
 
 @cache
@@ -28,9 +29,9 @@ def graph(root: Path = ROOT) -> grimp.ImportGraph:
 
 
 def files(root: Path, module: str) -> set[str]:
-    """Return the file of a module; none for a package, whose `__init__.py` holds no code."""
+    """Return the file of a module and its tables; none for a package, whose `__init__.py` holds no code."""
     file = Path(*module.split(".")).with_suffix(".py")
-    return {file.as_posix()} if (root / file).exists() else set()
+    return {file.as_posix(), *TABLES.get(module, ())} if (root / file).exists() else set()
 
 
 def imported(verb: str, root: Path = ROOT) -> set[str]:
@@ -39,25 +40,27 @@ def imported(verb: str, root: Path = ROOT) -> set[str]:
     return set().union(*(files(root, module) for module in modules))
 
 
+def below(root: Path, folder: str) -> set[str]:
+    """Return every module and table below a folder."""
+    every = (file.relative_to(root).as_posix() for end in ("py", "txt") for file in (root / folder).rglob(f"*.{end}"))
+    return {file for file in every if not file.endswith("__init__.py")}
+
+
 def named(verb: str, root: Path = ROOT) -> set[str]:
     """Return every file of the library below what the stage names in dvc.yaml."""
     stage = yaml.safe_load((root / "dvc.yaml").read_text("utf-8"))["stages"][verb]
     found: set[str] = set()
     for place in stage.get("do", stage)["deps"]:
         if place.startswith("pvqae/"):
-            folder = root / place
-            found |= (
-                {file.relative_to(root).as_posix() for file in folder.rglob("*.py")} if folder.is_dir() else {place}
-            )
-    return {file for file in found if not file.endswith("__init__.py")}
+            found |= below(root, place) if (root / place).is_dir() else {place}
+    return found
 
 
 def shortest(verb: str, root: Path = ROOT) -> list[str]:
     """Return the folders and files to name: a folder where all of it is imported."""
     left, found = imported(verb, root), []
     for room in sorted({file.split("/")[1] for file in left}):
-        own = {file.relative_to(root).as_posix() for file in (root / "pvqae" / room).rglob("*.py")}
-        own = {file for file in own if not file.endswith("__init__.py")}
+        own = below(root, f"pvqae/{room}")
         found += [f"pvqae/{room}"] if own <= left else sorted(own & left)
     return found
 

@@ -22,7 +22,7 @@ from pvqae.calibration import choice, fitting
 from pvqae.core import config
 from pvqae.core.files import write_tensors, write_text
 from pvqae.core.tensors import checksum, read_tensors
-from pvqae.datasets import folds
+from pvqae.datasets import splits
 from pvqae.features import richness
 from pvqae.features.examples import Examples
 from pvqae.features.examples import views as read_views
@@ -53,7 +53,7 @@ class Trained:
         """Fit memory and statistics to the normals learnt from; the read-out is the preferred one."""
         found = replace(self.networks, prior_measure=self.params.score.prior)
         groups = fitting.group_numbers(self.rows, self.learnt)
-        fit = fitting.fit(found, self.learnt, groups, self.params, folds.FULL)
+        fit = fitting.fit(found, self.learnt, groups, self.params, splits.FULL)
         return fit.reading(choice.settled(self.params.score))
 
     def scored(self, from_files: bool = False) -> Iterator[tuple[dict[Any, Any], Scored]]:
@@ -112,7 +112,7 @@ def numbers(values: dict[str, Any]) -> Row:
 def train(params: config.Params, subject: Subject, work: Path) -> Trained:
     """Train a class, or find its finished weights below `work`."""
     blind = trial.BenchmarkContext(subject, with_params(params, {"train.richness": "none"}), work)
-    rows = blind.normals[folds.learns(blind.normals, folds.FULL)].reset_index(drop=True)
+    rows = blind.normals[splits.learns(blind.normals, splits.FULL)].reset_index(drop=True)
     learnt = _with_costs(blind.views(rows), params, rows, subject.root)
     unseen = blind.unseen
     begun = time.process_time()
@@ -159,7 +159,7 @@ def _group_prior(params: config.Params, members: list[Trained], work: Path) -> p
     key = key_of(params.seed, facts, checksum({"logits": logits}), source_of(*_LEARNING))
     file = work / "priors" / f"{key}.safetensors"
     if not file.exists():
-        learned = learn.fit_group(params, folds.FULL, logits, valid, [])
+        learned = learn.fit_group(params, splits.FULL, logits, valid, [])
         write_tensors(file, {k: v.contiguous() for k, v in learned.state_dict().items()})
     grid = (logits.shape[-2], logits.shape[-1])
     return prior.from_tensors(read_tensors(file), grid, params.model.levels, params.prior.width)

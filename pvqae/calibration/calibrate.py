@@ -15,7 +15,7 @@ from pvqae.core import config, files, runtime
 from pvqae.core.errors import CalibrationError
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
-from pvqae.datasets import folds
+from pvqae.datasets import splits
 from pvqae.drift import profile
 from pvqae.features.examples import Examples, prepare, retake
 from pvqae.features.features import Store
@@ -44,22 +44,22 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     member = known.member(category)
     runtime.apply(runtime.plan(params.compute, len(known.networks)))
     file = layout.class_rows(category, "normals")
-    rows = folds.assign(checked.read(layout, file), params.calibration)
-    fits = folds.names(rows)
+    rows = splits.assign_folds(checked.read(layout, file), params.calibration)
+    fits = splits.fits(rows)
     found = {fit: fitting.load_networks(layout, params, member.network, member.prior, fit) for fit in fits}
     store = Store(layout.features, params.compute.cache_gb)
-    examples = prepare(rows, layout.data, params.image, found[folds.FULL].backbone, "none", store=store)
+    examples = prepare(rows, layout.data, params.image, found[splits.FULL].backbone, "none", store=store)
     print(f"{category}: {store.counts}", flush=True)
     scorers, table = fit_all(found, examples, rows, params, layout.data)
     judged = _judge(scorers, rows, layout)
     facts = prior_facts(layout.prior(member.prior), category)
-    health = fitting.health(found[folds.FULL], _seen(examples, rows, folds.FULL), facts)
+    health = fitting.health(found[splits.FULL], _seen(examples, rows, splits.FULL), facts)
     chosen = thresholds.threshold(judged.frame["score"].to_numpy(), params.calibration.false_alarm_rate)
     method = "held_out" if len(fits) == 1 else "cross_fit"
     middle = float(np.median(judged.medians))
     health["readouts"] = table.round(4).to_dict("records")
     card = thresholds.card(chosen, judged.frame, judged.peaks, middle, method, files.digest(file))
-    shipped = scorers[folds.FULL]
+    shipped = scorers[splits.FULL]
     card["synthetic"] = choice.tried(
         shipped, chosen.value, _pictures(rows, choice.TRIED, layout.data, params.image.bits, "trying defects")
     )
@@ -92,7 +92,7 @@ def fit_all(
 
 
 def _seen(examples: Examples, rows: pd.DataFrame, fit: str) -> Examples:
-    return examples.subset(torch.from_numpy(folds.learns(rows, fit)))
+    return examples.subset(torch.from_numpy(splits.learns(rows, fit)))
 
 
 def _choose(
@@ -101,7 +101,7 @@ def _choose(
     """The class's read-outs, by normals that the fits have not seen."""
     if not choice.is_open(score):
         return score, pd.DataFrame()
-    judges = {fit: rows[folds.judges(rows, fit)] for fit in fitted}
+    judges = {fit: rows[splits.judges(rows, fit)] for fit in fitted}
     share = min(1.0, choice.MOST / max(1, sum(len(mine) for mine in judges.values())))
     looks = []
     for fit, mine in judges.items():
@@ -126,7 +126,7 @@ def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> Ju
     """Every normal that a fit may judge, through the one scoring path."""
     parts, peaks, medians = [], [], []
     for fit, scorer in scorers.items():
-        mine = rows[folds.judges(rows, fit)]
+        mine = rows[splits.judges(rows, fit)]
         pairs = zip(mine["sample_id"], mine["path"], strict=True)
         for scored in track(scorer.many(pairs, layout.data), f"calibrating {fit}", total=len(mine)):
             parts.append((scored.sample_id, scored.image_score))

@@ -17,7 +17,7 @@ from pvqae.calibration.thresholds import collapsed_codebook, collapsed_levels
 from pvqae.core import config
 from pvqae.core.layout import Layout
 from pvqae.core.tensors import read_tensors
-from pvqae.datasets import folds
+from pvqae.datasets import splits
 from pvqae.features.examples import Batch, Examples
 from pvqae.inference import measures
 from pvqae.inference.scoring import Scale, Scorer
@@ -34,7 +34,7 @@ def load_networks(layout: Layout, params: config.Params, network: str, prior: st
     """The trained parts of one fit, memory still empty."""
     backbone = backbones.make(params.model).eval()
     own = layout.network(network) / f"{fit}.safetensors"
-    weights = own if own.exists() else own.with_name(f"{folds.FULL}.safetensors")  # see `folds.of_networks`
+    weights = own if own.exists() else own.with_name(f"{splits.FULL}.safetensors")  # see `folds.of_networks`
     autoencoder = load_autoencoder(read_tensors(weights), params.model, backbone)
     side = params.image.size // 32
     weights = layout.prior(prior) / f"{fit}.safetensors"

@@ -36,10 +36,10 @@ def data_demo(
     count: Annotated[int, typer.Option("--surfaces", min=0, help="So many made surfaces instead, of one class.")] = 0,
 ) -> None:
     """Make the demo dataset (synthetic, no quality claim) from photographs that ship inside scikit-image."""
-    from pvqae.datasets import demo, surfaces
+    from pvqae.datasets import demo
 
     if count:
-        surfaces.make(out, count)
+        demo.make_surfaces(out, count)
     else:
         demo.make(out)
 

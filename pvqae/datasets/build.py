@@ -1,30 +1,41 @@
-"""From the files of data/raw to the manifest: the verb `pvqae data build`, the one writer of its five outputs."""
+"""From the files of data/raw to the manifest: the verb `pvqae data build`, the one writer of its five outputs.
 
+The gate's synthetic defects are made here: one of each kind per gate normal, fixed by the bytes of that image alone.
+"""
+
+import hashlib
 import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from pvqae.core import files
 from pvqae.core.config import Params, Shares
 from pvqae.core.errors import DataError
+from pvqae.core.files import shown
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
-from pvqae.datasets import arrivals, gate, inspection, leftover, sources, splits
-from pvqae.datasets.anomalies import GATE_KINDS
-from pvqae.datasets.inspection import Facts, inspect_all
+from pvqae.datasets import arrivals, inspection, leftover, sources, splits
+from pvqae.datasets.anomalies import ANOMALIES, GATE_KINDS
+from pvqae.datasets.inspection import Facts, inspect, inspect_all
 from pvqae.datasets.layouts import Found
 from pvqae.datasets.leftover import Left
-from pvqae.samples import manifest
+from pvqae.samples import images, manifest
 from pvqae.samples.images import Bits
 
-Read = list[tuple[Found, Facts]]
-Out = list[tuple[Path, str]]  # left out, with the reason
+_Read = list[tuple[Found, Facts]]
+_Made = tuple[dict[str, Any], Facts]  # a synthetic defect: its manifest row, and what inspecting its file said
+_Out = list[tuple[Path, str]]  # left out, with the reason
+_EXTENTS = (0.003, 0.05)  # share of the image
+_LONGEST = 200  # bytes of a name
+_SCRATCH = 10  # the length of a scratch, in extents and diagonals
 
 
 @dataclass(frozen=True)
@@ -46,126 +57,11 @@ class Summary:
         return "\n".join([said, self.folders, *(f"warning: {text}" for text in leftover.told(self.left))])
 
 
-def _decode(found: Sequence[Found], root: Path, cache: Path, bits: Bits) -> tuple[Read, Out]:
-    results = inspect_all([f.path.relative_to(root) for f in found], root, inspection.file(cache), bits)
-    both = list(zip(found, track(results, "reading images", len(found)), strict=True))
-    read = [(f, facts) for f, facts in both if isinstance(facts, Facts)]
-    return read, [(f.path, reason) for f, reason in both if isinstance(reason, str)]
-
-
-def _spoilt(found: Sequence[Found], unreadable: Out, limit: float) -> dict[str, str]:
-    """Return the classes to leave out, with the reason, where more than `limit` of all images can't be read.
-
-    Raises `DataError` where that would be every class.
-    """
-    if len(unreadable) <= limit * len(found):
-        return {}
-    total = Counter(f.category for f in found)
-    category_of = {f.path: f.category for f in found}
-    bad = Counter(category_of[path] for path, _ in unreadable)
-    over = {name: n for name, n in sorted(bad.items()) if n > limit * total[name]}
-    if len(over) == len(total):
-        reasons = "\n  ".join(reason for _, reason in unreadable[:5])
-        raise DataError(
-            f"{len(unreadable)} of {len(found)} images can't be read, data.max_quarantine allows {limit:.0%}:\n"
-            f"  {reasons}\n  repair: replace or remove these files, or raise data.max_quarantine in params.yaml"
-        )
-    allowed = f"data.max_quarantine allows {limit:.0%}"
-    return {name: f"class {name}: {n} of {total[name]} images can't be read, {allowed}" for name, n in over.items()}
-
-
-def _conflict(a: Found, b: Found) -> str | None:
-    """Why two files of the same bytes cannot both be right."""
-    if a.category != b.category:
-        return f"classes {a.category} and {b.category}"
-    if a.kind != b.kind:
-        return f"kinds {a.kind} and {b.kind}"
-    if a.official != b.official:
-        return f"splits {a.official} and {b.official}"
-    return None
-
-
-def _without_duplicates(read: Read, root: Path) -> tuple[Read, Out]:
-    """Keep the first of equal files. Raises `DataError`, naming both, where they contradict each other."""
-    first: dict[str, Found] = {}
-    kept, left = [], []
-    for found, facts in read:
-        known = first.setdefault(facts.sha256, found)
-        if known is found:
-            kept.append((found, facts))
-            continue
-        if conflict := _conflict(known, found):
-            raise DataError(f"{known.path} and {found.path} are the same image, in {conflict}; remove the wrong one")
-        left.append((found.path, f"duplicate of {known.path.relative_to(root).as_posix()}"))
-    return kept, left
-
-
-def _grouped(found: Sequence[Found], protocol: str) -> list[Found]:
-    """In the random protocol every image is a group of its own."""
-    return [replace(f, group_id=f.sample_id) for f in found] if protocol == "random" else list(found)
-
-
-def _splits(found: Sequence[Found], shares: Shares) -> dict[str, str]:
-    """Split by sample_id. All that was found takes part: a defect that is left out still spoils its group."""
-    members = [splits.Member(f.category, f.group_id, f.label, f.official) for f in found]
-    return dict(zip((f.sample_id for f in found), splits.assign(members, shares), strict=True))
-
-
-def _origin(found: Found, raw: Path, source: str, signed: Mapping[str, Mapping[str, str]]) -> str:
-    """The source, and who labelled the image when, if a person did."""
-    row = signed.get(found.path.relative_to(raw).as_posix())
-    return f"{source}, labelled by {row['who']} at {row['when']}" if row else source
-
-
-def _row(found: Found, facts: Facts, split: str, source: str, root: Path) -> dict[str, object]:
-    return {
-        "sample_id": found.sample_id,
-        "path": found.path.relative_to(root).as_posix(),
-        "sha256": facts.sha256,
-        "category": found.category,
-        "group_id": found.group_id,
-        "split": split,
-        "label": found.label,
-        "kind": found.kind,
-        "mask_path": found.mask_path.relative_to(root).as_posix() if found.mask_path else "",
-        **vars(facts.header),
-        "source": source,
-    }
-
-
-def _measured(facts: Sequence[Facts]) -> pd.DataFrame:
-    """Statistics by hash, sorted."""
-    rows = {f.sha256: {"sha256": f.sha256, **vars(f.statistics), **vars(f.range)} for f in facts}
-    return pd.DataFrame([rows[sha256] for sha256 in sorted(rows)])
-
-
-def _counts(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
-    return {
-        str(category): {split: int((rows["split"] == split).sum()) for split in manifest.SPLITS}
-        for category, rows in frame.groupby("category")
-    }
-
-
-def _write(
-    layout: Layout, frame: pd.DataFrame, out: Out, left: Sequence[Left], measured: pd.DataFrame, gate_images: Path
-) -> None:
-    """The manifest comes last: where it is, the files that it names are."""
-    layout.manifest.unlink(missing_ok=True)
-    shutil.rmtree(layout.gate_images, ignore_errors=True)
-    os.replace(gate_images, layout.gate_images)
-    quarantine = sorted((files.shown(path.relative_to(layout.data).as_posix()), reason) for path, reason in out)
-    manifest.write_csv(pd.DataFrame(quarantine, columns=["path", "reason"]), layout.quarantine)
-    ignored = [(files.shown(f"raw/{layout.name}/{item.path}"), item.kind, item.reason) for item in left]
-    manifest.write_csv(pd.DataFrame(sorted(ignored), columns=["path", "kind", "reason"]), layout.ignored)
-    manifest.write_csv(measured, layout.statistics)
-    manifest.write(frame, layout.manifest)
-
-
 def build(root: Path, params: Params) -> Summary:
     """Scan data/raw/<name> below the workspace `root`, decode every image that is new and write data/manifest.csv,
     quarantine.csv, ignored.csv, statistics.csv and gate/. The same files give the same bytes.
 
-    Unreadable and flawed images and second copies are left out with a reason; whatever else lies in the dataset is in
+    Unreadable and flawed images and second copies are left out with a reason; whatever else is in the dataset is in
     ignored.csv, so each file is an image or a mask of the manifest or a row of one of the two lists. Raises `DataError`
     when the layout is not that of `data.source`, masks or folders of images belong to nothing, more than
     `data.max_quarantine` of every class cannot be read, or equal files contradict each other. Where that many can't be
@@ -192,10 +88,172 @@ def build(root: Path, params: Params) -> Summary:
         place = Path(folder) / "gate"
         place.mkdir()
         total = len(normals) * len(GATE_KINDS)
-        made = list(track(gate.synthesise(normals, layout.data, place, params.image.bits), "gate defects", total))
-        frame = pd.concat([frame, pd.DataFrame([m.row for m in made], columns=frame.columns)], ignore_index=True)
-        measured = _measured([facts for _, facts in read] + [m.facts for m in made])
+        made = list(track(_synthesise(normals, layout.data, place, params.image.bits), "gate defects", total))
+        frame = pd.concat([frame, pd.DataFrame([row for row, _ in made], columns=frame.columns)], ignore_index=True)
+        measured = _measured([facts for _, facts in (*read, *made)])
         out = unreadable + with_spoilt + duplicates + flawed
         left += leftover.masks_of(found, {path for path, _ in out}, layout.raw)
         _write(layout, frame, out, left, measured, place)
     return Summary(_counts(frame), len(unreadable), len(duplicates), len(flawed), tuple(left), folders)
+
+
+def _decode(found: Sequence[Found], root: Path, cache: Path, bits: Bits) -> tuple[_Read, _Out]:
+    results = inspect_all([f.path.relative_to(root) for f in found], root, inspection.file(cache), bits)
+    both = list(zip(found, track(results, "reading images", len(found)), strict=True))
+    read = [(f, facts) for f, facts in both if isinstance(facts, Facts)]
+    return read, [(f.path, reason) for f, reason in both if isinstance(reason, str)]
+
+
+def _spoilt(found: Sequence[Found], unreadable: _Out, limit: float) -> dict[str, str]:
+    """Return the classes to leave out, with the reason, where more than `limit` of all images can't be read.
+
+    Raises `DataError` where that would be every class.
+    """
+    if len(unreadable) <= limit * len(found):
+        return {}
+    total = Counter(f.category for f in found)
+    category_of = {f.path: f.category for f in found}
+    bad = Counter(category_of[path] for path, _ in unreadable)
+    over = {name: n for name, n in sorted(bad.items()) if n > limit * total[name]}
+    if len(over) == len(total):
+        reasons = "\n  ".join(reason for _, reason in unreadable[:5])
+        raise DataError(
+            f"{len(unreadable)} of {len(found)} images can't be read, data.max_quarantine allows {limit:.0%}:\n"
+            f"  {reasons}\n  repair: replace or remove these files, or raise data.max_quarantine in params.yaml"
+        )
+    allowed = f"data.max_quarantine allows {limit:.0%}"
+    return {name: f"class {name}: {n} of {total[name]} images can't be read, {allowed}" for name, n in over.items()}
+
+
+def _conflict(a: Found, b: Found) -> str | None:
+    """Return why two files of the same bytes cannot both be right."""
+    if a.category != b.category:
+        return f"classes {a.category} and {b.category}"
+    if a.kind != b.kind:
+        return f"kinds {a.kind} and {b.kind}"
+    if a.official != b.official:
+        return f"splits {a.official} and {b.official}"
+    return None
+
+
+def _without_duplicates(read: _Read, root: Path) -> tuple[_Read, _Out]:
+    """Keep the first of equal files. Raises `DataError`, naming both, where they contradict each other."""
+    first: dict[str, Found] = {}
+    kept, left = [], []
+    for found, facts in read:
+        known = first.setdefault(facts.sha256, found)
+        if known is found:
+            kept.append((found, facts))
+            continue
+        if conflict := _conflict(known, found):
+            raise DataError(f"{known.path} and {found.path} are the same image, in {conflict}; remove the wrong one")
+        left.append((found.path, f"duplicate of {known.path.relative_to(root).as_posix()}"))
+    return kept, left
+
+
+def _grouped(found: Sequence[Found], protocol: str) -> list[Found]:
+    """Return `found`; in the random protocol every image is a group of its own."""
+    return [replace(f, group_id=f.sample_id) for f in found] if protocol == "random" else list(found)
+
+
+def _splits(found: Sequence[Found], shares: Shares) -> dict[str, str]:
+    """Return the split by sample_id. All found images take part: a defect that is left out still spoils its group."""
+    members = [splits.Member(f.category, f.group_id, f.label, f.official) for f in found]
+    return dict(zip((f.sample_id for f in found), splits.assign_splits(members, shares), strict=True))
+
+
+def _origin(found: Found, raw: Path, source: str, signed: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the source, and who labelled the image when, if a person did."""
+    row = signed.get(found.path.relative_to(raw).as_posix())
+    return f"{source}, labelled by {row['who']} at {row['when']}" if row else source
+
+
+def _row(found: Found, facts: Facts, split: str, source: str, root: Path) -> dict[str, object]:
+    return {
+        "sample_id": found.sample_id,
+        "path": found.path.relative_to(root).as_posix(),
+        "sha256": facts.sha256,
+        "category": found.category,
+        "group_id": found.group_id,
+        "split": split,
+        "label": found.label,
+        "kind": found.kind,
+        "mask_path": found.mask_path.relative_to(root).as_posix() if found.mask_path else "",
+        **vars(facts.header),
+        "source": source,
+    }
+
+
+def _measured(facts: Sequence[Facts]) -> pd.DataFrame:
+    """Return statistics by hash, sorted."""
+    rows = {f.sha256: {"sha256": f.sha256, **vars(f.statistics), **vars(f.range)} for f in facts}
+    return pd.DataFrame([rows[sha256] for sha256 in sorted(rows)])
+
+
+def _counts(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
+    return {
+        str(category): {split: int((rows["split"] == split).sum()) for split in manifest.SPLITS}
+        for category, rows in frame.groupby("category")
+    }
+
+
+def _write(
+    layout: Layout, frame: pd.DataFrame, out: _Out, left: Sequence[Left], measured: pd.DataFrame, gate_images: Path
+) -> None:
+    """Write all five outputs, the manifest last: where it is, the files that it names are."""
+    layout.manifest.unlink(missing_ok=True)
+    shutil.rmtree(layout.gate_images, ignore_errors=True)
+    os.replace(gate_images, layout.gate_images)
+    quarantine = sorted((shown(path.relative_to(layout.data).as_posix()), reason) for path, reason in out)
+    manifest.write_csv(pd.DataFrame(quarantine, columns=["path", "reason"]), layout.quarantine)
+    ignored = [(shown(f"raw/{layout.name}/{item.path}"), item.kind, item.reason) for item in left]
+    manifest.write_csv(pd.DataFrame(sorted(ignored), columns=["path", "kind", "reason"]), layout.ignored)
+    manifest.write_csv(measured, layout.statistics)
+    manifest.write(frame, layout.manifest)
+
+
+def _synthesise(normals: pd.DataFrame, data: Path, folder: Path, bits: Bits) -> Iterator[_Made]:
+    """Yield defective copies of each gate normal, one per kind, with exact masks; files are below `folder`.
+
+    Their rows have label defect, kind synthetic_<kind> and the group of the normal.
+    """
+    wanted = [(row, kind) for row in normals.to_dict("records") for kind in GATE_KINDS]
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(lambda pair: _make(pair[0], pair[1], data, folder, bits), wanted)
+
+
+def _make(row: dict[str, Any], kind: str, data: Path, folder: Path, bits: Bits) -> _Made:
+    name = _short(row["sample_id"].removeprefix(row["category"] + "/").replace("/", "_"))
+    place = Path(row["category"]) / f"synthetic_{kind}"
+    image, mask = place / f"{name}.png", place / f"{name}_mask.png"
+    _draw(row, kind, data, folder / image, folder / mask, bits)
+    facts = inspect(image, folder, bits)
+    if isinstance(facts, str):
+        raise DataError(facts)
+    changed = {
+        "sample_id": f"{row['category']}/gate/synthetic_{kind}/{name}",
+        "path": (Path("gate") / image).as_posix(),
+        "mask_path": (Path("gate") / mask).as_posix(),
+        "sha256": facts.sha256,
+        "label": "defect",
+        "kind": f"synthetic_{kind}",
+        "bit_depth": facts.header.bit_depth,
+    }
+    return {**row, **changed}, facts
+
+
+def _draw(row: dict[str, Any], kind: str, data: Path, image_path: Path, mask_path: Path, bits: Bits) -> None:
+    # By the image's hash, not its number: a new image changes no old one.
+    rng = np.random.default_rng([int(row["sha256"][:16], 16), GATE_KINDS.index(kind)])
+    extent = float(np.exp(rng.uniform(*np.log(_EXTENTS)))) * (_SCRATCH if kind == "scratch" else 1)
+    defective, mask = ANOMALIES[kind](images.read(row["path"], data, bits), rng, extent)
+    images.write(image_path, defective, row["channels"], row["bit_depth"])
+    images.write(mask_path, mask)
+
+
+def _short(name: str) -> str:
+    """Return the name without the end of a long one: what is appended must fit into the 255 bytes of a file system."""
+    if len(name.encode()) <= _LONGEST:
+        return name
+    start = name.encode()[: _LONGEST - 17].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

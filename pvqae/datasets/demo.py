@@ -9,6 +9,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pvqae.core.files import whole_folder
 from pvqae.datasets import anomalies
@@ -23,6 +24,7 @@ TEST_CELLS = (5, 8, 10, 15)
 KINDS = ("scratch", "spot", "fill", "blur")
 # Quarter turns allowed: bricks lie in rows, pebbles and grass (seen from above) have no direction.
 TURNS = {"brick": (0, 2), "gravel": (0, 1, 2, 3), "grass": (0, 1, 2, 3)}
+_SIDE = 64  # pixels of a surface
 README = """demo, synthetic, no quality claim
 
 Made by `pvqae data demo` from the photographs brick, gravel and grass of scikit-image (CC0): 128 px cells.
@@ -74,3 +76,18 @@ def make(out: Path) -> None:
                 top, left = CELL * (index // COLUMNS), CELL * (index % COLUMNS)
                 _write_cell(part / name, name, index, photograph[top : top + CELL, left : left + CELL])
         (part / "README.txt").write_text(README, "utf-8")
+
+
+def make_surfaces(out: Path, count: int) -> None:
+    """Make a class with enough parts for the gate: smooth grey surfaces, one image a part. No quality claim.
+
+    Writes `count` good images to `out`/part/good whole, replacing what is there; the same bytes each time.
+    """
+    rng = np.random.default_rng(0)
+    with whole_folder(out) as part:
+        for number in range(count):
+            coarse = Image.fromarray(rng.uniform(-1, 1, (5, 5)).astype(np.float32))
+            waves = np.asarray(coarse.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
+            light = 0.5 + rng.uniform(-0.03, 0.03) + 0.05 * waves + rng.normal(0, 0.01, (_SIDE, _SIDE))
+            picture = np.repeat(light[..., None], 3, axis=2).astype(np.float32)
+            images.write(part / "part" / "good" / f"{number:03}.png", np.clip(picture, 0, 1), channels=1)

@@ -3,11 +3,13 @@
 n views (one per image, several where images are tiled); R levels; h w coarsest grid; H W finest; S side of a view.
 """
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -17,9 +19,10 @@ from pvqae.core.errors import DataError
 from pvqae.core.progress import track
 from pvqae.features import richness
 from pvqae.features.features import Reader, Store, Views
-from pvqae.features.spill import Column
 from pvqae.model.backbones import Backbone, Features, on_grid
 from pvqae.samples import geometry, images
+
+_BOUND = 2**28  # bytes of one column that are kept in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,7 @@ class Learned(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """All views: half precision, about 1 MB of features per view at 256 px; many lie in files (`spill`)."""
+    """All views: half precision, about 1 MB of features per view at 256 px; many are in files (`Column`)."""
 
     rows: Tensor  # n, the row of the frame that each view comes from
     images: Tensor | None
@@ -115,6 +118,48 @@ class Chosen:
 
     def batch(self, indices: Tensor, device: str = "cpu") -> Batch:
         return self.examples.batch(self.indices[indices], device)
+
+
+class Column:
+    """Tensors of one shape but for the first axis, appended one by one and read as one; beyond a bound they are in an
+    anonymous memory-mapped file, which the system reads as it is asked.
+
+    One network for all classes sees every class's views, a megabyte each; 3,600 of them would fill a small machine
+    twice.
+    """
+
+    def __init__(self, folder: Path | None = None, bound: int = _BOUND):
+        """`folder` takes the file (None: where the system puts temporary files); it is gone when nothing reads it."""
+        self._folder, self._bound, self._size = folder, bound, 0
+        self._parts: list[Tensor] = []
+        self._file: IO[bytes] | None = None
+
+    def append(self, rows: Tensor) -> None:
+        """Add rows of the shape and dtype of those before."""
+        self._parts.append(rows.contiguous())
+        self._size += rows.numel() * rows.element_size()
+        if self._size > self._bound:
+            self._write()
+
+    def _write(self) -> None:
+        if self._file is None:
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - it lives as long as its tensor
+        for part in self._parts:
+            self._file.write(part.numpy().tobytes())
+        self._parts = [self._parts[-1][:0]]  # dtype and shape
+
+    def tensor(self) -> Tensor:
+        """Return all rows, once: nothing can be appended later."""
+        if self._file is None:
+            return torch.cat(self._parts)
+        self._write()
+        last = self._parts[-1]
+        with self._file as file:  # what is mapped stays without it
+            file.flush()
+            rows = np.memmap(file, last.numpy().dtype, "c")  # copy on write: torch warns of read-only arrays
+        return torch.from_numpy(rows.reshape(-1, *last.shape[1:]))
 
 
 def views(rows: pd.DataFrame, data_root: Path, params: config.Image, what: str) -> Iterator[tuple[int, geometry.View]]:

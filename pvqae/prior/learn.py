@@ -21,7 +21,7 @@ from pvqae.core.files import whole_folder
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
 from pvqae.core.tensors import read_tensors
-from pvqae.datasets import folds
+from pvqae.datasets import splits
 from pvqae.prior.prior import (
     BudgetPrior,
     Clustered,
@@ -73,8 +73,8 @@ def read(folder: Path, classes: list[str]) -> Allocations:
         torch.cat([part.valid for part in parts]),
         # A network without folds is the same in every fold.
         {
-            fit: torch.cat([part.logits.get(fit, part.logits[folds.FULL]) for part in parts])
-            for fit in folds.names(rows)
+            fit: torch.cat([part.logits.get(fit, part.logits[splits.FULL]) for part in parts])
+            for fit in splits.fits(rows)
         },
     )
 
@@ -170,8 +170,8 @@ def train(layout: Layout, params: config.Params, group: str) -> None:
     history: list[dict[str, object]] = []
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in item.classes}
     with whole_folder(layout.prior(group)) as part:
-        for name in folds.names(found.rows):
-            prior = fit_group(params, name, *found.of(name, folds.learns(found.rows, name)), history)
+        for name in splits.fits(found.rows):
+            prior = fit_group(params, name, *found.of(name, splits.learns(found.rows, name)), history)
             save_file(prior.state_dict(), part / f"{name}.safetensors")
             for category, values in scores.items():
                 values += _judged(prior, found, name, category)
@@ -182,8 +182,8 @@ def train(layout: Layout, params: config.Params, group: str) -> None:
 def _judged(prior: Prior, found: Allocations, fit_name: str, category: str) -> list[tuple[float, float]]:
     """The cross-entropies of the class's normals that this fit may judge; the table is the class's own."""
     mine = (found.rows["category"] == category).to_numpy()
-    seen = found.of(fit_name, mine & folds.learns(found.rows, fit_name))
-    unseen = found.of(fit_name, mine & folds.judges(found.rows, fit_name))
+    seen = found.of(fit_name, mine & splits.learns(found.rows, fit_name))
+    unseen = found.of(fit_name, mine & splits.judges(found.rows, fit_name))
     return [cross_entropies(prior, seen, unseen)] if len(unseen[0]) else []
 
 

@@ -1,63 +1,68 @@
-"""The one training loop: warm-up, quantisation, budget (METHOD section 3). Read it top to bottom."""
+"""The one training loop: warm-up, quantisation, budget (METHOD section 3). Read it top to bottom.
 
+What changes over the steps is a function of the step alone, so that a resumed run goes on exactly as an uninterrupted
+one: the order of the views, the learning rate, the allocation, the weight of the budget.
+"""
+
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pvqae.core import runtime
+from pvqae.core import config, runtime, seeding
 from pvqae.core.progress import track
 from pvqae.features.examples import Batch, Learned
-from pvqae.model.autoencoder import Output
-from pvqae.model.backbones import on_grid
+from pvqae.model.autoencoder import Allocation, Output, gumbel_onehot, random_onehot
+from pvqae.model.backbones import Features, on_grid
 from pvqae.model.codebook import usage
-from pvqae.training import checkpoint, losses, phases
-from pvqae.training import discriminator as gan
-from pvqae.training.run import Run, fit_scales
+from pvqae.training import losses
+from pvqae.training.losses import Discriminator
+from pvqae.training.run import History, Run, Timer, fit_scales, restore_checkpoint, save_checkpoint, spread
 
 
 def fit(run: Run, examples: Learned, folder: Path, what: str) -> None:
     """Train to the last step. Resumes from a checkpoint in `folder`, appends to `folder/progress.jsonl`."""
     train, file = run.params.train, folder / "checkpoint.safetensors"
-    found = checkpoint.restore(file, run.modules, run.optimisers)
+    found = restore_checkpoint(file, run.modules, run.optimisers)
     run.facts |= found or {}
     if found:
         print(f"{what}: resumed at step {run.facts['step']} of {train.steps}", flush=True)
     elif not run.autoencoder.codebook.started:  # a warm start brings its scales and its codebook
         fit_scales(run, examples)
-    history = checkpoint.History(folder / "progress.jsonl", before=run.facts["step"])
-    timer, warm = checkpoint.Timer(), phases.warmup_steps(train)
+    history = History(folder / "progress.jsonl", before=run.facts["step"])
+    timer, warm = Timer(), _warmup_steps(train)
 
     remaining = range(run.facts["step"], train.steps)
     for step in track(remaining, what, total=train.steps, start=run.facts["step"]):
         if step == warm and not run.autoencoder.codebook.started:
-            phases.begin_quantisation(run, examples)
-        if phases.balances(train, step):
-            phases.balance_budget(run, examples)
+            _begin_quantisation(run, examples)
+        if _balances(train, step):
+            _balance_budget(run, examples)
         phase = "warmup" if step < warm else "quantised"
         history.append({"phase": phase, "fold": run.name, "step": step} | _step(run, examples, step))
         run.facts["step"] = step + 1
         if timer.due() or step + 1 in (warm, train.steps):
-            checkpoint.save(file, run.modules, run.optimisers, run.facts)
+            save_checkpoint(file, run.modules, run.optimisers, run.facts)
 
 
 def _step(run: Run, examples: Learned, step: int) -> dict[str, Any]:
     for group in (g for optimiser in run.optimisers.values() for g in optimiser.param_groups):
-        group["lr"] = phases.learning_rate(run.params.train, step)
-    batch = examples.batch(phases.order(run, len(examples), step), run.plan.device)
-    batch = phases.maybe_flip(run, batch, step)
-    weight = phases.budget_weight(run, step)
+        group["lr"] = _learning_rate(run.params.train, step)
+    batch = examples.batch(_order(run, len(examples), step), run.plan.device)
+    batch = _maybe_flip(run, batch, step)
+    weight = _budget_weight(run, step)
 
     with runtime.autocast(run.plan):
         features = run.features(batch)
         codes = run.autoencoder.codes(features)
         coarse = on_grid(batch.valid, codes[0].shape[-2:])
-        allocation = phases.allocate(run, codes, coarse, step)
+        allocation = _allocate(run, codes, coarse, step)
         output = run.autoencoder.decode(codes, allocation, on_grid(batch.valid, features.levels[-1].shape[-2:]))
     reconstruction = run.reconstruction_loss(output, features, batch)
     loss = reconstruction + output.commitment + weight * losses.budget_loss(allocation.onehot, batch.cost, coarse)
-    if run.discriminator is not None and step >= phases.warmup_steps(run.params.train):
+    if run.discriminator is not None and step >= _warmup_steps(run.params.train):
         loss, extra = _adversarial(run, run.discriminator, output, batch, reconstruction, loss, step)
     else:
         extra = {}
@@ -71,17 +76,23 @@ def _step(run: Run, examples: Learned, step: int) -> dict[str, Any]:
 
 
 def _adversarial(
-    run: Run, critic: gan.Discriminator, output: Output, batch: Batch, reconstruction: Tensor, loss: Tensor, step: int
+    run: Run,
+    critic: Discriminator,
+    output: Output,
+    batch: Batch,
+    reconstruction: Tensor,
+    loss: Tensor,
+    step: int,
 ) -> tuple[Tensor, dict[str, float]]:
     """The discriminator trains from the end of warm-up on, and is used in the second half only (paper; the delay is
     ours: an untrained critic ruins reconstructions)."""
     fake = output.reconstruction.float()
-    judged = gan.hinge(critic(batch.images), critic(fake.detach()))
+    judged = losses.hinge(critic(batch.images), critic(fake.detach()))
     _descend(run.optimisers["discriminator"], judged)
     if step < run.params.train.steps // 2:
         return loss, {"discriminator": judged.item(), "adversarial_weight": 0.0}
-    fooled = gan.adversarial(critic(fake))
-    weight = gan.adaptive_weight(reconstruction, fooled, run.autoencoder.decoder.get_parameter("output.weight"))
+    fooled = losses.adversarial(critic(fake))
+    weight = losses.adaptive_weight(reconstruction, fooled, run.autoencoder.decoder.get_parameter("output.weight"))
     return loss + weight * fooled, {"discriminator": judged.item(), "adversarial_weight": weight.item()}
 
 
@@ -99,3 +110,104 @@ def _health(run: Run, output: Output, coarse: Tensor) -> dict[str, float]:
     used, perplexity = usage(output.indices, run.params.model.codes) if run.autoencoder.codebook.started else (0.0, 0.0)
     values = {"codebook_usage": used, "perplexity": perplexity}
     return values | {f"share_{level}": share for level, share in enumerate(shares.tolist())}
+
+
+def _warmup_steps(train: config.Train) -> int:
+    """Steps without quantisation and with random allocation; at least the last step quantises."""
+    return min(train.steps - 1, round(train.warmup * train.steps))
+
+
+def _ramp(train: config.Train, step: int) -> float:
+    """0 at the end of warm-up → 1 at the last step."""
+    warm = _warmup_steps(train)
+    return max(0.0, (step - warm) / max(1, train.steps - 1 - warm))
+
+
+def _learning_rate(train: config.Train, step: int) -> float:
+    """Linear over the first tenth (at most 30 steps), then half a cosine down to 2 % of the peak."""
+    rise = max(1, min(30, train.steps // 10))
+    if step < rise:
+        return train.lr * (step + 1) / rise
+    share = (step - rise) / max(1, train.steps - rise)
+    return train.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def _order(run: Run, count: int, step: int) -> Tensor:
+    """The views of a step, cut from a stream of whole shuffled passes over all `count` views."""
+    size = min(run.params.train.batch, count)
+    first, last = step * size // count, (step * size + size - 1) // count
+    draws = (seeding.generator(run.params.seed, run.name, "pass", p) for p in range(first, last + 1))
+    stream = torch.cat([torch.randperm(count, generator=draw) for draw in draws])
+    begin = step * size - first * count
+    return stream[begin : begin + size]
+
+
+def _allocate(run: Run, codes: list[Tensor], valid_Bhw: Tensor, step: int) -> Allocation:
+    """Random in warm-up, so that every head and the decoder learn; then Gumbel, with some cells random to the end:
+    inference feeds the decoder allocations that it did not choose."""
+    run.autoencoder.router.observe(codes, valid_Bhw)
+    train, logits = run.params.train, run.autoencoder.router(codes)
+    draws = seeding.generator(run.params.seed, run.name, "allocation", step)
+    random = random_onehot(logits.shape, draws).to(logits.device)
+    if step < _warmup_steps(train):
+        return Allocation(logits, random)
+    hot, cold = train.temperature
+    chosen = gumbel_onehot(logits, hot + (cold - hot) * _ramp(train, step), draws)
+    dice = torch.rand(logits[:, :1].shape, generator=draws).to(logits.device) < train.random_cells
+    return Allocation(logits, torch.where(dice, random, chosen))
+
+
+@torch.no_grad()
+def _begin_quantisation(run: Run, examples: Learned) -> None:
+    """Start the codebook by coverage of encoder outputs of every level: it serves all of them."""
+    batch = examples.batch(spread(len(examples), 64), run.plan.device)
+    features = run.features(batch)
+    levels = range(len(features.levels))
+    vectors = torch.cat([_forced(run, features, batch, level).merged for level in levels])
+    run.autoencoder.codebook.start(vectors[:: max(1, len(vectors) // 20000)])
+
+
+def _forced(run: Run, features: Features, batch: Batch, level: int) -> Output:
+    """A pass with all cells at one level."""
+    coarsest, levels = features.levels[0], len(features.levels)
+    onehot = torch.zeros(len(coarsest), levels, *coarsest.shape[-2:], device=coarsest.device)
+    onehot[:, level] = 1
+    return run.autoencoder.reconstruct(features, on_grid(batch.valid, features.levels[-1].shape[-2:]), onehot)
+
+
+@torch.no_grad()
+def _balance_budget(run: Run, examples: Learned) -> None:
+    """Put the budget on the scale of what fine codes gain just now, unless params fix kappa."""
+    train = run.params.train
+    if train.kappa != "auto":
+        run.facts["kappa"] = train.kappa
+        return
+    batch = examples.batch(spread(len(examples), train.batch), run.plan.device)
+    features = run.features(batch)
+    coarse, fine = (
+        run.cell_errors(_forced(run, features, batch, level), features) for level in (0, len(features.levels) - 1)
+    )
+    valid = on_grid(batch.valid, coarse.shape[-2:])
+    gain, cost = (coarse - fine)[valid].cpu(), batch.cost[valid].cpu()
+    run.facts["kappa"] = losses.automatic_kappa(gain, cost, losses.PAPER_LAMBDA, len(features.levels))
+
+
+def _balances(train: config.Train, step: int) -> bool:
+    """Whether the budget is balanced before this step: at the end of warm-up, then about ten times."""
+    since = step - _warmup_steps(train)
+    return since >= 0 and since % max(1, train.steps // 10) == 0
+
+
+def _budget_weight(run: Run, step: int) -> float:
+    """kappa * lambda(t); adaptive schedules read what the last step spent."""
+    train = run.params.train
+    if step >= _warmup_steps(train):
+        schedule = losses.SCHEDULES[train.schedule]
+        run.facts["ramp"] = schedule(_ramp(train, step), run.facts["spent"], run.facts["ramp"])
+    return float(run.facts["kappa"] * train.lambda_max * run.facts["ramp"])
+
+
+def _maybe_flip(run: Run, batch: Batch, step: int) -> Batch:
+    """The batch, or its mirror image on every other draw where params allow it."""
+    draw = torch.rand((), generator=seeding.generator(run.params.seed, run.name, "flip", step))
+    return batch.mirrored() if run.params.train.horizontal_flip and draw < 0.5 else batch

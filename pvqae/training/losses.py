@@ -1,16 +1,21 @@
-"""Reconstruction losses (METHOD section 2). B batch; T channels of the target; H W its grid.
+"""The losses of training: reconstruction, budget with its weight over time, adversarial (METHOD section 2).
 
-The budget loss and its weight over time (METHOD section 2).
+B batch; R levels; T channels of the target; H W its grid; h w the coarsest grid; S side of an image.
 """
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from pvqae.model.layers import norm
+
+_WEIGHT_CAP = 0.75  # an uncapped adaptive weight let the discriminator ruin reconstructions
 
 
 def features(reconstruction_BTHW: Tensor, target_BTHW: Tensor, valid_BHW: Tensor, groups: tuple[int, ...]) -> Tensor:
@@ -155,3 +160,38 @@ def automatic_kappa(gain_n: Tensor, cost_n: Tensor, lambda_max: float, levels: i
     span = float(costs(levels)[-1] - costs(levels)[0])
     worth = gain_n / (cost_n.clamp_min(0.05) * max(lambda_max * span, 1e-6))
     return max(1e-6, float(worth.median()))
+
+
+class Discriminator(nn.Module):
+    """B x 3 x S x S → logits B x 1 x S/8 x S/8."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        widths = [3, width // 2, width, width]
+        layers: list[nn.Module] = []
+        for i, o in pairwise(widths):
+            layers += [nn.Conv2d(i, o, 4, stride=2, padding=1), norm(o), nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*layers, nn.Conv2d(width, 1, 3, padding=1))
+
+    def forward(self, x_B3SS: Tensor) -> Tensor:
+        logits: Tensor = self.body(x_B3SS)
+        return logits
+
+
+def hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Return the discriminator's loss; 2 when it can't tell."""
+    return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
+
+
+def adversarial(fake_logits: Tensor) -> Tensor:
+    """Return the decoder's loss: be taken for real."""
+    return -fake_logits.mean()
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
+    """Weigh the adversarial loss: |grad L_rec| / (|grad L_adv| + 1e-4) at the decoder's last
+    layer, capped (paper; the cap is ours)."""
+    (rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (adv,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
+    weight: Tensor = (rec.norm() / (adv.norm() + 1e-4)).clamp(max=_WEIGHT_CAP).detach()
+    return weight

@@ -15,7 +15,7 @@ from pvqae.core.errors import IntegrityError
 from pvqae.core.files import seal, sealed, whole_folder, write_tensors, write_text
 from pvqae.core.layout import Layout
 from pvqae.core.tensors import parse_tensors
-from pvqae.datasets import folds
+from pvqae.datasets import splits
 from pvqae.features.examples import Examples, Learned, prepare
 from pvqae.features.features import Store
 from pvqae.model import backbones
@@ -53,14 +53,14 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
     known.network(name)
     plan = runtime.plan(params.compute, len(known.networks))
     runtime.apply(plan)
-    rows = folds.assign(checked.read(layout, layout.network_rows(name)), params.calibration)
+    rows = splits.assign_folds(checked.read(layout, layout.network_rows(name)), params.calibration)
     parent = warm.load(layout.root / known.parents[name], params)
     key = work_key(layout.network_rows(name), params, parent.sha256 if parent else warm.NONE)
     work = layout.work(f"network-{name}", key)
     print(f"network {name}: {len(rows)} normals, {plan}", flush=True)
 
-    folds.check(rows)
-    fits = folds.of_networks(rows, params.score)
+    splits.check_folds(rows)
+    fits = splits.network_fits(rows, params.score)
     backbone = backbones.make(params.model).to(plan.device).eval()
     store = Store(layout.features, params.compute.cache_gb)
     examples = prepare(rows, layout.data, params.image, backbone, params.train.richness, plan.device, store)
@@ -69,7 +69,7 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
     finished: dict[str, bytes] = {}
     origins = {fit: warm.obstacle(parent, rows, fit) for fit in fits}
     for fit in fits:
-        seen = examples.chosen(torch.from_numpy(folds.learns(rows, fit)))
+        seen = examples.chosen(torch.from_numpy(splits.learns(rows, fit)))
         what = f"{name} {fit} ({fits.index(fit) + 1}/{len(fits)})"
         if parent and origins[fit]:
             print(f"{what}: from scratch: {origins[fit]}", flush=True)

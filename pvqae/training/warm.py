@@ -24,7 +24,7 @@ from pvqae.core import config
 from pvqae.core.errors import ConfigError, IntegrityError
 from pvqae.core.files import Sealed, read_folder, seal_folder, whole_folder
 from pvqae.core.tensors import unpack
-from pvqae.datasets import folds
+from pvqae.datasets import splits
 from pvqae.training.run import Run
 
 NONE = "none"
@@ -52,14 +52,14 @@ class Parent:
 
     def weights(self, fit: str) -> dict[str, Tensor]:
         """The weights of one fit by their names in weights files, in single precision."""
-        if fit == folds.FULL:
+        if fit == splits.FULL:
             found = self.bundle.tensors("weights.safetensors")
         else:
             found = self.network.tensors(f"{fit}.safetensors")
         return unpack(found)
 
     def has(self, fit: str) -> bool:
-        return fit == folds.FULL or f"{fit}.safetensors" in self.network.files
+        return fit == splits.FULL or f"{fit}.safetensors" in self.network.files
 
 
 def load(folder: Path, params: config.Params) -> Parent | None:
@@ -115,8 +115,8 @@ def obstacle(parent: Parent | None, rows: pd.DataFrame, fit: str) -> str:
         return "no parent"
     if not parent.has(fit):
         return "the parent has no such fit"
-    known = _groups(parent.rows[folds.learns(parent.rows, fit)])
-    if lost := known - _groups(rows[folds.learns(rows, fit)]):
+    known = _groups(parent.rows[splits.learns(parent.rows, fit)])
+    if lost := known - _groups(rows[splits.learns(rows, fit)]):
         category, group = min(lost)
         return (
             f"the parent has learned from {len(lost)} parts that this fit does not learn from, e.g. {category}/{group}"

@@ -20,7 +20,7 @@ import yaml
 
 from flows.adapters import prefect_server
 from flows.machines.service_processes import free_ports
-from pvqae.datasets import surfaces
+from pvqae.datasets import demo
 from tests.end_to_end.test_train_flow import clone
 
 DATASET, CATEGORY, MODEL = "tiles", "part", "pvqae-tiles-part"
@@ -245,13 +245,13 @@ def made(place: Path) -> Project:
     for section, own in OWN.items():
         values[section] |= own
     file.write_text(yaml.safe_dump(values), "utf-8")
-    surfaces.make(place / "photographs", FIRST)
+    demo.make_surfaces(place / "photographs", FIRST)
     return project
 
 
 def later(place: Path, count: int) -> list[Path]:
     """Photographs of parts that the first training has not seen."""
-    surfaces.make(place / "all", FIRST + count)
+    demo.make_surfaces(place / "all", FIRST + count)
     return sorted((place / "all" / CATEGORY / "good").glob("*.png"))[FIRST:]
 
 

@@ -26,7 +26,7 @@ from pvqae.features.features import Store
 from pvqae.inference import bundle
 from pvqae.model import backbones, efficientnet
 from pvqae.samples import classes, images, manifest, rows
-from pvqae.training import checkpoint, network, warm
+from pvqae.training import network, run, warm
 from pvqae.training.run import start
 from tests.chaos.conftest import PARAMS
 from tests.chaos.figures import Figure, record, size
@@ -191,13 +191,13 @@ def small(seed: int) -> tuple[nn.Module, dict[str, torch.optim.Optimizer]]:
 
 def test_a_checkpoint_is_ignored(tmp_path: Path) -> None:
     begun, file = time.monotonic(), tmp_path / "work" / "checkpoint.safetensors"
-    checkpoint.save(file, *small(0), {"step": 3, "spent": 0.25})
-    assert checkpoint.restore(file, *small(1)) == {"step": 3, "spent": 0.25}
+    run.save_checkpoint(file, *small(0), {"step": 3, "spent": 0.25})
+    assert run.restore_checkpoint(file, *small(1)) == {"step": 3, "spent": 0.25}
 
     def check(_: Path) -> str:
         module, optimisers = small(1)
         before = [x.clone() for x in module.state_dict().values()]
-        if checkpoint.restore(file, module, optimisers) is not None:
+        if run.restore_checkpoint(file, module, optimisers) is not None:
             return "used"
         same = all(torch.equal(a, b) for a, b in zip(before, module.state_dict().values(), strict=True))
         return "" if same else "half used"

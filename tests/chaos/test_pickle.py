@@ -21,7 +21,7 @@ from pvqae.features.features import Store
 from pvqae.inference import bundle
 from pvqae.model import backbones, efficientnet
 from pvqae.samples import images
-from pvqae.training import checkpoint
+from pvqae.training import run
 from tests.chaos.conftest import PARAMS
 
 PROJECT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_in_the_folder_of_checkpoints(planted: bytes, tmp_path: Path) -> None:
     network = torch.nn.Linear(3, 2)
     for name in ("checkpoint.safetensors", *PLACES):
         (tmp_path / name).write_bytes(planted)
-        assert checkpoint.restore(tmp_path / name, network, {}) is None
+        assert run.restore_checkpoint(tmp_path / name, network, {}) is None
 
 
 def test_in_the_cache_of_features(planted: bytes, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from flows.machines import control, service_processes
 from flows.machines.service_files import ServiceFiles
 from flows.workspace import workspace
 from pvqae.core.config import Services
-from pvqae.training.checkpoint import Timer
+from pvqae.training.run import Timer
 from tests.chaos import projects
 from tests.chaos.figures import Figure, record, size
 from tests.chaos.projects import DATASET, MODEL, settings

@@ -16,7 +16,7 @@ import yaml
 
 from flows.machines import control
 from pvqae.core.config import Services
-from pvqae.datasets import surfaces
+from pvqae.datasets import demo
 from pvqae.samples import images
 from tests.end_to_end.test_services import Project, client, leaks
 from tests.end_to_end.test_train_flow import clone
@@ -47,7 +47,7 @@ def plant(place: Path) -> Iterator[Project]:
         values[section] |= settings
     params.write_text(yaml.safe_dump(values), "utf-8")
     sleep_on(found.root / "infra" / "prefect.yaml")
-    surfaces.make(place / "photographs", 110 + NEW)
+    demo.make_surfaces(place / "photographs", 110 + NEW)
     (place / "later").mkdir()
     for file in sorted((place / "photographs" / "part" / "good").glob("*.png"))[110:]:
         file.rename(place / "later" / file.name)

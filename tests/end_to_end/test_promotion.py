@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pvqae.datasets import surfaces
+from pvqae.datasets import demo
 from tests.end_to_end.test_train_flow import clone
 
 pytestmark = pytest.mark.integration
@@ -53,7 +53,7 @@ class Clone:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The working tree's code as a fresh repository, with a first champion."""
     place = tmp_path_factory.mktemp("promotion")
-    surfaces.make(place / "photographs", 110)
+    demo.make_surfaces(place / "photographs", 110)
     found = Clone(clone(place).root)
     assert "1 champion (new)" in found.train(f"data.root={place / 'photographs'}")
     return found

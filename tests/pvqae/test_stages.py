@@ -17,7 +17,7 @@ from pvqae.calibration.calibrate import calibrate
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import digest
 from pvqae.core.layout import Layout
-from pvqae.datasets import folds
+from pvqae.datasets import splits
 from pvqae.evaluation import stage
 from pvqae.inference import bundle
 from pvqae.model import backbones
@@ -140,8 +140,8 @@ def test_the_threshold_comes_from_fits_that_had_not_seen_the_image(workspace: La
 def test_no_step_of_a_fit_sees_the_rows_that_it_judges(
     copied: Layout, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = folds.assign(manifest.read(copied.network_rows("cloth")), tiny.params().calibration)
-    unseen = {fit: set(np.flatnonzero(folds.judges(rows, fit))) for fit in ("full", "fold-0", "fold-1")}
+    rows = splits.assign_folds(manifest.read(copied.network_rows("cloth")), tiny.params().calibration)
+    unseen = {fit: set(np.flatnonzero(splits.judges(rows, fit))) for fit in ("full", "fold-0", "fold-1")}
     told: dict[str, list[set[int]]] = {fit: [] for fit in unseen}
     fit_loop, fit_prior, fit_scorer = network.loop.fit, learn.fit, fitting.fit
 

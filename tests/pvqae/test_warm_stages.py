@@ -52,7 +52,7 @@ def test_every_fit_goes_on_from_its_own_in_a_third_of_the_steps(copied: Layout, 
 def test_fits_that_learned_from_a_part_that_is_no_longer_normal_start_from_scratch(copied: Layout, tiny: Any) -> None:
     file = copied.network_rows("cloth")
     rows = manifest.read(file)
-    lost = splits.fold_of(rows["group_id"].iloc[0], 2)
+    lost = splits._fold_of(rows["group_id"].iloc[0], 2)
     manifest.write(rows.iloc[1:], file)
     (copied.rows / "SHA256SUMS").unlink(missing_ok=True)  # as if they had been checked so
     tiny.run(network.train, copied, tiny.params(), "cloth")

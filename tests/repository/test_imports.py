@@ -32,7 +32,7 @@ def test_a_door_imports_only_what_it_needs(modules: str, names: tuple[str, ...])
 
 MAPPING = ("load_file", "safe_open", "memmap", "open_memmap", "mmap", "mmap_mode")
 # A nameless file that only its process can reach; DVC's own reader of its settings.
-MAPPED = {"pvqae/features/spill.py": ["memmap"], "flows/adapters/dvc_files.py": ["load_file"]}
+MAPPED = {"pvqae/features/examples.py": ["memmap"], "flows/adapters/dvc_files.py": ["load_file"]}
 
 
 def test_nothing_that_runs_is_mapped_from_a_file_that_others_can_change() -> None:

@@ -11,7 +11,7 @@ import torch
 from pvqae.calibration import calibrate, choice, fitting, thresholds
 from pvqae.calibration.normals import _ROUNDING as ROUNDING
 from pvqae.core import config
-from pvqae.datasets import folds
+from pvqae.datasets import splits
 from pvqae.features.examples import prepare, retake
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scorer
@@ -65,20 +65,20 @@ def written(root: Path, surface: Surface, count: int) -> pd.DataFrame:
         images.write(root / f"{number}.png", np.repeat(surface(rng)[..., None], 3, 2).astype(np.float32))
     names = [f"{number}.png" for number in range(count)]
     columns = {"sample_id": names, "path": names, "group_id": names, "category": "part", "split": "train"}
-    return folds.assign(pd.DataFrame(columns), PARAMS.calibration)
+    return splits.assign_folds(pd.DataFrame(columns), PARAMS.calibration)
 
 
 def calibrated(root: Path, rows: pd.DataFrame) -> tuple[Scorer, float]:
     found = networks()
     examples = prepare(rows, root, PARAMS.image, found.backbone, "none")
-    fits = folds.names(rows)
+    fits = splits.fits(rows)
     scorers, _ = calibrate.fit_all(dict.fromkeys(fits, found), examples, rows, PARAMS, root)
     scores = [
         scored.image_score
         for fit in fits
-        for scored in scorers[fit].many([(p, p) for p in rows["path"][folds.judges(rows, fit)]], root)
+        for scored in scorers[fit].many([(p, p) for p in rows["path"][splits.judges(rows, fit)]], root)
     ]
-    return scorers[folds.FULL], thresholds.threshold(np.array(scores), 0.05).value
+    return scorers[splits.FULL], thresholds.threshold(np.array(scores), 0.05).value
 
 
 @pytest.mark.parametrize(("surface", "count"), [(slope, 10), (plain, 14), (clouds, 20), (equal, 12)])

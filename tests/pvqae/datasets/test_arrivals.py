@@ -74,9 +74,9 @@ def test_what_arrived_reaches_the_gate_only_if_it_was_set_aside(official: str | 
     shares = Shares()
     arrived = [Member("nut", f"nut/arrived/{n}", "normal", "arrived") for n in range(2000)]
     before = [Member("nut", f"nut/good/{n}", "normal", official) for n in range(500)]
-    counts = Counter(splits.assign(arrived + before, shares)[:2000])
+    counts = Counter(splits.assign_splits(arrived + before, shares)[:2000])
     assert counts["gate"] == 0
     assert counts["calibrate"] / 2000 == pytest.approx(shares.calibrate, abs=0.03)
     assert counts["test"] / 2000 == pytest.approx(shares.test, abs=0.03)
     together = [Member("nut", "nut/arrived/p", "normal", "arrived"), Member("nut", "nut/arrived/p", "normal", "gate")]
-    assert splits.assign(together, shares) == ["gate", "gate"]
+    assert splits.assign_splits(together, shares) == ["gate", "gate"]

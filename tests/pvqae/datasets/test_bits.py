@@ -107,7 +107,6 @@ READS = {"read": 2, "decode": 2, "inspect": 2, "header": 2}  # positional argume
 WITHOUT = {
     "pvqae/datasets/demo.py",
     "pvqae/features/richness.py",
-    "pvqae/datasets/mtsd.py",
     "pvqae/serving/batch.py",
 }
 

@@ -198,11 +198,11 @@ def test_images_set_aside_are_gate(root: Path) -> None:
 def test_mtsd_leaves_out_defects_whose_mask_is_empty(tmp_path: Path) -> None:
     """The other exposures of that tile stay defective: none of them is learnt from."""
     imgs = tmp_path / "data/raw/tiny/MT_{}/Imgs"
-    for number in range(1, 7):
-        kind = "Uneven" if number == 3 else "Free"
-        noise = np.random.default_rng(0).random((40, 30, 1), dtype=np.float32) * (0.5 + number / 20)
+    for exposure, number in enumerate((1810, 1836, 1855, 1877, 1903, 1965), start=1):
+        kind = "Uneven" if exposure == 3 else "Free"
+        noise = np.random.default_rng(0).random((40, 30, 1), dtype=np.float32) * (0.5 + exposure / 20)
         for suffix, picture in {"jpg": noise, "png": noise * 0}.items():
-            images.write(Path(str(imgs).format(kind)) / f"exp{number}_num_{10 * number}.{suffix}", picture, channels=1)
+            images.write(Path(str(imgs).format(kind)) / f"exp{exposure}_num_{number}.{suffix}", picture, channels=1)
     assert build.build(tmp_path, params("mtsd")).flawed == 1
     assert pd.read_csv(tmp_path / "data/quarantine.csv").reason.to_list() == ["its mask is empty"]
     frame = rows(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 
 from pvqae.core import files
 from pvqae.core.errors import ConfigError, DataError, IntegrityError
-from pvqae.datasets import archives, fetch, sources
+from pvqae.datasets import fetch, sources
 
 
 @dataclass
@@ -51,8 +51,8 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(archives, "PAUSE", 0.0)
-    monkeypatch.setattr(archives, "CHUNK", 500)
+    monkeypatch.setattr(fetch, "_PAUSE", 0.0)
+    monkeypatch.setattr(fetch, "_CHUNK", 500)
     state = Server()
 
     class Handler(BaseHTTPRequestHandler):
@@ -150,7 +150,7 @@ class TestDownload:
 
     def test_goes_on_where_it_broke_off(self, server: Server, tmp_path: Path) -> None:
         server.content, server.breaks = self.content, [3000, 2000]
-        archives.download(server.url, tmp_path / "a")
+        fetch._download(server.url, tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == self.content
         assert server.ranges[0] is None
         assert server.ranges[1] == "bytes=3000-"
@@ -158,56 +158,56 @@ class TestDownload:
         assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
     def test_goes_on_in_a_later_call(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(archives, "ATTEMPTS", 1)
+        monkeypatch.setattr(fetch, "_ATTEMPTS", 1)
         server.content, server.breaks = self.content, [3000]
         with pytest.raises(DataError, match="run the same command"):
-            archives.download(server.url, tmp_path / "a")
+            fetch._download(server.url, tmp_path / "a")
         assert not (tmp_path / "a").exists()
-        archives.download(server.url, tmp_path / "a")
+        fetch._download(server.url, tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == self.content
         assert server.ranges[-1] == "bytes=3000-"
 
     def test_starts_again_when_the_file_has_changed(
         self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(archives, "ATTEMPTS", 1)
+        monkeypatch.setattr(fetch, "_ATTEMPTS", 1)
         server.content, server.breaks = self.content, [3000]
         with pytest.raises(DataError):
-            archives.download(server.url, tmp_path / "a")
+            fetch._download(server.url, tmp_path / "a")
         server.content, server.version = self.content[::-1], '"2"'
-        archives.download(server.url, tmp_path / "a")
+        fetch._download(server.url, tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == self.content[::-1]
 
     def test_survives_a_stop_after_the_last_byte(self, server: Server, tmp_path: Path) -> None:
         server.content = self.content
         (tmp_path / "a.part").write_bytes(self.content)
         (tmp_path / "a.part.version").write_text(f'{server.url}\n"1"')
-        archives.download(server.url, tmp_path / "a")
+        fetch._download(server.url, tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == self.content
 
     def test_a_server_without_versions_starts_again(self, server: Server, tmp_path: Path) -> None:
         server.content, server.version, server.breaks = self.content, 'W/"1"', [3000]
-        archives.download(server.url, tmp_path / "a")
+        fetch._download(server.url, tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == self.content
         assert server.ranges == [None, None]
 
-    @pytest.mark.parametrize(("status", "asked"), [(404, 1), (503, archives.ATTEMPTS)])
+    @pytest.mark.parametrize(("status", "asked"), [(404, 1), (503, fetch._ATTEMPTS)])
     def test_asks_again_only_where_that_may_help(self, server: Server, tmp_path: Path, status: int, asked: int) -> None:
         server.status = status
         with pytest.raises(DataError, match=str(status)):
-            archives.download(server.url, tmp_path / "a")
+            fetch._download(server.url, tmp_path / "a")
         assert len(server.ranges) == asked
 
     @pytest.mark.parametrize("url", ["file:///etc/passwd", "nowhere"])
     def test_only_web_addresses(self, tmp_path: Path, url: str) -> None:
         with pytest.raises(DataError, match="--url"):
-            archives.download(url, tmp_path / "a")
+            fetch._download(url, tmp_path / "a")
 
     def test_too_large_is_refused(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(archives, "MAX_BYTES", 1000)
+        monkeypatch.setattr(fetch, "_MAX_BYTES", 1000)
         server.content = self.content
         with pytest.raises(DataError, match="at most 1000 bytes"):
-            archives.download(server.url, tmp_path / "a")
+            fetch._download(server.url, tmp_path / "a")
 
 
 def tar(*members: tuple[tarfile.TarInfo, bytes], mode: str = "w:xz") -> bytes:
@@ -258,25 +258,25 @@ def test_an_evil_archive_leaves_nothing(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "in" / "archive"
     archive.write_bytes(EVIL[name])
     with pytest.raises(IntegrityError):
-        archives.extract(archive, tmp_path / "in" / "out")
+        fetch._extract(archive, tmp_path / "in" / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
     assert [p.name for p in archive.parent.iterdir()] == ["archive"]
     assert not Path("/tmp/pvqae-evil").exists()
 
 
-@pytest.mark.parametrize("limit", ["MAX_UNPACKED", "MAX_FILES"])
+@pytest.mark.parametrize("limit", ["_MAX_UNPACKED", "_MAX_FILES"])
 def test_bombs_stop_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    monkeypatch.setattr(archives, limit, 1)
+    monkeypatch.setattr(fetch, limit, 1)
     archive = tmp_path / "archive"
     archive.write_bytes(tar((tarfile.TarInfo("a"), b"x"), (tarfile.TarInfo("b"), b"y")))
     with pytest.raises(IntegrityError, match="more than 1 "):
-        archives.extract(archive, tmp_path / "out")
+        fetch._extract(archive, tmp_path / "out")
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
 def test_plain_files_are_unpacked_as_they_are(tmp_path: Path, mode: str) -> None:
     archive = tmp_path / "archive"
     archive.write_bytes(tar((tarfile.TarInfo("./a/b.txt"), b"one"), (tarfile.TarInfo("c"), b""), mode=mode))
-    archives.extract(archive, tmp_path / "out")
+    fetch._extract(archive, tmp_path / "out")
     assert (tmp_path / "out/a/b.txt").read_bytes() == b"one"
     assert (tmp_path / "out/c").read_bytes() == b""

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from pvqae.core.config import Calibration
 from pvqae.core.errors import DataError
-from pvqae.datasets import folds
-from pvqae.datasets.splits import fold_of
+from pvqae.datasets import splits
+from pvqae.datasets.splits import _fold_of
 
 
 @st.composite
@@ -29,11 +29,11 @@ settings_of_calibration = st.builds(Calibration, kfold_below=st.integers(0, 40),
 def test_no_fit_judges_what_it_learned_from_and_each_row_is_judged_once(
     table: pd.DataFrame, calibration: Calibration
 ) -> None:
-    rows = folds.assign(table, calibration)
-    fits = folds.names(rows)
+    rows = splits.assign_folds(table, calibration)
+    fits = splits.fits(rows)
     judged = np.zeros(len(rows), dtype=int)
     for fit in fits:
-        learns, judges = folds.learns(rows, fit), folds.judges(rows, fit)
+        learns, judges = splits.learns(rows, fit), splits.judges(rows, fit)
         assert not (learns & judges).any()
         groups_seen, groups_judged = set(rows["group_id"][learns]), set(rows["group_id"][judges])
         assert not groups_seen & groups_judged
@@ -48,9 +48,9 @@ def test_no_fit_judges_what_it_learned_from_and_each_row_is_judged_once(
 def test_the_shipped_fit_learns_all_of_small_classes_and_train_of_big_ones(
     table: pd.DataFrame, calibration: Calibration
 ) -> None:
-    rows = folds.assign(table, calibration)
+    rows = splits.assign_folds(table, calibration)
     small = rows.groupby("category")["category"].transform("size") < calibration.kfold_below
-    np.testing.assert_array_equal(folds.learns(rows, folds.FULL), small | (rows["split"] == "train"))
+    np.testing.assert_array_equal(splits.learns(rows, splits.FULL), small | (rows["split"] == "train"))
 
 
 @settings(max_examples=40, deadline=None)
@@ -58,26 +58,26 @@ def test_the_shipped_fit_learns_all_of_small_classes_and_train_of_big_ones(
 def test_every_row_of_a_small_class_is_learned_by_all_fits_but_one(
     table: pd.DataFrame, calibration: Calibration
 ) -> None:
-    rows = folds.assign(table, calibration)
-    fits = folds.names(rows)
-    times = np.sum([folds.learns(rows, fit) for fit in fits], axis=0)
-    small = (rows["fold"] != folds.HELD_OUT).to_numpy()
+    rows = splits.assign_folds(table, calibration)
+    fits = splits.fits(rows)
+    times = np.sum([splits.learns(rows, fit) for fit in fits], axis=0)
+    small = (rows["fold"] != splits.HELD_OUT).to_numpy()
     assert (times[small] == len(fits) - 1).all()
 
 
 @pytest.mark.parametrize(("below", "fits"), [(10, ["full"]), (11, ["full", "fold-0", "fold-1"])])
 def test_kfold_below_is_a_strict_bound(below: int, fits: list[str]) -> None:
     table = pd.DataFrame({"category": "a", "group_id": [f"g{i}" for i in range(10)], "split": "train"})
-    assert folds.names(folds.assign(table, Calibration(kfold_below=below, folds=2))) == fits
+    assert splits.fits(splits.assign_folds(table, Calibration(kfold_below=below, folds=2))) == fits
 
 
 def test_rows_keep_their_order_and_the_fold_of_their_group() -> None:
     table = pd.DataFrame(
         {"category": "a", "group_id": [f"g{i % 4}" for i in range(9)], "split": "train"}, index=range(9)
     )
-    rows = folds.assign(table, Calibration(kfold_below=99, folds=3))
+    rows = splits.assign_folds(table, Calibration(kfold_below=99, folds=3))
     assert list(rows["group_id"]) == list(table["group_id"])
-    assert list(rows["fold"]) == [fold_of(f"g{i % 4}", 3) for i in range(9)]
+    assert list(rows["fold"]) == [_fold_of(f"g{i % 4}", 3) for i in range(9)]
 
 
 def normals(groups: int) -> pd.DataFrame:
@@ -87,11 +87,11 @@ def normals(groups: int) -> pd.DataFrame:
 
 @pytest.mark.parametrize("kfold_below", [0, 100])
 def test_a_class_of_one_part_is_refused_with_its_name(kfold_below: int) -> None:
-    rows = folds.assign(normals(1), Calibration(kfold_below=kfold_below))
+    rows = splits.assign_folds(normals(1), Calibration(kfold_below=kfold_below))
     with pytest.raises(DataError, match=r"a, f.*at least 2 groups.*add images of other parts"):
-        folds.check(rows)
+        splits.check_folds(rows)
 
 
 @pytest.mark.parametrize("kfold_below", [0, 100])
 def test_many_parts_are_enough(kfold_below: int) -> None:
-    folds.check(folds.assign(normals(40), Calibration(kfold_below=kfold_below)))
+    splits.check_folds(splits.assign_folds(normals(40), Calibration(kfold_below=kfold_below)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pvqae.core.errors import DataError
-from pvqae.datasets import demo, sources
+from pvqae.datasets import demo, mtsd, sources
 from pvqae.datasets.layouts import Found
 from pvqae.datasets.sources import SOURCES
 from pvqae.samples import images
@@ -142,23 +142,33 @@ def test_demo_groups_the_images_of_a_cell(tmp_path: Path) -> None:
     assert set(groups.values()) == {demo.VARIANTS, demo.VARIANTS + len(demo.KINDS)}
 
 
+TILE = (1810, 1836)  # two photographs of one tile
+
+
 def test_mtsd_reads_names_masks_and_unreadable_files(tmp_path: Path) -> None:
-    images.write(tmp_path / "MT_Free/Imgs/exp1_num_10.jpg", PICTURE)
-    images.write(tmp_path / "MT_Free/Imgs/exp1_num_10.png", PICTURE * 0)
-    images.write(tmp_path / "MT_Crack/Imgs/exp2_num_30.jpg", PICTURE)
-    images.write(tmp_path / "MT_Crack/Imgs/exp2_num_30.png", PICTURE)
+    images.write(tmp_path / f"MT_Free/Imgs/exp1_num_{TILE[0]}.jpg", PICTURE)
+    images.write(tmp_path / f"MT_Free/Imgs/exp1_num_{TILE[0]}.png", PICTURE * 0)
+    images.write(tmp_path / f"MT_Crack/Imgs/exp2_num_{TILE[1]}.jpg", PICTURE)
+    images.write(tmp_path / f"MT_Crack/Imgs/exp2_num_{TILE[1]}.png", PICTURE)
     touch(tmp_path, "MT_Free/Imgs/exp1_num_99.jpg")
     found = by_id(sources.scan("mtsd", tmp_path))
-    assert list(found) == [f"magnetic_tile/{n}" for n in ("crack/exp2_num_30", "good/exp1_num_10", "good/exp1_num_99")]
+    names = (f"crack/exp2_num_{TILE[1]}", f"good/exp1_num_{TILE[0]}", "good/exp1_num_99")
+    assert list(found) == [f"magnetic_tile/{name}" for name in names]
     crack, good, broken = found.values()
     assert (crack.kind, crack.label, good.kind, good.label) == ("crack", "defect", "good", "normal")
     assert crack.mask_path is not None
     assert good.mask_path is None
-    assert crack.group_id == good.group_id == "magnetic_tile/tile_10"
-    assert broken.group_id == broken.sample_id
+    assert crack.group_id == good.group_id == f"magnetic_tile/tile_{TILE[0]}"
+    assert broken.group_id == "magnetic_tile/tile_99"  # a number that the publisher has not: alone
     images.write(tmp_path / "MT_Free/Imgs/tile.jpg", PICTURE)
     with pytest.raises(DataError, match=r"tile\.jpg: expected a name like"):
         sources.scan("mtsd", tmp_path)
+
+
+def test_every_photograph_of_mtsd_has_one_tile() -> None:
+    sizes = Counter(mtsd._tiles().values())
+    assert (sum(sizes.values()), len(sizes), max(sizes.values())) == (1344, 219, 15)
+    assert sum(size in (6, 7) for size in sizes.values()) > 200
 
 
 def test_real_mtsd(datasets_root: Path) -> None:
@@ -168,9 +178,7 @@ def test_real_mtsd(datasets_root: Path) -> None:
     kinds = {"good": 952, "blowhole": 115, "break": 85, "crack": 57, "fray": 32, "uneven": 103}
     assert Counter(f.kind for f in found) == kinds
     groups = Counter(f.group_id for f in found)
-    assert 215 <= len(groups) <= 230
-    assert max(groups.values()) <= 15
-    assert sum(size in (6, 7) for size in groups.values()) > 200
+    assert len(groups) == 219
     # The publisher's "about 2 % of neighbours differ in class": a tile is Free in one exposure, defective in the next.
     defective = {f.group_id for f in found if f.label == "defect"}
     assert any(f.label == "normal" and f.group_id in defective for f in found)

@@ -21,7 +21,7 @@ officials = st.lists(
 @given(members | officials)
 def test_a_group_is_never_divided(rows: list[Member]) -> None:
     found = defaultdict(set)
-    for member, split in zip(rows, splits.assign(rows, Shares()), strict=True):
+    for member, split in zip(rows, splits.assign_splits(rows, Shares()), strict=True):
         found[member.group_id].add(split)
     assert all(len(names) == 1 for names in found.values())
 
@@ -29,34 +29,34 @@ def test_a_group_is_never_divided(rows: list[Member]) -> None:
 @given(members)
 def test_a_group_with_a_defect_is_test_and_nothing_else_learns_from_it(rows: list[Member]) -> None:
     defective = {m.group_id for m in rows if m.label == "defect"}
-    for member, split in zip(rows, splits.assign(rows, Shares()), strict=True):
+    for member, split in zip(rows, splits.assign_splits(rows, Shares()), strict=True):
         assert member.group_id not in defective or split == "test"
 
 
 @given(members, members)
 def test_adding_normals_moves_no_old_image(rows: list[Member], more: list[Member]) -> None:
     normals = [m for m in more if m.label == "normal"]
-    assert splits.assign(rows + normals, Shares())[: len(rows)] == splits.assign(rows, Shares())
+    assert splits.assign_splits(rows + normals, Shares())[: len(rows)] == splits.assign_splits(rows, Shares())
 
 
 @given(officials)
 def test_an_official_test_split_is_kept_and_gets_nothing_else(rows: list[Member]) -> None:
     official = {m.group_id for m in rows if m.official == "test"}
-    for member, split in zip(rows, splits.assign(rows, Shares()), strict=True):
+    for member, split in zip(rows, splits.assign_splits(rows, Shares()), strict=True):
         if official:
             assert (split == "test") == (member.group_id in official)
 
 
 def test_shares_are_met() -> None:
     shares = Shares(calibrate=0.15, gate=0.1, test=0.2)
-    found = splits.assign([Member("part", f"part/{i}", "normal", None) for i in range(4000)], shares)
+    found = splits.assign_splits([Member("part", f"part/{i}", "normal", None) for i in range(4000)], shares)
     for split, share in {"calibrate": 0.15, "gate": 0.1, "test": 0.2, "train": 0.55}.items():
         assert found.count(split) / 4000 == pytest.approx(share, abs=0.03)
 
 
 def test_an_official_test_of_one_class_takes_nothing_from_another() -> None:
     rows = [Member("a", f"a/{i}", "normal", None) for i in range(200)] + [Member("b", "b/0", "normal", "test")]
-    assert splits.assign(rows, Shares()) == [*splits.assign(rows[:-1], Shares()), "test"]
+    assert splits.assign_splits(rows, Shares()) == [*splits.assign_splits(rows[:-1], Shares()), "test"]
 
 
 def test_the_draw_is_pinned() -> None:
@@ -66,10 +66,10 @@ def test_the_draw_is_pinned() -> None:
 
 @given(groups, st.integers(1, 9))
 def test_folds_are_in_range_and_independent_of_the_split(group: str, folds: int) -> None:
-    assert 0 <= splits.fold_of(group, folds) < folds
+    assert 0 <= splits._fold_of(group, folds) < folds
     assert splits.fraction("fold", group) != splits.fraction("split", group)
 
 
 def test_shares_must_leave_something_to_train_on() -> None:
     with pytest.raises(DataError, match=r"data\.shares.*below 1"):
-        splits.assign([], Shares(calibrate=0.5, gate=0.3, test=0.2))
+        splits.assign_splits([], Shares(calibrate=0.5, gate=0.3, test=0.2))

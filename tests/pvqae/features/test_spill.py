@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pvqae.features.spill import Column
+from pvqae.features.examples import Column
 
 
 @pytest.mark.parametrize("bound", [0, 100, 2**20])

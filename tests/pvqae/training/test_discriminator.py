@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from pvqae.samples.classes import GROUPINGS
-from pvqae.training import discriminator
-from pvqae.training.discriminator import Discriminator, adaptive_weight, adversarial, hinge
+from pvqae.training import losses
+from pvqae.training.losses import Discriminator, adaptive_weight, adversarial, hinge
 
 
 def test_one_logit_per_patch_of_eight_pixels() -> None:
@@ -20,9 +20,7 @@ def test_the_decoder_wants_to_be_taken_for_real() -> None:
     assert adversarial(torch.full((3,), 2.0)) < adversarial(torch.full((3,), -2.0))
 
 
-@pytest.mark.parametrize(
-    ("rec", "adv", "weight"), [(1.0, 4.0, 0.25), (8.0, 1.0, discriminator.WEIGHT_CAP), (1.0, 0.0, 0.75)]
-)
+@pytest.mark.parametrize(("rec", "adv", "weight"), [(1.0, 4.0, 0.25), (8.0, 1.0, losses._WEIGHT_CAP), (1.0, 0.0, 0.75)])
 def test_the_weight_is_the_ratio_of_gradients_and_capped(rec: float, adv: float, weight: float) -> None:
     layer = torch.ones(3, requires_grad=True)
     found = adaptive_weight(rec * layer.sum(), adv * layer.sum(), layer)

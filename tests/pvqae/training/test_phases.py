@@ -6,7 +6,7 @@ import torch
 
 from pvqae.core import config, runtime
 from pvqae.features.examples import Examples
-from pvqae.training import phases
+from pvqae.training import loop
 from pvqae.training.run import Run, spread, start
 
 Params = Callable[..., config.Params]
@@ -20,7 +20,7 @@ def run(params: Params, plan: runtime.Plan) -> Run:
 
 
 def test_each_pass_shows_every_view_once_in_another_order(run: Run) -> None:
-    drawn = torch.cat([phases.order(run, 12, step) for step in range(12)])  # five passes over 12 views
+    drawn = torch.cat([loop._order(run, 12, step) for step in range(12)])  # five passes over 12 views
     passes = drawn.view(5, 12).tolist()
     assert all(sorted(one) == list(range(12)) for one in passes)
     assert len({tuple(one) for one in passes}) == 5
@@ -29,20 +29,20 @@ def test_each_pass_shows_every_view_once_in_another_order(run: Run) -> None:
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_few_views_make_a_small_batch_without_repeats(run: Run, count: int) -> None:
     for step in range(4):
-        assert Counter(phases.order(run, count, step).tolist()) == Counter(range(count))
+        assert Counter(loop._order(run, count, step).tolist()) == Counter(range(count))
 
 
 @pytest.mark.parametrize(("steps", "warmup", "expected"), [(80, 0.1, 8), (1, 0.5, 0), (10, 1.0, 9), (10, 0.0, 0)])
 def test_at_least_the_last_step_quantises(steps: int, warmup: float, expected: int) -> None:
     train = config.Train(steps=steps, warmup=warmup)
-    assert phases.warmup_steps(train) == expected
-    assert phases.ramp(train, max(0, expected - 1)) == 0
+    assert loop._warmup_steps(train) == expected
+    assert loop._ramp(train, max(0, expected - 1)) == 0
 
 
 def test_the_ramp_ends_at_one_and_the_rate_near_nothing() -> None:
     train = config.Train(steps=50)
-    assert phases.ramp(train, 49) == 1
-    rates = [phases.learning_rate(train, step) for step in range(50)]
+    assert loop._ramp(train, 49) == 1
+    rates = [loop._learning_rate(train, step) for step in range(50)]
     assert max(rates) == pytest.approx(train.lr)
     assert rates[:5] == sorted(rates[:5])
     assert rates[5:] == sorted(rates[5:], reverse=True)
@@ -56,31 +56,31 @@ def test_allocation_is_random_in_warm_up_and_partly_to_the_end(run: Run) -> None
         run.autoencoder.router.output.weight.zero_()
         run.autoencoder.router.output.bias.zero_()
     valid = torch.ones(64, 4, 4, dtype=torch.bool)
-    fine = [phases.allocate(run, codes, valid, step).levels.float().mean().item() for step in (0, 99)]
+    fine = [loop._allocate(run, codes, valid, step).levels.float().mean().item() for step in (0, 99)]
     assert fine[0] == pytest.approx(0.5, abs=0.05)
     assert fine[1] == pytest.approx(0.27, abs=0.05)  # half of the cells random, half of them fine
-    again = phases.allocate(run, codes, valid, 99).onehot
-    assert torch.equal(again, phases.allocate(run, codes, valid, 99).onehot)
+    again = loop._allocate(run, codes, valid, 99).onehot
+    assert torch.equal(again, loop._allocate(run, codes, valid, 99).onehot)
 
 
 def test_the_codebook_starts_on_what_every_level_gives(run: Run, examples: Make) -> None:
-    phases.begin_quantisation(run, examples("vqgan"))
+    loop._begin_quantisation(run, examples("vqgan"))
     assert bool(run.autoencoder.codebook.started)
     assert len(run.autoencoder.codebook.codes.unique(dim=0)) == 16
 
 
 def test_kappa_is_fixed_by_params_or_found(run: Run, examples: Make, params: Params, plan: runtime.Plan) -> None:
-    phases.balance_budget(run, examples("vqgan"))
+    loop._balance_budget(run, examples("vqgan"))
     assert run.facts["kappa"] > 0
     settings = params("vqgan", kappa=0.3)
     fixed = start(settings, plan, "full")
-    phases.balance_budget(fixed, examples("vqgan"))
+    loop._balance_budget(fixed, examples("vqgan"))
     assert fixed.facts["kappa"] == 0.3
 
 
 def test_the_budget_weighs_nothing_in_warm_up_and_its_maximum_at_the_end(run: Run) -> None:
     run.facts["kappa"] = 0.2
-    weights = [phases.budget_weight(run, step) for step in range(100)]
+    weights = [loop._budget_weight(run, step) for step in range(100)]
     assert weights[:11] == [0.0] * 11
     assert weights[-1] == pytest.approx(0.2 * 1.25)
     assert weights == sorted(weights)
@@ -110,6 +110,6 @@ def test_the_maximum_of_lambda_scales_the_price_and_does_not_cancel(
     weights = []
     for most in (1.25, 5.0):
         run = start(params("vqgan", lambda_max=most), plan, "full")
-        phases.balance_budget(run, examples("vqgan"))
-        weights.append(phases.budget_weight(run, run.params.train.steps - 1))
+        loop._balance_budget(run, examples("vqgan"))
+        weights.append(loop._budget_weight(run, run.params.train.steps - 1))
     assert weights[1] == pytest.approx(4 * weights[0])

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from pvqae.core import config, runtime
 from pvqae.core.errors import ConfigError, IntegrityError
 from pvqae.core.files import digest
-from pvqae.datasets import folds
+from pvqae.datasets import splits
 from pvqae.features.examples import Examples
-from pvqae.training import loop, phases, warm
+from pvqae.training import loop, warm
 from pvqae.training.network import half
 from pvqae.training.run import Run, start
 
@@ -126,7 +126,7 @@ def test_a_part_that_changed_its_fold_or_is_gone_does() -> None:
 def test_what_cross_fitting_taught_the_shipped_fit_may_not_be_judged_by_it() -> None:
     """At 200 normals the threshold comes from the split calibrate, which a cross-fitted parent has learned from."""
     before = pd.concat([normals({"a": 0}), normals({"b": 1}, "calibrate")])
-    after = pd.concat([normals({"a": folds.HELD_OUT}), normals({"b": folds.HELD_OUT}, "calibrate")])
+    after = pd.concat([normals({"a": splits.HELD_OUT}), normals({"b": splits.HELD_OUT}, "calibrate")])
     assert "c/b" in warm.obstacle(Stub(before), after, "full")
     assert warm.obstacle(Stub(after), after, "full") == ""
 
@@ -141,10 +141,10 @@ def test_no_fit_of_a_chain_ever_judges_what_an_ancestor_learned(seed: int) -> No
         there = [g for g in "abcdefghij" if torch.rand((), generator=draw) < 0.9]
         shift = int(torch.rand((), generator=draw) < 0.15)
         rows = normals({g: (ord(g) + shift) % 3 for g in there})
-        for fit in folds.names(rows):
-            own = warm._groups(rows[folds.learns(rows, fit)])
+        for fit in splits.fits(rows):
+            own = warm._groups(rows[splits.learns(rows, fit)])
             seen[fit] = own | (set() if warm.obstacle(parent, rows, fit) else seen.get(fit, set()))
-            assert not seen[fit] & warm._groups(rows[folds.judges(rows, fit)])
+            assert not seen[fit] & warm._groups(rows[splits.judges(rows, fit)])
         parent = Stub(rows)
 
 
@@ -152,7 +152,7 @@ def test_the_settings_of_a_warm_start() -> None:
     before = config.Params(train=config.Train(steps=60, temperature=(1.0, 0.4)))
     train = warm.settings(before).train
     assert (train.steps, train.warmup, train.schedule, train.temperature) == (20, 0.0, "constant", (0.4, 0.4))
-    assert phases.warmup_steps(train) == 0
+    assert loop._warmup_steps(train) == 0
     assert train.lr < before.train.lr
     assert warm.steps(config.Train(steps=2)) == 1
     assert warm.steps(config.Train(steps=60, warm_steps=7)) == 7
