@@ -26,8 +26,8 @@ def root(tmp_path: Path, tiny_mvtec: Path) -> Path:
 
 def contents(root: Path) -> dict[str, str]:
     """Hashes of all that the build writes."""
-    files = [p for p in (root / "data").rglob("*") if p.is_file() and "raw" not in p.parts]
-    return {p.relative_to(root).as_posix(): files.digest(p) for p in files}
+    made = [p for p in (root / "data").rglob("*") if p.is_file() and "raw" not in p.parts]
+    return {p.relative_to(root).as_posix(): files.digest(p) for p in made}
 
 
 def rows(root: Path) -> pd.DataFrame:
