@@ -18,7 +18,7 @@ from torch import Tensor
 from pvqae.calibration import normals
 from pvqae.core import seeding
 from pvqae.core.config import Params
-from pvqae.datasets import folds
+from pvqae.datasets import splits
 from pvqae.features.examples import Batch, Examples
 from pvqae.inference import measures, readout
 from pvqae.inference.measures import whiten
@@ -178,7 +178,7 @@ def _covering(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) 
     """
     features, settings = _features_of(examples), params.memory.model_copy(update={"ridge": _STANDARDISED})
     levels = tuple(
-        normals.fit_level(x, examples.valid, groups_n, settings, params.seed, f"{folds.FULL}/{r}")
+        normals.fit_level(x, examples.valid, groups_n, settings, params.seed, f"{splits.FULL}/{r}")
         for r, x in enumerate(features.levels)
     )
     found = [

@@ -27,7 +27,7 @@ from pvqae.core.errors import DataError
 from pvqae.core.files import write_tensors
 from pvqae.core.progress import track
 from pvqae.core.tensors import read_tensors
-from pvqae.datasets import folds
+from pvqae.datasets import splits
 from pvqae.evaluation import figures
 from pvqae.evaluation.metrics import PixelCounts, PixelMetrics, count
 from pvqae.features.examples import Examples
@@ -111,7 +111,7 @@ class BenchmarkContext:
         if normals["category"].nunique() != 1:
             names = sorted(set(normals["category"]))
             raise DataError(f"expected normals of one class to learn from, found {names}; select the rows of one class")
-        return folds.assign(normals.reset_index(drop=True), self.params.calibration)
+        return splits.assign_folds(normals.reset_index(drop=True), self.params.calibration)
 
     @cached_property
     def test(self) -> pd.DataFrame:
@@ -143,7 +143,7 @@ class BenchmarkContext:
     @cached_property
     def examples(self) -> Examples:
         """The views learnt from."""
-        return self.every.subset(torch.from_numpy(folds.learns(self.normals, folds.FULL)))
+        return self.every.subset(torch.from_numpy(splits.learns(self.normals, splits.FULL)))
 
     @cached_property
     def unseen(self) -> Examples:
@@ -158,9 +158,9 @@ class BenchmarkContext:
     def _fitted(self, params: config.Params, found: Networks) -> Scorer:
         """Fit memory, statistics and read-out; the folds that choose the read-out share the one network."""
         found = replace(found, prior_measure=params.score.prior)
-        fits = folds.names(self.normals) if choice.is_open(params.score) else [folds.FULL]
+        fits = splits.fits(self.normals) if choice.is_open(params.score) else [splits.FULL]
         every = dict.fromkeys(fits, found)
-        return calibrate.fit_all(every, self.every, self.normals, params, self.subject.root)[0][folds.FULL]
+        return calibrate.fit_all(every, self.every, self.normals, params, self.subject.root)[0][splits.FULL]
 
     def outcome(self) -> Outcome:
         """Train, fit and judge."""
@@ -234,7 +234,7 @@ def trained(params: config.Params, examples: Examples, work: Path, backbone: Bac
 def _weights(params: config.Params, plan: runtime.Plan, examples: Examples, folder: Path) -> Path:
     finished = folder / "weights.safetensors"
     if not finished.exists():
-        run = start(params, plan, folds.FULL)
+        run = start(params, plan, splits.FULL)
         loop.fit(run, examples, folder, f"network, seed {params.seed}")
         kept = {k: v for k, v in run.modules.state_dict().items() if not k.startswith("discriminator.")}
         write_tensors(finished, {k: network.half(v) for k, v in kept.items()})
@@ -246,7 +246,7 @@ def _prior(params: config.Params, plan: runtime.Plan, examples: Examples, weight
     logits = network.allocations(params, plan, read_tensors(weights), examples).float()
     grid = (logits.shape[-2], logits.shape[-1])
     if not file.exists():
-        learned = learn.fit(params, folds.FULL, logits, on_grid(examples.valid, grid), [])
+        learned = learn.fit(params, splits.FULL, logits, on_grid(examples.valid, grid), [])
         write_tensors(file, {k: v.contiguous() for k, v in learned.state_dict().items()})
     return load_prior(file, grid, params.model.levels, params.prior.width)
 
