@@ -51,7 +51,7 @@ class _Dumper(yaml.CSafeDumper):
 
 
 def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
-    """Of YAML 1.2: a leading zero is no octal number."""
+    """Read a whole number of YAML 1.2: a leading zero is no octal number."""
     return int(re.sub(r"^([-+]?)0+(?=[0-9])", r"\1", str(node.value).replace("_", "")), 0)
 
 
@@ -66,7 +66,7 @@ for _kind, _name in ((dict, "dict"), (list, "list"), (str, "str")):
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without garbage collection, which walks over all that is parsed, again and again, and frees nothing."""
+    """Pause garbage collection, which walks over all that is parsed, again and again, and frees nothing."""
     gc.disable()
     try:
         yield
@@ -75,6 +75,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def parse(text: str) -> dict[str, Any]:
+    """Return the mapping that a lock file is. Raises `YAMLError` for anything else."""
     with _uncollected():
         content = yaml.load(text, _Loader) or {}  # a SafeLoader
     if not isinstance(content, dict):
@@ -83,6 +84,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def text_of(content: dict[str, Any]) -> str:
+    """Return the text of a lock file."""
     with _uncollected():
         return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
@@ -91,8 +93,10 @@ _last: tuple[str, dict[str, Any]] = "", {}
 
 
 def _parse_again(text: str) -> dict[str, Any]:
-    """`parse` for DVC, which reads its lock file twice: the last text's content is kept. Stages may be replaced in what
-    is returned, not changed."""
+    """`parse` for DVC, which reads its lock file twice: keep the last text's content.
+
+    Stages may be replaced in what is returned, not changed.
+    """
     global _last
     if _last[0] != text:
         _last = text, parse(text)
@@ -102,17 +106,17 @@ def _parse_again(text: str) -> dict[str, Any]:
 
 @contextmanager
 def _modified(path: str, fs: Any = None) -> Iterator[dict[str, Any]]:
-    """What `modify_yaml` of DVC does, for the lock file."""
+    """Do what `modify_yaml` of DVC does, for the lock file."""
     file = Path(path)
     content = _parse_again(file.read_text("utf-8")) if file.exists() else {}
     yield content
-    beside = file.with_name(f"{file.name}.{os.getpid()}")
-    beside.write_text(text_of(content), "utf-8")
-    beside.replace(file)
+    part = file.with_name(f"{file.name}.{os.getpid()}")
+    part.write_text(text_of(content), "utf-8")
+    part.replace(file)
 
 
 def _lock(self: Any) -> None:
-    """`dvc.lock.Lock.lock`: take the repository's lock, which is another command's now and then."""
+    """Take the repository's lock, which is another command's now and then."""
     from dvc.lock import LockError
 
     deadline = time.monotonic() + _PATIENCE

@@ -26,8 +26,10 @@ from pvqae.core.errors import ConfigError, DataError
 
 
 def _effective(root: Path) -> dict[str, Any]:
-    """What DVC takes for the settings of the project: the system's, the user's, the project's and its local ones, each
-    above those before it; paths are absolute. Raises `ConfigError` for a file that is damaged."""
+    """Return DVC's settings of the project: the system's, the user's, the project's, its local ones; the later win.
+
+    Paths are absolute. Raises `ConfigError` for a file that is damaged.
+    """
     from dvc import config, dirs  # a third of a second
 
     files = [Path(folder) / "config" for folder in (dirs.system_config_dir(), dirs.global_config_dir(), root / ".dvc")]
@@ -42,7 +44,7 @@ def _effective(root: Path) -> dict[str, Any]:
 
 
 def share(root: Path, workspace: Path) -> None:
-    """One cache and the same remotes for the project and its workspace: what one has made, the other only links.
+    """Give a workspace the cache and the remotes of the project: what one has made, the other only links.
 
     Only the workspace's config.local is written.
     """
@@ -54,12 +56,12 @@ def share(root: Path, workspace: Path) -> None:
 
 
 def cache(root: Path) -> Path:
-    """The folder of DVC's cache."""
+    """Return the folder of DVC's cache."""
     return Path(_effective(root)["cache"].get("dir", root / ".dvc" / "cache"))
 
 
 def default_remote(root: Path) -> dict[str, str] | None:
-    """The section of the project's default remote, its path absolute; None where there is none."""
+    """Return the section of the project's default remote, its path absolute; None where there is none."""
     found = _effective(root)
     section: dict[str, str] = found["remote"].get(found["core"].get("remote", ""), {})
     return section if "url" in section else None
@@ -102,7 +104,7 @@ def _local(root: Path) -> Any:
 
 
 def _write_local(root: Path, local: Any) -> None:
-    """Whole or not at all, for its owner only: there may be keys in it. No file where nothing is left to say."""
+    """Write the local settings for their owner only, as there may be keys in them; no file where they are empty."""
     file = root / ".dvc" / "config.local"
     if not local:
         file.unlink(missing_ok=True)
@@ -136,8 +138,10 @@ _LINES = (
 
 
 def mend(workspace: Path) -> list[str]:
-    """Remove what was cut off; returns what was. Nothing when DVC works there. Raises `DataError` for a dvc.lock that
-    is damaged otherwise."""
+    """Remove what was cut off and return its names; nothing when DVC works there.
+
+    Raises `DataError` for a dvc.lock that is damaged otherwise.
+    """
     with _alone(workspace / _GUARD) as alone:
         broken = list(_broken(workspace)) if alone else []
         for name in broken:
@@ -147,8 +151,11 @@ def mend(workspace: Path) -> list[str]:
 
 @contextmanager
 def _alone(guard: Path) -> Iterator[bool]:
-    """DVC's guard is the system's lock, which a killed process does not hold, or (core.hardlink_lock) a hard link: it
-    is there as long as someone holds it, and says nothing of who lives."""
+    """Tell whether no DVC works there.
+
+    Its guard is the system's lock, which a killed process does not hold, or (core.hardlink_lock) a hard link: it is
+    there as long as it is held, and does not tell whether its holder lives.
+    """
     if not guard.exists() or guard.stat().st_nlink > 1:
         yield not guard.exists()
         return
@@ -164,7 +171,10 @@ def _broken(workspace: Path) -> Iterator[Path]:
 
 
 def version_in(file: Path) -> str:
-    """The hash that a dataset's .dvc file names, "" for one that was cut off. Raises `DataError` for any other."""
+    """Return the hash that a dataset's .dvc file names, "" for one that was cut off.
+
+    Raises `DataError` for any other.
+    """
     name, text = file.stem, file.read_text("utf-8", errors="replace")
     match _yaml(text):
         case {"outs": [{"md5": str(found), "path": str(path)}]} if HASH.fullmatch(found) and path == name:
@@ -184,7 +194,7 @@ def version_in(file: Path) -> str:
 
 
 def repair(file: Path) -> str:
-    """What a person can do about a .dvc file that names no version."""
+    """Say what a person can do about a .dvc file that names no version."""
     quoted = shlex.quote(str(file))
     return (
         f"write the version that you want into it, e.g. git checkout COMMIT -- {quoted}\nor remove it, and what is in "
@@ -193,19 +203,25 @@ def repair(file: Path) -> str:
 
 
 def is_cut(file: Path) -> bool:
-    """Whether a dataset's .dvc file or a dvc.lock was cut off. Raises `DataError` for one that is damaged otherwise."""
+    """Tell whether a dataset's .dvc file or a dvc.lock was cut off.
+
+    Raises `DataError` for one that is damaged otherwise.
+    """
     return not version_in(file) if file.suffix == ".dvc" else _is_cut(file, _has_stages)
 
 
 def stages_in(lock: Path) -> dict[str, Any]:
-    """The stages of a dvc.lock, none for one that is not there or was cut off. Raises `DataError` for any other."""
+    """Return the stages of a dvc.lock, none for one that is not there or was cut off.
+
+    Raises `DataError` for any other.
+    """
     if not lock.exists() or _is_cut(lock, _has_stages):
         return {}
     return dict(_yaml(lock.read_text("utf-8")).get("stages") or {})
 
 
 def _is_cut(lock: Path, whole: Callable[[dict[str, Any]], bool]) -> bool:
-    """Whether a dvc.lock ends in its last stage; `whole` says of one's content that it does not.
+    """Tell whether a dvc.lock ends in its last stage; `whole` says of one's content that it does not.
 
     Raises `DataError` where it is neither.
     """
@@ -232,7 +248,7 @@ def _is_stage(found: Any) -> bool:
 
 
 def _is_valid(found: dict[str, Any]) -> bool:
-    """Whether DVC reads it."""
+    """Tell whether DVC reads it."""
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # a third of a second
     from voluptuous import Invalid
 
@@ -251,7 +267,7 @@ def _json(file: Path) -> Any:
 
 
 def _yaml(text: str) -> dict[str, Any]:
-    """The mapping that a text is, {} for any other."""
+    """Return the mapping that a text is, {} for any other."""
     try:
         return dvc_command.parse(text)
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -25,7 +25,7 @@ class FakeVersioning:
     asked: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
-    listings: dict[str, frozenset[str]] = field(default_factory=dict)  # by data hash; "" is what lies there now
+    listings: dict[str, frozenset[str]] = field(default_factory=dict)  # by data hash; "" is what is there now
     pushed: int = 0
 
     def status(self) -> frozenset[str]:

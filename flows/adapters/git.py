@@ -1,4 +1,4 @@
-"""Git: what the code's state is, and commits on the branch `pvqae/data` that touch nothing of the user's."""
+"""Git: the state of the code, checkouts, and commits on the branch `pvqae/data` that touch nothing of the user's."""
 
 import os
 import shlex
@@ -57,7 +57,7 @@ def _error(root: Path, command: str, done: _Done) -> GitError:
 
 
 def git(root: Path, *arguments: str, env: Mapping[str, str] | None = None, text: str = "") -> str:
-    """Output of one git command, without the last newline. Raises `GitError`."""
+    """Return the output of one git command, without the last newline. Raises `GitError`."""
     done = _run(root, arguments, env, text)
     if done.code:
         raise _error(root, arguments[0], done)
@@ -65,7 +65,7 @@ def git(root: Path, *arguments: str, env: Mapping[str, str] | None = None, text:
 
 
 def commit_of(root: Path, ref: str) -> str:
-    """The commit that `ref` names, "" when there is none. Raises `GitError` where git refuses the repository."""
+    """Return the commit that `ref` names, "" when there is none. Raises `GitError` where git refuses the repository."""
     done = _run(root, ("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}"), None, "")
     if done.code and done.stderr.startswith("fatal: "):
         raise _error(root, "rev-parse", done)
@@ -73,7 +73,7 @@ def commit_of(root: Path, ref: str) -> str:
 
 
 def needed(root: Path, sha: str, what: str) -> str:
-    """The commit `sha`, brought from a remote if it is not here. Raises `GitError` that says `what` it is."""
+    """Return the commit `sha`, brought from a remote if it is not here. Raises `GitError` that says `what` it is."""
     remotes = git(root, "remote").split()
     for remote in remotes:
         if not commit_of(root, sha):
@@ -109,24 +109,24 @@ def check_out(root: Path, place: Path, sha: str, again: bool = True) -> None:
 
 
 def code(root: Path) -> Code:
-    """State of the project's code: tracked and untracked files of `_CODE` against HEAD."""
+    """Return the state of the project's code: tracked and untracked files of `_CODE` against HEAD."""
     listed = git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", *_CODE)
     return Code(commit_of(root, "HEAD"), tuple(line[3:] for line in listed.split("\0") if line))
 
 
 def code_files(root: Path) -> list[str]:
-    """Paths of the project's present code files, tracked or not, ignored ones left out."""
+    """Return the paths of the project's present code files, tracked or not, ignored ones left out."""
     listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_CODE)
     return sorted({name for name in listed.split("\0") if name and (root / name).is_file()})
 
 
 def files_of(root: Path, commit: str) -> list[str]:
-    """Paths of all files of a commit, from the top of its tree, wherever in the repository the project lies."""
+    """Return the paths of all files of a commit, from the top of its tree, wherever in it the project is."""
     return [name for name in git(root, "ls-tree", "-r", "-z", "--full-tree", "--name-only", commit).split("\0") if name]
 
 
 def all_commits(root: Path) -> set[str]:
-    """The commits of every branch, tag and remote, and HEAD."""
+    """Return the commits of every branch, tag and remote, and HEAD."""
     lines = git(root, "for-each-ref", "--format=%(objecttype) %(*objecttype) %(objectname)").splitlines()
     named = {line.split()[-1] for line in lines if "commit" in line.split()[:-1]}  # a tag may be of anything
     return named | {commit for commit in [commit_of(root, "HEAD")] if commit}
@@ -143,7 +143,7 @@ def _identity(root: Path) -> dict[str, str]:
 
 
 def _tree(root: Path, parent: str, files: Mapping[str, Path]) -> str:
-    """The tree of `parent` with `files` put in, by an index of its own."""
+    """Write the tree of `parent` with `files` put in, by an index of its own; return its hash."""
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
         git(root, "read-tree", parent or "--empty", env=index)
@@ -155,7 +155,7 @@ def _tree(root: Path, parent: str, files: Mapping[str, Path]) -> str:
 
 
 def record(root: Path, files: Mapping[str, Path], message: str) -> str:
-    """Commit `files` (path in the tree → local file) on `pvqae/data`; returns the branch's commit.
+    """Commit `files` (path in the tree → local file) on `pvqae/data`; return the branch's commit.
 
     Other files of the branch stay. No commit is made when nothing would change. The user's branch, index and work
     tree are not touched. Raises `GitError` when the branch cannot be moved.

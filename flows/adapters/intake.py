@@ -51,7 +51,7 @@ _PLACE: dict[Link, Callable[[str, str], None]] = {"copy": _copy, "hardlink": _ha
 
 
 def _listing(source: Path) -> dict[str, list[int]]:
-    """Size and time of change of every file: what tells, as for rsync, whether a folder is the same as before."""
+    """Return size and time of change of every file, by which, as for rsync, a folder is the same as before."""
     found = {}
     for folder, _, names in os.walk(source, followlinks=True):
         for name in names:
@@ -85,19 +85,20 @@ def _check(root: Path, name: str, source: Path) -> None:
 
 
 def _make_writable(tree: Path) -> None:
-    """Folders copied from a read-only original could not be moved, nor filled by DVC."""
+    """Make folders writable: copied from a read-only original they could not be moved, nor filled by DVC."""
     for folder, _, _ in os.walk(tree):
         Path(folder).chmod(0o755)
 
 
 def _keep_arrived(target: Path, incoming: Path) -> None:
-    """What arrived later is not among the originals, so a mirror of them must not remove it."""
+    """Keep what arrived later: it is not among the originals, so a mirror of them must not remove it."""
     if (target / ARRIVED).is_dir():
         shutil.copytree(target / ARRIVED, incoming / ARRIVED, copy_function=_PLACE["copy"], dirs_exist_ok=True)
 
 
 def bring(root: Path, name: str, source: Path, link: Link = "copy", known: bool = False) -> bool:
-    """Make data/raw/<name> equal to `source`, additions and removals alike; returns False when it already is.
+    """Make data/raw/<name> equal to `source`, additions and removals alike; return False when it already is.
+
     Only data/raw/<name>/arrived stays: it is no mirror of anything.
 
     `known`: the dataset has a version, so an unchanged source needs no copy. Raises `DataError`.

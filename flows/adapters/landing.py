@@ -43,6 +43,7 @@ class Object:
 
     @property
     def id(self) -> str:
+        """A name of this version of the file, 64 hex digits."""
         text = f"{self.key}\0{self.etag}\0{self.size}"
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()  # a file's name may be no text
 
@@ -55,7 +56,7 @@ class Landing(Protocol):
 
 
 def listed(area: Landing) -> tuple[list[Object], tuple[str, ...]]:
-    """What of `area` can be listed, and why the rest can't. Raises `LandingError` where nothing can."""
+    """Return what of `area` can be listed, and why the rest can't. Raises `LandingError` where nothing can."""
     found: list[Object] = []
     try:
         found.extend(area.objects())  # keeps what came before an error
@@ -67,7 +68,10 @@ def listed(area: Landing) -> tuple[list[Object], tuple[str, ...]]:
 
 
 def open_landing(url: str, retries: int = 4) -> Landing:
-    """The landing area at s3://bucket/prefix, or in a folder. Raises `ConfigError` for another kind of address."""
+    """Return the landing area at s3://bucket/prefix, or in a folder.
+
+    Raises `ConfigError` for another kind of address.
+    """
     parts = urlsplit(url)
     if parts.scheme == "s3" and parts.netloc:
         return Bucket(parts.netloc, parts.path.strip("/"), retries)
@@ -77,13 +81,12 @@ def open_landing(url: str, retries: int = 4) -> Landing:
 
 
 def _is_file(key: str) -> bool:
-    """False for what stands for a folder and for what file managers leave behind."""
+    """Tell files from what stands for a folder and for what file managers leave behind."""
     return bool(key) and not key.endswith("/") and not any(part.startswith(_JUNK) for part in key.split("/"))
 
 
 def _retried(work: Callable[[], None], retries: int, pause: float = _PAUSE) -> None:
-    """Run `work`, again after a `LandingError` that is no `_Refused`; random pauses, so that many readers do not come
-    back at once."""
+    """Run `work`, again after a `LandingError` that is no `_Refused`; random pauses spread many readers in time."""
     for attempt in range(retries + 1):
         try:
             return work()
@@ -101,7 +104,10 @@ class Folder:
     root: Path
 
     def objects(self) -> Iterator[Object]:
-        """Raises `LandingError` when the folder is not there, or, after all else, for folders that can't be listed."""
+        """Yield what is there.
+
+        Raises `LandingError` without the folder, or, at the end, for folders that can't be listed.
+        """
         if not self.root.is_dir():
             raise LandingError(f"landing.url: expected a folder at {self.root}, found none; make it, or mount its disk")
         closed: list[OSError] = []
@@ -153,7 +159,7 @@ class Bucket:
         self._retries, self._pause = retries, pause
 
     def objects(self) -> Iterator[Object]:
-        """Raises `LandingError` when the bucket is not there or does not answer."""
+        """Yield what is there. Raises `LandingError` when the bucket is not there or does not answer."""
         with _explained(f"s3://{self._bucket}/{self._prefix}"):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
             for row in (row for page in pages for row in page.get("Contents", ())):

@@ -15,12 +15,12 @@ from pvqae.core.errors import DataError
 from pvqae.inference import bundle
 
 LONGEST_PATH = 4096
-# For a server: whoever may send a request could else ask for any image of its disk. Callers then send base64.
+# For a server: any caller could else ask for any image of its disk. Callers then send base64.
 PATHS_OFF = "PVQAE_NO_PATHS"
 
 
 def _decoded(text: str) -> bytes:
-    """The bytes of a base64 string, with or without a `data:...;base64,` in front."""
+    """Return the bytes of a base64 string, with or without a `data:...;base64,` in front."""
     try:
         return base64.b64decode(text.rpartition(",")[2], validate=True)
     except binascii.Error:

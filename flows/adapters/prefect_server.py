@@ -1,9 +1,7 @@
-"""Servers asked over HTTP alone: whether one answers, and of Prefect the work pools, workers and automations.
+"""Prefect's server: asked over HTTP alone, and started for one command where no other is known.
 
-A Prefect server for one command where no other is known, started while the command still imports.
-
-Prefect would start the same one itself, but only after all imports, and with another second of them for the server's
-code in this process, which does not need it.
+The temporary server starts while the command still imports. Prefect would start the same one itself, but only after all
+imports, and with another second of them for the server's code in this process, which does not need it.
 """
 
 import atexit
@@ -28,7 +26,7 @@ _QUICK = 2.0  # seconds for one answer of a server on this machine
 
 
 def answers(url: str, patience: float = _QUICK) -> bool:
-    """Whether `url` answers 200 within `patience` seconds."""
+    """Tell whether `url` answers 200 within `patience` seconds."""
     try:
         return requests.get(url, timeout=patience).status_code == 200
     except requests.RequestException:
@@ -36,7 +34,7 @@ def answers(url: str, patience: float = _QUICK) -> bool:
 
 
 def make_pool(api: str, pool: str) -> None:
-    """A process work pool, unless it exists."""
+    """Make a process work pool, unless it exists."""
     made = requests.post(f"{api}/work_pools/", json={"name": pool, "type": "process"}, timeout=10)
     if made.status_code != 409:
         made.raise_for_status()
@@ -46,7 +44,7 @@ _SILENT = "pvqae: a run without a sign of life has crashed"
 
 
 def make_heartbeat(api: str, patience: float) -> None:
-    """An automation: a flow run whose machine died is Crashed after `patience` seconds instead of Running for ever."""
+    """Make an automation: a flow run whose machine died is Crashed after `patience` seconds, not Running for ever."""
     ends = ["Completed", "Failed", "Cancelled", "Crashed"]
     trigger = {
         "type": "event",
@@ -70,7 +68,7 @@ def make_heartbeat(api: str, patience: float) -> None:
 
 
 def worker_online(api: str, pool: str, worker: str, since: float) -> bool:
-    """Whether the worker has shown a sign of life after `since` (seconds of the epoch)."""
+    """Tell whether the worker has shown a sign of life after `since` (seconds of the epoch)."""
     try:
         found = requests.post(f"{api}/work_pools/{pool}/workers/filter", json={}, timeout=_QUICK)
         found.raise_for_status()
@@ -86,7 +84,7 @@ _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 def begin(environ: MutableMapping[str, str] = os.environ) -> Callable[[], None]:
-    """Start one, if needed, and point `environ` at it. What is returned waits until it answers.
+    """Start a server, if needed, and point `environ` at it. Return a function that waits until it answers.
 
     Call this before Prefect is imported, which reads `environ` then, and after `ProcessReaper`, which ends the server
     of a killed flow. It ends with this process.
@@ -118,13 +116,13 @@ def begin(environ: MutableMapping[str, str] = os.environ) -> Callable[[], None]:
 
 
 def lasting(environ: MutableMapping[str, str]) -> dict[str, str]:
-    """`environ` without an address that ends with this command."""
+    """Return `environ` without an address that ends with this command."""
     own = environ.get(_OWN)
     return {key: value for key, value in environ.items() if not (key == _API and value == own)}
 
 
 def _needed(environ: MutableMapping[str, str]) -> bool:
-    """Not where an address is set, or a profile may set one; nor where the user has forbidden such servers."""
+    """Tell whether no address is set, no profile may set one, and the user has not forbidden such servers."""
     if "prefect" in sys.modules:  # it has read its settings, and will start its own
         return False
     allowed = environ.get("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "true").lower() in ("true", "1")

@@ -26,7 +26,7 @@ _BAD_INPUT = 2  # exit code of `pvqae` for what a user has to repair
 
 
 def ignore(line: str) -> None:
-    """Where nobody wants the output."""
+    """Drop a line of output."""
 
 
 class VersioningError(PvqaeError):
@@ -42,6 +42,7 @@ class StageFailed(VersioningError):  # noqa: N818 - what happened, not a fault o
 
     @property
     def repeatable(self) -> bool:
+        """Whether another try may help: not after bad input, nor where DVC itself failed."""
         return self.code not in (None, _BAD_INPUT)
 
 
@@ -59,7 +60,7 @@ class Versioning(Protocol):
 
 
 class Handover(Protocol):
-    """What the one who asks for stages on other machines needs of DVC."""
+    """What a flow that has stages done on other machines needs of DVC."""
 
     def push(self) -> None: ...
     def fetch_results(self) -> None: ...
@@ -78,7 +79,7 @@ class Dvc:
         self._retries = lock_retries
 
     def status(self) -> frozenset[str]:
-        """Stages (`train@bottle`) that DVC would run as things are; those below them are not known to change yet.
+        """Return the stages (`train@bottle`) that DVC would run now; those below them are not known to change yet.
 
         A stage that never ran, or whose outputs are gone, is among them. .dvc files are not: they are no stages.
         """
@@ -98,7 +99,7 @@ class Dvc:
         return "ran" if f"Running stage '{stage}'" in output else "unchanged"
 
     def add_dataset(self, name: str, source: Path, link: intake.Link = "copy") -> bool:
-        """Bring `source` into data/raw/<name> as a DVC version; returns whether it is a new version.
+        """Bring `source` into data/raw/<name> as a DVC version; return whether it is a new version.
 
         The originals are not touched. Raises `DataError` for a source that can't be one.
         """
@@ -109,22 +110,25 @@ class Dvc:
         return new
 
     def version_dataset(self, name: str) -> bool:
-        """Make what lies in data/raw/<name> a DVC version; returns whether it is a new one."""
+        """Make what is in data/raw/<name> a DVC version; return whether it is a new one."""
         before = self.data_hash(name)
         self._checked("add", f"data/raw/{name}")
         self._seen(name)
         return self.data_hash(name) != before
 
     def listing(self, data_hash: str) -> frozenset[str] | None:
-        """Paths, below the dataset's folder, of a version; None when DVC's cache does not know it (any more)."""
+        """Return the paths, below the dataset's folder, of a version; None when DVC's cache does not know it."""
         cache = Path(self._checked("cache", "dir").splitlines()[-1]) / "files" / "md5" / data_hash[:2] / data_hash[2:]
         if not re.fullmatch(r"[0-9a-f]{32}\.dir", data_hash) or not cache.is_file():
             return None
         return frozenset(str(row["relpath"]) for row in json.loads(cache.read_text("utf-8")))
 
     def _seen(self, name: str) -> None:
-        """DVC skips .dvc files in folders that it takes for ignored, and then `push` leaves the dataset out without a
-        word. It takes data/raw/ for ignored by `/data/raw/*`, which git does not."""
+        """Check that DVC sees the dataset.
+
+        It skips .dvc files in folders that it takes for ignored, and then `push` leaves the dataset out without a word.
+        It takes data/raw/ for ignored by `/data/raw/*`, which git does not.
+        """
         if name not in self._checked("list", ".", "data/raw", "--dvc-only").split():
             raise VersioningError(
                 f"DVC does not see data/raw/{name}.dvc, so it would never push the images: .gitignore hides "
@@ -136,7 +140,7 @@ class Dvc:
         self._checked("checkout", "--force", f"data/raw/{name}.dvc")
 
     def pull(self, name: str) -> None:
-        """The same, from the remote where the cache does not have them."""
+        """Put the files in place, from the remote where the cache does not have them."""
         code, _ = self._dvc("checkout", "--force", f"data/raw/{name}.dvc")
         if code:
             self._checked("pull", f"data/raw/{name}.dvc")
@@ -148,6 +152,7 @@ class Dvc:
             raise StageFailed(stage, None, _tail(output))
 
     def push(self) -> None:
+        """Push data and outputs to the default remote."""
         self._checked("push")
 
     def fetch_results(self) -> None:
@@ -155,16 +160,19 @@ class Dvc:
         self._checked("fetch", "--run-cache")
 
     def push_results(self, stages: Sequence[str]) -> None:
-        """Outputs of `stages`, and the run cache by which others find them."""
+        """Push the outputs of `stages`, and the run cache by which others find them."""
         self._checked("push", "--run-cache", *stages)
 
     def pull_paths(self, targets: Sequence[str]) -> None:
-        """Outputs, stages, or paths inside of outputs, from the remote into the workspace."""
+        """Bring outputs, stages, or paths inside of outputs, from the remote into the workspace."""
         if targets:
             self._checked("pull", *targets)
 
     def data_hash(self, name: str) -> str:
-        """DVC's hash of data/raw/<name>, "" when it has no version yet. Raises `DataError` for a damaged file."""
+        """Return DVC's hash of data/raw/<name>, "" when it has no version yet.
+
+        Raises `DataError` for a damaged file.
+        """
         file = self._workspace / "data" / "raw" / f"{name}.dvc"
         if file.exists():
             return dvc_files.version_in(file) or self._named_again(name, file)
@@ -173,7 +181,7 @@ class Dvc:
         return next((str(out["md5"]) for out in outs if out["path"] == f"data/raw/{name}"), "")
 
     def _named_again(self, name: str, file: Path) -> str:
-        """The .dvc file was cut off by the death of who wrote it: the folder that it stands for is in place.
+        """Write a .dvc file again that a kill has cut off, as the folder that it stands for is in place.
 
         Raises `DataError`, and leaves the file as it was, where that is not so.
         """
@@ -197,7 +205,7 @@ class Dvc:
         return output
 
     def _dvc(self, *arguments: str, on_line: OnLine = ignore) -> tuple[int, str]:
-        """Exit code and output; a command that met DVC's lock, or a file that a killed one had cut off, runs again."""
+        """Return exit code and output; a command that met DVC's lock, or a file that a kill had cut off, runs again."""
         command = [sys.executable, "-P", str(COMMAND), *arguments]
         for attempt in range(self._retries + 1):
             lines: list[str] = []

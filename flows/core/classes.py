@@ -1,4 +1,4 @@
-"""data/classes.yaml: which networks, priors and classes the stages of dvc.yaml run over."""
+"""The file data/classes.yaml: which networks, priors and classes the stages of dvc.yaml run over."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ def _choose(table: dict[str, Grouping], key: str, value: str) -> Grouping:
 
 
 def classes(params: Params, categories: Sequence[str]) -> dict[str, Any]:
-    """The content of data/classes.yaml for the dataset's `categories`; the order of the categories does not matter."""
+    """Return the content of data/classes.yaml for the dataset's `categories`, in any order."""
     dataset, names = params.data.name, sorted(categories)
     networks = _choose(_NETWORKS, "model.network", params.model.network)(names)
     priors = _choose(GROUPINGS, "prior.grouping", params.prior.grouping)(names)
@@ -32,7 +32,7 @@ def classes(params: Params, categories: Sequence[str]) -> dict[str, Any]:
     folder = f"models/{dataset}/networks"
 
     def allocations(members: list[str]) -> str:
-        """A prior of one network depends on that network only: its class need not wait for the others."""
+        """Return what a prior depends on: one network, if its classes share it, so that it need not wait for others."""
         used = {network_of[name] for name in members}
         return f"{folder}/{used.pop()}" if len(used) == 1 else folder
 
@@ -56,7 +56,10 @@ def without(graph: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def wanted(params: Params, raw: Path) -> list[str]:
-    """The classes that the params ask for, from the dataset's folder. Raises `DataError` when it is not there."""
+    """Return the classes that the params ask for, from the dataset's folder.
+
+    Raises `DataError` when it is not there.
+    """
     from pvqae.datasets import demo, sources  # numpy and scipy: not for --help
 
     data = params.data
@@ -73,7 +76,7 @@ def wanted(params: Params, raw: Path) -> list[str]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The file's content, {} when there is none or it was cut off: each flow writes it again.
+    """Return the file's content, {} when there is none or it was cut off: each flow writes it again.
 
     Raises `ConfigError` for any other text, of a merge, say: a person decides.
     """
@@ -90,7 +93,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, content: dict[str, Any]) -> bool:
-    """Write the file whole unless it is the same already; returns whether it was written.
+    """Write the file whole unless it is the same already; return whether it was written.
 
     The texts are compared: DVC may read another content than we do in one that a person wrote.
     """

@@ -53,7 +53,7 @@ def prepare(root: Path, environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def _use_services(root: Path, environ: MutableMapping[str, str]) -> None:
-    """Point `environ` at the running services of `root`, whose environment `flows.services` keeps in env.json.
+    """Point `environ` at the running services of `root`, whose environment `flows.machines.control` keeps in env.json.
 
     An AWS client takes its address and its key from several variables, so of those either all are the services' or
     none. Raises `ConfigError` when a service that would be used does not answer: a client would wait for minutes.
@@ -71,11 +71,12 @@ def _use_services(root: Path, environ: MutableMapping[str, str]) -> None:
 
 
 def services_file(root: Path) -> Path:
+    """Return the file that exists while the services of `root` are meant to run."""
     return root / ".pvqae" / "services" / "env.json"
 
 
 def of_services(root: Path) -> dict[str, str]:
-    """The environment of those who use the services of `root`; empty unless they are meant to run.
+    """Return the environment that points clients at the services of `root`; empty unless they are meant to run.
 
     Raises `ConfigError` when its file is damaged.
     """
@@ -90,7 +91,7 @@ def of_services(root: Path) -> dict[str, str]:
 
 
 def shown(address: str) -> str:
-    """The address, or a text with addresses, without the names and passwords that they may carry."""
+    """Return the address, or a text with addresses, without the names and passwords that they may carry."""
     return re.sub(r"//[^/\s\"]*@", "//", address)
 
 
@@ -104,7 +105,7 @@ def _listens(url: str) -> bool:
 
 
 def for_stages(workspace: Path) -> dict[str, str]:
-    """The environment of stage commands: this interpreter's `pvqae`, with the code of `workspace` before any installed.
+    """Return the environment of stages: this interpreter's `pvqae`, the code of `workspace` before any installed.
 
     Thread counts are not set here: the stages set them themselves, so that a plain `dvc repro` gives the same files.
     """
@@ -117,7 +118,7 @@ def for_stages(workspace: Path) -> dict[str, str]:
 
 
 def fingerprint() -> str:
-    """Hash of the interpreter, the machine type and every installed package's version (16 hex digits)."""
+    """Return a hash of the interpreter, the machine type and every installed package's version (16 hex digits)."""
     packages = sorted(f"{item.name}=={item.version}" for item in metadata.distributions())
     text = "\n".join([platform.python_version(), platform.system(), platform.machine(), *packages])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -127,7 +128,7 @@ ROOT = "PVQAE_ROOT"  # of the project whose worker runs a flow
 
 
 def project_of(root: str = "") -> Path:
-    """The project that a flow works on: the one it was given, else that of the worker that runs it.
+    """Return the project that a flow works on: the one it was given, else that of the worker that runs it.
 
     Raises `ConfigError` when there is none.
     """

@@ -78,15 +78,15 @@ class ServiceFiles:
         return self.home / "former-remote"
 
     def log(self, name: str) -> Path:
-        """The output of a service."""
+        """Return the file of a service's output."""
         return self.home / f"{name}.log"
 
     def pid_file(self, name: str) -> Path:
-        """Pid and start time of a service's first process."""
+        """Return the file with pid and start time of a service's first process."""
         return self.home / f"{name}.pid"
 
     def data(self, name: str) -> Path:
-        """The folder in which a service keeps its data."""
+        """Return the folder in which a service keeps its data."""
         return self.home / "data" / name
 
     @property

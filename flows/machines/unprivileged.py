@@ -1,5 +1,5 @@
 """Run a program that refuses root, or a user without a name, where the present user can go:
-`python -I -S unprivileged.py FOLDER COMMAND...`; FOLDER will belong to whoever runs the command.
+`python -I -S unprivileged.py FOLDER COMMAND...`; FOLDER will belong to the user that runs the command.
 
 PostgreSQL refuses the user id 0, and initdb one without a name, as containers have. Nobody else passes the folders of
 a private project, though: neither those above the data nor those above PostgreSQL's own programs.

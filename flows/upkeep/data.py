@@ -14,7 +14,7 @@ from pvqae.datasets import leftover, sources
 
 
 def add(root: Path, name: str, source_root: Path, source: str = "", link: Link = "copy") -> str:
-    """Version `source_root` as data/raw/<name>; returns sentences that say what happened and which files nothing uses.
+    """Version `source_root` as data/raw/<name>; return sentences that say what happened and which files nothing uses.
 
     A layout that is known, from `source` or from the project's params.yaml where it names this dataset, is checked
     before anything is copied. In the latter case data/classes.yaml is written, too.
@@ -38,7 +38,7 @@ def add(root: Path, name: str, source_root: Path, source: str = "", link: Link =
 
 
 def _told(root: Path, source: str, categories: Sequence[str]) -> list[str]:
-    """What a dataset has and which of its files nothing uses; nothing where its layout is not known."""
+    """Say what a dataset has and which of its files nothing uses; nothing where its layout is not known."""
     if not source or not root.is_dir():
         return []
     found, left = sources.survey(source, root, categories)

@@ -1,4 +1,4 @@
-"""What `pvqae doctor` looks at, and what flows need beside it: code, DVC's remote, servers, pools, versions."""
+"""What `pvqae doctor` looks at, and what flows need besides: code, DVC's remote, servers, pools, versions."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ _DOWN = "python -m flows services down"
 
 
 def examine(start: Path, outside: Probe | None = None, environ: Mapping[str, str] = os.environ) -> list[Check]:
-    """Every check, in the order in which a person would repair them; stops at what all others need."""
+    """Return every check, in the order in which a person would repair them; stop at what all others need."""
     found = without_services(start, needed="flows")
     root = find_root(start)
     if root is None or any(check.name == "extra flows" and check.found.startswith("not installed") for check in found):
@@ -43,7 +43,7 @@ def examine(start: Path, outside: Probe | None = None, environ: Mapping[str, str
 
 
 def _client_settings(root: Path, environ: Mapping[str, str]) -> tuple[dict[str, str], list[Check]]:
-    """The environment that flows would have; what the user has set wins over the services of this machine."""
+    """Return the environment that flows would have; what the user has set wins over the services of this machine."""
     try:
         return environment.of_services(root) | dict(environ), []
     except ConfigError as error:
@@ -51,14 +51,14 @@ def _client_settings(root: Path, environ: Mapping[str, str]) -> tuple[dict[str, 
 
 
 def _tracking_uri(root: Path, params: config.Params, environ: Mapping[str, str]) -> str:
-    """Where runs and versions are kept, as `flows.adapters.registry.open_registry` decides it."""
+    """Return where runs and versions are kept, as `flows.adapters.registry.open_registry` decides it."""
     setting = params.flow.tracking_uri
     named = environ.get("MLFLOW_TRACKING_URI", "") or ("" if setting == "auto" else setting)
     return named or f"sqlite:///{root / '.pvqae' / 'mlflow' / 'mlflow.db'}"
 
 
 def _code(root: Path) -> list[Check]:
-    """Versions are registered of committed code only. Nothing to say where git itself is what lacks."""
+    """Check the code: versions are registered of committed code only. Nothing to say where git itself is missing."""
     try:
         found = git.code(root)
     except (PvqaeError, OSError):
@@ -73,7 +73,7 @@ def _code(root: Path) -> list[Check]:
 
 
 def _remote(root: Path, outside: Probe) -> Check:
-    """Where DVC pushes data and models at the end of a flow."""
+    """Check where DVC pushes data and models at the end of a flow."""
     from flows.adapters import dvc_files
 
     if not (root / ".dvc").is_dir():
@@ -103,7 +103,7 @@ def _prefect(api: str, outside: Probe) -> Check:
 
 
 def _pools(api: str, params: config.Params, outside: Probe) -> list[Check]:
-    """The pool of schedules and triggers, and the one that trains classes elsewhere, each with a living worker."""
+    """Check the pool of schedules and triggers, and the one that trains classes elsewhere, for living workers."""
     if not api or not outside.answers(f"{api}/health"):
         return []
     try:
@@ -116,7 +116,7 @@ def _pools(api: str, params: config.Params, outside: Probe) -> list[Check]:
 
 
 def _pool(name: str, found: Mapping[str, int], needed: bool) -> Check:
-    """`needed`: a training waits for it; else only schedules and triggers do."""
+    """Check a pool. `needed`: a training waits for it; else only schedules and triggers do."""
     title = f"work pool {name}"
     if name not in found:
         said = f"not there, only {', '.join(sorted(found)) or 'none'}"
@@ -151,7 +151,7 @@ def _champions(uri: str, outside: Probe) -> Check:
 
 
 def _services(root: Path) -> Check:
-    """Those of `make services` on this machine, if they are meant to run."""
+    """Check the services of `make services` on this machine, if they are meant to run."""
     if not environment.services_file(root).exists():
         return Check("services", "ok", "none started on this machine")
     if find_spec("psycopg2") is None:

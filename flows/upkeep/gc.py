@@ -73,7 +73,7 @@ def collect(root: Path, registry: Registry, keep_days: float, confirm: Callable[
 
 
 def _make(root: Path, registry: Registry, before: float, busy: Sequence[str]) -> Plan:
-    """What was last used `before` (seconds since 1970) and nothing refers to; `busy`: names of locks that are held."""
+    """Plan what was last used `before` (seconds since 1970) and nothing refers to; `busy`: names of held locks."""
     versions = list(_versions(registry))
     datasets = {name.partition(".")[0] for name in busy}
     home, foreign = root / ".pvqae", gc_data.shared_cache(root)
@@ -95,7 +95,7 @@ def _make(root: Path, registry: Registry, before: float, busy: Sequence[str]) ->
 
 
 def _versions(registry: Registry) -> Iterator[dict[str, str]]:
-    """The tags of every version, also of models that a person has renamed."""
+    """Yield the tags of every version, also of models that a person has renamed."""
     for name in registry.owners(""):
         for number in range(1, int(registry.find(name, {}) or 0) + 1):
             try:
@@ -115,7 +115,10 @@ def _work(home: Path, busy: set[str]) -> Iterator[Path]:
 
 
 def _workspaces(home: Path, busy: set[str], registry: Registry) -> list[Path]:
-    """A dataset's workspace has its params of then: it stays while it has versions. A worker's holds nothing alone."""
+    """Return the workspaces that may go.
+
+    A dataset's has its params of then: it stays while it has versions. A worker's holds nothing that is nowhere else.
+    """
     spaces = [path for path in home.glob("runs/*") if not promotions.models_of(registry, path.name)]
     return [path for path in [*spaces, *home.glob("jobs/*")] if path.name not in busy]
 
@@ -159,13 +162,13 @@ def _all(path: Path) -> Iterator[Path]:
 
 
 def _outermost(items: Sequence[_Item]) -> tuple[_Item, ...]:
-    """Without what lies in a folder that goes anyway."""
+    """Leave out what is in a folder that goes anyway."""
     going = {item.path for item in items}
     return tuple(item for item in items if going.isdisjoint(item.path.parents))
 
 
 def _removed(path: Path) -> str:
-    """Remove `path`; why it could not be removed, "" when it is gone."""
+    """Remove `path`; return why it could not be removed, "" when it is gone."""
     try:
         _remove(path)
     except (PvqaeError, OSError) as error:

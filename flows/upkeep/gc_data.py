@@ -1,6 +1,6 @@
 """Which objects of DVC's cache nothing refers to any more.
 
-`dvc gc` would not do: it looks for dvc.lock beside dvc.yaml; on `pvqae/data` each dataset's is in a folder of its own.
+`dvc gc` would not do: it looks for dvc.lock next to dvc.yaml; on `pvqae/data` each dataset's is in a folder of its own.
 """
 
 import json
@@ -15,7 +15,7 @@ from pvqae.core.errors import PvqaeError
 
 
 def unneeded(root: Path, commits: Iterable[str], idle: Callable[[Iterable[Path]], list[Path]]) -> list[Path]:
-    """Files of the cache that neither a work tree, a branch, a tag, nor one of `commits` (on pvqae/data) needs.
+    """Return files of the cache that neither a work tree, a branch, a tag, nor one of `commits` (on pvqae/data) needs.
 
     `idle` says which of them may go at all.
 
@@ -34,13 +34,13 @@ def unneeded(root: Path, commits: Iterable[str], idle: Callable[[Iterable[Path]]
 
 
 def shared_cache(root: Path) -> Path | None:
-    """DVC's cache where it lies outside of the project: others may need what this project does not know of."""
+    """Return DVC's cache where it is outside of the project: others may need what this project does not know of."""
     found = dvc_files.cache(root)
     return None if found.resolve().is_relative_to(root.resolve()) else found
 
 
 def _hash(path: Path) -> str:
-    """Of an object's file, without .dir."""
+    """Return the hash of an object's file, without .dir."""
     return path.parent.name + path.name.partition(".")[0]
 
 
@@ -49,7 +49,7 @@ def _of_run(path: Path) -> set[str]:
 
 
 def _named(root: Path, commits: Iterable[str]) -> set[str]:
-    """Hashes that a dvc.lock or a .dvc file names."""
+    """Return the hashes that a dvc.lock or a .dvc file names."""
     wanted = {git.needed(root, commit, "data_sha of a version") for commit in commits}
     found: set[str] = set()
     for commit in sorted(wanted | git.all_commits(root)):
@@ -64,7 +64,7 @@ def _named(root: Path, commits: Iterable[str]) -> set[str]:
 
 
 def _here(root: Path) -> Iterator[Path]:
-    """In the project and its workspaces, committed or not."""
+    """Yield such files in the project and its workspaces, committed or not."""
     for place in (root, *root.glob(".pvqae/runs/*"), *root.glob(".pvqae/jobs/*")):
         yield from place.glob("dvc.lock")
         yield from place.glob("data/raw/*.dvc")
@@ -83,7 +83,7 @@ def _hashes(text: str, name: str) -> set[str]:
 
 
 def _md5(value: object) -> Iterator[str]:
-    """Every hash below a key md5."""
+    """Yield every hash below a key md5."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key == "md5" and isinstance(item, str):
@@ -98,7 +98,7 @@ def _md5(value: object) -> Iterator[str]:
 
 
 def _with_contents(objects: Path, hashes: set[str]) -> set[str]:
-    """`hashes` without .dir, and those of the files in the folders among them."""
+    """Return `hashes` without .dir, and those of the files in the folders among them."""
     found = {name.partition(".")[0] for name in hashes}
     for name in hashes:
         listing = objects / name[:2] / name[2:]

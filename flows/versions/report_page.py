@@ -116,9 +116,9 @@ def _version(
 
 
 def _comparison(
-    registry: Registry, name: str, tags: Mapping[str, str], beside: tuple[str, str], metrics: Mapping[str, Any]
+    registry: Registry, name: str, tags: Mapping[str, str], against: tuple[str, str], metrics: Mapping[str, Any]
 ) -> Comparison | None:
-    other, role = beside
+    other, role = against
     if not other or not registry.exists(name, other):
         return None
     theirs = registry.version_tags(name, other)
