@@ -142,7 +142,7 @@ def _recorded(registry: Registry, space: Workspace, outcome: Outcome) -> Iterato
     """
     from prefect.artifacts import create_markdown_artifact
 
-    from flows.train.recording import ending, experiment
+    from flows.train.recording import flow_run
 
     decision, name = outcome.decision, outcome.dataset
     tags = {
@@ -152,21 +152,15 @@ def _recorded(registry: Registry, space: Workspace, outcome: Outcome) -> Iterato
         "trigger": decision.trigger,
         "arrived": "\n".join(outcome.taken.lines)[:_LONGEST],
     }
-    tags |= workspace.end_dead_runs(registry, space.root, experiment(space), "retrain")
-    run = registry.start(experiment(space), f"retrain {name}", tags=tags)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "decision.json"
-        values = {"decision": asdict(decision), "facts": asdict(outcome.facts), "arrived": outcome.taken.lines}
-        write_text(file, json.dumps(values, indent=1) + "\n")
-        registry.artifact(run, file)
-    body = "\n".join([f"# retrain {name}", *(f"* {line}" for line in outcome.lines)])
-    create_markdown_artifact(body, key=lineage.artifact_key("retrain", name), description=decision.reason)
-    try:
+    with flow_run(registry, space, "retrain", tags) as run:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "decision.json"
+            values = {"decision": asdict(decision), "facts": asdict(outcome.facts), "arrived": outcome.taken.lines}
+            write_text(file, json.dumps(values, indent=1) + "\n")
+            registry.artifact(run, file)
+        body = "\n".join([f"# retrain {name}", *(f"* {line}" for line in outcome.lines)])
+        create_markdown_artifact(body, key=lineage.artifact_key("retrain", name), description=decision.reason)
         yield run
-    except BaseException as error:
-        registry.finish(run, ending(error))
-        raise
-    registry.finish(run, ending(None))
 
 
 @flow(name="retrain-all", persist_result=False)

@@ -1,4 +1,4 @@
-"""What a run came to: one row per class, for the terminal, for Prefect's page and for whoever called the flow."""
+"""What a train run came to: one row per class, for the terminal, Prefect's page and the flow's caller."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -38,6 +38,7 @@ class Summary:
 
     @property
     def nothing_changed(self) -> bool:
+        """Whether no stage did anything and no version is new."""
         return not (self.ran or self.restored or any(version.new for version in self.versions))
 
 
@@ -50,35 +51,35 @@ class ClassesFailed(PvqaeError):  # noqa: N818 - it names an outcome, not a faul
         self.failed, self.summary = tuple(failed), summary
 
 
-def cell(value: Any) -> str:
+def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def version_text(version: Registered) -> str:
+def _version_text(version: Registered) -> str:
     if not version.version:
         return "not registered"
     return f"{version.version}{' ' + version.alias if version.alias else ''}{' (new)' if version.new else ''}"
 
 
-def fate(version: Registered) -> str:
-    """What became of a new bundle and why, in words."""
+def _fate(version: Registered) -> str:
+    """Say what became of a new bundle and why."""
     what = f"version {version.version} is {version.alias}" if version.version else "not registered"
     return f"{what}: {'; '.join(version.reasons)}"
 
 
 def rows(summary: Summary) -> list[dict[str, str]]:
-    """One dict per class, last the mean; column → printed value."""
+    """Return one dict per class, last the mean: column → printed value."""
     found = []
-    registered = {item.category: version_text(item) for item in summary.versions}
+    registered = {item.category: _version_text(item) for item in summary.versions}
     for name, figures in summary.figures["classes"].items():
-        cells = {column: cell(figures.get(key)) for column, key in FIGURES.items()}
+        cells = {column: _cell(figures.get(key)) for column, key in FIGURES.items()}
         found.append({"class": name, **cells, "version": registered.get(name, "-")})
-    mean = {column: cell(summary.figures["mean"].get(key)) for column, key in FIGURES.items()}
+    mean = {column: _cell(summary.figures["mean"].get(key)) for column, key in FIGURES.items()}
     return [*found, {"class": "mean", **mean, "version": ""}]
 
 
 def table(summary: Summary) -> Table:
-    """Fits 80 columns: headers wrap, figures and names don't."""
+    """Return a table that fits 80 columns: headers wrap, figures and names don't."""
     shown = Table(title=f"{summary.dataset}: {summary.report}", title_justify="left", box=box.SIMPLE_HEAD)
     shown.show_edge, shown.pad_edge, shown.padding = False, False, (0, 1, 0, 0)
     for name in rows(summary)[0]:
@@ -90,9 +91,10 @@ def table(summary: Summary) -> Table:
 
 
 def sentences(summary: Summary) -> list[str]:
-    """What happened, in words; the reasons of what did not."""
+    """Say what happened, and why the rest did not."""
+    warned = [f"Warning about the data: {text}" for text in summary.warnings]
     if summary.nothing_changed and not summary.uncommitted:
-        return ["Nothing changed: no stage ran, no version registered.", *_warned(summary)]
+        return ["Nothing changed: no stage ran, no version registered.", *warned]
     found = [f"Stages run: {_listed(summary.ran)}. Taken from DVC's cache: {_listed(summary.restored)}."]
     if summary.uncommitted:
         files = ", ".join(summary.uncommitted[:10]) + (", ..." if len(summary.uncommitted) > 10 else "")
@@ -101,12 +103,8 @@ def sentences(summary: Summary) -> list[str]:
             "commit them, then run again (nothing is trained again)."
         )
     else:
-        found += [f"{item.category}: {fate(item)}" for item in summary.versions if item.new or not item.version]
-    return [*found, *_warned(summary)]
-
-
-def _warned(summary: Summary) -> list[str]:
-    return [f"Warning about the data: {text}" for text in summary.warnings]
+        found += [f"{item.category}: {_fate(item)}" for item in summary.versions if item.new or not item.version]
+    return [*found, *warned]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -114,7 +112,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def commands(summary: Summary, environ: Mapping[str, str], opener: str) -> list[tuple[str, str]]:
-    """What to type next: a purpose and a command each."""
+    """Return what to type next: a purpose and a command each."""
     found = [("open the report", shlex.join([opener, str(summary.report / "index.html")]))]
     if summary.tracking_uri.startswith("http"):
         found.append(("open MLflow", shlex.join([opener, summary.tracking_uri])))
@@ -129,7 +127,7 @@ def commands(summary: Summary, environ: Mapping[str, str], opener: str) -> list[
 
 
 def markdown(summary: Summary) -> str:
-    """The table and the links as one Prefect artifact."""
+    """Return the table and the links as one Prefect artifact."""
     lines = rows(summary)
     head = list(lines[0])
     body = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

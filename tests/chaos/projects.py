@@ -72,8 +72,8 @@ class Forked:
 
 
 # What flows import; a command that moves an alias needs less.
-FLOW_MODULES = tuple(f"flows.{name}" for name in ("train", "retrain", "score", "promote", "promotions", "summary"))
-ALIAS_MODULES = ("flows.versions.promotions", "flows.train.steps", "flows.versions.report_page")
+FLOW_MODULES = ("flows.train.train", "flows.retrain.retrain", "flows.serving.score", "flows.gate.promote")
+ALIAS_MODULES = ("flows.versions.promotions", "flows.train.train", "flows.versions.report_page")
 
 
 class Server:

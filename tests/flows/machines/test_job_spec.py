@@ -14,7 +14,7 @@ from flows.train import stages
 from pvqae.core import config
 
 
-def graph(names: Sequence[str], network: str, grouping: str) -> stages.Graph:
+def graph(names: Sequence[str], network: str, grouping: str) -> stages._Graph:
     params = {"data": {"name": "x"}, "model": {"network": network}, "prior": {"grouping": grouping}}
     return stages.class_stages(classes.classes(config.parse(params), names))
 
@@ -28,7 +28,7 @@ GRAPHS = st.builds(
 
 
 @given(GRAPHS)
-def test_chains_hold_every_stage_once_and_keep_the_order(found: stages.Graph) -> None:
+def test_chains_hold_every_stage_once_and_keep_the_order(found: stages._Graph) -> None:
     joined = job_spec.chains(found)
     assert sorted(stage for chain in joined for stage in chain) == sorted(found)
     done: set[str] = set()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.adapters.tracking import Metric, as_metrics
-from flows.train.recording import Tail, curves
+from flows.train.recording import _curves, _Tail
 
 
 def line(step: int, loss: float) -> str:
@@ -21,12 +21,12 @@ def test_each_number_of_a_row_is_a_point_and_folds_are_apart() -> None:
         {"fold": "full", "step": 3, "loss": 0.6},
         {"phase": "vq", "fold": "fold-1", "step": 3, "loss": 0.7},
     ]
-    assert curves(rows) == [Metric("vq/loss", 0.5, 3), Metric("train/loss", 0.6, 3), Metric("vq/fold-1/loss", 0.7, 3)]
+    assert _curves(rows) == [Metric("vq/loss", 0.5, 3), Metric("train/loss", 0.6, 3), Metric("vq/fold-1/loss", 0.7, 3)]
 
 
 def test_a_row_is_handed_on_once_whatever_file_it_stands_in(tmp_path: Path) -> None:
     taken: list[Metric] = []
-    tail = Tail(taken.extend)
+    tail = _Tail(taken.extend)
     live, history = tmp_path / "progress.jsonl", tmp_path / "history.jsonl"
     live.write_text(line(1, 0.9) + line(2, 0.8)[:-9])  # the second is still being written
     tail.take(live)
@@ -39,7 +39,7 @@ def test_rows_arrive_while_the_stage_runs_but_not_those_of_another_one(tmp_path:
     taken: list[Metric] = []
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "progress.jsonl").write_text(line(7, 0.1))
-    with Tail(taken.extend).following(tmp_path, "*/progress.jsonl"):
+    with _Tail(taken.extend).following(tmp_path, "*/progress.jsonl"):
         (tmp_path / "new").mkdir()
         (tmp_path / "new" / "progress.jsonl").write_text(line(1, 0.9))
         deadline = time.monotonic() + 5

@@ -29,7 +29,7 @@ from flows.retrain import admission
 from flows.retrain.arrivals import Champions
 from flows.review import review
 from flows.serving import score
-from flows.train import steps
+from flows.train import train
 from flows.upkeep import gc
 from flows.versions import promotions, report_page, version_bundles, warm_start
 from pvqae.core.config import Gate
@@ -257,7 +257,7 @@ def test_one_class_s_failed_version_stops_no_other() -> None:
                 raise RegistryError("no files")
             return f"version of {category}"
 
-    found, failed = steps.versions(Half(), None, ["a", "b", "c"])  # type: ignore[arg-type]
+    found, failed = train._versions(Half(), None, ["a", "b", "c"])  # type: ignore[arg-type]
     assert [found[0], found[2]] == ["version of a", "version of c"]
     assert (found[1].version, found[1].reasons) == ("", ("no files",))
     assert failed == ("b: no files",)
