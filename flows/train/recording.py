@@ -70,7 +70,7 @@ class _Tail:
     def take(self, path: Path) -> None:
         """Hand on the new rows of a file; one that is still being written is left for the next look."""
         new = []
-        for row in lines.read(path):
+        for row in lines.records(path, dict):
             place = tuple(row.get(key) for key in _PLACE)
             if place not in self._seen:
                 self._seen.add(place)
