@@ -23,13 +23,14 @@ from pvqae.calibration import fitting
 from pvqae.core import config
 from pvqae.core.files import write_text
 from pvqae.evaluation.metrics import PixelCounts, image_auroc
+from pvqae.evaluation.stage import Judgeable
 from pvqae.inference.scoring import through
 from pvqae.samples import geometry, images
 
 OURS = "pvqae"
 METHODS = (OURS, *BASELINES)
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
-_JUDGES = ("flows/experiments/trial.py", "pvqae/evaluation/metrics.py", "pvqae/calibration/thresholds.py")
+_JUDGES = ("flows/experiments/trial.py", "pvqae/evaluation", "pvqae/calibration/thresholds.py")
 _MEASURES = ("pvqae/calibration/normals.py", "pvqae/inference/measures.py", "pvqae/inference/readout.py")
 
 
@@ -84,7 +85,7 @@ def _measure(context: BenchmarkContext, method: str, params: config.Params) -> E
     return _judge(context, _results(context, baseline), partial(_one, context, baseline), seconds, baseline.megabytes)
 
 
-def _results(context: BenchmarkContext, baseline: Baseline) -> Iterator[trial.Judgeable]:
+def _results(context: BenchmarkContext, baseline: Baseline) -> Iterator[Judgeable]:
     ids = list(context.test["sample_id"])
     for one in subjects.each_image(context.unseen, context.test, context.params.image):
         yield baseline.score(one.features, one.valid, one.canvas, ids[one.row])
@@ -98,7 +99,7 @@ def _one(context: BenchmarkContext, baseline: Baseline, image: images.Floats) ->
 
 def _judge(
     context: BenchmarkContext,
-    scored: Iterator[trial.Judgeable],
+    scored: Iterator[Judgeable],
     one: Callable[[images.Floats], object],
     seconds: float,
     size: float,

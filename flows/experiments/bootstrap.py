@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pvqae.core import seeding
-from pvqae.evaluation.metrics import PixelCounts, pixel_aupro, pixel_auroc, wins
+from pvqae.evaluation.metrics import PixelCounts, pairs_won, pixel_aupro, pixel_auroc
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -48,10 +48,9 @@ def weights(groups: Sequence[str], defect: Bools, draws: int = DRAWS, seed: int 
 
 def image_aurocs(defect: Bools, scores: Floats, weights_Dn: Floats) -> Floats:
     """Return the image AUROC of each draw, D; NaN where a draw lacks defects or normals."""
-    above = wins(scores[defect], scores[~defect])
     hits, alarms = weights_Dn[:, defect], weights_Dn[:, ~defect]
     pairs = hits.sum(1) * alarms.sum(1)
-    won = ((hits @ above) * alarms).sum(1)
+    won = pairs_won(scores[defect], scores[~defect], hits, alarms)
     shares: Floats = np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
     return shares
 

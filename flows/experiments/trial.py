@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,9 @@ from pvqae.core.files import write_tensors
 from pvqae.core.progress import track
 from pvqae.core.tensors import read_tensors
 from pvqae.datasets import splits
-from pvqae.evaluation import figures
-from pvqae.evaluation.metrics import PixelCounts, PixelMetrics, count
+from pvqae.evaluation import figures, stage
+from pvqae.evaluation.metrics import PixelCounts, PixelMetrics
+from pvqae.evaluation.stage import Judgeable
 from pvqae.features.examples import Examples
 from pvqae.inference import bundle
 from pvqae.inference.measures import Networks
@@ -39,7 +40,6 @@ from pvqae.model.autoencoder import load_autoencoder
 from pvqae.model.backbones import Backbone, on_grid
 from pvqae.prior import learn
 from pvqae.prior.prior import Prior, load_prior
-from pvqae.samples.geometry import mask_of
 from pvqae.samples.images import Floats, read
 from pvqae.training import loop, network
 from pvqae.training.run import start
@@ -49,21 +49,6 @@ Values = dict[str, Any]
 SOURCES = (*subjects.VIEW_SOURCES, "pvqae/training", "pvqae/prior", "pvqae/core/runtime.py", "pvqae/core/seeding.py")
 SAVED = ("seed", "image", "model", "train")
 _REPEATS = 5  # images whose scoring is timed
-
-
-class Judgeable(Protocol):
-    """What a detector says of one image: the scorer's `Scored`, or a baseline's result."""
-
-    @property
-    def sample_id(self) -> str: ...
-    @property
-    def image_score(self) -> float: ...
-    @property
-    def anomaly_map(self) -> NDArray[np.float32]: ...
-    @property
-    def parts(self) -> dict[str, float]: ...
-    @property
-    def part_maps(self) -> dict[str, NDArray[np.float32]]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +81,8 @@ class BenchmarkContext:
     """A class ready to be measured: its views are read at first use and shared by all detectors and seeds.
 
     Detectors learn from the normals of train and calibrate, or of train alone where the class is large enough for that
-    (`folds`), and are judged on split test. Raises `DataError` where one of these is empty or not one class.
+    (`splits.assign_folds`). They are judged on split test. Raises `DataError` where one of these is empty or not one
+    class.
     """
 
     subject: Subject
@@ -191,22 +177,16 @@ class BenchmarkContext:
 
 
 def judge(scored: Iterable[Judgeable], rows: pd.DataFrame, data_root: Path) -> Judged:
-    """Judge one result for each of `rows` against labels and masks. Raises `DataError` for results in another order."""
-    masked = (rows["mask_path"] != "").any()
+    """Judge one result for each of `rows` against labels and masks; raises `DataError` as `stage.judge` does."""
     pixels: dict[str, PixelMetrics] = {}
-    table, counts = [], []
-    for row, item in zip(rows.to_dict("records"), track(scored, "judging", total=len(rows)), strict=True):
-        if row["sample_id"] != item.sample_id:
-            raise DataError(f"expected the score of {row['sample_id']}, found that of {item.sample_id}; keep the order")
-        facts = {key: row[key] for key in ("sample_id", "group_id", "label", "kind")}
-        table.append(facts | {"image_score": item.image_score, **item.parts})
-        if masked:
-            mask = mask_of(row["mask_path"], item.anomaly_map.shape, data_root)
-            counts.append(count(item.anomaly_map, mask))
-            pixels.setdefault("fused", PixelMetrics()).add_counts(counts[-1])
-            for name, values in item.part_maps.items():
-                pixels.setdefault(name, PixelMetrics()).add(values, mask)
-    return Judged(pd.DataFrame(table), pixels, counts)
+    table, counts = {}, {}  # of the results themselves nothing stays: they hold maps
+    for one in stage.judge(rows, track(scored, "judging", total=len(rows)), data_root, pixels):
+        facts = {key: one.row[key] for key in ("sample_id", "group_id", "label", "kind")}
+        table[one.item.sample_id] = facts | one.scores
+        if one.counts is not None:
+            counts[one.item.sample_id] = one.counts
+    order = list(rows["sample_id"])
+    return Judged(pd.DataFrame([table[s] for s in order]), pixels, [counts[s] for s in order if s in counts])
 
 
 def score_rows(scorer: Scorer, rows: pd.DataFrame, root: Path, views: Examples | None) -> Iterator[Scored]:

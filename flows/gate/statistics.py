@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtri
 
 from pvqae.core.config import Gate
-from pvqae.evaluation.metrics import image_auroc
+from pvqae.evaluation.metrics import image_auroc, pairs_won
 
 _Floats = NDArray[np.float64]
 _Bools = NDArray[np.bool_]
@@ -80,25 +80,12 @@ def compare(
     found = []
     for times in np.array_split(_resamples(len(names), draws, seed), max(1, draws * len(numbers) // _AT_ONCE)):
         hits, normals = times[:, numbers[defect]], times[:, numbers[~defect]]
-        won = [_won(scores[defect], scores[~defect], hits, normals) for scores in (challenger, champion)]
+        won = [pairs_won(scores[defect], scores[~defect], hits, normals) for scores in (challenger, champion)]
         pairs = hits.sum(1) * normals.sum(1)
         found.append(((won[0] - won[1]) / np.maximum(pairs, 1))[pairs > 0])
     drawn = np.concatenate(found)
     low, high = np.quantile(drawn, [1 - confidence, confidence])
     return Comparison(first, second, float(low), float(high), float(drawn.std()), len(names), int(defect.sum()))
-
-
-def _won(defects_d: _Floats, normals_n: _Floats, hits_Dd: _Floats, counts_Dn: _Floats) -> _Floats:
-    """Count the pairs that the defect wins in each of D resamples, ties half.
-
-    By ranks, since pairs grow with the images' square, and exact: all are sums of whole numbers. `hits_Dd` and
-    `counts_Dn` say how often each defect and each normal is drawn.
-    """
-    order = np.argsort(normals_n)
-    below = np.pad(np.cumsum(counts_Dn[:, order], axis=1), ((0, 0), (1, 0)))
-    first, last = (np.searchsorted(normals_n[order], defects_d, side) for side in ("left", "right"))
-    won: _Floats = (hits_Dd * (below[:, first] + below[:, last])).sum(1) / 2
-    return won
 
 
 def compared(

@@ -41,11 +41,18 @@ def rates(defect: Bools, scores: Floats, threshold: float) -> Rates:
     )
 
 
-def wins(defects: NDArray[np.float64], normals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each (defect, normal) 1 where the defect scores higher, ½ for ties: their mean is the image AUROC."""
-    above, equal = defects[:, None] > normals[None], defects[:, None] == normals[None]
-    found: NDArray[np.float64] = above.astype(np.float64) + 0.5 * equal
-    return found
+def pairs_won(defects_d: Floats, normals_n: Floats, hits_Dd: Floats, counts_Dn: Floats) -> Floats:
+    """Count the pairs of a defect and a normal in which the defect scores higher, ties half, in each of D resamples.
+
+    `hits_Dd` and `counts_Dn` say how often each defect and each normal is drawn; divided by the number of pairs, the
+    result is the image AUROC of a resample. By ranks, since pairs grow with the images' square, and exact: all are sums
+    of whole numbers.
+    """
+    order = np.argsort(normals_n)
+    below = np.pad(np.cumsum(counts_Dn[:, order], axis=1), ((0, 0), (1, 0)))
+    first, last = (np.searchsorted(normals_n[order], defects_d, side) for side in ("left", "right"))
+    won: Floats = (hits_Dd * (below[:, first] + below[:, last])).sum(1) / 2
+    return won
 
 
 def image_auroc(defect: Bools, scores: Floats) -> float | None:
