@@ -78,7 +78,7 @@ def notifier() -> Any:
     from flows.adapters.prefect_client import HttpEvents
 
     if not (api := os.environ.get("PREFECT_API_URL", "")):
-        raise ConfigError("PREFECT_API_URL: expected a Prefect server, found none; run: python -m flows services up")
+        raise ConfigError("PREFECT_API_URL: no Prefect server is set; run: python -m flows services up")
     return HttpEvents(api)
 
 

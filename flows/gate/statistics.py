@@ -21,7 +21,7 @@ _Floats = NDArray[np.float64]
 _Bools = NDArray[np.bool_]
 
 _AT_ONCE = 4_000_000  # numbers of draws times images
-_POWER = 0.95  # with which an equal challenger shall pass, when the number of groups that it needs is said
+_POWER = 0.95  # of passing, at which the number of groups that an equal challenger needs is given
 
 
 @dataclass(frozen=True)

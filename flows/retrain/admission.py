@@ -85,7 +85,7 @@ def _new_objects(
 def _take_in(
     paths: IntakePaths, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions
 ) -> Taken:
-    """Look at every new object of the landing area; keep the accepted ones beside the dataset."""
+    """Look at every new object of the landing area; keep the accepted ones next to the dataset."""
     release(paths, ledger)
     if (area := watch.landing_area(paths.root, params)) is None:
         return Taken()

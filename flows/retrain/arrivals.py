@@ -94,9 +94,7 @@ class Champions:
 
         name, version = lineage.model_name(self._dataset, category), self.version(category)
         if not version:
-            raise DataError(
-                f"{name}: expected a champion to screen with, found none; run `python -m flows train` first"
-            )
+            raise DataError(f"{name}: there is no champion to screen with; run `python -m flows train` first")
         self._place.mkdir(parents=True, exist_ok=True)
         folder = version_bundles.fetch(self._registry, name, version, self._place / f"{category}-{version}")
         self._loaded[category] = bundle.load(folder)

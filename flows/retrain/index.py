@@ -155,7 +155,7 @@ def _exposure_misfit(image: Known, own: Sequence[Known]) -> str:
     frame = pd.DataFrame(rows, columns=["category", *_STATISTICS])
     learnt = pd.Series([True] * len(own) + [False])
     if not manifest.shows_something(frame, frame["std"], learnt).iloc[-1]:
-        return f"expected a picture, found a blank: grey levels spread by {image.std:g}"
+        return f"the picture is blank: its grey levels spread by {image.std:g}"
     limit = _SHARE_OF_LIMIT * manifest.LIMIT
     for name in _STATISTICS:
         away = float(manifest.deviations(frame, frame[name], learnt).iloc[-1])

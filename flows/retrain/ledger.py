@@ -18,7 +18,7 @@ from flows.core import lines
 from pvqae.core import files
 from pvqae.core.files import write_text
 
-# accepted: kept beside the dataset; versioned: in a DVC version of it; lost: its kept file is gone, so it is as new.
+# accepted: kept next to the dataset; versioned: in a DVC version of it; lost: its kept file is gone, so it is as new.
 # The others are final unless a person decides.
 State = Literal["accepted", "versioned", "review", "duplicate", "quarantined", "lost"]
 

@@ -1,6 +1,6 @@
 """Apply: all labels that were not applied yet come into the dataset as one DVC version, with who and when.
 
-Each image takes the way of any that arrives: its file is put beside the dataset, noted in the ledger, then admitted. So
+Each image comes in as any that arrives: its file is kept next to the dataset, noted in the ledger, then admitted. So
 after a crash at any step the next apply, or the next retraining, does what is missing; nothing is lost or comes in
 twice.
 """
@@ -71,7 +71,7 @@ class Applier:
         return Applied(outcomes, admitted, version)
 
     def _settle(self, label: Label, find: Callable[[str], Item | None]) -> str:
-        """Put one labelled image beside the dataset, or say why not."""
+        """Keep one labelled image next to the dataset, or say why not."""
         if label.origin == "test":
             return "only noted: an image of the test split never teaches"
         entries = (*self._ledger.entries("review"), *self._ledger.entries("accepted", "versioned"))
