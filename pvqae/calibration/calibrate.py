@@ -26,11 +26,11 @@ from pvqae.prior.prior import prior_facts
 from pvqae.samples import classes, images
 from pvqae.samples import rows as checked
 
-RETAKEN = 4  # images of a fit that are taken again
+_RETAKEN = 4  # images of a fit that are taken again
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class _Judged:
     """What a fit says of normals that it has not seen."""
 
     frame: pd.DataFrame  # sample_id, group_id, score
@@ -76,15 +76,15 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
 def fit_all(
     found: dict[str, Networks], examples: Examples, rows: pd.DataFrame, params: config.Params, data_root: Path
 ) -> tuple[dict[str, Scorer], pd.DataFrame]:
-    """A scorer per fit, all with the read-out that suits the class, and what each read-out reached (may be empty).
+    """Return a scorer per fit, all with the read-out that suits the class, and a table of what each read-out reached.
 
     `rows`: the class's normals with column `fold`, paths below `data_root`; `examples`: their views; `found`: the
-    networks of each fit.
+    networks of each fit. The table is empty if the params leave nothing to choose.
     """
     fitted = {}
     for fit, networks in track(found.items(), "memory", len(found)):
         seen = _seen(examples, rows, fit)
-        some = np.unique(seen.rows[torch.linspace(0, len(seen) - 1, RETAKEN).long()]).tolist()
+        some = np.unique(seen.rows[torch.linspace(0, len(seen) - 1, _RETAKEN).long()]).tolist()
         again = retake(rows, some, data_root, params.image, networks.backbone, params.seed)
         fitted[fit] = fitting.fit(networks, seen, fitting.group_numbers(rows, seen), params, fit, again)
     score, table = _choose(fitted, rows, data_root, params.score)
@@ -98,7 +98,7 @@ def _seen(examples: Examples, rows: pd.DataFrame, fit: str) -> Examples:
 def _choose(
     fitted: dict[str, Fitted], rows: pd.DataFrame, data_root: Path, score: config.Score
 ) -> tuple[config.Score, pd.DataFrame]:
-    """The class's read-outs, by normals that the fits have not seen."""
+    """Choose the class's read-outs by normals that the fits have not seen."""
     if not choice.is_open(score):
         return score, pd.DataFrame()
     judges = {fit: rows[splits.judges(rows, fit)] for fit in fitted}
@@ -115,15 +115,15 @@ def _choose(
 def _pictures(
     rows: pd.DataFrame, most: int, data_root: Path, bits: images.Bits, what: str
 ) -> Iterator[tuple[str, images.Floats]]:
-    """sample_id and pixels of at most `most` of the rows, and of one at least, spread evenly."""
+    """Yield sample_id and pixels of at most `most` of the rows, and of at least one, spread evenly."""
     count = max(1, min(most, len(rows)))
     some = rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
     for sample_id, path in track(zip(some["sample_id"], some["path"], strict=True), what, count):
         yield sample_id, images.read(path, data_root, bits)
 
 
-def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> Judged:
-    """Every normal that a fit may judge, through the one scoring path."""
+def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> _Judged:
+    """Score every normal that a fit may judge, through the one scoring path."""
     parts, peaks, medians = [], [], []
     for fit, scorer in scorers.items():
         mine = rows[splits.judges(rows, fit)]
@@ -137,4 +137,4 @@ def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> Ju
             "no normals are left for calibration: expected rows with split calibrate; raise data.shares"
         )
     frame = pd.DataFrame(parts, columns=["sample_id", "score"]).merge(rows[["sample_id", "group_id"]], on="sample_id")
-    return Judged(frame, np.array(peaks), np.array(medians))
+    return _Judged(frame, np.array(peaks), np.array(medians))

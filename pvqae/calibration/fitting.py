@@ -26,12 +26,12 @@ from pvqae.model.autoencoder import load_autoencoder
 from pvqae.model.backbones import Features, cells_of, on_grid
 from pvqae.prior.prior import load_prior
 
-CHUNK = 16
-RESIDUALS = 20000  # cells that the covariance is taken from; more change nothing
+_CHUNK = 16
+_RESIDUALS = 20000  # cells that the covariance is taken from; more change nothing
 
 
 def load_networks(layout: Layout, params: config.Params, network: str, prior: str, fit: str) -> measures.Networks:
-    """The trained parts of one fit, memory still empty."""
+    """Load the trained parts of one fit, its memory still empty."""
     backbone = backbones.make(params.model).eval()
     own = layout.network(network) / f"{fit}.safetensors"
     weights = own if own.exists() else own.with_name(f"{splits.FULL}.safetensors")  # see `folds.of_networks`
@@ -48,20 +48,20 @@ def _features(found: measures.Networks, batch: Batch) -> Features:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class _Measured:
     """What a fit measured of some of its training images."""
 
     rows: Tensor  # n, the row of the frame that each view comes from
     raw: list[measures.Raw]  # of the views, in their order, several in each
 
     def values(self, name: str) -> tuple[Tensor, Tensor]:
-        """A measure of all views, and which of its cells are image, n x h_r x w_r each."""
+        """Return a measure of all views, and which of its cells are image, n x h_r x w_r each."""
         if name == "prior":
             return torch.cat([r.budget.unlikely for r in self.raw]), torch.cat([r.budget.valid for r in self.raw])
         return torch.cat([r.maps[name] for r in self.raw]), torch.cat([r.valid[name] for r in self.raw])
 
     def scores(self, scorer: Scorer, name: str) -> "pd.Series[float]":
-        """Image scores of a part by row, each image from all its views."""
+        """Return the image scores of a part by row, each image from all its views."""
         views = [batch.view(index) for batch in self.raw for index in range(len(batch.cells))]
         cells: dict[int, list[Tensor]] = {}
         for row, view in zip(self.rows.tolist(), views, strict=True):
@@ -79,11 +79,11 @@ class Fitted:
     """
 
     scorer: Scorer
-    normals: Measured
-    retaken: Measured | None  # some of them, taken again (`examples.retake`)
+    normals: _Measured
+    retaken: _Measured | None  # some of them, taken again (`examples.retake`)
 
     def reading(self, score: config.Score) -> Scorer:
-        """The scorer with these settings in place of its own, and scales that fit them."""
+        """Return the scorer with these settings in place of its own, and scales that fit them."""
         scorer = replace(self.scorer, score=score, scales={})
         return replace(scorer, scales={name: self._scale(scorer, name) for name in ("s_prior", "s_recon")})
 
@@ -104,26 +104,28 @@ def fit(
     name: str,
     retaken: Examples | None = None,
 ) -> Fitted:
-    """A scorer whose memory and statistics come from `examples` only; `groups_n` numbers each view's group. `retaken`:
-    some of their images again, all views of each."""
+    """Fit a scorer whose memory and statistics come from `examples` only.
+
+    `groups_n` numbers each view's group. `retaken`: some of their images again, all views of each.
+    """
     if params.score.recon in ("memory", "both"):
         found = replace(found, memory=tuple(_memory(found, examples, groups_n, params, name)))
     if params.score.recon in ("decoder", "both"):
         found = replace(found, whitening=_whitening(found, examples))
-    seen = Measured(examples.rows, list(_measured(found, examples, groups_n)))
+    seen = _Measured(examples.rows, list(_measured(found, examples, groups_n)))
     again = None
     if retaken is not None:
         owners = dict(zip(examples.rows.tolist(), groups_n.tolist(), strict=True))
         own = torch.tensor([owners[row] for row in retaken.rows.tolist()])
-        again = Measured(retaken.rows, list(_measured(found, retaken, own)))
+        again = _Measured(retaken.rows, list(_measured(found, retaken, own)))
     normals = {
         name: fit_statistics(*seen.values(name), _grain(seen, again, name)) for name in (*seen.raw[0].maps, "prior")
     }
     return Fitted(Scorer(found, normals, {}, params.image, choice.settled(params.score)), seen, again)
 
 
-def _grain(seen: Measured, again: Measured | None, name: str) -> float:
-    """Root mean square of what a measure changes by when images are taken again."""
+def _grain(seen: _Measured, again: _Measured | None, name: str) -> float:
+    """Return the root mean square of how much a measure changes when images are taken again."""
     if again is None:
         return 0.0
     (before, valid), (after, _) = seen.values(name), again.values(name)
@@ -136,7 +138,7 @@ def _memory(
     found: measures.Networks, examples: Examples, groups_n: Tensor, params: config.Params, name: str
 ) -> Iterator[measures.Level]:
     settings = params.memory
-    per_batch = [[x.half() for x in _features(found, batch).levels] for _, batch in examples.batches(CHUNK)]
+    per_batch = [[x.half() for x in _features(found, batch).levels] for _, batch in examples.batches(_CHUNK)]
     for r, parts in enumerate(zip(*per_batch, strict=True)):
         label = f"{name}/{r}"
         yield fit_level(torch.cat(parts), examples.valid, groups_n, settings, params.seed, label)
@@ -145,12 +147,12 @@ def _memory(
 @torch.no_grad()
 def _whitening(found: measures.Networks, examples: Examples) -> Tensor:
     kept, passed, step = [], 0, 0
-    for _, batch in examples.batches(CHUNK):
+    for _, batch in examples.batches(_CHUNK):
         features = _features(found, batch)
         levels = found.autoencoder.allocate(found.autoencoder.codes(features)).levels
         left = measures.residual(found, features, levels, batch.valid)
         cells = left.movedim(1, -1)[on_grid(batch.valid, left.shape[-2:])]
-        step = step or max(1, int(cells_of(examples.valid, left.shape[-2:]).sum()) // RESIDUALS)
+        step = step or max(1, int(cells_of(examples.valid, left.shape[-2:]).sum()) // _RESIDUALS)
         kept.append(cells[-passed % step :: step])  # every step-th of all
         passed += len(cells)
     return residual_whitening(torch.cat(kept)).half().float()
@@ -158,16 +160,16 @@ def _whitening(found: measures.Networks, examples: Examples) -> Tensor:
 
 @torch.no_grad()
 def _measured(found: measures.Networks, examples: Examples, groups_n: Tensor) -> Iterator[measures.Raw]:
-    for indices, batch in examples.batches(CHUNK):
+    for indices, batch in examples.batches(_CHUNK):
         yield measures.measure(found, _features(found, batch), batch.valid, groups_n[indices]).settled()
 
 
 @torch.no_grad()
 def health(found: measures.Networks, examples: Examples, facts: dict[str, float | None]) -> dict[str, Any]:
-    """Level shares, codebook usage and the prior's cross-entropies, with loud words for a collapse."""
+    """Return level shares, codebook usage, the prior's cross-entropies, and a warning for each collapse."""
     counts = torch.zeros(len(found.autoencoder.spec.channels), dtype=torch.float64)
     uses = torch.zeros(len(found.autoencoder.codebook.codes), dtype=torch.bool)
-    for _, batch in examples.batches(CHUNK):
+    for _, batch in examples.batches(_CHUNK):
         features = _features(found, batch)
         output = found.autoencoder.reconstruct(features, on_grid(batch.valid, features.levels[-1].shape[-2:]))
         coarse = on_grid(batch.valid, output.allocation.onehot.shape[-2:])
@@ -175,12 +177,12 @@ def health(found: measures.Networks, examples: Examples, facts: dict[str, float 
         uses[output.indices.flatten()] = True
     shares = [round(s, 6) for s in (counts / counts.sum()).tolist()]
     used = round(float(uses.float().mean()), 6)
-    warnings = collapse(shares, used)
+    warnings = _collapse(shares, used)
     return {"level_shares": shares, "codebook_usage": used, **facts, "warnings": warnings}
 
 
-def collapse(level_shares: list[float], codebook_usage: float) -> list[str]:
-    """Words for each way in which the mechanism does not work; empty when it does."""
+def _collapse(level_shares: list[float], codebook_usage: float) -> list[str]:
+    """Return a warning for each way in which the mechanism has stopped working; empty if it works."""
     words = []
     if collapsed_levels(level_shares):
         words.append(
@@ -193,6 +195,6 @@ def collapse(level_shares: list[float], codebook_usage: float) -> list[str]:
 
 
 def group_numbers(rows: pd.DataFrame, examples: Examples) -> Tensor:
-    """The number of each view's group."""
+    """Return the number of each view's group."""
     numbers = pd.factorize(rows["group_id"])[0]
     return torch.from_numpy(numbers)[examples.rows]

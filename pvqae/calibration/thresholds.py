@@ -50,7 +50,7 @@ def auroc(defect_n: NDArray[np.bool_], score_n: NDArray[np.floating]) -> float:
 
 
 @dataclass(frozen=True)
-class Threshold:
+class _Threshold:
     """A threshold with what is known of its false-alarm rate."""
 
     value: float
@@ -61,8 +61,8 @@ class Threshold:
     warnings: tuple[str, ...]
 
 
-def threshold(scores: NDArray[np.float64], rate: float) -> Threshold:
-    """The threshold for a target false-alarm `rate`.
+def threshold(scores: NDArray[np.float64], rate: float) -> _Threshold:
+    """Return the threshold for a target false-alarm `rate`.
 
     A rate below 1/(n+1) can't be had from n normals: the threshold is then their maximum, with a warning. Raises
     `CalibrationError` for no scores, or scores that are not finite.
@@ -81,18 +81,18 @@ def threshold(scores: NDArray[np.float64], rate: float) -> Threshold:
         )
     # The rate realised by the k-th of n order statistics is Beta(n + 1 - k, k) distributed.
     low, high = betaincinv(n + 1 - k, k, [0.025, 0.975])
-    return Threshold(float(np.sort(scores)[k - 1]), rate, 1 / (n + 1), (float(low), float(high)), n, warnings)
+    return _Threshold(float(np.sort(scores)[k - 1]), rate, 1 / (n + 1), (float(low), float(high)), n, warnings)
 
 
 def card(
-    chosen: Threshold,
+    chosen: _Threshold,
     judged: pd.DataFrame,
     peaks: NDArray[np.float64],
     middle: float,
     method: str,
     manifest_sha256: str,
 ) -> dict[str, Any]:
-    """calibration.json: everything that someone who asks "why this threshold?" needs.
+    """Return the content of calibration.json: all that answers "why this threshold?".
 
     `judged`: sample_id, group_id, score of the n normals; `peaks`: the highest value of each one's anomaly map;
     `middle`: the median of those maps. The colours of heatmaps are fixed here: a normal part never glows.
@@ -115,7 +115,7 @@ def card(
 def realised_rates(
     scores: NDArray[np.float64], groups: list[str], rate: float, draws: int, seed: int
 ) -> NDArray[np.float64]:
-    """False-alarm rates on one half of the groups with the threshold of the other half, over seeded random halves."""
+    """Return false-alarm rates on one half of the groups with the other half's threshold, over seeded random halves."""
     rng = np.random.default_rng(seed)
     names = np.array(sorted(set(groups)))
     owner = np.array(groups)
@@ -129,19 +129,21 @@ def realised_rates(
 _COARSEST, _FWHM = 32, 2.355  # stride of the prior's grid; width of a Gaussian at half its height, in sigmas
 
 
-def stride(spec: "Spec", fusion: str) -> int:
-    """Model pixels between the finest cells that make the score."""
+def _stride(spec: "Spec", fusion: str) -> int:
+    """Return the model pixels between the finest cells that make the score."""
     return _COARSEST if fusion == "prior" else _COARSEST >> (len(spec.channels) - 1)
 
 
 def smallest(rows: pd.DataFrame, spec: "Spec", image: config.Image, score: config.Score) -> dict[str, Any]:
-    """Part of the card. `pixels`: the side of one finest cell in the image; of a smaller defect a cell sees only a
-    part, so that contrast decides. `apart`: nearer to each other, two defects are one spot of the map. `image`: median
-    (width, height) of `rows`, the class's normals.
+    """Return how small a defect can be to be seen, in pixels of the images themselves: geometry, for the card.
+
+    `pixels`: the side of one finest cell in the image; of a smaller defect a cell sees only a part, so that contrast
+    decides. `apart`: two defects nearer to each other are one spot of the map. `image`: median (width, height) of
+    `rows`, the class's normals. `python -m flows bench smallest` measures it.
     """
     width, height = int(rows["width"].median()), int(rows["height"].median())
     scale = min(geometry.scale_of((height, width), image))
-    cell = stride(spec, score.fusion) / scale
+    cell = _stride(spec, score.fusion) / scale
     return {
         "pixels": round(cell, 1),
         "apart": round(max(cell, _FWHM * score.blur / scale), 1),

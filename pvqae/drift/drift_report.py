@@ -19,13 +19,13 @@ from pvqae.drift.profile import GROUP, SCORE, flatten
 from pvqae.report import page, svg
 
 Values = dict[str, Any]
-Verdict = Literal["drift", "none", "insufficient"]
-WINDOWS = 12  # at most so many windows of one batch
-BARS = 24
+_Verdict = Literal["drift", "none", "insufficient"]
+_WINDOWS = 12  # at most so many windows of one batch
+_BARS = 24
 
 
 @dataclass(frozen=True)
-class Window:
+class _Window:
     """Consecutive images of a batch, judged as a batch of their own."""
 
     since: str  # when its first image was taken, or its path where no time is known
@@ -37,15 +37,15 @@ class Window:
 class Report:
     """What became of a batch. `comparison` is None where there was too little to compare."""
 
-    verdict: Verdict
+    verdict: _Verdict
     sentence: str
     since: str
     comparison: Comparison | None
-    windows: tuple[Window, ...]
+    windows: tuple[_Window, ...]
 
 
 def table(rows: Iterable[Values], bundle_sha256: str) -> pd.DataFrame:
-    """The scored rows of a scores.jsonl as features, in the order in which the images were taken (then of the rows).
+    """Return the scored rows of a scores.jsonl as features, in the order in which the images were taken.
 
     Raises `DataError` for rows of another bundle: their scores have another scale.
     """
@@ -85,25 +85,25 @@ def _too_few(n: int, least: int, groups: int) -> str:
     )
 
 
-def _windows(normals: pd.DataFrame, found: pd.DataFrame, threshold: float, settings: config.Drift) -> Iterable[Window]:
-    """At most `WINDOWS` equal parts, each large enough to judge; none where the batch is not two such parts long."""
-    count = min(WINDOWS, len(found) // drift.smallest(normals, settings.min_images))
+def _windows(normals: pd.DataFrame, found: pd.DataFrame, threshold: float, settings: config.Drift) -> Iterable[_Window]:
+    """Yield at most `_WINDOWS` equal parts, each large enough to judge; none if the batch is shorter than two."""
+    count = min(_WINDOWS, len(found) // drift.smallest(normals, settings.min_images))
     if count < 2:
         return
     size = len(found) // count
     null = drift.Null(normals, size, threshold, settings.rate, settings.draws, 0)
     for number in range(count):
         part = found.iloc[number * size : (number + 1) * size if number + 1 < count else None]
-        yield Window(str(part["since"].iloc[0]), len(part), round(largest(null.judge(part)), 4))
+        yield _Window(str(part["since"].iloc[0]), len(part), round(_largest(null.judge(part)), 4))
 
 
-def largest(found: Comparison) -> float:
-    """The largest figure over its limit."""
+def _largest(found: Comparison) -> float:
+    """Return the largest figure over its limit."""
     return max(max(f.ks / f.limit for f in found.figures), found.share.excess / found.share.limit)
 
 
-def _since(windows: Sequence[Window], first: str) -> str:
-    """The begin of the unbroken row of drifted windows at the end; of the batch where its end is not drifted alone."""
+def _since(windows: Sequence[_Window], first: str) -> str:
+    """Return the start of the drifted windows at the end; the batch's start if its last window alone shows no drift."""
     start = len(windows)
     while start and windows[start - 1].largest > 1:
         start -= 1
@@ -111,7 +111,7 @@ def _since(windows: Sequence[Window], first: str) -> str:
 
 
 def _sentence(found: Comparison, since: str) -> str:
-    """What drifted, by how much, since when."""
+    """Say what drifted, by how much, since when."""
     n = f"{found.n} images against {found.n_normal} trusted normals"
     if not found.drifted:
         return f"No drift: {n}; a shift of {found.detectable_shift:.1f} deviations of normals or more would have shown."
@@ -136,8 +136,8 @@ def _words(found: Comparison, name: str) -> str:
     )
 
 
-def as_values(report: Report, name: str) -> Values:
-    """The content of drift.json."""
+def _as_values(report: Report, name: str) -> Values:
+    """Return the content of drift.json."""
     found = report.comparison
     figures = [asdict(f) | {"drifted": f.drifted} for f in found.figures] if found else []
     return {
@@ -157,14 +157,14 @@ def as_values(report: Report, name: str) -> Values:
 
 
 def write(report: Report, normals: pd.DataFrame, found: pd.DataFrame, threshold: float, name: str, out: Path) -> None:
-    """drift.json and drift.html below `out`."""
-    values = as_values(report, name)
-    write_text(out / "drift.html", render(values, report, normals, found, threshold))
+    """Write drift.json and drift.html below `out`."""
+    values = _as_values(report, name)
+    write_text(out / "drift.html", _render(values, report, normals, found, threshold))
     write_text(out / "drift.json", json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
-def render(values: Values, report: Report, normals: pd.DataFrame, found: pd.DataFrame, threshold: float) -> str:
-    """One page, no network, light and dark."""
+def _render(values: Values, report: Report, normals: pd.DataFrame, found: pd.DataFrame, threshold: float) -> str:
+    """Render one page that needs no network, light and dark."""
     here = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader([here, here.parent / "report"]),
@@ -182,20 +182,20 @@ def render(values: Values, report: Report, normals: pd.DataFrame, found: pd.Data
 
 
 def _chart(normals: pd.DataFrame, found: pd.DataFrame, name: str, threshold: float) -> object:
-    """Normals upwards, the batch downwards, on common bins; the outermost bins hold what lies farther out."""
+    """Draw normals upwards and the batch downwards on common bins; the outermost bins hold what is farther out."""
     ours, theirs = (frame[name].to_numpy(np.float64) for frame in (normals, found))
     both = np.concatenate([ours, theirs])
     low, high = np.quantile(both, [0.005, 0.995])
     if not high > low:
         low, high = low - max(abs(low), 1e-6) * 0.1, low + max(abs(low), 1e-6) * 0.1
-    edges = np.linspace(low, high, BARS + 1)
+    edges = np.linspace(low, high, _BARS + 1)
     counts = [np.histogram(values.clip(low, high), edges)[0].tolist() for values in (ours, theirs)]
     bars = {"edges": edges.tolist(), "counts": {"normal": counts[0], "defect": counts[1]}, "clipped": high < both.max()}
     cut = threshold if name == SCORE and low <= threshold <= high else None
     return svg.histogram(bars, cut, "the batch", ("normal", "now"), name.replace("_", " "))
 
 
-def _timeline(windows: Sequence[Window]) -> object:
+def _timeline(windows: Sequence[_Window]) -> object:
     if not windows:
         return None
     steps = list(range(1, len(windows) + 1))

@@ -32,7 +32,7 @@ _MOST = 1000  # rows; more make the limits no sharper than the parts of a batch 
 
 
 def measure(image: images.Floats) -> dict[str, float]:
-    """Statistics of an image (H0, W0, 3) in [0, 1], six digits.
+    """Return the statistics of an image (H0, W0, 3) in [0, 1], six digits.
 
     brightness and contrast: mean and deviation of the grey levels; sharpness: mean step between neighbours over the
     contrast, so that an exposure does not look like a focus; colour: mean distance of the highest and the lowest
@@ -49,21 +49,23 @@ def measure(image: images.Floats) -> dict[str, float]:
 
 
 def level_shares(levels: NDArray[np.int64], count: int) -> dict[str, float]:
-    """Share of the cells (any shape, -1 padding) that each of `count` levels has, coarsest first, as features."""
+    """Return the share of the cells (any shape, -1 padding) of each of `count` levels, coarsest first, as features."""
     cells = levels[levels >= 0]
     counts = np.bincount(cells, minlength=count) / max(1, len(cells))
     return {f"level_{r}": round(float(share), 6) for r, share in enumerate(counts)}
 
 
 def flatten(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without nesting, as CSV and drift want it."""
+    """Return a row of scores without nesting, as CSV and drift need it."""
     shares = {f"level_{r}": share for r, share in enumerate(row["level_shares"] or ())}
     return {**row, **(row["parts"] or {}), **shares, **(row["statistics"] or {})}
 
 
 def build(scorer: Scorer, examples: "Examples", rows: pd.DataFrame, judged: pd.DataFrame, root: Path) -> dict[str, Any]:
-    """The content of profile.json. `judged`: sample_id and score; `examples`: the views of all `rows`, paths below
-    `root`."""
+    """Return the content of profile.json.
+
+    `judged`: sample_id and score; `examples`: the views of all `rows`, paths below `root`.
+    """
     scores = dict(zip(judged["sample_id"], judged["score"], strict=True))
     chosen = [number for number in _whole_groups(rows) if rows["sample_id"].iloc[number] in scores]
     table = []
@@ -84,7 +86,7 @@ def _features(scorer: Scorer, examples: "Examples", number: int, pixels: images.
 
 
 def _whole_groups(rows: pd.DataFrame) -> list[int]:
-    """Positions of at most about `_MOST` rows: whole groups, in the order of their names' hashes."""
+    """Return the positions of at most about `_MOST` rows: whole groups, in the order of their names' hashes."""
     keys = [hashlib.sha256(str(group).encode()).hexdigest() for group in rows["group_id"]]
     order = sorted(range(len(rows)), key=lambda number: (keys[number], number))
     last = keys[order[min(_MOST, len(order)) - 1]]
@@ -92,7 +94,7 @@ def _whole_groups(rows: pd.DataFrame) -> list[int]:
 
 
 def read(files: Sealed) -> pd.DataFrame:
-    """The rows of the profile in a bundle's files, finite numbers. Raises `IntegrityError` where it has none."""
+    """Return the rows of the profile in a bundle's files, finite numbers. Raises `IntegrityError` if it has none."""
     file = files.folder / FILE
     if FILE not in files.files:
         raise IntegrityError(

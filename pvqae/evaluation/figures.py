@@ -22,7 +22,7 @@ def of_class(
     images: pd.DataFrame, pixels: dict[str, metrics.PixelMetrics], threshold: float, fusion: str, health: Values
 ) -> Values:
     """metrics.json but for its times. `images` is images.csv, `pixels` by map ("fused" and PARTS), empty: no masks."""
-    defect, scores = labels(images), images["image_score"].to_numpy()
+    defect, scores = _labels(images), images["image_score"].to_numpy()
     rates = metrics.rates(defect, scores, threshold)
     pixel_auroc = {name: pixels[name].auroc() if pixels else None for name in ("fused", *PARTS)}
     return {
@@ -49,7 +49,7 @@ def of_class(
 def _of_kind(images: pd.DataFrame, kind: str, threshold: float) -> Values:
     """One kind of defect against all normals."""
     own = images[(images["label"] == "normal") | ((images["label"] == "defect") & (images["kind"] == kind))]
-    defect, scores = labels(own), own["image_score"].to_numpy()
+    defect, scores = _labels(own), own["image_score"].to_numpy()
     return {
         "image_auroc": metrics.image_auroc(defect, scores),
         "miss_rate": metrics.rates(defect, scores, threshold).miss,
@@ -59,35 +59,35 @@ def _of_kind(images: pd.DataFrame, kind: str, threshold: float) -> Values:
 
 def charts(images: pd.DataFrame, threshold: float, history: list[Values]) -> Values:
     """curves.json."""
-    defect, scores = labels(images), images["image_score"].to_numpy()
+    defect, scores = _labels(images), images["image_score"].to_numpy()
     return {
-        "roc": roc_points(defect, scores),
-        "histogram": histogram(defect, scores, threshold),
-        "training": training(history),
+        "roc": _roc_points(defect, scores),
+        "histogram": _histogram(defect, scores, threshold),
+        "training": _training(history),
     }
 
 
-def labels(images: pd.DataFrame) -> NDArray[np.bool_]:
+def _labels(images: pd.DataFrame) -> NDArray[np.bool_]:
     """True for defects."""
     return np.asarray(images["label"] == "defect", dtype=np.bool_)
 
 
-Floats = NDArray[np.float64]
+_Floats = NDArray[np.float64]
 
-POINTS = 200
-SCORES = 1000
-BINS = 48
+_POINTS = 200
+_SCORES = 1000
+_BINS = 48
 
 
-def roc_points(defect: NDArray[np.bool_], scores: Floats) -> dict[str, list[float]]:
+def _roc_points(defect: NDArray[np.bool_], scores: _Floats) -> dict[str, list[float]]:
     """At most POINTS points of the ROC of N images; none where normals or defects are missing."""
     if defect.all() or not defect.any():
         return {"false_positive_rate": [], "true_positive_rate": []}
     false, true = roc(defect, scores)
-    return {"false_positive_rate": _thin(false, POINTS), "true_positive_rate": _thin(true, POINTS)}
+    return {"false_positive_rate": _thin(false, _POINTS), "true_positive_rate": _thin(true, _POINTS)}
 
 
-def histogram(defect: NDArray[np.bool_], scores: Floats, threshold: float) -> dict[str, Any]:
+def _histogram(defect: NDArray[np.bool_], scores: _Floats, threshold: float) -> dict[str, Any]:
     """Counts per bin of the scores of normals and defects, and the sorted scores (at most SCORES of each).
 
     The axis ends six times as far above the lowest score as the threshold: one extreme defect must not squeeze all
@@ -98,17 +98,17 @@ def histogram(defect: NDArray[np.bool_], scores: Floats, threshold: float) -> di
         high = max(min(high, low + 6 * (threshold - low)), low + 1.1 * (threshold - low))
     if high <= low:
         low, high = low - 0.5, low + 0.5
-    edges = np.linspace(low, high, BINS + 1)
+    edges = np.linspace(low, high, _BINS + 1)
     parts = {"normal": scores[~defect], "defect": scores[defect]}
     return {
         "edges": edges.tolist(),
         "clipped": bool(scores.max() > high),
         "counts": {name: np.histogram(np.minimum(part, high), edges)[0].tolist() for name, part in parts.items()},
-        "scores": {name: _thin(np.sort(part), SCORES) for name, part in parts.items()},
+        "scores": {name: _thin(np.sort(part), _SCORES) for name, part in parts.items()},
     }
 
 
-def training(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _training(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One series per phase, fold and number that the history's rows carry: {phase, fold, name, step, value}."""
     series: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
     for row in history:
@@ -117,7 +117,7 @@ def training(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 series[str(row.get("phase", "training")), str(row.get("fold")), name].append((row["step"], value))
     result = []
     for (phase, fold, name), pairs in series.items():
-        step, value = (_thin(column, POINTS) for column in np.array(pairs, dtype=np.float64).T)
+        step, value = (_thin(column, _POINTS) for column in np.array(pairs, dtype=np.float64).T)
         result.append({"phase": phase, "fold": fold, "name": name, "step": step, "value": value})
     return result
 
@@ -126,7 +126,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _thin(values: Floats, limit: int) -> list[float]:
+def _thin(values: _Floats, limit: int) -> list[float]:
     """At most `limit` values at even places, the first and the last among them."""
     places = np.linspace(0, len(values) - 1, min(limit, len(values))).round().astype(int)
     return [float(value) for value in values[places]]

@@ -19,23 +19,23 @@ from pvqae.calibration.thresholds import auroc, is_defect
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-BITS = 20
-EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
+_BITS = 20
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=int)
 
 
 @dataclass(frozen=True)
-class Rates:
+class _Rates:
     """Shares in [0, 1] at one threshold: of normals called defect, of defects called normal."""
 
     false_alarm: float | None
     miss: float | None
 
 
-def rates(defect: Bools, scores: Floats, threshold: float) -> Rates:
+def rates(defect: Bools, scores: Floats, threshold: float) -> _Rates:
     """False-alarm and miss rate of N images; `defect` is their label, N bools."""
     called = is_defect(scores, threshold)
     normal = ~defect
-    return Rates(
+    return _Rates(
         false_alarm=float(called[normal].mean()) if normal.any() else None,
         miss=float((~called[defect]).mean()) if defect.any() else None,
     )
@@ -137,7 +137,7 @@ class PixelMetrics:
     """Pixel AUROC and AUPRO of any number of maps in 25 MB."""
 
     def __init__(self) -> None:
-        self._normal, self._defect, self._region = np.zeros((3, 1 << BITS))
+        self._normal, self._defect, self._region = np.zeros((3, 1 << _BITS))
 
     def add(self, anomaly_map: NDArray[np.floating], mask: Bools) -> None:
         """Add a map and its mask; arguments and errors of `count`."""
@@ -160,7 +160,7 @@ class PixelMetrics:
 
 def _region_weights(mask: Bools) -> Floats:
     """1 / size of its region for each masked pixel, so that every region weighs 1 whatever its size."""
-    regions, _ = connected_regions(mask, structure=EIGHT_NEIGHBOURS)
+    regions, _ = connected_regions(mask, structure=_EIGHT_NEIGHBOURS)
     members = regions[mask]
     return np.asarray(1.0 / np.bincount(members)[members], dtype=np.float64)
 
@@ -175,7 +175,7 @@ def _bins(values: NDArray[np.floating]) -> NDArray[np.uint32]:
     """Bin of each value; a larger value never has a smaller bin. Adding 0 makes -0.0 and 0.0 one value."""
     bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32)
     ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    return np.asarray(ordered >> (32 - BITS), dtype=np.uint32)
+    return np.asarray(ordered >> (32 - _BITS), dtype=np.uint32)
 
 
 def _finite(values: NDArray[np.floating]) -> NDArray[np.floating]:

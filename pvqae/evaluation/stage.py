@@ -191,7 +191,7 @@ def run(layout: Layout, params: config.Params, category: str) -> dict[str, Any]:
         layout.data,
         fusion=detector.config["score"]["fusion"],
         pictures=params.evaluation.pictures,
-        latency_ms=latency(detector, layout.data / rows["path"].iloc[0]) if len(rows) else None,
+        latency_ms=_latency(detector, layout.data / rows["path"].iloc[0]) if len(rows) else None,
         train_seconds=json.loads(layout.timing(network).read_text("utf-8"))["train_seconds"],
     )
 
@@ -203,7 +203,7 @@ def _listed(rows: pd.DataFrame, data: Path) -> Iterator[tuple[str, str]]:
         yield sample_id, path
 
 
-def latency(detector: bundle.Detector, image: Path, repeats: int = 5) -> float:
+def _latency(detector: bundle.Detector, image: Path, repeats: int = 5) -> float:
     """Median milliseconds from a file to its score, after one warm-up."""
 
     def once() -> Iterator[float]:

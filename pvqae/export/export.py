@@ -34,11 +34,11 @@ from pvqae.export.parity import Parity
 from pvqae.inference import bundle
 from pvqae.inference.bundle import Detector
 
-OPSET = 18
-PACKAGE = "pvqae_reading"  # in reading.zip
-BACKBONES = ("efficientnet_lite0", "vqgan")
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
-OUTPUTS = {  # shapes by the letters of `onnx_graph`
+_OPSET = 18
+_PACKAGE = "pvqae_reading"  # in reading.zip
+_BACKBONES = ("efficientnet_lite0", "vqgan")
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+_OUTPUTS = {  # shapes by the letters of `onnx_graph`
     "image_score": "B; fused, compared with the threshold",
     "margin": "B; image_score - threshold, above 0 is a defect",
     "anomaly_map": "B x S x S; of the fusion, blurred, in pixels of the view; means nothing where valid is false",
@@ -77,9 +77,9 @@ def export(folder: Path, out: Path, images: Sequence[Path], tell: Callable[[str]
     _refuse(detector)
     with whole_folder(out) as part:
         tell("writing the graph (about half a minute)")
-        write_graph(detector, part / "model.onnx")
-        (part / "card.json").write_text(json.dumps(card(detector), indent=1, sort_keys=True) + "\n", "utf-8")
-        write_program(part)
+        _write_graph(detector, part / "model.onnx")
+        (part / "card.json").write_text(json.dumps(_card(detector), indent=1, sort_keys=True) + "\n", "utf-8")
+        _write_program(part)
         files.seal_folder(part)
         found = parity.check(detector, part, images)
         tell(found.words())
@@ -95,20 +95,20 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _refuse(detector: Detector) -> None:
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise ConfigError(
-            f"export: expected the packages {', '.join(NEEDED)}, missing {', '.join(missing)}; install pvqae[export]"
+            f"export: expected the packages {', '.join(_NEEDED)}, missing {', '.join(missing)}; install pvqae[export]"
         )
     backbone = detector.config["model"]["backbone"]
-    if backbone not in BACKBONES:
+    if backbone not in _BACKBONES:
         raise ConfigError(
-            f"model.backbone: export knows {', '.join(BACKBONES)}, found {backbone}; use the bundle itself, or "
-            "add the backbone to pvqae.export.export.BACKBONES and look at the parity"
+            f"model.backbone: export knows {', '.join(_BACKBONES)}, found {backbone}; use the bundle itself, or "
+            "add the backbone to pvqae.export.export._BACKBONES and look at the parity"
         )
 
 
-def write_graph(detector: Detector, path: Path) -> None:
-    """ONNX of opset `OPSET` with a dynamic batch; inputs pixels (B x 3 x S x S) and valid (B x S x S)."""
+def _write_graph(detector: Detector, path: Path) -> None:
+    """ONNX of opset `_OPSET` with a dynamic batch; inputs pixels (B x 3 x S x S) and valid (B x S x S)."""
     graph = Graph(detector.scorer, config.Model(**detector.config["model"]), detector.threshold)
     side, batch = detector.scorer.image.size, torch.export.Dim("batch", min=1)
     example = torch.rand(2, 3, side, side), torch.ones(2, side, side, dtype=torch.bool)
@@ -122,7 +122,7 @@ def write_graph(detector: Detector, path: Path) -> None:
                 graph,
                 example,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=_OPSET,
                 input_names=["pixels", "valid"],
                 output_names=list(Outputs._fields),
                 dynamic_shapes=({0: batch}, {0: batch}),
@@ -134,26 +134,26 @@ def write_graph(detector: Detector, path: Path) -> None:
     program.save(str(path))
 
 
-def write_program(folder: Path) -> None:
+def _write_program(folder: Path) -> None:
     """run.py, and in reading.zip all of this project that it imports, as a package of another name: where pvqae is
     installed, too, an export reads images as it did when it was checked. The same bytes for the same code."""
     own = Path(pvqae.__file__).parent
     program = own / "export" / "run_exported.py"
     (folder / "run.py").write_text(_renamed(program), "utf-8")
     with zipfile.ZipFile(folder / "reading.zip", "w") as packed:
-        for file in imported(own, program):
+        for file in _imported(own, program):
             for package in reversed(file.relative_to(own).parents):
-                name = f"{PACKAGE}/{package / '__init__.py'}"
+                name = f"{_PACKAGE}/{package / '__init__.py'}"
                 if name not in packed.namelist():
                     packed.writestr(zipfile.ZipInfo(name), "")
-            packed.writestr(zipfile.ZipInfo(f"{PACKAGE}/{file.relative_to(own).as_posix()}"), _renamed(file))
+            packed.writestr(zipfile.ZipInfo(f"{_PACKAGE}/{file.relative_to(own).as_posix()}"), _renamed(file))
 
 
 def _renamed(file: Path) -> str:
-    return re.sub(r"^(\s*from) pvqae\b", rf"\1 {PACKAGE}", file.read_text("utf-8"), flags=re.MULTILINE)
+    return re.sub(r"^(\s*from) pvqae\b", rf"\1 {_PACKAGE}", file.read_text("utf-8"), flags=re.MULTILINE)
 
 
-def imported(own: Path, program: Path) -> list[Path]:
+def _imported(own: Path, program: Path) -> list[Path]:
     """The modules of the package at `own` that `program` imports, and those that they import."""
     found: list[Path] = []
     left = [program]
@@ -168,7 +168,7 @@ def imported(own: Path, program: Path) -> list[Path]:
     return sorted(found)
 
 
-def card(detector: Detector) -> dict[str, Any]:
+def _card(detector: Detector) -> dict[str, Any]:
     """What someone needs who has only this folder; the same for the same bundle and packages."""
     scorer, facts = detector.scorer, detector.config
     scales = {name: [scale.mean, scale.deviation] for name, scale in scorer.scales.items()}
@@ -185,8 +185,8 @@ def card(detector: Detector) -> dict[str, Any]:
         },
         "image_score": {"fusion": scorer.score.fusion, "top": scorer.score.top, "scales": scales},
         "inputs": {"pixels": "B x 3 x S x S float32, B any, S size", "valid": "B x S x S booleans, false on padding"},
-        "outputs": OUTPUTS,
+        "outputs": _OUTPUTS,
         "bundle_sha256": detector.sha256,
-        "opset": OPSET,
-        "versions": {name: version(name) for name in ("pvqae", "torch", *NEEDED, "numpy")},
+        "opset": _OPSET,
+        "versions": {name: version(name) for name in ("pvqae", "torch", *_NEEDED, "numpy")},
     }

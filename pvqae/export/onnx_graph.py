@@ -39,7 +39,7 @@ class Outputs(NamedTuple):
     expected_levels: Tensor  # B x h x w
 
 
-class BatchedLevel(Level):
+class _BatchedLevel(Level):
     """The distances of all views in one product."""
 
     def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
@@ -47,7 +47,7 @@ class BatchedLevel(Level):
         return measures.smoothed(least.view(valid_Bhw.shape), valid_Bhw)
 
 
-class BatchedAutoencoder(Autoencoder):
+class _BatchedAutoencoder(Autoencoder):
     """Quantises every cell, and drops those on padding afterwards."""
 
     def decode(self, codes: list[Tensor], allocation: Allocation, valid_BHW: Tensor) -> Output:
@@ -59,7 +59,7 @@ class BatchedAutoencoder(Autoencoder):
         return Output(self.decoder(canvas.movedim(-1, 1)), allocation, vectors, indices, vectors.new_zeros(()))
 
 
-class ChosenPrior(BudgetPrior):
+class _ChosenPrior(BudgetPrior):
     """The priors of a `Clustered` all asked, and the answer of each view's cluster taken."""
 
     def __init__(self, source: Clustered):
@@ -84,9 +84,9 @@ class Graph(nn.Module):
     def __init__(self, scorer: Scorer, model: config.Model, threshold: float):
         super().__init__()
         found = scorer.networks
-        autoencoder = BatchedAutoencoder(model, found.backbone.spec)
+        autoencoder = _BatchedAutoencoder(model, found.backbone.spec)
         autoencoder.load_state_dict(found.autoencoder.state_dict())
-        levels = tuple(BatchedLevel(x.mean, x.whitening, x.codes, x.step, x.owners) for x in found.memory)
+        levels = tuple(_BatchedLevel(x.mean, x.whitening, x.codes, x.step, x.owners) for x in found.memory)
         self.networks = replace(found, autoencoder=autoencoder, prior=_one_prior(found.prior), memory=levels)
         self.learned = nn.ModuleList([found.backbone, autoencoder, self.networks.prior])  # registers them
         self.scorer, self.threshold = replace(scorer, networks=self.networks), threshold
@@ -112,17 +112,17 @@ class Graph(nn.Module):
         )
 
     def _image_part(self, name: str, cells_BHW: Tensor, valid_BHW: Tensor) -> Tensor:
-        score = top_mean(cells_BHW, valid_BHW, self.scorer.score.top)
+        score = _top_mean(cells_BHW, valid_BHW, self.scorer.score.top)
         if (scale := self.scorer.scales.get(name)) is None:
             return score
         return (score - scale.mean) / scale.deviation
 
 
 def _one_prior(prior: Prior) -> BudgetPrior:
-    return ChosenPrior(prior) if isinstance(prior, Clustered) else prior
+    return _ChosenPrior(prior) if isinstance(prior, Clustered) else prior
 
 
-def top_mean(values_BHW: Tensor, valid_BHW: Tensor, share: float) -> Tensor:
+def _top_mean(values_BHW: Tensor, valid_BHW: Tensor, share: float) -> Tensor:
     """`readout.top_mean` of the valid cells of each view, B."""
     cells = values_BHW.masked_fill(~valid_BHW, -torch.inf).flatten(1).sort(dim=1, descending=True).values
     count = (share * valid_BHW.flatten(1).sum(1).double()).round().clamp_min(1)

@@ -23,8 +23,8 @@ from pvqae.inference import bundle
 from pvqae.inference.bundle import Detector
 from pvqae.samples import images, manifest
 
-TOLERANCE = 1e-4
-SHAPES = ((256, 256), (400, 300), (120, 500), (640, 320))  # of made-up images, where there are no others
+_TOLERANCE = 1e-4
+_SHAPES = ((256, 256), (400, 300), (120, 500), (640, 320))  # of made-up images, where there are no others
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Parity:
     def words(self) -> str:
         return (
             f"parity on {self.images} images: largest difference {self.score:.1e} of a score, {self.anomaly_map:.1e} "
-            f"of a map (limit {TOLERANCE:.0e}); {self.onnx_ms:.0f} ms per image, "
+            f"of a map (limit {_TOLERANCE:.0e}); {self.onnx_ms:.0f} ms per image, "
             f"{self.bundle_ms:.0f} ms by torch, one thread"
         )
 
     def insist(self) -> None:
         """Raises `ParityError` above the limit."""
-        if not max(self.score, self.anomaly_map) <= TOLERANCE:
+        if not max(self.score, self.anomaly_map) <= _TOLERANCE:
             raise ParityError(
-                f"{self.worst}: expected scores and maps within {TOLERANCE:.0e} of the bundle's, found differences of "
+                f"{self.worst}: expected scores and maps within {_TOLERANCE:.0e} of the bundle's, found differences of "
                 f"{self.score:.1e} and {self.anomaly_map:.1e}; nothing was written. Use the bundle itself"
             )
 
@@ -129,7 +129,7 @@ def in_folder(folder: Path) -> list[Path]:
 def made_up(folder: Path) -> list[Path]:
     """Soft noise in several shapes, written to `folder`."""
     rng, files = np.random.default_rng(0), []
-    for number, (height, width) in enumerate(SHAPES):
+    for number, (height, width) in enumerate(_SHAPES):
         coarse = torch.from_numpy(rng.random((1, 3, 9, 9), dtype=np.float32))
         smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
         noisy = smooth[0].permute(1, 2, 0).numpy() + 0.05 * rng.standard_normal((height, width, 3), dtype=np.float32)

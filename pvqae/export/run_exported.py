@@ -26,23 +26,23 @@ from pvqae.core.files import digest
 from pvqae.serving import batch_source  # in an export: of reading.zip
 from pvqae.serving.batch_source import Files, Item
 
-CHUNK = 8  # views through the graph at once: memory does not grow with the image
-FILES = ("card.json", "model.onnx", "reading.zip")
-READ = ("bits",)  # settings of how files are read
-PARTS = ("s_prior", "s_recon", "product")
-Array = np.ndarray[Any, Any]
+_CHUNK = 8  # views through the graph at once: memory does not grow with the image
+_FILES = ("card.json", "model.onnx", "reading.zip")
+_READ = ("bits",)  # settings of how files are read
+_PARTS = ("s_prior", "s_recon", "product")
+_Array = np.ndarray[Any, Any]
 
 
-class View(NamedTuple):
+class _View(NamedTuple):
     """A square of the canvas; negative `top` or `left` where padding comes first."""
 
-    pixels: Array  # 3 x S x S in [0, 1], float32
-    valid: Array  # S x S, False on padding
+    pixels: _Array  # 3 x S x S in [0, 1], float32
+    valid: _Array  # S x S, False on padding
     top: int
     left: int
 
 
-def resize(image: Array, height: int, width: int) -> Array:
+def _resize(image: _Array, height: int, width: int) -> _Array:
     """Antialiased bilinear (a triangle as wide as the reduction), columns first; float32 as the training's."""
     if image.shape[:2] == (height, width):
         return image
@@ -50,7 +50,7 @@ def resize(image: Array, height: int, width: int) -> Array:
     return np.clip(_along(across.swapaxes(0, 1), height).swapaxes(0, 1), 0, 1)
 
 
-def _along(image: Array, size: int) -> Array:
+def _along(image: _Array, size: int) -> _Array:
     """Resize axis 1 of an (n, m, 3) image."""
     length, f = image.shape[1], np.float32
     scale = f(length) / f(size)
@@ -69,7 +69,7 @@ def _along(image: Array, size: int) -> Array:
     return out
 
 
-def layout(height: int, width: int, card: dict[str, Any]) -> tuple[int, int, list[tuple[int, int]]]:
+def _layout(height: int, width: int, card: dict[str, Any]) -> tuple[int, int, list[tuple[int, int]]]:
     """H, W and the (top, left) of each view, for an image of `height` x `width` pixels."""
     size, aspect = card["size"], card["aspect"]
     if aspect == "auto":
@@ -80,12 +80,12 @@ def layout(height: int, width: int, card: dict[str, Any]) -> tuple[int, int, lis
         scale = size / max(height, width)
         high, wide = max(1, round(height * scale)), max(1, round(width * scale))
         return high, wide, [(-((size - high) // 2), -((size - wide) // 2))]
-    high, wide = tiled(height, width, card)
+    high, wide = _tiled(height, width, card)
     rows, columns = (_starts(length, size, card["overlap"]) for length in (high, wide))
     return high, wide, [(top, left) for top in rows for left in columns]
 
 
-def tiled(height: int, width: int, card: dict[str, Any]) -> tuple[int, int]:
+def _tiled(height: int, width: int, card: dict[str, Any]) -> tuple[int, int]:
     """H, W of an image that is cut into views that overlap, `tiles` of them along its short side."""
     size = card["size"]
     wanted = math.floor(size * (1 + (card["tiles"] - 1) * (1 - card["overlap"])) + 1e-6)
@@ -98,22 +98,22 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
     return [round(start) for start in np.linspace(0, length - side, count)]
 
 
-def views(image: Array, card: dict[str, Any]) -> tuple[tuple[int, int], list[View]]:
+def _views(image: _Array, card: dict[str, Any]) -> tuple[tuple[int, int], list[_View]]:
     """(H, W) and the views of an image; padding repeats the border."""
-    height, width, places = layout(image.shape[0], image.shape[1], card)
-    canvas = resize(image, height, width)
+    height, width, places = _layout(image.shape[0], image.shape[1], card)
+    canvas = _resize(image, height, width)
     return (height, width), [_view(canvas, top, left, card["size"]) for top, left in places]
 
 
-def _view(canvas: Array, top: int, left: int, side: int) -> View:
+def _view(canvas: _Array, top: int, left: int, side: int) -> _View:
     part = canvas[max(top, 0) : top + side, max(left, 0) : left + side]
     before = (max(-top, 0), max(-left, 0))
     around = [(b, side - b - n) for b, n in zip(before, part.shape[:2], strict=True)]
     pixels = np.pad(part, [*around, (0, 0)], mode="edge").transpose(2, 0, 1)
-    return View(np.ascontiguousarray(pixels), np.pad(np.ones(part.shape[:2], bool), around), top, left)
+    return _View(np.ascontiguousarray(pixels), np.pad(np.ones(part.shape[:2], bool), around), top, left)
 
 
-def stitch(shape: tuple[int, int], found: list[View], maps: Array) -> Array:
+def _stitch(shape: tuple[int, int], found: list[_View], maps: _Array) -> _Array:
     """H x W from V x S x S, padding dropped; overlaps averaged with weights that fall to a view's border."""
     total, weight = np.zeros((2, *shape))
     for view, values in zip(found, maps, strict=True):
@@ -129,12 +129,12 @@ def stitch(shape: tuple[int, int], found: list[View], maps: Array) -> Array:
     return (total / weight).astype(np.float32)
 
 
-def check(folder: Path) -> dict[str, bytes]:
+def _check(folder: Path) -> dict[str, bytes]:
     """The content of every file by its name, the exported ones. Raises `ValueError` or `OSError`, naming the file that
     is another. What runs is what was checked: nothing is read again."""
     lines = (folder / "SHA256SUMS").read_text("utf-8", errors="replace").split("\n")
     listed = {name: expected for expected, _, name in (line.partition("  ") for line in lines if line)}
-    contents = {name: (folder / name).read_bytes() for name in sorted({*FILES, *listed})}
+    contents = {name: (folder / name).read_bytes() for name in sorted({*_FILES, *listed})}
     for name, data in contents.items():
         found = hashlib.sha256(data).hexdigest()
         if found != listed.get(name):
@@ -147,22 +147,22 @@ class Detector:
     """`Detector(folder).score(image)`; image a file or H0 x W0 x 3 pixels in [0, 1]."""
 
     def __init__(self, folder: Path | str, threads: int = 0):
-        files = check(Path(folder))
+        files = _check(Path(folder))
         self.card = json.loads(files["card.json"].decode("utf-8"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads  # 0: one per core
         self.session = onnxruntime.InferenceSession(files["model.onnx"], options, providers=["CPUExecutionProvider"])
         self.names = [output.name for output in self.session.get_outputs()]
 
-    def score(self, image: Path | str | Array) -> dict[str, Any]:
+    def score(self, image: Path | str | _Array) -> dict[str, Any]:
         """score, threshold, margin, decision, parts, and anomaly_map (H x W)."""
         pixels = image if isinstance(image, np.ndarray) else self.read(Path(image))
-        shape, found = views(pixels, self.card["preprocessing"])
+        shape, found = _views(pixels, self.card["preprocessing"])
         graph = self.graph(found)
-        parts = {name: graph[name][0] for name in PARTS}
+        parts = {name: graph[name][0] for name in _PARTS}
         score = graph["image_score"][0]
         if len(found) > 1:  # the graph judged each view alone
-            parts = {name: self._pooled(name, graph) for name in PARTS}
+            parts = {name: self._pooled(name, graph) for name in _PARTS}
             score = self._fused(parts)
         score, threshold = float(score), self.card["threshold"]
         return {
@@ -171,27 +171,27 @@ class Detector:
             "margin": score - threshold,
             "decision": "defect" if score > threshold else "normal",
             "parts": {name: float(value) for name, value in parts.items()},
-            "anomaly_map": stitch(shape, found, graph["anomaly_map"]),
+            "anomaly_map": _stitch(shape, found, graph["anomaly_map"]),
         }
 
-    def read(self, file: Path) -> Array:
+    def read(self, file: Path) -> _Array:
         """H0 x W0 x 3 in [0, 1]. Raises `DataError` for what the bundle would not score either."""
         settings = self.card["preprocessing"]
-        pixels, _ = batch_source.read(file, **{key: settings[key] for key in READ if key in settings})
+        pixels, _ = batch_source.read(file, **{key: settings[key] for key in _READ if key in settings})
         if reason := batch_source.unfit(pixels):
             raise DataError(reason)
         return pixels
 
-    def graph(self, found: list[View]) -> dict[str, Array]:
+    def graph(self, found: list[_View]) -> dict[str, _Array]:
         """All outputs of the graph (card.json says what they are), a row per view."""
         runs = []
-        for start in range(0, len(found), CHUNK):
-            some = found[start : start + CHUNK]
+        for start in range(0, len(found), _CHUNK):
+            some = found[start : start + _CHUNK]
             pixels, valid = np.stack([view.pixels for view in some]), np.stack([view.valid for view in some])
             runs.append(self.session.run(self.names, {"pixels": pixels, "valid": valid}))
         return {name: np.concatenate(parts) for name, parts in zip(self.names, zip(*runs, strict=True), strict=True)}
 
-    def _pooled(self, name: str, graph: dict[str, Array]) -> float:
+    def _pooled(self, name: str, graph: dict[str, _Array]) -> float:
         """The image score of a part over the cells of all views."""
         cells = np.sort(graph[f"{name}_cells"][graph["valid_cells"]])
         count = max(1, round(self.card["image_score"]["top"] * len(cells) / len(graph["valid_cells"])))
@@ -216,32 +216,32 @@ def main() -> None:
     parser.add_argument("--maps", type=Path, help="folder for anomaly maps, NAME.npy per image, NAME its number from 0")
     parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0: one per core")
     given = parser.parse_args()
-    sys.exit(run(given))
+    sys.exit(_run(given))
 
 
-def run(given: argparse.Namespace) -> int:
+def _run(given: argparse.Namespace) -> int:
     """The exit status: 1 when an image got no score."""
     try:
         detector = Detector(Path(__file__).parent, given.threads)
-        return judge(detector, given)
+        return _judge(detector, given)
     except (OSError, ValueError, PvqaeError) as error:
         sys.exit(f"error: {error}")
 
 
-def judge(detector: Detector, given: argparse.Namespace) -> int:
+def _judge(detector: Detector, given: argparse.Namespace) -> int:
     """Print a line per image; 1 when one got no score."""
     if given.maps:
         given.maps.mkdir(parents=True, exist_ok=True)
     failed = 0
     source = Files(tuple(map(Path, given.images or sys.stdin.read().splitlines())))
     for number, item in enumerate(source.items()):
-        row = scored(detector, source, item, given.maps and given.maps / f"{number}.npy")
+        row = _scored(detector, source, item, given.maps and given.maps / f"{number}.npy")
         failed += "error" in row
         print(json.dumps(row), flush=True)
     return int(failed > 0)
 
 
-def scored(detector: Detector, source: Files, item: Item, target: Path | None) -> dict[str, Any]:
+def _scored(detector: Detector, source: Files, item: Item, target: Path | None) -> dict[str, Any]:
     """The line of an image; its map is written to `target`."""
     begun = time.perf_counter()
     try:

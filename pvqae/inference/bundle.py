@@ -37,10 +37,10 @@ from pvqae.samples import images
 
 _FORMAT = 4
 _READABLE = (3, _FORMAT)  # 3: the decoder in half precision
-NEEDED = ("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json")
+_NEEDED = ("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json")
 REPAIR = "train it again"
 _DECODER = "autoencoder.decoder."
-BACKBONE = "backbone.safetensors"
+_BACKBONE = "backbone.safetensors"
 _NORMAL_FIELDS = ("mean", "deviation", "global_mean", "global_deviation")
 
 
@@ -152,18 +152,19 @@ def verify(folder: Path) -> str:
 
 
 def read(folder: Path) -> Sealed:
-    """The checked files of a bundle. Raises as `verify`."""
+    """Return the checked files of a bundle. Raises as `verify`."""
     return read_folder(folder, "a bundle", "run `dvc repro` or fetch it again")
 
 
 def load(folder: Path | str) -> Detector:
     """Verify and load a bundle. Raises `IntegrityError` if anything is not what was sealed, or what was sealed is no
-    bundle. The detector has nothing to do with the folder any more: what becomes of it changes no score."""
+    bundle. The detector has nothing to do with the folder any more: what becomes of it changes no score.
+    """
     return parse(read(Path(folder)))
 
 
 def parse(files: Sealed) -> Detector:
-    """The detector in the files of a bundle. Raises `IntegrityError` where they are none."""
+    """Return the detector in the files of a bundle. Raises `IntegrityError` if they hold none."""
     try:
         return _load(files)
     except (IntegrityError, OSError):
@@ -174,8 +175,10 @@ def parse(files: Sealed) -> Detector:
 
 
 def _load(files: Sealed) -> Detector:
-    if missing := [name for name in NEEDED if name not in files.files]:
-        raise IntegrityError(f"{files.folder}: expected the files {', '.join(NEEDED)}, found no {missing[0]}; {REPAIR}")
+    if missing := [name for name in _NEEDED if name not in files.files]:
+        raise IntegrityError(
+            f"{files.folder}: expected the files {', '.join(_NEEDED)}, found no {missing[0]}; {REPAIR}"
+        )
     facts = files.json("config.json", REPAIR)
     if facts.get("format") not in _READABLE:
         raise IntegrityError(f"{files.folder}: expected bundle format {_FORMAT}, found {facts.get('format')}; {REPAIR}")
@@ -193,13 +196,16 @@ def _load(files: Sealed) -> Detector:
 
 
 def _check_finite(*numbers: float) -> None:
-    """Nothing is above a threshold that is not a number: every part would pass as good."""
+    """Raise `ValueError` for a number that is not finite: with a threshold of NaN every part would pass as good."""
     if not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"finite numbers expected, found {numbers}")
 
 
 def threshold(files: Sealed) -> float:
-    """Of a bundle's files, without its networks. Raises `IntegrityError` where it is no finite number."""
+    """Return the threshold in a bundle's files without building its networks.
+
+    Raises `IntegrityError` if it is no finite number.
+    """
     file = files.folder / "calibration.json"
     found = files.json(file.name, REPAIR).get("threshold") if file.name in files.files else None
     with contextlib.suppress(OverflowError):  # JSON's integers have no limit
@@ -209,7 +215,7 @@ def threshold(files: Sealed) -> float:
 
 
 def _backbone(files: Sealed, model: config.Model, expected: str | None) -> backbones.Backbone:
-    own = files.files.get(BACKBONE)
+    own = files.files.get(_BACKBONE)
     backbone = backbones.make(model, own).eval()
     if backbone.weights_sha256 != expected:
         place = "in it" if own else "installed"
@@ -270,15 +276,15 @@ def export(folder: Path, out: Path) -> str:
     """Copy a bundle with its backbone's weights: what leaves the project needs nothing else. Returns its sha256."""
     files = read(folder)
     backbone = parse(files).scorer.networks.backbone
-    own = files.files.get(BACKBONE) or backbone.installed_weights()
+    own = files.files.get(_BACKBONE) or backbone.installed_weights()
     with whole_folder(out) as part:
         for name, data in files.files.items():
             (part / name).write_bytes(data)
         if own:
-            (part / BACKBONE).write_bytes(own)
+            (part / _BACKBONE).write_bytes(own)
         return seal(part)
 
 
 def sha256_of(folder: Path) -> str:
-    """The bundle's sha256 without reading the other files."""
+    """Return the bundle's sha256 without reading the other files."""
     return hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()

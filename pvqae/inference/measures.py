@@ -46,14 +46,14 @@ class Level:
         return (self.codes / self.step).round().to(torch.int8)
 
     def vectors(self, x_BChw: Tensor) -> Tensor:
-        """B x h*w x C white vectors."""
+        """Return the white vectors of the cells, B x h*w x C."""
         return (pooled(x_BChw).flatten(2).transpose(1, 2) - self.mean) @ self.whitening
 
     def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
-        """B x h x w distances to the nearest code, smoothed over 3x3 cells; padding adds nothing to them.
+        """Return the distance of each cell to the nearest code, smoothed over 3x3 cells, B x h x w.
 
-        `without_group` (B): codes that come from that group don't count. A training image is then judged by what the
-        other parts taught, as a new image will be.
+        Padding adds nothing to it. `without_group` (B): codes that come from that group don't count. A training image
+        is then judged by what the other parts taught, as a new image will be.
         """
         maps = []
         for index, vectors in enumerate(self.vectors(x_BChw)):
@@ -65,20 +65,26 @@ class Level:
 
 
 def to_nearest(vectors_nC: Tensor, codes_KC: Tensor, squares_K: Tensor | None = None) -> Tensor:
-    """Distance of each vector to its nearest code, n. Taken anew from the two: of `nearest`'s difference of large
-    squares nothing but rounding is left where a vector is a code, as on a plain background."""
+    """Return the distance of each of n vectors to its nearest code.
+
+    It is computed from the two again: `nearest` works with a difference of large squares, of which nothing but rounding
+    is left where a vector is a code, as on a plain background.
+    """
     return (vectors_nC - codes_KC[nearest(vectors_nC, codes_KC, squares_K)[1]]).square().sum(1).sqrt()
 
 
 def smoothed(distances_Bhw: Tensor, valid_Bhw: Tensor) -> Tensor:
-    """Mean over 3x3 cells, padding taking the value of the nearest image cell."""
+    """Return the mean over 3x3 cells, padding taking the value of the nearest image cell."""
     grid = repeat_border(distances_Bhw, valid_Bhw)
     return F.avg_pool2d(grid[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
 
 def pooled(x_BChw: Tensor) -> Tensor:
-    """Mean over 3x3 cells. Cells on padding count: their pixels repeat the image's border, and leaving them out makes
-    border cells noisier (measured: docs/experiments/trials.md)."""
+    """Return the mean over 3x3 cells.
+
+    Cells on padding count: their pixels repeat the image's border, and leaving them out makes border cells noisier
+    (measured: docs/experiments/trials.md).
+    """
     return F.avg_pool2d(x_BChw, 3, 1, 1, count_include_pad=False)
 
 
@@ -112,7 +118,8 @@ class Budget:
 @dataclass(frozen=True, eq=False)
 class Raw:
     """The measures of a batch of views. The budget is asked for when something needs it: a score of the memory alone
-    does not, and router and prior are a tenth of the time of a score."""
+    does not, and router and prior are a tenth of the time of a score.
+    """
 
     maps: dict[str, Tensor]  # memory_0.. (B x h_r x w_r), decoder (B x H x W); all >= 0
     valid: dict[str, Tensor]  # the same keys: cells that are image
@@ -128,12 +135,12 @@ class Raw:
         return max(self.valid.values(), key=lambda v: v.shape[-1])
 
     def settled(self) -> "Raw":
-        """With its budget in place of the features that it would come from."""
+        """Return these measures with their budget computed, so that the features that it comes from can be freed."""
         budget = self.budget
         return Raw(self.maps, self.valid, lambda: budget)
 
     def view(self, index: int) -> "Raw":
-        """One view as a batch of its own."""
+        """Return one view as a batch of its own."""
         only = slice(index, index + 1)
         return Raw(
             {name: x[only] for name, x in self.maps.items()},
@@ -143,7 +150,7 @@ class Raw:
 
 
 def join(runs: list[Raw]) -> Raw:
-    """The views of several runs as one batch."""
+    """Return the views of several runs as one batch."""
     if len(runs) == 1:
         return runs[0]
     return Raw(
@@ -153,28 +160,30 @@ def join(runs: list[Raw]) -> Raw:
     )
 
 
-def cross_entropy(expected: Expected, logits_BNR: Tensor) -> Tensor:
-    """Of the soft allocation under the expected one, probabilities floored (paper); B x N."""
+def _cross_entropy(expected: Expected, logits_BNR: Tensor) -> Tensor:
+    """Return the cross-entropy of the soft allocation under the expected one, probabilities floored (paper); B x N."""
     log_expected = expected.logits.softmax(-1).clamp_min(_PROBABILITY_FLOOR).log()
     nats: Tensor = -logits_BNR.softmax(-1) * log_expected
     return nats.sum(-1)
 
 
-def gaussian(expected: Expected, logits_BNR: Tensor) -> Tensor:
-    """Mean squared deviation of the router's logits from the expected ones, in expected deviations; B x N. The
-    cross-entropy sees a defect only where it changes the level; this sees one that makes the router unsure."""
+def _gaussian(expected: Expected, logits_BNR: Tensor) -> Tensor:
+    """Return the mean squared deviation of the router's logits from the expected ones, in expected deviations; B x N.
+
+    The cross-entropy sees a defect only where it changes the level; this sees one that makes the router unsure.
+    """
     squares: Tensor = (logits_BNR - expected.mean).square() * (-expected.log_variance).exp()
     return squares.mean(-1)
 
 
 _PRIOR_MEASURES: dict[str, Callable[[Expected, Tensor], Tensor]] = {
-    "cross_entropy": cross_entropy,
-    "gaussian": gaussian,
+    "cross_entropy": _cross_entropy,
+    "gaussian": _gaussian,
 }
 
 
 def residual(networks: Networks, features: Features, expected_Bhw: Tensor, valid_BSS: Tensor) -> Tensor:
-    """Target - reconstruction with the expected normal budget, not with the actual one (paper); B x T x H x W."""
+    """Return target - reconstruction with the expected normal budget, not the actual one (paper); B x T x H x W."""
     autoencoder = networks.autoencoder
     onehot = as_onehot(expected_Bhw, len(features.levels))
     output = autoencoder.reconstruct(features, on_grid(valid_BSS, features.levels[-1].shape[-2:]), onehot)
@@ -182,14 +191,14 @@ def residual(networks: Networks, features: Features, expected_Bhw: Tensor, valid
 
 
 def whiten(residual_BTHW: Tensor, whitening_TT: Tensor) -> Tensor:
-    """Length of the whitened residual, B x H x W."""
+    """Return the length of the whitened residual, B x H x W."""
     white: Tensor = torch.einsum("bthw,ts->bshw", residual_BTHW, whitening_TT)
     return white.square().mean(1).sqrt()
 
 
 @torch.no_grad()
 def measure(networks: Networks, features: Features, valid_BSS: Tensor, without_group: Tensor | None = None) -> Raw:
-    """All measures of a batch. `without_group` (B): the group whose own codes don't count (see `Level.distances`)."""
+    """Compute all measures of a batch. `without_group` (B): the group whose codes don't count, see `Level.distances`."""
     valid_at, ask = cache(partial(on_grid, valid_BSS)), cache(partial(_budget, networks, features, valid_BSS))
     maps = {}
     for r, (level, x) in enumerate(zip(networks.memory, features.levels, strict=False)):
@@ -211,7 +220,7 @@ def _budget(networks: Networks, features: Features, valid_BSS: Tensor) -> Budget
 
 @torch.no_grad()
 def spent(networks: Networks, features: Features, valid_BSS: Tensor) -> Tensor:
-    """The levels alone, `Budget.levels`, at a small part of its cost."""
+    """Return the levels alone, `Budget.levels`, at a small part of its cost."""
     logits = networks.autoencoder.router(networks.autoencoder.codes(features))
     return _chosen(logits, on_grid(valid_BSS, logits.shape[-2:]))
 

@@ -21,12 +21,12 @@ class Normal:
 
 
 def _per_location(normal: Normal, values: Tensor) -> Tensor:
-    """Deviations from what is normal at that place: helps image scores where parts lie alike."""
+    """Return deviations from what is normal at that place: helps image scores where all parts are placed alike."""
     return (values - normal.mean) / normal.deviation
 
 
 def _per_measure(normal: Normal, values: Tensor) -> Tensor:
-    """Deviations from what is normal anywhere: helps maps."""
+    """Return deviations from what is normal anywhere: helps maps."""
     return (values - normal.global_mean) / normal.global_deviation
 
 
@@ -50,7 +50,7 @@ READOUTS = tuple(Readout(levels, scale) for scale in ("location", "global") for 
 
 
 def counted(maps: dict[str, Tensor], levels: str) -> dict[str, Tensor]:
-    """The maps without the memory's levels that don't count."""
+    """Return the maps without the memory's levels that don't count."""
     memory = sorted(name for name in maps if name.startswith("memory_"))
     dropped = set(memory) - set(memory[LEVELS[levels] :])
     return {name: values for name, values in maps.items() if name not in dropped}
@@ -64,10 +64,10 @@ RECON: dict[str, Callable[[dict[str, Tensor]], list[Tensor]]] = {
 }
 
 
-Part = Callable[[str], float]  # s_recon | s_prior | product → its image score, computed when it is asked for
+_Part = Callable[[str], float]  # s_recon | s_prior | product → its image score, computed when it is asked for
 
 
-def _gated(part: Part) -> float:
+def _gated(part: _Part) -> float:
     """Add to S_recon a quarter of what the allocation exceeds the normal one by.
 
     It is never less than S_recon, so an uninformative prior adds noise of a quarter at most.
@@ -78,7 +78,7 @@ def _gated(part: Part) -> float:
 
 # Image scores of S_recon, S_prior and their cell-wise product (paper) → the image score. The first two are in
 # deviations of normals.
-FUSIONS: dict[str, Callable[[Part], float]] = {
+FUSIONS: dict[str, Callable[[_Part], float]] = {
     "recon": lambda part: part("s_recon"),
     "prior": lambda part: part("s_prior"),
     "product": lambda part: part("product"),
@@ -89,19 +89,21 @@ FUSION_MAP = {"recon": "s_recon", "prior": "s_prior", "product": "product", "gat
 
 
 def top_mean(values: Tensor, share: float, views: int = 1) -> float:
-    """Mean of the highest values, at least one: as many as are `share` of one of the `views` that the values come from.
-    Of all views, one small defect would weigh the less, the more views an image has."""
+    """Return the mean of the highest values, at least one: `share` of the number that one of the `views` has.
+
+    With a share of all views, one small defect would weigh less, the more views an image has.
+    """
     count = max(1, round(share * values.numel() / views))
     return float(values.flatten().topk(count).values.mean())
 
 
 def blur(map_HW: Tensor, sigma: float) -> Tensor:
-    """Gaussian of `sigma` cells, edges reflected."""
+    """Blur by a Gaussian of `sigma` cells, edges reflected."""
     return blur_all(map_HW[None], sigma)[0]
 
 
 def blur_all(maps_BHW: Tensor, sigma: float) -> Tensor:
-    """`blur` of a batch; its last bits depend on the batch's size."""
+    """Blur a batch as `blur` does; the last bits depend on the batch's size."""
     radius = min(max(1, round(3 * sigma)), min(maps_BHW.shape[-2:]) - 1)
     x = torch.arange(-radius, radius + 1, dtype=maps_BHW.dtype)
     kernel = torch.exp(-x.square() / (2 * sigma**2))

@@ -21,9 +21,9 @@ from pvqae.inference.readout import SCALES, Normal, Readout
 from pvqae.model.backbones import Backbone, Features, repeat_border
 from pvqae.samples import geometry, images
 
-Map = NDArray[np.float32]
+_Map = NDArray[np.float32]
 PARTS = ("s_prior", "s_recon", "product")
-CHUNK = 8  # views through the networks at once: memory does not grow with the image
+_CHUNK = 8  # views through the networks at once: memory does not grow with the image
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Scored:
     image_score: float  # fused; compared with the calibrated threshold
     part: Callable[[str], float]  # of `PARTS` → image score
     budget: Callable[[], Budget]  # of the views of `canvas`
-    draw: Callable[[str], Map]  # of `PARTS` → H x W
+    draw: Callable[[str], _Map]  # of `PARTS` → H x W
     fused: str  # the part whose map is the fusion's
     canvas: geometry.Canvas
 
@@ -45,21 +45,21 @@ class Scored:
 
     @cached_property
     def levels(self) -> NDArray[np.int64]:
-        """h x w (of all views, stitched), spent; 0 is the coarsest, -1 padding."""
+        """H x w (of all views, stitched), spent; 0 is the coarsest, -1 padding."""
         return stitch_levels(self.canvas, self.budget().levels)
 
     @cached_property
     def expected_levels(self) -> NDArray[np.int64]:
-        """h x w, the expected normal budget."""
+        """H x w, the expected normal budget."""
         return stitch_levels(self.canvas, self.budget().expected)
 
     @cached_property
-    def anomaly_map(self) -> Map:
+    def anomaly_map(self) -> _Map:
         """H x W, the map of the fusion."""
         return self.draw(self.fused)
 
     @cached_property
-    def part_maps(self) -> dict[str, Map]:
+    def part_maps(self) -> dict[str, _Map]:
         """`PARTS` → H x W."""
         return {name: self.anomaly_map if name == self.fused else self.draw(name) for name in PARTS}
 
@@ -93,9 +93,9 @@ class Scorer:
         return self.finish(raw, canvas, sample_id)
 
     def measured(self, image: images.Floats) -> tuple[geometry.Canvas, Raw]:
-        """The canvas of an image (H0, W0, 3) in [0, 1], and all measures of its views."""
+        """Return the canvas of an image (H0, W0, 3) in [0, 1], and all measures of its views."""
         canvas = geometry.canvas(image, self.image)
-        some = [replace(canvas, views=canvas.views[i : i + CHUNK]) for i in range(0, len(canvas.views), CHUNK)]
+        some = [replace(canvas, views=canvas.views[i : i + _CHUNK]) for i in range(0, len(canvas.views), _CHUNK)]
         runs = (measure(self.networks, *through(self.networks.backbone, part)) for part in some)
         # Of many views no run may wait with its features for a question that perhaps nobody asks.
         return canvas, join([run.settled() for run in runs] if len(some) > 1 else list(runs))
@@ -110,13 +110,13 @@ class Scorer:
             yield self.one(images.read(path, root, self.image.bits), sample_id)
 
     def finish(self, raw: Raw, canvas: geometry.Canvas, sample_id: str) -> Scored:
-        """From measures to the result: the steps that need the statistics."""
+        """Turn measures into the result: the steps that need the statistics of normals."""
         part_map = cache(partial(self.part_map, raw))  # image score and map may read the same
 
         def image_part(name: str) -> float:
             return self.image_part(name, part_map(self.for_image, name)[raw.cells], len(raw.cells))
 
-        def draw(name: str) -> Map:
+        def draw(name: str) -> _Map:
             return geometry.stitch(canvas, self.smooth(part_map(self.for_map, name)))
 
         fused, score = readout.FUSION_MAP[self.score.fusion], readout.FUSIONS[self.score.fusion](image_part)
@@ -131,30 +131,30 @@ class Scorer:
         return Readout(self.score.map_levels, self.score.map_scale)
 
     def scaled(self, raw: Raw, scale: str) -> dict[str, Tensor]:
-        """The maps in deviations of normals, by a key of `SCALES`; padding takes the border's values."""
+        """Return the maps in deviations of normals, by a key of `SCALES`; padding takes the border's values."""
         scaled = {name: SCALES[scale](self.normals[name], values) for name, values in raw.maps.items()}
         return {name: repeat_border(values, raw.valid[name]) for name, values in scaled.items()}
 
     def recon(self, maps: dict[str, Tensor], levels: str) -> Tensor:
-        """The sum of the maps that count, on the finest grid of all, V x H x W."""
+        """Return the sum of the maps that count, on the finest grid of all, V x H x W."""
         grid = max((tuple(x.shape[-2:]) for x in maps.values()), key=lambda g: g[0])
         chosen = readout.RECON[self.score.recon](readout.counted(maps, levels))
         return torch.stack([_to_grid(x, grid) for x in chosen]).sum(0)
 
     def recon_map(self, raw: Raw, use: Readout) -> Tensor:
-        """S_recon on the finest grid in deviations of normals, V x H x W."""
+        """Return S_recon on the finest grid in deviations of normals, V x H x W."""
         return self.recon(self.scaled(raw, use.scale), use.levels)
 
     def prior_map(self, raw: Raw, use: Readout) -> Tensor:
-        """S_prior on the finest grid in deviations of normals, V x H x W."""
+        """Return S_prior on the finest grid in deviations of normals, V x H x W."""
         return self._unlikely(raw, SCALES[use.scale](self.normals["prior"], raw.budget.unlikely))
 
     def product_map(self, raw: Raw, use: Readout) -> Tensor:
-        """The literal S_prior x S_recon on the finest grid, V x H x W; both positive, in no deviations."""
+        """Return the literal S_prior x S_recon on the finest grid, V x H x W; both positive, not in deviations."""
         return self.recon(self._relative(raw), use.levels) * self._unlikely(raw, raw.budget.unlikely)
 
     def part_map(self, raw: Raw, use: Readout, name: str) -> Tensor:
-        """The map of one of `PARTS` on the finest grid, V x H x W."""
+        """Return the map of one of `PARTS` on the finest grid, V x H x W."""
         maps = {"s_prior": self.prior_map, "s_recon": self.recon_map, "product": self.product_map}
         return maps[name](raw, use)
 
@@ -163,34 +163,36 @@ class Scorer:
         return _to_grid(repeat_border(values_Vhw, raw.budget.valid), raw.cells.shape[-2:])
 
     def _relative(self, raw: Raw) -> dict[str, Tensor]:
-        """The maps over their normal mean: positive, and of one size across levels."""
+        """Return the maps over their normal mean: positive, and of one size across levels."""
         relative = {name: x / self.normals[name].global_mean.clamp_min(1e-6) for name, x in raw.maps.items()}
         return {name: repeat_border(values, raw.valid[name]) for name, values in relative.items()}
 
     def image_part(self, name: str, cells: Tensor, views: int) -> float:
-        """Image score of a part from the valid cells of all `views`; s_prior and s_recon in deviations of training
-        normals."""
+        """Return the image score of a part from the valid cells of all `views`.
+
+        s_prior and s_recon are in deviations of training normals.
+        """
         score = readout.top_mean(cells, self.score.top, views)
         scale = self.scales.get(name)
         return score if scale is None else (score - scale.mean) / scale.deviation
 
-    def smooth(self, maps_VHW: Tensor) -> list[Map]:
-        """Each view's map in its pixels, S x S, blurred by `score.blur` pixels."""
+    def smooth(self, maps_VHW: Tensor) -> list[_Map]:
+        """Return each view's map in its pixels, S x S, blurred by `score.blur` pixels."""
         smooth = torch.cat([self.blurred(view[None]) for view in maps_VHW])
         return [view.numpy() for view in self.enlarged(smooth)]
 
     def blurred(self, maps_VHW: Tensor) -> Tensor:
-        """Maps on the finest grid, blurred by `score.blur` pixels of their views."""
+        """Return maps on the finest grid, blurred by `score.blur` pixels of their views."""
         sigma = self.score.blur * maps_VHW.shape[-1] / self.image.size
         return readout.blur_all(maps_VHW, sigma) if sigma > 0 else maps_VHW
 
     def enlarged(self, maps_VHW: Tensor) -> Tensor:
-        """Maps in the pixels of their views, V x S x S."""
+        """Return maps in the pixels of their views, V x S x S."""
         return _to_grid(maps_VHW, (self.image.size, self.image.size))
 
 
 def through(backbone: Backbone, canvas: geometry.Canvas) -> tuple[Features, Tensor]:
-    """The features of a canvas's views, and which of their pixels are image, V x S x S."""
+    """Return the features of a canvas's views, and which of their pixels are image, V x S x S."""
     pixels = torch.from_numpy(np.stack([view.pixels for view in canvas.views]))
     valid = torch.from_numpy(np.stack([view.valid for view in canvas.views]))
     return backbone(pixels.contiguous(memory_format=torch.channels_last)), valid
@@ -201,7 +203,10 @@ def _to_grid(maps_VHW: Tensor, grid: tuple[int, ...]) -> Tensor:
 
 
 def stitch_levels(canvas: geometry.Canvas, levels_Vhw: Tensor) -> NDArray[np.int64]:
-    """One view: its grid as it is. Several: a grid over the canvas, each cell from the view with the nearest centre."""
+    """Return the levels of the canvas, -1 where no view has a cell.
+
+    One view's grid is returned as it is; of several views each cell comes from the one with the nearest centre.
+    """
     if len(canvas.views) == 1:
         return levels_Vhw[0].numpy()
     side = canvas.views[0].valid.shape[0]
@@ -220,7 +225,7 @@ def stitch_levels(canvas: geometry.Canvas, levels_Vhw: Tensor) -> NDArray[np.int
 
 
 def _picture(canvas: geometry.Canvas) -> NDArray[np.uint8]:
-    """The canvas as the model saw it, from its views."""
+    """Return the canvas as the model saw it, from its views."""
     out = np.zeros((canvas.height, canvas.width, 3), dtype=np.uint8)
     for view in canvas.views:
         out[view.place] = np.rint(view.pixels.transpose(1, 2, 0)[view.inside] * 255).astype(np.uint8)

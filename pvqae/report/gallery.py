@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from pvqae.report.report import ClassReport
 
 Values = dict[str, Any]
-Files = dict[str, bytes]  # file name ending, e.g. heatmap.webp → content
+_Files = dict[str, bytes]  # file name ending, e.g. heatmap.webp → content
 
 # Group → (label, sign): the images of this label with the highest (+1) or lowest (-1) scores. The hard cases come
 # first: an image that fits two groups is shown in the first.
-GROUPS = {
+_GROUPS = {
     "normal_high": ("normal", 1),
     "defect_low": ("defect", -1),
     "defect_high": ("defect", 1),
@@ -35,11 +35,11 @@ GROUPS = {
 
 
 @dataclass(frozen=True)
-class Picture:
+class _Picture:
     """One chosen image: its row of images.csv and its drawn pictures."""
 
     row: dict[str, Any]
-    files: Files
+    files: _Files
 
 
 class Gallery:
@@ -47,14 +47,14 @@ class Gallery:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._heaps: dict[str, list[tuple[float, str, Picture]]] = {group: [] for group in GROUPS}
+        self._heaps: dict[str, list[tuple[float, str, _Picture]]] = {group: [] for group in _GROUPS}
 
-    def offer(self, row: dict[str, Any], draw: Callable[[], Files]) -> None:
+    def offer(self, row: dict[str, Any], draw: Callable[[], _Files]) -> None:
         """Keep the image of `row` (a row of images.csv) if it is among the extremes so far; only then `draw` it."""
-        wanted = [group for group in GROUPS if self._wants(group, row)]
+        wanted = [group for group in _GROUPS if self._wants(group, row)]
         if not wanted:
             return
-        picture = Picture(row, draw())
+        picture = _Picture(row, draw())
         for group in wanted:
             heap = self._heaps[group]
             heapq.heappush(heap, (*_rank(group, row), picture))
@@ -62,12 +62,12 @@ class Gallery:
                 heapq.heappop(heap)
 
     def _wants(self, group: str, row: dict[str, Any]) -> bool:
-        if row["label"] != GROUPS[group][0] or not self._size:
+        if row["label"] != _GROUPS[group][0] or not self._size:
             return False
         heap = self._heaps[group]
         return len(heap) < self._size or _rank(group, row) > heap[0][:2]
 
-    def chosen(self) -> list[tuple[str, Picture]]:
+    def chosen(self) -> list[tuple[str, _Picture]]:
         """(group, picture), the most extreme first, each image once."""
         seen: set[str] = set()
         result = []
@@ -89,7 +89,7 @@ class Gallery:
         (folder / "pictures.json").write_text(json.dumps(entries, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
-def draw(scored: "Scored", mask: NDArray[np.bool_] | None, card: dict[str, Any], levels: int) -> Files:
+def draw(scored: "Scored", mask: NDArray[np.bool_] | None, card: dict[str, Any], levels: int) -> _Files:
     """The pictures of one image on the card's scale; `mask` (H, W) or None where there is none to show."""
     small = pictures.thumbnail(scored.picture)
     shape = small.shape[0], small.shape[1]
@@ -107,7 +107,7 @@ def draw(scored: "Scored", mask: NDArray[np.bool_] | None, card: dict[str, Any],
 
 
 def _rank(group: str, row: dict[str, Any]) -> tuple[float, str]:
-    return GROUPS[group][1] * row["image_score"], row["sample_id"]
+    return _GROUPS[group][1] * row["image_score"], row["sample_id"]
 
 
 _BUDGET = 4_000_000  # bytes of all pictures of a page, before base64 makes them a third longer
@@ -120,7 +120,7 @@ _TITLES = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class _Choice:
     """`groups`: class → its picture groups, inlined; `n` of `drawn` pictures are on the page."""
 
     groups: dict[str, list[Values]]
@@ -128,7 +128,7 @@ class Choice:
     drawn: int
 
 
-def choose(classes: Sequence["ClassReport"], budget: int = _BUDGET) -> Choice:
+def choose(classes: Sequence["ClassReport"], budget: int = _BUDGET) -> _Choice:
     """The most telling pictures within `budget` bytes: first of each group in turn, weakest classes first.
 
     So every class has its worst images on the page while there is room, and a thousand classes make no larger page.
@@ -144,7 +144,7 @@ def choose(classes: Sequence["ClassReport"], budget: int = _BUDGET) -> Choice:
             break
         kept[number].append(entry)
     groups = {classes[number].name: _sections(classes[number], entries) for number, entries in kept.items()}
-    return Choice(groups, sum(map(len, kept.values())), len(entries))
+    return _Choice(groups, sum(map(len, kept.values())), len(entries))
 
 
 def filters(groups: Iterable[tuple[str, list[Values]]]) -> list[Values]:
@@ -164,7 +164,7 @@ def _area(one: "ClassReport") -> float:
 def _place(one: "ClassReport", entry: Values) -> tuple[int, int]:
     """Rank within its group, then the group."""
     own = [other for other in one.pictures if other["group"] == entry["group"]]
-    return own.index(entry), list(GROUPS).index(entry["group"])
+    return own.index(entry), list(_GROUPS).index(entry["group"])
 
 
 def _sections(one: "ClassReport", entries: list[Values]) -> list[Values]:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from pvqae.report.report import ClassReport
 
 Values = dict[str, Any]
-Write = Callable[[float | None], str]
+_Write = Callable[[float | None], str]
 
 
-def figure(value: float | None) -> str:
+def _figure(value: float | None) -> str:
     """An AUROC or the like to three decimals; never rounded up to a perfect 1."""
     if value is None:
         return "n/a"
@@ -30,30 +30,30 @@ def percent(value: float | None) -> str:
     return "n/a" if value is None else f"{100 * value:.1f} %"
 
 
-def one_decimal(value: float | None) -> str:
+def _one_decimal(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.1f}"
 
 
-def megabytes(value: float | None) -> str:
+def _megabytes(value: float | None) -> str:
     return "n/a" if value is None else f"{value / 1e6:.1f}"
 
 
-CHARTS = 120  # training curves of a page, of which a class gets 2 to 12
-SIZE = "{{ size of the page }}"  # stands in the text until the text is known
-COMPARED: dict[str, tuple[str, Write, bool | None]] = {  # words, how it is written, whether more is better
-    "image_auroc": ("image AUROC", figure, True),
-    "pixel_auroc": ("pixel AUROC", figure, True),
+_CHARTS = 120  # training curves of a page, of which a class gets 2 to 12
+_SIZE = "{{ size of the page }}"  # stands in the text until the text is known
+_COMPARED: dict[str, tuple[str, _Write, bool | None]] = {  # words, how it is written, whether more is better
+    "image_auroc": ("image AUROC", _figure, True),
+    "pixel_auroc": ("pixel AUROC", _figure, True),
     "false_alarm_rate": ("false alarms", percent, False),
     "miss_rate": ("missed defects", percent, False),
-    "latency_ms": ("ms per image", one_decimal, None),  # other work on the machine counts, too: no judgement
-    "size_bytes": ("MB", megabytes, False),
+    "latency_ms": ("ms per image", _one_decimal, None),  # other work on the machine counts, too: no judgement
+    "size_bytes": ("MB", _megabytes, False),
 }
-NOT_EVALUATED = (
+_NOT_EVALUATED = (
     "This class has no figures: its data did not pass the checks, or one of its stages failed. The other classes went "
     "on; `python -m flows train` names the cause."
 )
-STATES = {"kept": "met", "broken": "not met"}
-METHODS = {
+_STATES = {"kept": "met", "broken": "not met"}
+_METHODS = {
     "held_out": "normal images that the model has never seen",
     "cross_fit": "normal images, each scored by a model that was fitted without its group (cross-fitting)",
 }
@@ -68,7 +68,7 @@ def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: 
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(figure=figure, percent=percent, short=svg.short, words=words)
+    environment.filters.update(figure=_figure, percent=percent, short=svg.short, words=_words)
     shown = gallery.choose(classes)
     views = [_class(one, number, len(classes), versions.get(one.name)) for number, one in enumerate(classes)]
     for view in views:
@@ -76,28 +76,28 @@ def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: 
     text = environment.get_template("report.html.j2").render(
         metrics=metrics,
         demo=demo,
-        verdict=verdict(metrics),
-        totals=totals(metrics),
-        warnings=[(name, NOT_EVALUATED) for name in metrics.get("not_evaluated", [])]
-        + [(one.name, text) for one in classes for text in warnings(one)],
+        verdict=_verdict(metrics),
+        totals=_totals(metrics),
+        warnings=[(name, _NOT_EVALUATED) for name in metrics.get("not_evaluated", [])]
+        + [(one.name, text) for one in classes for text in _warnings(one)],
         classes=views,
         shown=shown,
         filters=gallery.filters(shown.groups.items()),
         heat=_gradient(pictures.HEAT),
-        size=SIZE,
+        size=_SIZE,
     )
-    return text.replace(str(escape(SIZE)), f"{len(text) / 1e6:.1f} MB")
+    return text.replace(str(escape(_SIZE)), f"{len(text) / 1e6:.1f} MB")
 
 
-def words(value: Any) -> str:
+def _words(value: Any) -> str:
     """A figure of the card that another version of the card may have, in whatever form."""
     if isinstance(value, list | tuple):
-        return " x ".join(map(words, value))
+        return " x ".join(map(_words, value))
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return svg.short(value) if number else "n/a" if value is None else str(value)
 
 
-def totals(metrics: Values) -> dict[str, int]:
+def _totals(metrics: Values) -> dict[str, int]:
     """Counts over all classes at the calibrated thresholds."""
     classes = metrics["classes"].values()
     return {
@@ -108,9 +108,9 @@ def totals(metrics: Values) -> dict[str, int]:
     }
 
 
-def verdict(metrics: Values) -> str:
+def _verdict(metrics: Values) -> str:
     """One or two plain sentences that a line engineer can act on."""
-    count = totals(metrics)
+    count = _totals(metrics)
     stopped = _share(count["false_alarms"], count["normal"], "good images", "stopped")
     missed = _share(count["misses"], count["defect"], "defects", "missed")
     said = [text for text in (stopped, missed) if text]
@@ -119,7 +119,7 @@ def verdict(metrics: Values) -> str:
         return f"{rates} Detection is not judged: that needs good and defective test images of a class."
     judged = {name: one["image_auroc"] for name, one in metrics["classes"].items() if one["image_auroc"] is not None}
     weakest = min(judged, key=lambda name: judged[name])
-    tail = f" The weakest class is {weakest}, with an image AUROC of {figure(judged[weakest])}."
+    tail = f" The weakest class is {weakest}, with an image AUROC of {_figure(judged[weakest])}."
     return rates + tail * (len(judged) > 1)
 
 
@@ -127,7 +127,7 @@ def _share(part: int, n: int, what: str, done: str) -> str:
     return f"{percent(part / n)} of the {what} are {done} ({part} of {n})" if n else ""
 
 
-def warnings(one: "ClassReport") -> list[str]:
+def _warnings(one: "ClassReport") -> list[str]:
     """What calibration and training warned of, and more false alarms than the card's interval allows.
 
     Few test images stray far by chance: it is a warning when even the interval's upper end makes them unlikely (5 %).
@@ -153,15 +153,15 @@ def _class(one: "ClassReport", number: int, n_classes: int, version: Values | No
         "anchor": f"class-{number}",
         "metrics": one.metrics,
         "card": one.card,
-        "method": METHODS.get(one.card["method"], one.card["method"]),
+        "method": _METHODS.get(one.card["method"], one.card["method"]),
         "health": one.health,
-        "warnings": warnings(one),
+        "warnings": _warnings(one),
         "roc": svg.roc(roc["false_positive_rate"], roc["true_positive_rate"], at, one.name) if at else None,
         "histogram": svg.histogram(one.curves["histogram"], one.metrics["threshold"], one.name),
         "slider": _slider(one),
         "levels": _levels(one),
         "marker": _marker(one.card),
-        "training": _training(one.curves["training"], min(12, max(2, CHARTS // n_classes))),
+        "training": _training(one.curves["training"], min(12, max(2, _CHARTS // n_classes))),
         "version": version,
         "compared": _compared(version["comparison"]) if version and version["comparison"] else [],
         "rules": _rules(version["verdict"]) if version and version["verdict"] else [],
@@ -192,7 +192,7 @@ def _levels(one: "ClassReport") -> list[Values]:
 def _compared(comparison: Values) -> list[Values]:
     """One row per figure that either version has; `change` is better, worse or "" where equal as written."""
     rows = []
-    for key, (name, write, more) in COMPARED.items():
+    for key, (name, write, more) in _COMPARED.items():
         this, other = (comparison[side].get(key) for side in ("this_figures", "other_figures"))
         known = more is not None and None not in (this, other) and write(this) != write(other)
         change = ("better" if (this > other) == more else "worse") if known else ""
@@ -206,7 +206,7 @@ def _rules(verdict: Values) -> list[Values]:
     parts = [line.split(": ", 2) for line in verdict["lines"]]
     rows = [part if len(part) == 3 else ("", "", ": ".join(part)) for part in parts]
     return [
-        {"state": state, "shown": STATES.get(state, state), "name": name, "text": text} for state, name, text in rows
+        {"state": state, "shown": _STATES.get(state, state), "name": name, "text": text} for state, name, text in rows
     ]
 
 

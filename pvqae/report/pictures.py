@@ -18,7 +18,7 @@ Floats = NDArray[np.floating]
 Colours = tuple[tuple[int, int, int], ...]
 Value = TypeVar("Value", np.float32, np.bool_)
 
-SIDE = 256  # longest side of a picture in the report, pixels
+_SIDE = 256  # longest side of a picture in the report, pixels
 
 # Anchors at equal steps of maps whose lightness rises evenly: dark is ordinary, light is far from it.
 HEAT: Colours = (
@@ -26,8 +26,8 @@ HEAT: Colours = (
     (227, 89, 51), (249, 140, 10), (249, 201, 50), (252, 255, 164),
 )  # fmt: skip
 LEVELS: Colours = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
-PADDING = (128, 128, 128)
-OUTLINE = (255, 225, 0)
+_PADDING = (128, 128, 128)
+_OUTLINE = (255, 225, 0)
 
 
 def colours(values: Floats, anchors: Colours = HEAT) -> Bytes:
@@ -42,7 +42,7 @@ def level_colours(levels: int) -> Bytes:
     return colours(np.linspace(0, 1, levels) if levels > 1 else np.zeros(1), LEVELS)
 
 
-def thumbnail(picture: Bytes, side: int = SIDE) -> Bytes:
+def thumbnail(picture: Bytes, side: int = _SIDE) -> Bytes:
     """(H, W, 3) shrunk so that its longest side is at most `side`; never enlarged."""
     height, width = _fit(picture.shape[:2], side)
     if (height, width) == picture.shape[:2]:
@@ -50,7 +50,7 @@ def thumbnail(picture: Bytes, side: int = SIDE) -> Bytes:
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def shrink(values: NDArray[Value], side: int = SIDE) -> NDArray[Value]:
+def shrink(values: NDArray[Value], side: int = _SIDE) -> NDArray[Value]:
     """(H, W) shrunk like `thumbnail`, each block by its maximum, so that a small hot spot or mask survives."""
     height, width = _fit(values.shape, side)
     rows = np.arange(height) * values.shape[0] // height
@@ -71,7 +71,7 @@ def heatmap(picture: Bytes, anomaly_map: Floats, scale: tuple[float, float], thr
     return outline(mixed, anomaly_map > threshold, colour=(255, 255, 255))
 
 
-def outline(picture: Bytes, mask: Bools, colour: tuple[int, int, int] = OUTLINE) -> Bytes:
+def outline(picture: Bytes, mask: Bools, colour: tuple[int, int, int] = _OUTLINE) -> Bytes:
     """The (H, W, 3) picture with a line around the mask: outside it, so that the defect stays visible.
 
     A dark rim outside the bright line makes it readable on light surfaces.
@@ -92,7 +92,7 @@ def level_map(cells: NDArray[np.integer], levels: int, shape: tuple[int, int]) -
     real = cells >= 0
     if real.any():
         cells = cells[real.any(axis=1)][:, real.any(axis=0)]
-    palette = np.vstack([level_colours(levels), np.array(PADDING, dtype=np.uint8)])  # index -1 is the last row
+    palette = np.vstack([level_colours(levels), np.array(_PADDING, dtype=np.uint8)])  # index -1 is the last row
     squares = Image.fromarray(palette[cells])
     return np.asarray(squares.resize((shape[1], shape[0]), Image.Resampling.NEAREST))
 

@@ -56,7 +56,7 @@ def report(layout: Layout) -> Values:
         "dataset": layout.name,
         "protocol": params.data.protocol,
         "classes": {one.name: one.metrics for one in classes},
-        "mean": mean([one.metrics for one in classes]),
+        "mean": _mean([one.metrics for one in classes]),
         **({"not_evaluated": missing} if missing else {}),
     }
     demo = params.data.source == "demo"
@@ -85,7 +85,7 @@ def _write_page(reports: Path, metrics: Values, classes: list[ClassReport], demo
     write_text(reports / "index.html", page.render(metrics, classes, demo, known.classes if known else {}))
 
 
-def mean(classes: list[Values]) -> Values:
+def _mean(classes: list[Values]) -> Values:
     """Plain mean over the classes of each figure that is a number in any of them; nulls are left out.
 
     A figure that is null in every class (pixel figures without masks) is null.
@@ -166,7 +166,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Known:
+class _Known:
     """What versions.json holds: class → the fields of `Version`; `demo`: the page makes no quality claim."""
 
     classes: dict[str, Values]
@@ -183,11 +183,11 @@ def write_versions(reports: Path, versions: Mapping[str, Version | Values], demo
     write_text(reports / _VERSIONS, json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 
-def read_versions(reports: Path) -> Known | None:
+def read_versions(reports: Path) -> _Known | None:
     """None when no versions were written, or when they belong to other figures than those that lie there now."""
     try:
         found: Values = json.loads((reports / _VERSIONS).read_text("utf-8"))
         same = found["metrics_sha256"] == digest(reports / "metrics.json")
     except FileNotFoundError:
         return None
-    return Known(found["classes"], found["demo"]) if same else None
+    return _Known(found["classes"], found["demo"]) if same else None

@@ -6,11 +6,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-Point = tuple[float, float]
+_Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Frame:
+class _Frame:
     """A plotting area of `width` x `height` SVG units, y upwards, for data x in [x0, x1] and y in [y0, y1]."""
 
     width: int
@@ -33,9 +33,9 @@ class Frame:
         return round(self.height - self.bottom - span * (value - self.y0) / ((self.y1 - self.y0) or 1), 1)
 
 
-def roc(false_positive: Sequence[float], true_positive: Sequence[float], at: Point | None, name: str) -> Markup:
+def roc(false_positive: Sequence[float], true_positive: Sequence[float], at: _Point | None, name: str) -> Markup:
     """The ROC of class `name`; `at` is the working point (false-alarm rate, hit rate) at the threshold."""
-    frame = Frame(300, 280, 0, 1, 0, 1, left=58)
+    frame = _Frame(300, 280, 0, 1, 0, 1, left=58)
     points = list(zip(false_positive, true_positive, strict=True))
     marks = [_line(frame, [(0, 0), (1, 1)], "guide"), _line(frame, points, "line-defect thick")]
     if at is not None:
@@ -58,7 +58,7 @@ def histogram(
     threshold line has the class "cut", which the slider moves.
     """
     edges = bars["edges"]
-    frame = Frame(640, 260, edges[0], edges[-1], -1, 1, left=12, top=24, bottom=48)
+    frame = _Frame(640, 260, edges[0], edges[-1], -1, 1, left=12, top=24, bottom=48)
     counts = bars["counts"]
     shapes = [*_bars(frame, edges, counts["normal"], 1, words[0]), *_bars(frame, edges, counts["defect"], -1, words[1])]
     middle = _line(frame, [(edges[0], 0), (edges[-1], 0)], "axis")
@@ -78,7 +78,7 @@ def histogram(
     return _svg(frame, title, [*shapes, middle, axes, sides, cut, _labels(frame, axis, "")])
 
 
-def _bars(frame: Frame, edges: Sequence[float], counts: Sequence[int], sign: int, word: str) -> Iterable[Markup]:
+def _bars(frame: _Frame, edges: Sequence[float], counts: Sequence[int], sign: int, word: str) -> Iterable[Markup]:
     tallest = max(max(counts), 1)
     side = "normal" if sign > 0 else "defect"
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
@@ -98,7 +98,7 @@ def lines(series: Sequence[dict[str, Any]], title: str) -> Markup:
     steps = [step for one in series for step in one["step"]]
     values = [value for one in series for value in one["value"]]
     low, high = min(values), max(values)
-    frame = Frame(240, 150, min(steps), max(steps), low, high)
+    frame = _Frame(240, 150, min(steps), max(steps), low, high)
     drawn = [_line(frame, list(zip(one["step"], one["value"], strict=True)), "line-normal") for one in series]
     axes = _axes(frame, [(v, short(v)) for v in {frame.x0, frame.x1}], [(v, short(v)) for v in {low, high}])
     return _svg(frame, f"{title}, from {short(values[0])} to {short(values[-1])}", [axes, *drawn])
@@ -109,12 +109,12 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _line(frame: Frame, points: Iterable[Point], style: str) -> Markup:
+def _line(frame: _Frame, points: Iterable[_Point], style: str) -> Markup:
     path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in points)
     return Markup('<polyline class="{}" points="{}"/>').format(style, path)
 
 
-def _axes(frame: Frame, x_ticks: Iterable[tuple[float, str]], y_ticks: Iterable[tuple[float, str]]) -> Markup:
+def _axes(frame: _Frame, x_ticks: Iterable[tuple[float, str]], y_ticks: Iterable[tuple[float, str]]) -> Markup:
     bottom = frame.height - frame.bottom
     base = Markup('<polyline class="axis" points="{0},{1} {0},{2} {3},{2}"/>').format(
         frame.left, frame.top if y_ticks else bottom, bottom, frame.width - frame.right
@@ -135,7 +135,7 @@ def _axes(frame: Frame, x_ticks: Iterable[tuple[float, str]], y_ticks: Iterable[
     return base + x_text + y_text
 
 
-def _labels(frame: Frame, x: str, y: str) -> Markup:
+def _labels(frame: _Frame, x: str, y: str) -> Markup:
     middle = (frame.left + frame.width - frame.right) / 2
     return Markup(
         '<text x="{}" y="{}" text-anchor="middle">{}</text><text class="up" transform="translate(12 {}) rotate(-90)" '
@@ -143,7 +143,7 @@ def _labels(frame: Frame, x: str, y: str) -> Markup:
     ).format(middle, frame.height - 5, x, (frame.top + frame.height - frame.bottom) / 2, y)
 
 
-def _svg(frame: Frame, title: str, parts: Iterable[Markup]) -> Markup:
+def _svg(frame: _Frame, title: str, parts: Iterable[Markup]) -> Markup:
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         frame.width, frame.height, title, Markup("").join(parts)
     )

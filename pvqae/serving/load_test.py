@@ -22,11 +22,11 @@ from pvqae.core import runtime
 from pvqae.core.errors import DataError, PvqaeError
 from pvqae.serving.batch_source import Files
 
-WARM = 5  # requests before the clock starts
+_WARM = 5  # requests before the clock starts
 
 
 @dataclass(frozen=True)
-class Latency:
+class _Latency:
     """Of `requests` of one image each from `clients` at once; milliseconds."""
 
     clients: int
@@ -37,7 +37,7 @@ class Latency:
 
 
 @contextmanager
-def service(bundle: Path) -> Iterator[str]:
+def _service(bundle: Path) -> Iterator[str]:
     """A service of `bundle` on a free port; yields its address. Raises `PvqaeError` when it does not start."""
     free = ("--port", "0", "--host", "127.0.0.1", "--set", "service.rate=0")
     command = [sys.executable, "-m", "pvqae.cli.main", "serve", str(bundle), *free]
@@ -57,17 +57,17 @@ def service(bundle: Path) -> Iterator[str]:
             process.terminate()
 
 
-def bench(bundle: Path, places: Sequence[Path], requests: int, clients: int) -> list[Latency]:
+def bench(bundle: Path, places: Sequence[Path], requests: int, clients: int) -> list[_Latency]:
     """One client alone, then `clients` at once. Raises `DataError` where `places` have no image."""
     bodies = [Path(item.path).read_bytes() for item in islice(Files(tuple(places)).items(), 50)]
     if not bodies:
         raise DataError(f"{', '.join(map(str, places))}: expected images, found none")
-    with service(bundle) as where:
-        _send(where, bodies, iter(range(WARM)), [])
+    with _service(bundle) as where:
+        _send(where, bodies, iter(range(_WARM)), [])
         return [_measure(where, bodies, requests, number) for number in dict.fromkeys((1, clients))]
 
 
-def _measure(where: str, bodies: Sequence[bytes], requests: int, clients: int) -> Latency:
+def _measure(where: str, bodies: Sequence[bytes], requests: int, clients: int) -> _Latency:
     numbers, seconds = iter(range(requests)), list[float]()
     threads = [threading.Thread(target=_send, args=(where, bodies, numbers, seconds)) for _ in range(clients)]
     start = time.perf_counter()
@@ -79,7 +79,7 @@ def _measure(where: str, bodies: Sequence[bytes], requests: int, clients: int) -
     if len(seconds) != requests:
         raise PvqaeError(f"expected {requests} answers, found {len(seconds)}; look at what the service says")
     p50, p99 = np.percentile(np.array(seconds) * 1000, [50, 99])
-    return Latency(clients, requests, float(p50), float(p99), requests / whole)
+    return _Latency(clients, requests, float(p50), float(p99), requests / whole)
 
 
 def _send(where: str, bodies: Sequence[bytes], numbers: Iterator[int], seconds: list[float]) -> None:
@@ -92,7 +92,7 @@ def _send(where: str, bodies: Sequence[bytes], numbers: Iterator[int], seconds: 
             seconds.append(time.perf_counter() - start)
 
 
-def show(found: Sequence[Latency]) -> None:
+def show(found: Sequence[_Latency]) -> None:
     table = Table("clients at once", "requests", "p50 ms", "p99 ms", "images per second")
     for one in found:
         table.add_row(str(one.clients), str(one.requests), f"{one.p50:.0f}", f"{one.p99:.0f}", f"{one.per_second:.1f}")

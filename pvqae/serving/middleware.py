@@ -122,7 +122,7 @@ class ConcurrencyLimit:
             self.taken -= 1
 
 
-log = logging.getLogger("pvqae.serving.access")
+_log = logging.getLogger("pvqae.serving.access")
 
 _OPEN = frozenset({"/health", "/ready"})  # for probes: without a token, without a rate
 _KNOWN = _OPEN | {"/metrics", "/openapi.json", "/v1/model", "/v1/score", "/v1/score/batch"}
@@ -239,7 +239,7 @@ class AccessMiddleware:
         self._metrics.seconds.labels(endpoint).observe(seconds)
         # The path as it came, still quoted: no line breaks; and without the query, which may hold secrets.
         path = scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1")[:200]
-        log.info("%s %s %s %d %.0f ms", _client(scope), scope["method"], path, status, seconds * 1000)
+        _log.info("%s %s %s %d %.0f ms", _client(scope), scope["method"], path, status, seconds * 1000)
 
 
 def _client(scope: Scope) -> str:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import uvicorn
 
 TOKEN = "PVQAE_TOKEN"
-SHORTEST = 16  # characters of a token
-CONNECTIONS = 512  # open at once; beyond them uvicorn itself answers 503
+_SHORTEST = 16  # characters of a token
+_CONNECTIONS = 512  # open at once; beyond them uvicorn itself answers 503
 
-Background = Callable[[threading.Event], None]
+_Background = Callable[[threading.Event], None]
 
 
 def params_here(overrides: tuple[str, ...] = (), file: Path = Path("params.yaml")) -> Params:
@@ -45,9 +45,9 @@ def token_of(file: Path | None, environ: Mapping[str, str] = os.environ) -> str:
         token = (file.read_text("utf-8") if file else environ.get(TOKEN, "")).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: expected a file with the token, found {error}") from None
-    if (file or token) and len(token) < SHORTEST:
+    if (file or token) and len(token) < _SHORTEST:
         raise ConfigError(
-            f"{where}: expected a token of at least {SHORTEST} characters, found {len(token)}; make one by "
+            f"{where}: expected a token of at least {_SHORTEST} characters, found {len(token)}; make one by "
             "`python -c 'import secrets; print(secrets.token_urlsafe(32))'`"
         )
     return token
@@ -63,7 +63,7 @@ def listen(settings: Service, token: str) -> socket.socket:
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        bound = socket.create_server((host, settings.port), family=family, backlog=CONNECTIONS)
+        bound = socket.create_server((host, settings.port), family=family, backlog=_CONNECTIONS)
     except OSError as error:
         raise ConfigError(
             f"{host}:{settings.port}: can't listen there: {error.strerror or error}; choose another by --host, --port"
@@ -74,7 +74,7 @@ def listen(settings: Service, token: str) -> socket.socket:
     return bound
 
 
-def prepared(params: Params) -> Callable[[], None]:
+def _prepared(params: Params) -> Callable[[], None]:
     """Sets the threads of the thread that calls it, as the evaluation has them."""
     plan = runtime.plan(params.compute, 1)
     return lambda: runtime.apply(plan)
@@ -82,7 +82,7 @@ def prepared(params: Params) -> Callable[[], None]:
 
 def run(
     slot: ModelSlot, metrics: Metrics, params: Params, settings: Service, token: str,
-    tell: Callable[[str], None], background: Background | None = None,
+    tell: Callable[[str], None], background: _Background | None = None,
 ) -> None:  # fmt: skip
     """Serve until SIGTERM or Ctrl-C; requests in flight are answered before the end.
 
@@ -96,12 +96,12 @@ def run(
     logging.getLogger("pvqae.serving").setLevel(logging.INFO)
     stop = threading.Event()
     with listen(settings, token) as connection:
-        served = app.make(slot, settings, metrics, token, prepared(params))
+        served = app.make(slot, settings, metrics, token, _prepared(params))
         # The client's address as the connection has it: a header could name any, and dodge the rate.
         server = uvicorn.Server(
             uvicorn.Config(
                 served, log_config=None, access_log=False, server_header=False, proxy_headers=False,
-                limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=int(settings.timeout) + 1,
+                limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=int(settings.timeout) + 1,
             )
         )  # fmt: skip
         follower = threading.Thread(target=background, args=(stop,), daemon=True) if background else None
@@ -130,7 +130,7 @@ def serve(folder: Path, params: Params, settings: Service, token: str, tell: Cal
     """`pvqae serve`: one bundle of this machine. Raises `IntegrityError` before anything listens."""
     metrics = Metrics()
     slot = ModelSlot(metrics)
-    prepared(params)()
+    _prepared(params)()
     slot.put(load(bundles.read(folder)))
     assert slot.current is not None
     what = f"{slot.current.name}, {described(slot.current)}"

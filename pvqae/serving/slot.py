@@ -18,11 +18,11 @@ from pvqae.inference import bundle as bundles
 from pvqae.inference.bundle import Detector
 from pvqae.serving.middleware import Metrics
 
-log = logging.getLogger("pvqae.serving")
+_log = logging.getLogger("pvqae.serving")
 
 
 Found = Literal["same", "replaced", "damaged", "gone"]
-SAID: dict[Found, str] = {
+_SAID: dict[Found, str] = {
     "same": "holds the loaded bundle again",
     "replaced": "holds another bundle now",
     "damaged": "no longer holds what its SHA256SUMS says",
@@ -30,7 +30,7 @@ SAID: dict[Found, str] = {
 }
 
 
-class Origin:
+class _Origin:
     """The folder that a detector was loaded from, looked at again: the detector does not need it any more, but a person
     who changed it may think that it answers."""
 
@@ -44,7 +44,7 @@ class Origin:
         if (state := _state(self._folder)) != self._state:
             found = self._compared()
             if found != self._found:
-                log.warning("%s %s; bundle %s goes on", self._folder, SAID[found], self._sha256[:12])
+                _log.warning("%s %s; bundle %s goes on", self._folder, _SAID[found], self._sha256[:12])
             self._state, self._found = state, found
         return self._found
 
@@ -73,7 +73,7 @@ class Model:
     detector: Detector
     version: str = ""
     lineage: Mapping[str, str] = field(default_factory=dict)
-    origin: Origin | None = None  # None: it came from no folder
+    origin: _Origin | None = None  # None: it came from no folder
 
     @property
     def on_disk(self) -> Found:
@@ -108,7 +108,7 @@ def load(bundle: Sealed, version: str = "", lineage: Mapping[str, str] | None = 
         raise CalibrationError(
             f"{bundle.folder}: expected a finite score of a grey image, found {found}; train it again"
         )
-    return Model(detector, version, lineage or {}, Origin(bundle))
+    return Model(detector, version, lineage or {}, _Origin(bundle))
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,14 @@ class ModelSlot:
         self._metrics.model.labels(model.name, model.version, model.detector.sha256).set(1)
         self._metrics.ready.set(1)
         self._metrics.loads.labels("loaded").inc()
-        log.info("%s answers now: %s", model.name, described(model))
+        _log.info("%s answers now: %s", model.name, described(model))
 
     def keep(self, version: str, error: Exception, outcome: str = "rejected") -> None:
         """Go on with what there is: `version` could not be loaded (`rejected`), or is not known (`unreachable`)."""
         failure = LoadFailure(version, type(error).__name__, str(error))
         self._metrics.loads.labels(outcome).inc()
         if failure != self.failure:  # said once, not at every look
-            log.error("version %s does not answer: %s: %s", version or "?", failure.kind, failure.text)
+            _log.error("version %s does not answer: %s: %s", version or "?", failure.kind, failure.text)
         self.failure = failure
 
 

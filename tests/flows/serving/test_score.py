@@ -9,7 +9,8 @@ from pvqae.core import config
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import Sealed
 from pvqae.drift.drift import Comparison, Figure, Share
-from pvqae.drift.drift_report import Report, Verdict
+from pvqae.drift.drift_report import Report
+from pvqae.drift.drift_report import _Verdict as Verdict
 from pvqae.serving import batch_cli
 from pvqae.serving.batch_source import Files
 

@@ -113,7 +113,7 @@ def test_realised_rates_average_to_the_target_and_repeat_themselves() -> None:
 def test_a_half_never_divides_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def spy(scores: np.ndarray, rate: float) -> thresholds.Threshold:
+    def spy(scores: np.ndarray, rate: float) -> thresholds._Threshold:
         seen.append(scores)
         return real(scores, rate)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pvqae.calibration import choice
-from pvqae.calibration.choice import Seen
+from pvqae.calibration.choice import _Seen as Seen
 from pvqae.core import config
 from pvqae.datasets.anomalies import GATE_KINDS, SELECTION_KINDS
 from pvqae.inference.readout import READOUTS, Readout, top_mean

@@ -64,8 +64,8 @@ def test_a_build_for_another_processor_is_the_tried_version() -> None:
 
 
 def test_extras_come_from_the_sources_or_the_installed_package(tmp_path: Path) -> None:
-    sources, package = checks.required(diagnosis.SOURCES / "pyproject.toml"), checks.required(tmp_path / "none")
-    assert set(checks.EXTRAS) <= set(sources)
+    sources, package = checks.required(diagnosis._SOURCES / "pyproject.toml"), checks.required(tmp_path / "none")
+    assert set(checks._EXTRAS) <= set(sources)
     for found in (sources, package):
         assert "torch" in {item.name for item in found["core"]}
         assert "prefect" in {item.name for item in found["flows"]}
@@ -73,14 +73,14 @@ def test_extras_come_from_the_sources_or_the_installed_package(tmp_path: Path) -
 
 
 def test_an_old_python_a_full_disk_and_little_memory(tmp_path: Path) -> None:
-    assert diagnosis.python((3, 10, 2)).state == "bad"
-    assert diagnosis.python((3, 10, 2)).repair.startswith("make PYTHON=")
-    assert diagnosis.disk(tmp_path, 10**8).repair == f"free space on the disk of {tmp_path}"
+    assert diagnosis._python((3, 10, 2)).state == "bad"
+    assert diagnosis._python((3, 10, 2)).repair.startswith("make PYTHON=")
+    assert diagnosis._disk(tmp_path, 10**8).repair == f"free space on the disk of {tmp_path}"
     (tmp_path / ".pvqae" / "cache").mkdir(parents=True)
-    states = [diagnosis.disk(tmp_path, free).state for free in (10**8, 2 * 10**9, 10**11)]
+    states = [diagnosis._disk(tmp_path, free).state for free in (10**8, 2 * 10**9, 10**11)]
     assert states == ["bad", "warn", "ok"]
-    assert str(tmp_path / ".pvqae" / "cache") in diagnosis.disk(tmp_path, 10**8).repair
-    assert [diagnosis.memory(free).state for free in (10**9, 10**10)] == ["warn", "ok"]
+    assert str(tmp_path / ".pvqae" / "cache") in diagnosis._disk(tmp_path, 10**8).repair
+    assert [diagnosis._memory(free).state for free in (10**9, 10**10)] == ["warn", "ok"]
 
 
 @pytest.fixture
@@ -93,9 +93,9 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("driver")
 def test_cuda_that_was_asked_for_but_is_not_there() -> None:
-    found = diagnosis.device(config.Compute(device="cuda"))
+    found = diagnosis._device(config.Compute(device="cuda"))
     assert (found.state, found.repair) == ("bad", "set compute.device: auto")
-    assert diagnosis.device(config.Compute()).state == "ok"
+    assert diagnosis._device(config.Compute()).state == "ok"
 
 
 def test_a_driver_without_a_gpu_in_torch(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_a_driver_without_a_gpu_in_torch(driver: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     driver.touch()
-    found = diagnosis.device(config.Compute())
+    found = diagnosis._device(config.Compute())
     assert found.state == "warn"
     assert "--torch-backend=auto" in found.repair
 
@@ -117,7 +117,7 @@ def test_params_that_are_not_valid(root: Path) -> None:
 
 
 def test_a_project_without_a_commit(root: Path) -> None:
-    found = diagnosis.git(root)
+    found = diagnosis._git(root)
     assert found.state == "bad"
     assert found.repair == f"cd {root} && git init && git add -A . && git commit -m start"
 
@@ -134,18 +134,18 @@ def test_the_repairs_work_as_they_are_copied(tmp_path: Path, name: str, monkeypa
     def by_shell(command: str) -> None:
         subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, capture_output=True)
 
-    by_shell(diagnosis.git(root).repair)
-    assert diagnosis.git(root).state == "ok"
+    by_shell(diagnosis._git(root).repair)
+    assert diagnosis._git(root).state == "ok"
     (root / "params.yaml").write_text("train: {stepz: 4}\n", "utf-8")
     by_shell(diagnosis.read_params(root)[0].repair.partition(": ")[2])
     assert "3" in (root / "params.yaml").read_text("utf-8")
-    by_shell(diagnosis.disk(root, 10**8).repair)
+    by_shell(diagnosis._disk(root, 10**8).repair)
     assert not (root / ".pvqae" / "cache").exists()
 
     made = root / "models" / "demo" / "brick" / "bundle"
     made.mkdir(parents=True)
     (made / "SHA256SUMS").write_text(f"{'0' * 64}  config.json\n", "utf-8")
-    (found,) = diagnosis.bundles(root)
+    (found,) = diagnosis._bundles(root)
     shown = "dvc() { printf '%s\\n' \"$@\" > words; }; "
     by_shell(shown + found.repair)
     words = ["--cd", str(root), "checkout", "--force", "models/demo/brick/bundle"]
@@ -154,19 +154,19 @@ def test_the_repairs_work_as_they_are_copied(tmp_path: Path, name: str, monkeypa
 
 def test_a_dataset_that_is_not_here(root: Path) -> None:
     layout = Layout(root, "parts")
-    assert "python -m flows data add parts FOLDER" in diagnosis.datasets(layout, "folder").repair
+    assert "python -m flows data add parts FOLDER" in diagnosis._datasets(layout, "folder").repair
     layout.raw.parent.mkdir(parents=True)
     (layout.raw.parent / "parts.dvc").touch()
-    assert diagnosis.datasets(layout, "folder").repair == f"dvc --cd {root} pull data/raw/parts.dvc"
+    assert diagnosis._datasets(layout, "folder").repair == f"dvc --cd {root} pull data/raw/parts.dvc"
     layout.raw.mkdir()
-    assert diagnosis.datasets(layout, "folder").state == "ok"
-    assert diagnosis.datasets(Layout(root, "demo"), "demo").state == "ok"
+    assert diagnosis._datasets(layout, "folder").state == "ok"
+    assert diagnosis._datasets(Layout(root, "demo"), "demo").state == "ok"
 
 
 def test_a_damaged_bundle_is_named_with_the_command_that_brings_it_back(root: Path, bundle: Path) -> None:
-    assert [(item.state, item.found) for item in diagnosis.bundles(root)] == [("ok", "1 whole")]
+    assert [(item.state, item.found) for item in diagnosis._bundles(root)] == [("ok", "1 whole")]
     (bundle / "config.json").write_text("{ }", "utf-8")
-    (found,) = diagnosis.bundles(root)
+    (found,) = diagnosis._bundles(root)
     assert found.state == "bad"
     assert "config.json: expected sha256" in found.found
     assert found.repair == f"dvc --cd {root} checkout --force models/demo/brick/bundle"
@@ -196,8 +196,8 @@ def test_it_takes_no_torch_where_there_is_no_gpu(tmp_path: Path) -> None:
 
 def test_counts_in_words() -> None:
     good, bad, warn = Check("a", "ok", ""), Check("b", "bad", ""), Check("c", "warn", "")
-    assert checks.sentence([good]) == "1 checks, nothing to repair"
-    assert checks.sentence([good, bad, warn]) == "3 checks: 1 bad, 1 to look at"
+    assert checks._sentence([good]) == "1 checks, nothing to repair"
+    assert checks._sentence([good, bad, warn]) == "3 checks: 1 bad, 1 to look at"
     assert [checks.exit_code([good, warn]), checks.exit_code([bad])] == [0, 1]
 
 
@@ -214,7 +214,7 @@ def test_counts_in_words() -> None:
     ],
 )
 def test_settings_of_the_network_are_shown_without_passwords(environ: dict[str, str], state: str, said: str) -> None:
-    found = diagnosis.network(environ)
+    found = diagnosis._network(environ)
     assert found.state == state
     assert said in found.found
     assert HIDDEN not in found.found

@@ -43,7 +43,7 @@ def wrapped() -> Exception:
 def test_errors_of_a_full_disk_end_with_what_to_do(
     error: Exception, room: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(typer.Exit) as exit, console.explained():
+    with pytest.raises(typer.Exit) as exit, console._explained():
         raise error
     assert exit.value.exit_code == 1
     assert "free some space, then run the same command again" in capsys.readouterr().err
@@ -51,7 +51,7 @@ def test_errors_of_a_full_disk_end_with_what_to_do(
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), ValueError("no"), KeyError("x")])
 def test_other_errors_stay_as_they_are(error: Exception, room: None) -> None:
-    with pytest.raises(type(error)), console.explained():
+    with pytest.raises(type(error)), console._explained():
         raise error
 
 
@@ -60,16 +60,16 @@ def test_a_disk_without_room_is_named_with_what_it_has(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(errors.shutil, "disk_usage", lambda place: Usage(2**30, 2**30, 2**20))
-    with pytest.raises(typer.Exit), console.explained():
+    with pytest.raises(typer.Exit), console._explained():
         raise ConnectionError("the server does not answer")  # it could not write either
     assert f"{tmp_path} (1.0 MB free)" in capsys.readouterr().err
 
 
 def test_exit_codes_pass_through_whatever_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(errors.shutil, "disk_usage", lambda place: Usage(2**30, 2**30, 0))
-    with pytest.raises(typer.Exit) as exit, console.explained():
+    with pytest.raises(typer.Exit) as exit, console._explained():
         raise typer.Exit(3)
     assert exit.value.exit_code == 3
-    with pytest.raises(typer.Exit) as exit, console.explained():
+    with pytest.raises(typer.Exit) as exit, console._explained():
         raise DataError("no images")
     assert exit.value.exit_code == 2

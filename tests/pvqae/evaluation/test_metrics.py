@@ -79,7 +79,7 @@ def test_auroc_counts_a_tie_as_half() -> None:
 def test_rates_pass_a_normal_at_the_threshold_and_miss_a_defect_there() -> None:
     defect = np.array([False, False, False, False, True, True])
     scores = np.array([0.1, 0.5, 0.6, 0.2, 0.5, 0.9])
-    assert metrics.rates(defect, scores, 0.5) == metrics.Rates(false_alarm=0.25, miss=0.5)
+    assert metrics.rates(defect, scores, 0.5) == metrics._Rates(false_alarm=0.25, miss=0.5)
 
 
 def test_image_figures_are_none_where_a_label_is_absent() -> None:
@@ -88,8 +88,8 @@ def test_image_figures_are_none_where_a_label_is_absent() -> None:
     assert metrics.image_auroc(normals, scores) is None
     assert metrics.image_auroc(defects, scores) is None
     assert metrics.f1_max(normals, scores) is None
-    assert metrics.rates(normals, scores, 0.5) == metrics.Rates(0.5, None)
-    assert metrics.rates(defects, scores, 0.5) == metrics.Rates(None, 0.5)
+    assert metrics.rates(normals, scores, 0.5) == metrics._Rates(0.5, None)
+    assert metrics.rates(defects, scores, 0.5) == metrics._Rates(None, 0.5)
 
 
 @settings(max_examples=20, deadline=None)

@@ -95,7 +95,7 @@ def test_the_folder_is_whole_and_says_what_it_is(exported: tuple[Path, Scorer, l
     read_folder(folder, "an export", "")
     card = json.loads((folder / "card.json").read_text())
     assert card["threshold"] == 1.5
-    assert card["opset"] == export.OPSET
+    assert card["opset"] == export._OPSET
     assert card["bundle_sha256"] == bundle.sha256_of(folder.parent / "bundle")
     assert card["preprocessing"]["size"] == scorer.image.size
     assert "parity on 4 images" in "".join(told)
@@ -104,7 +104,7 @@ def test_the_folder_is_whole_and_says_what_it_is(exported: tuple[Path, Scorer, l
 def test_the_batch_is_dynamic_and_company_does_not_matter(exported: tuple[Path, Scorer, list[str]]) -> None:
     folder, scorer, _ = exported
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    assert [o.name for o in session.get_outputs()] == list(export.OUTPUTS)
+    assert [o.name for o in session.get_outputs()] == list(export._OUTPUTS)
     side = scorer.image.size
     pixels = np.random.default_rng(0).random((3, 3, side, side), dtype=np.float32)
     valid = np.ones((3, side, side), dtype=np.bool_)
@@ -144,7 +144,7 @@ def test_a_changed_byte_is_refused_by_the_script_too(
     assert "expected sha256" in done.stderr or "No such file" in done.stderr
     (folder / "SHA256SUMS").write_text("")
     with pytest.raises(ValueError, match=r"card\.json: expected sha256 one in SHA256SUMS"):
-        run_exported.check(folder)
+        run_exported._check(folder)
 
 
 def test_an_image_that_is_none_gets_a_line_and_the_others_their_scores(
@@ -239,7 +239,7 @@ def test_a_difference_leaves_nothing(
     scorer: Scorer, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, out = saved(scorer, tmp_path / "bundle"), tmp_path / "deep" / "out"
-    monkeypatch.setattr(export, "write_graph", lambda detector, path: path.write_bytes(b"graph"))
+    monkeypatch.setattr(export, "_write_graph", lambda detector, path: path.write_bytes(b"graph"))
     with pytest.raises(ParityError, match="found an error"):
         export.export(folder, out, files, str)
     off = parity.Parity(3, 2e-4, 1e-6, "worst.png", 1.0, 1.0)
@@ -260,7 +260,7 @@ def test_what_can_t_be_exported_is_refused_before_anything_is_written(
     scorer: Scorer, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, out = saved(scorer, tmp_path / "bundle"), tmp_path / "out"
-    monkeypatch.setattr(export, "BACKBONES", ("another",))
+    monkeypatch.setattr(export, "_BACKBONES", ("another",))
     with pytest.raises(ConfigError, match="efficientnet_lite0"):
         export.export(folder, out, files, str)
     monkeypatch.undo()

@@ -9,7 +9,8 @@ import torch
 
 from pvqae.calibration import choice
 from pvqae.core import config
-from pvqae.export.onnx_graph import Graph, Outputs, top_mean
+from pvqae.export.onnx_graph import Graph, Outputs
+from pvqae.export.onnx_graph import _top_mean as top_mean
 from pvqae.inference.readout import FUSIONS, READOUTS, RECON
 from pvqae.inference.readout import top_mean as top_mean_of
 from pvqae.inference.scoring import PARTS, Scored, Scorer

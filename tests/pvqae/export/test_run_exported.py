@@ -20,7 +20,7 @@ Picture = Callable[..., np.ndarray]
 @pytest.mark.parametrize("size", [(64, 64), (33, 128), (200, 333), (3, 5)])
 def test_resizing_is_the_training_s(shape: tuple[int, int], size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).random((*shape, 3), dtype=np.float32)
-    found = run_exported.resize(image, *size)
+    found = run_exported._resize(image, *size)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, geometry._resize(image, *size), atol=1e-6)
 
@@ -39,19 +39,19 @@ def test_views_and_stitched_maps_are_the_project_s(shape: tuple[int, int], setti
     params = config.Image.model_validate({"size": 64, **settings})
     image = np.random.default_rng(1).random((*shape, 3), dtype=np.float32)
     canvas = geometry.canvas(image, params)
-    (height, width), found = run_exported.views(image, params.model_dump())
+    (height, width), found = run_exported._views(image, params.model_dump())
     assert (height, width) == (canvas.height, canvas.width)
     assert [(view.top, view.left) for view in found] == [(view.top, view.left) for view in canvas.views]
     for mine, theirs in zip(found, canvas.views, strict=True):
         np.testing.assert_array_equal(mine.valid, theirs.valid)
         np.testing.assert_allclose(mine.pixels, theirs.pixels, atol=1e-6)
     maps = np.random.default_rng(2).random((len(found), 64, 64), dtype=np.float32)
-    stitched = run_exported.stitch((height, width), found, maps)
+    stitched = run_exported._stitch((height, width), found, maps)
     np.testing.assert_array_equal(stitched, geometry.stitch(canvas, list(maps)))
 
 
 def test_what_it_carries_needs_numpy_onnxruntime_and_pillow_alone(tmp_path: Path) -> None:
-    export.write_program(tmp_path)
+    export._write_program(tmp_path)
     program = (
         "import runpy, sys, json; runpy.run_path(sys.argv[1], run_name='module');"
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
@@ -60,14 +60,14 @@ def test_what_it_carries_needs_numpy_onnxruntime_and_pillow_alone(tmp_path: Path
         [sys.executable, "-I", "-c", program, tmp_path / "run.py"], capture_output=True, text=True, check=True
     )
     loaded = set(json.loads(done.stdout))
-    assert {"numpy", "onnxruntime", "PIL", export.PACKAGE} <= loaded
+    assert {"numpy", "onnxruntime", "PIL", export._PACKAGE} <= loaded
     assert not loaded & {"torch", "pvqae", "onnx", "pandas", "scipy", "pydantic"}
 
 
 def test_what_it_carries_is_the_same_for_the_same_code(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        export.write_program(tmp_path / name)
+        export._write_program(tmp_path / name)
     assert (tmp_path / "one" / "reading.zip").read_bytes() == (tmp_path / "two" / "reading.zip").read_bytes()
 
 
@@ -82,7 +82,7 @@ def test_what_runs_is_what_was_checked(tmp_path: Path, monkeypatch: pytest.Monke
     }.items():
         (tmp_path / name).write_text(text)
     files.seal_folder(tmp_path)
-    seen, check = [], run_exported.check
+    seen, check = [], run_exported._check
 
     class Session:
         def __init__(self, model: object, *_: object, **__: object) -> None:
@@ -93,11 +93,11 @@ def test_what_runs_is_what_was_checked(tmp_path: Path, monkeypatch: pytest.Monke
 
     def changed_after(folder: Path) -> dict[str, bytes]:
         found = check(folder)
-        for name in run_exported.FILES:
+        for name in run_exported._FILES:
             (folder / name).unlink() if change is None else (folder / name).write_text(change)
         return found
 
-    monkeypatch.setattr(run_exported, "check", changed_after)
+    monkeypatch.setattr(run_exported, "_check", changed_after)
     monkeypatch.setattr(run_exported.onnxruntime, "InferenceSession", Session)
     assert run_exported.Detector(tmp_path).card == {"threshold": 2.5}
     assert seen == [b"a graph"]

@@ -142,7 +142,7 @@ def test_a_score_of_the_memory_asks_for_no_budget(scorer: Scorer, monkeypatch: p
     ],
 )
 def test_a_collapse_is_told_in_words(shares: list[float], usage: float, words: list[str]) -> None:
-    found = fitting.collapse(shares, usage)
+    found = fitting._collapse(shares, usage)
     assert len(found) == len(words)
     assert all(part in text for part, text in zip(words, found, strict=True))
     assert all(text.startswith("collapse: ") for text in found)

@@ -92,7 +92,7 @@ def test_views_in_runs_score_as_all_at_once(scorer: Scorer, picture: Picture, mo
     measure = scoring.measure
     monkeypatch.setattr(scoring, "measure", lambda found, x, valid: seen.append(len(valid)) or measure(found, x, valid))
     whole = tiled(scorer).one(image)
-    monkeypatch.setattr(scoring, "CHUNK", 3)
+    monkeypatch.setattr(scoring, "_CHUNK", 3)
     parts = tiled(scorer).one(image)
     assert seen == [8, 3, 3, 2]
     assert parts.image_score == pytest.approx(whole.image_score, abs=1e-3)
@@ -111,7 +111,7 @@ def test_views_in_runs_leave_no_features_behind(
         return features, valid
 
     monkeypatch.setattr(scoring, "through", watched)
-    monkeypatch.setattr(scoring, "CHUNK", 3)
+    monkeypatch.setattr(scoring, "_CHUNK", 3)
     raw = tiled(scorer).measured(picture(153, 224, 416))[1]
     gc.collect()
     assert [found() for found in alive] == [None] * 3

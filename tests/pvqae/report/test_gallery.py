@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvqae.report.gallery import GROUPS, Gallery
+from pvqae.report.gallery import _GROUPS as GROUPS
+from pvqae.report.gallery import Gallery
 
 
 def _row(number: int, label: str, score: float) -> dict[str, object]:

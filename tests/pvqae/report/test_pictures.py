@@ -44,7 +44,7 @@ def test_outline_marks_around_the_mask_and_leaves_the_defect_visible() -> None:
     mask[8:12, 10:20] = True
     drawn = pictures.outline(GREY, mask)
     assert (drawn[mask] == GREY[mask]).all()
-    assert (drawn[7, 10:20] == pictures.OUTLINE).all()
+    assert (drawn[7, 10:20] == pictures._OUTLINE).all()
     assert (pictures.outline(GREY, np.zeros_like(mask)) == GREY).all()
 
 
@@ -71,8 +71,8 @@ def test_padding_rows_are_dropped_and_lone_padding_is_grey() -> None:
     cells = np.array([[-1, -1], [0, 1], [-1, 1], [-1, -1]])
     drawn = pictures.level_map(cells, 2, (4, 4))
     assert (drawn[0, 0] == pictures.level_colours(2)[0]).all()
-    assert (drawn[3, 0] == pictures.PADDING).all()
-    assert (pictures.level_map(np.full((2, 2), -1), 2, (4, 4)) == pictures.PADDING).all()
+    assert (drawn[3, 0] == pictures._PADDING).all()
+    assert (pictures.level_map(np.full((2, 2), -1), 2, (4, 4)) == pictures._PADDING).all()
 
 
 def test_encodings_open_and_png_is_exact() -> None:

@@ -12,7 +12,8 @@ import pytest
 from pvqae.core.errors import DataError
 from pvqae.core.layout import Layout
 from pvqae.report import gallery, page
-from pvqae.report.report import mean, report
+from pvqae.report.report import _mean as mean
+from pvqae.report.report import report
 from pvqae.samples import classes
 
 Make = Callable[..., Any]
@@ -194,10 +195,10 @@ def test_the_verdict_is_a_sentence_with_numbers(normal: int, defect: int, verdic
     one = {"n_normal": normal, "n_defect": defect, "false_alarm_rate": 1 / 40, "miss_rate": 0.2}
     one |= {"image_auroc": 0.8321 if normal and defect else None}
     metrics = {"classes": {"grass": one}, "mean": {"image_auroc": one["image_auroc"]}}
-    assert page.verdict(metrics) == verdict
+    assert page._verdict(metrics) == verdict
     if normal and defect:
         two = {"classes": {"brick": one | {"image_auroc": 0.9}, "grass": one}, "mean": {"image_auroc": 0.86}}
-        assert page.verdict(two).endswith(" The weakest class is grass, with an image AUROC of 0.832.")
+        assert page._verdict(two).endswith(" The weakest class is grass, with an image AUROC of 0.832.")
 
 
 def test_good_images_alone_and_random_splits_are_said_plainly(evaluated: Any, layout: Layout) -> None:
@@ -261,4 +262,4 @@ def test_the_report_of_the_same_classes_has_the_same_bytes(evaluated: Any, layou
 
 @pytest.mark.parametrize(("value", "text"), [(None, "n/a"), (1.0, "1.000"), (0.99996, "0.999"), (0.9712, "0.971")])
 def test_a_figure_is_never_rounded_up_to_perfect(value: float | None, text: str) -> None:
-    assert page.figure(value) == text
+    assert page._figure(value) == text
