@@ -198,7 +198,7 @@ def whiten(residual_BTHW: Tensor, whitening_TT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(networks: Networks, features: Features, valid_BSS: Tensor, without_group: Tensor | None = None) -> Raw:
-    """Compute all measures of a batch. `without_group` (B): the group whose codes don't count, see `Level.distances`."""
+    """Compute all measures of a batch. `without_group` (B): its codes don't count, see `Level.distances`."""
     valid_at, ask = cache(partial(on_grid, valid_BSS)), cache(partial(_budget, networks, features, valid_BSS))
     maps = {}
     for r, (level, x) in enumerate(zip(networks.memory, features.levels, strict=False)):
