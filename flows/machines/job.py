@@ -17,7 +17,7 @@ from flows.adapters.versioning import Dvc
 from flows.core import environment, locks
 from flows.core.processes import Supervisor
 from flows.machines import worker
-from flows.machines.job_spec import JobSpec
+from flows.machines.fan_out import JobSpec
 from flows.versions import warm_start
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
@@ -73,7 +73,7 @@ def _bring_parents(project: Path, asked: JobSpec, space: Path) -> None:
     setting = yaml.safe_load(asked.files["params.yaml"])["flow"]["tracking_uri"]
     tracking, _ = open_registry(project, setting)
     for network, (model, version) in asked.parents.items():
-        warm_start.bring(tracking, model, version, warm_start.folder(space, network))
+        warm_start.bring(tracking, model, version, space, network)
 
 
 def _prepare(root: Path, job: JobSpec, threads: int = 0) -> Path:

@@ -16,9 +16,8 @@ from flows.adapters.prefect_client import PrefectPool
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Handover, Outcome, StageFailed, Versioning
 from flows.core.processes import Supervisor
-from flows.machines import job_spec
-from flows.machines.fan_out import FanOut, job_maker
-from flows.machines.job_spec import Chain, Chains
+from flows.machines import fan_out
+from flows.machines.fan_out import Chain, Chains, FanOut, job_maker
 from flows.versions import warm_start
 from flows.workspace import workspace
 from flows.workspace.workspace import Workspace
@@ -173,8 +172,8 @@ def _files(space: Workspace, graph: Mapping[str, Any], asked: Sequence[str]) -> 
     lock = (space.path / "dvc.lock").read_text("utf-8")
     texts = {
         "params.yaml": config.dump(workspace.without_root(space.params)),
-        "data/classes.yaml": config.dump_yaml(job_spec.part_of_classes(graph, asked)),
-        "dvc.lock": job_spec.part_of_lock(lock, job_spec.above(class_stages(graph), asked)),
+        "data/classes.yaml": config.dump_yaml(fan_out.part_of_classes(graph, asked)),
+        "dvc.lock": fan_out.part_of_lock(lock, fan_out.above(class_stages(graph), asked)),
         FROM_SCRATCH: (space.path / FROM_SCRATCH).read_text("utf-8"),
     }
     if space.dvc_file.exists():

@@ -17,7 +17,7 @@ from flows.adapters.registry import open_registry
 from flows.adapters.tracking import Registry, as_metrics
 from flows.adapters.versioning import Dvc, Versioning
 from flows.core import classes, environment, lineage
-from flows.machines import job_spec
+from flows.machines import fan_out
 from flows.train import recording, stages
 from flows.train import summary as summaries
 from flows.train.recording import Recorder
@@ -97,7 +97,7 @@ def train(
             for line in unfit:
                 log.warning("%s", line)
             pool, wanted = stages.pool(space, dvc, supervisor, tracking, graph, code), stages.class_stages(graph)
-            chains = job_spec.chains(wanted) if pool else stages.each(wanted)  # elsewhere a class in one go
+            chains = fan_out.chains(wanted) if pool else stages.each(wanted)  # elsewhere a class in one go
             parallel = min(stages.MOST, len(chains)) if pool else plan.parallel
             made, broken = run(chains, Pipeline(dvc, changed, recorder, pool), parallel=parallel, before=ready)
             graph = _evaluated(space, graph, made, broken)
@@ -109,7 +109,7 @@ def train(
             done += made + reported
 
         # 6. Reports where people look, files to the remote, a commit of what this run was made from.
-        report = workspace.publish_reports(space)
+        report = space.publish_reports()
         if settings.push:
             dvc.push()
         sources = {f"{name}/{path}": file for path, file in _sources_of(space).items()}
@@ -151,7 +151,7 @@ def _bring_data(space: Workspace, project: Versioning, own: Versioning) -> None:
     if space.params.data.root and space.params.data.source != "demo":
         project.add_dataset(name, Path(space.params.data.root).expanduser())
     project.data_hash(name)  # nothing is done where the .dvc file is damaged
-    if workspace.bring_dvc_file(space):
+    if space.bring_dvc_file():
         own.checkout(name)
 
 

@@ -24,7 +24,6 @@ from pvqae.core.files import digest, write_text
 from pvqae.core.layout import Layout
 from pvqae.evaluation.metrics import image_auroc
 from pvqae.samples import manifest
-from pvqae.samples.classes import FROM_SCRATCH
 
 
 class VerifyError(PvqaeError):
@@ -75,7 +74,6 @@ def run(root: Path, name: str, version: str, say: Callable[[str], None] = lambda
         _bring_data(dvc, clone, dataset)
         category = name.removeprefix(lineage.model_name(dataset, ""))
         known = yaml.safe_load((clone / "data" / "classes.yaml").read_text("utf-8"))
-        write_text(clone / FROM_SCRATCH, warm_start.WHY)
         warm_start.restore(registry, dataset, name, version, clone, known["classes"][category]["network"])
         recorded = clone / "dvc.lock"
         outputs = _outputs(recorded)

@@ -21,7 +21,7 @@ from pvqae.samples.classes import FROM_SCRATCH
 
 _KEPT = "warm"  # a folder among the artifacts of a class's run
 _BACKBONE = "backbone.safetensors"  # in exported bundles only
-WHY = "Networks with this parent start from scratch.\n"
+_WHY = "Networks with this parent start from scratch.\n"
 
 
 def keep(registry: Registry, run: str, space: Workspace, category: str) -> None:
@@ -57,13 +57,13 @@ def place(space: Workspace, registry: Registry, graph: Mapping[str, Any], warm: 
     Where `warm` is wanted, that is the champion of the network's first class that has one; without a champion, or with
     one of which no folds were kept, the network starts from scratch. Raises `IntegrityError` for a damaged champion.
     """
-    write_text(space.path / FROM_SCRATCH, WHY)
+    write_text(space.path / FROM_SCRATCH, _WHY)
     networks = {}
     for name, item in graph["networks"].items():
         found = warm and _champion(space, registry, name, item["classes"])
         if not found:
-            shutil.rmtree(folder(space.path, name), ignore_errors=True)
-        parent = folder(space.path, name).relative_to(space.path).as_posix() if found else FROM_SCRATCH
+            shutil.rmtree(_folder(space.path, name), ignore_errors=True)
+        parent = _folder(space.path, name).relative_to(space.path).as_posix() if found else FROM_SCRATCH
         networks[name] = {**item, "parent": parent}
     return {**graph, "networks": networks}
 
@@ -71,7 +71,7 @@ def place(space: Workspace, registry: Registry, graph: Mapping[str, Any], warm: 
 def _champion(space: Workspace, registry: Registry, network: str, members: list[str]) -> bool:
     found = champion(registry, space.params.data.name, members)
     try:
-        return found is not None and bring(registry, *found, folder(space.path, network))
+        return found is not None and bring(registry, *found, space.path, network)
     except RegistryError as error:
         print(f"{error}; the network {network} starts from scratch", flush=True)
         return False
@@ -84,7 +84,7 @@ def champion(registry: Registry, dataset: str, members: list[str]) -> tuple[str,
     return champions[0] if champions else None
 
 
-def folder(workspace: Path, network: str) -> Path:
+def _folder(workspace: Path, network: str) -> Path:
     """Return the folder of a network's parent in a workspace."""
     return workspace / "data" / "parents" / network
 
@@ -94,19 +94,20 @@ def restore(registry: Registry, dataset: str, model: str, version: str, workspac
 
     Raises `IntegrityError` where the parent is no longer registered.
     """
+    write_text(workspace / FROM_SCRATCH, _WHY)
     sha256 = registry.version_tags(model, version).get("parent_bundle_sha256", lineage.NONE)
     if sha256 == lineage.NONE:
         return False
     siblings = (other for other in promotions.models_of(registry, dataset) if other != model)
     for name in (model, *siblings):  # of a shared network
         found = registry.find(name, {"bundle_sha256": sha256})
-        if found and bring(registry, name, found, folder(workspace, network)):
+        if found and bring(registry, name, found, workspace, network):
             return True
     raise IntegrityError(f"{model} version {version}: its parent, bundle {sha256}, is no longer in the registry")
 
 
-def bring(registry: Registry, model: str, version: str, out: Path) -> bool:
-    """Make `out` the parent that a version is; return False where nothing was kept with its bundle.
+def bring(registry: Registry, model: str, version: str, workspace: Path, network: str) -> bool:
+    """Make a version the parent of a network in a workspace; return False where nothing was kept with its bundle.
 
     Raises `IntegrityError` when the files are not those that were registered.
     """
@@ -127,5 +128,5 @@ def bring(registry: Registry, model: str, version: str, out: Path) -> bool:
                 f"{model} version {version}: expected the bundle {tags['bundle_sha256']}, found {found}; "
                 "promote another version, or train without --warm"
             )
-        warm.place(bundle, kept, out)
+        warm.place(bundle, kept, _folder(workspace, network))
     return True

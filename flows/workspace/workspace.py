@@ -104,6 +104,30 @@ class Workspace:
         """The .dvc file of the raw dataset; a dataset made on the spot has none."""
         return self.layout.raw.parent / f"{self.params.data.name}.dvc"
 
+    def bring_dvc_file(self) -> bool:
+        """Copy the dataset's .dvc file from the project; return whether the files themselves have to be checked out."""
+        source = self.root / self.dvc_file.relative_to(self.path)
+        if self.own or not source.exists():
+            return False
+        same = self.dvc_file.exists() and self.dvc_file.read_bytes() == source.read_bytes()
+        write_text(self.dvc_file, source.read_text("utf-8"))
+        return not same or not self.layout.raw.is_dir()
+
+    def publish_reports(self) -> Path:
+        """Put the reports where people look, replaced whole; return the project's folder of them."""
+        target = Layout(self.root, self.params.data.name).reports
+        if self.own or not self.layout.reports.is_dir():
+            return target
+        new, old = (target.with_name(f".{target.name}.{side}") for side in ("new", "old"))
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.copytree(self.layout.reports, new, copy_function=_copy_writable)
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+        return target
+
 
 def lock_file(root: Path, dataset: str) -> Path:
     """Return the file whose lock a flow holds while it works on the dataset."""
@@ -131,32 +155,6 @@ def prepare(root: Path, choice: Choice) -> Workspace:
     dvc_files.share(root, space.path)
     write_text(space.path / "params.yaml", config.dump(without_root(choice.params)))
     return space
-
-
-def bring_dvc_file(space: Workspace) -> bool:
-    """Copy the dataset's .dvc file from the project; return whether the files themselves have to be checked out."""
-    source = space.root / space.dvc_file.relative_to(space.path)
-    if space.own or not source.exists():
-        return False
-    same = space.dvc_file.exists() and space.dvc_file.read_bytes() == source.read_bytes()
-    write_text(space.dvc_file, source.read_text("utf-8"))
-    return not same or not space.layout.raw.is_dir()
-
-
-def publish_reports(space: Workspace) -> Path:
-    """Put the reports where people look, replaced whole; return the project's folder of them."""
-    target = Layout(space.root, space.params.data.name).reports
-    if space.own or not space.layout.reports.is_dir():
-        return target
-    new, old = (target.with_name(f".{target.name}.{side}") for side in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    shutil.copytree(space.layout.reports, new, copy_function=_copy_writable)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def _copy_writable(source: str, target: str) -> None:

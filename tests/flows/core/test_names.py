@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flows.core import classes, lineage
-from flows.machines import job_spec
+from flows.machines import fan_out
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError
 from pvqae.core.layout import Layout
@@ -104,7 +104,7 @@ def test_a_class_is_the_same_from_its_folder_to_its_stages_and_rows(
         *(f"{kind}@{name}" for kind in kinds for name in found),
     }
     for name in found:
-        part = job_spec.part_of_classes(graph, [f"train@{name}"])
+        part = fan_out.part_of_classes(graph, [f"train@{name}"])
         assert set(parse_yaml(config.dump_yaml(part), "x")["classes"]) == {name}
         assert lineage.Owner(dataset, name) in lineage.owners(lineage.model_name(dataset, name))
 
@@ -168,7 +168,7 @@ def test_names_that_an_earlier_release_left_without_quotes_are_written_again(tmp
 def test_a_part_of_the_lock_keeps_what_only_one_version_of_yaml_takes_for_a_text() -> None:
     stage = {"cmd": "pvqae train no", "params": {"params.yaml": {"data.name": "no", "data.categories": ["08", "12e4"]}}}
     lock = config.dump_yaml({"schema": "2.0", "stages": {"train@no": stage}})
-    assert parse_yaml(job_spec.part_of_lock(lock, ["train@no"]), "x")["stages"] == {"train@no": stage}
+    assert parse_yaml(fan_out.part_of_lock(lock, ["train@no"]), "x")["stages"] == {"train@no": stage}
 
 
 def test_keys_of_prefects_artifacts_are_of_one_dataset_each() -> None:

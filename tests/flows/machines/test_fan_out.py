@@ -8,8 +8,7 @@ from flows.adapters.fakes import FakePool
 from flows.adapters.prefect_client import PoolError, State
 from flows.adapters.versioning import StageFailed
 from flows.core.processes import Cancelled
-from flows.machines.fan_out import FanOut, job_maker
-from flows.machines.job_spec import JobSpec
+from flows.machines.fan_out import FanOut, JobSpec, job_maker
 
 JOB = job_maker("x", "sha", lambda stages: {"params.yaml": "seed: 0"}, {"a": ("m", "1"), "b": ("n", "2")})
 

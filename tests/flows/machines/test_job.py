@@ -10,7 +10,7 @@ import yaml
 from flows.adapters.git import GitError
 from flows.core import classes
 from flows.machines import job
-from flows.machines.job_spec import JobSpec
+from flows.machines.fan_out import JobSpec
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
 from pvqae.core.layout import Layout

@@ -13,7 +13,7 @@ from flows.adapters import dvc_files, git
 from flows.adapters.versioning import Dvc
 from flows.core.processes import Supervisor
 from flows.machines import job as jobs
-from flows.machines.job_spec import JobSpec
+from flows.machines.fan_out import JobSpec
 from flows.upkeep import gc_data
 from flows.versions import verify
 from flows.workspace import workspace
@@ -154,7 +154,7 @@ def test_dvc_works_in_the_project_and_in_its_workspace(place: Path, tmp_path: Pa
         own = Dvc(place, supervisor)
         assert own.add_dataset("parts", source)
         space = workspace.prepare(place, choice())
-        assert workspace.bring_dvc_file(space)
+        assert space.bring_dvc_file()
         there = Dvc(space.path, supervisor)
         there.checkout("parts")
         assert there.repro("manifest") == "ran"
@@ -219,7 +219,7 @@ def test_a_cache_of_the_users_settings_serves_project_workspace_and_clone(
         own.add_dataset("parts", source)
         space = workspace.prepare(project, choice())
         assert dvc_files.cache(space.path) == dvc_files.cache(project) == tmp_path / level / "shared"
-        workspace.bring_dvc_file(space)
+        space.bring_dvc_file()
         there = Dvc(space.path, supervisor)
         there.checkout("parts")
         assert there.repro("manifest") == "ran"

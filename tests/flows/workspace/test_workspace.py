@@ -69,10 +69,10 @@ def test_project_and_workspace_share_data_cache_and_remote(project: Path, tmp_pa
         Dvc(project, supervisor).add_dataset("parts", source)
         space = workspace.prepare(project, choice())
         own = Dvc(space.path, supervisor)
-        assert workspace.bring_dvc_file(space)
+        assert space.bring_dvc_file()
         own.checkout("parts")
         assert (space.layout.raw / "1.png").read_text() == "one"
-        assert not workspace.bring_dvc_file(space)
+        assert not space.bring_dvc_file()
         own.push()
         assert own.data_hash("parts") == Dvc(project, supervisor).data_hash("parts")
     assert [path for path in (project / ".pvqae" / "remote").rglob("*") if path.is_file()]
@@ -86,7 +86,7 @@ def test_reports_are_replaced_whole_and_may_be_changed_by_people(project: Path) 
         folder.mkdir(parents=True)
         (folder / name).write_text(name)
     (space.layout.reports / "new.html").chmod(stat.S_IRUSR)
-    assert workspace.publish_reports(space) == target
+    assert space.publish_reports() == target
     assert [path.name for path in target.iterdir()] == ["new.html"]
     assert (target / "new.html").stat().st_mode & stat.S_IWUSR
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.core import classes
-from flows.machines import job_spec
-from flows.machines.job_spec import JobSpec
+from flows.machines import fan_out
+from flows.machines.fan_out import JobSpec
 from flows.train import stages
 from pvqae.core import config
 
@@ -29,7 +29,7 @@ GRAPHS = st.builds(
 
 @given(GRAPHS)
 def test_chains_hold_every_stage_once_and_keep_the_order(found: stages._Graph) -> None:
-    joined = job_spec.chains(found)
+    joined = fan_out.chains(found)
     assert sorted(stage for chain in joined for stage in chain) == sorted(found)
     done: set[str] = set()
     for chain, needs in joined.items():
@@ -40,13 +40,13 @@ def test_chains_hold_every_stage_once_and_keep_the_order(found: stages._Graph) -
 
 
 def test_a_class_of_its_own_is_one_chain() -> None:
-    joined = job_spec.chains(graph(["a", "b"], "per_class", "per_class"))
+    joined = fan_out.chains(graph(["a", "b"], "per_class", "per_class"))
     a, b = (tuple(f"{kind}@{name}" for kind in ("train", "prior", "calibrate", "evaluate")) for name in "ab")
     assert joined == {a: (), b: ()}
 
 
 def test_what_classes_share_is_a_chain_of_its_own() -> None:
-    joined = job_spec.chains(graph(["a", "b"], "per_class", "universal"))
+    joined = fan_out.chains(graph(["a", "b"], "per_class", "universal"))
     assert joined["prior@all",] == (("train@a",), ("train@b",))
     assert joined["calibrate@b", "evaluate@b"] == (("prior@all",),)
 
@@ -55,7 +55,7 @@ def test_the_lock_of_an_order_has_its_own_entries_only() -> None:
     found = graph(["a", "b"], "per_class", "per_class")
     names = [*found, "manifest", "validate", "demo@x"]
     lock = yaml.safe_dump({"schema": "2.0", "stages": {name: {"cmd": name} for name in names}})
-    part = yaml.safe_load(job_spec.part_of_lock(lock, job_spec.above(found, ["calibrate@a"])))
+    part = yaml.safe_load(fan_out.part_of_lock(lock, fan_out.above(found, ["calibrate@a"])))
     assert part["schema"] == "2.0"
     assert set(part["stages"]) == {"manifest", "validate", "demo@x", "train@a", "prior@a", "calibrate@a"}
 
@@ -77,7 +77,7 @@ def test_the_key_of_an_order_changes_with_whatever_it_says() -> None:
 def test_an_order_has_the_classes_that_share_something_with_its_own() -> None:
     def part(prior: str, *stages: str) -> dict[str, object]:
         params = config.parse({"data": {"name": "x"}, "prior": {"grouping": prior}})
-        return job_spec.part_of_classes(classes.classes(params, ["a", "b", "c"]), stages)
+        return fan_out.part_of_classes(classes.classes(params, ["a", "b", "c"]), stages)
 
     own = part("per_class", "train@b", "evaluate@b")
     for key in ("networks", "priors", "classes"):
