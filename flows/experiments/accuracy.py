@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.experiments import bootstrap
-from flows.experiments.benchmark import FIGURES, METHODS, OURS, Entry, entry
+from flows.experiments.benchmark import FIGURES, METHODS, OURS, BenchmarkResult, entry
 from flows.experiments.bootstrap import Interval
 from flows.experiments.page import markdown
 from flows.experiments.subjects import Subject
@@ -77,7 +77,7 @@ class _Gap:
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class AccuracyResult:
     """The lines of both tables."""
 
     lines: list[_Line]
@@ -157,7 +157,7 @@ def run(
     draws: int = bootstrap.DRAWS,
     methods: Sequence[str] = METHODS,
     tell: Callable[[str], None] = print,
-) -> Result:
+) -> AccuracyResult:
     """Measure every method on every class with every seed; results below `work` are kept and found again."""
     drawn: _Table = {}
     costs: _CostTable = {}
@@ -181,7 +181,7 @@ def run(
     rows = names if len(names) == 1 else [*names, MEAN]
     lines = [_Line(name, m, _intervals(drawn[name, m]), costs[name, m]) for name in rows for m in methods]
     gaps = [gap for name in rows for figure in FIGURES for gap in _gaps(drawn, name, figure, methods)]
-    return Result(lines, gaps, tuple(seeds), draws, [_anomalib()])
+    return AccuracyResult(lines, gaps, tuple(seeds), draws, [_anomalib()])
 
 
 def known_methods(asked: Sequence[str]) -> tuple[str, ...]:
@@ -191,7 +191,7 @@ def known_methods(asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(asked) or METHODS
 
 
-def _figures(context: BenchmarkContext, entries: list[Entry], weights: _Floats) -> dict[str, _Drawn]:
+def _figures(context: BenchmarkContext, entries: list[BenchmarkResult], weights: _Floats) -> dict[str, _Drawn]:
     """Average over seeds; every seed sees the same draws."""
     images = [bootstrap.image_aurocs(context.defect, one.scores, weights) for one in entries]
     pixels = [bootstrap.pixel_figures(one.counts, weights) for one in entries if one.counts]

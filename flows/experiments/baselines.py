@@ -38,7 +38,7 @@ _WORK = 60_000_000_000  # n x K of one exact greedy choice that a processor does
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class BaselineResult:
     """What a baseline says of one image; the fields that judging reads."""
 
     sample_id: str
@@ -54,7 +54,9 @@ class Baseline(Protocol):
     @property
     def megabytes(self) -> float: ...
 
-    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Result: ...
+    def score(
+        self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str
+    ) -> BaselineResult: ...
 
 
 def _to_canvas(maps_Bhw: Tensor, valid_Bhw: Tensor, canvas: geometry.Canvas) -> NDArray[np.float32]:
@@ -99,12 +101,12 @@ class _Control:
         stored = [(r.mean, r.whitening, r.normal.mean, r.normal.deviation) for r in (self.fine, self.coarse)]
         return sum(x.numel() for parts in stored for x in parts) * _HALF / 1e6
 
-    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Result:
+    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> BaselineResult:
         lengths = [part.lengths(features) for part in (self.fine, self.coarse)]
         valid = on_grid(valid_BSS, lengths[0].shape[-2:])
         parts = zip((self.fine, self.coarse), lengths, strict=True)
         total = torch.stack([SCALES["location"](part.normal, x)[valid] for part, x in parts]).sum(0)
-        return Result(sample_id, readout.top_mean(total, _TOP), _to_canvas(lengths[0], valid, canvas))
+        return BaselineResult(sample_id, readout.top_mean(total, _TOP), _to_canvas(lengths[0], valid, canvas))
 
 
 def _control(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) -> _Control:
@@ -157,11 +159,11 @@ class _Covering:
         ]
         return torch.stack([F.interpolate(x[:, None], grid, mode="bilinear")[:, 0] for x in scaled]).sum(0)
 
-    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Result:
+    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> BaselineResult:
         distances = list(_distances(self.levels, features, valid_BSS))
         valid = on_grid(valid_BSS, distances[-1].shape[-2:])
         image = readout.top_mean(self._total(distances, valid_BSS, "location")[valid], _TOP)
-        return Result(sample_id, image, _to_canvas(self._total(distances, valid_BSS, "global"), valid, canvas))
+        return BaselineResult(sample_id, image, _to_canvas(self._total(distances, valid_BSS, "global"), valid, canvas))
 
 
 def _distances(
@@ -234,7 +236,7 @@ class PatchCore:
     def megabytes(self) -> float:
         return (self.bank.numel() + 2 * self.mean.numel()) * _HALF / 1e6
 
-    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Result:
+    def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> BaselineResult:
         x_BhwC = (_patches(features).movedim(1, -1) - self.mean) / self.deviation
         valid = on_grid(valid_BSS, x_BhwC.shape[1:3])
         found = [nearest(x, self.bank) for x in torch.split(x_BhwC.flatten(0, 2), 256)]
@@ -242,7 +244,7 @@ class PatchCore:
         distance = distance.sqrt()
         worst = distance.masked_fill(~valid, -1).flatten().argmax()
         image = float(distance.flatten()[worst]) * self._weight(x_BhwC.flatten(0, 2)[worst], index.flatten()[worst])
-        return Result(sample_id, image, _to_canvas(distance, valid, canvas))
+        return BaselineResult(sample_id, image, _to_canvas(distance, valid, canvas))
 
     def _weight(self, patch_C: Tensor, code: Tensor) -> float:
         """Return 1 - softmax of the patch's distance to its code among the distances to the code's nearest neighbours.

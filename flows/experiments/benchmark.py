@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save_file
 
 from flows.experiments import subjects, trial
-from flows.experiments.baselines import BASELINES, Baseline, Result
+from flows.experiments.baselines import BASELINES, Baseline, BaselineResult
 from flows.experiments.subjects import key_of, source_of
 from flows.experiments.trial import BenchmarkContext
 from pvqae.calibration import fitting
@@ -35,7 +35,7 @@ _MEASURES = ("pvqae/calibration/normals.py", "pvqae/inference/measures.py", "pvq
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class BenchmarkResult:
     """One detector's result on one class with one seed."""
 
     facts: dict[str, Any]  # FIGURES (None where undefined), train_seconds, megabytes, milliseconds
@@ -43,7 +43,7 @@ class Entry:
     counts: list[PixelCounts]  # n, or none without masks
 
 
-def entry(context: BenchmarkContext, method: str, seed: int) -> Entry:
+def entry(context: BenchmarkContext, method: str, seed: int) -> BenchmarkResult:
     """Return the result of `method` (of METHODS), kept from an earlier run where nothing it depends on has changed."""
     params = context.params.model_copy(update={"seed": seed})
     place = context.work / "results" / f"{context.subject.name}-{method}-{seed}-{_key(context, method, params)}"
@@ -71,7 +71,7 @@ def _dependencies(method: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return sections, (*subjects.VIEW_SOURCES, "flows/experiments/baselines.py", *_MEASURES)
 
 
-def _measure(context: BenchmarkContext, method: str, params: config.Params) -> Entry:
+def _measure(context: BenchmarkContext, method: str, params: config.Params) -> BenchmarkResult:
     _ = context.examples, context.unseen  # reading is no detector's own time
     begun = time.perf_counter()
     if method == OURS:
@@ -91,7 +91,7 @@ def _results(context: BenchmarkContext, baseline: Baseline) -> Iterator[Judgeabl
         yield baseline.score(one.features, one.valid, one.canvas, ids[one.row])
 
 
-def _one(context: BenchmarkContext, baseline: Baseline, image: images.Floats) -> Result:
+def _one(context: BenchmarkContext, baseline: Baseline, image: images.Floats) -> BaselineResult:
     """Score from pixels, as a service would."""
     canvas = geometry.canvas(image, context.params.image)
     return baseline.score(*through(context.backbone, canvas), canvas, "")
@@ -103,7 +103,7 @@ def _judge(
     one: Callable[[images.Floats], object],
     seconds: float,
     size: float,
-) -> Entry:
+) -> BenchmarkResult:
     judged = context.judge(scored)
     scores = judged.scores["image_score"].to_numpy(np.float64)
     pixels = judged.pixels.get("fused")
@@ -115,10 +115,10 @@ def _judge(
         "megabytes": round(size, 3),
         "milliseconds": context.milliseconds(one),
     }
-    return Entry(facts, scores, judged.counts)
+    return BenchmarkResult(facts, scores, judged.counts)
 
 
-def _tensors(found: Entry) -> dict[str, NDArray[Any]]:
+def _tensors(found: BenchmarkResult) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {"scores": found.scores}
     if found.counts:
         arrays["length"] = np.array([len(c.bins) for c in found.counts])
@@ -127,7 +127,7 @@ def _tensors(found: Entry) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _read(place: Path) -> Entry:
+def _read(place: Path) -> BenchmarkResult:
     facts = json.loads(place.with_suffix(".json").read_text("utf-8"))
     tensors = load(place.with_suffix(".safetensors").read_bytes())
     counts = []
@@ -135,4 +135,4 @@ def _read(place: Path) -> Entry:
         ends = np.cumsum(tensors["length"])[:-1]
         parts = (np.split(tensors[name], ends) for name in PixelCounts._fields)
         counts = [PixelCounts(*values) for values in zip(*parts, strict=True)]
-    return Entry(facts, tensors["scores"], counts)
+    return BenchmarkResult(facts, tensors["scores"], counts)

@@ -16,7 +16,7 @@ Figures = dict[str, Row]  # by row: "" is the row of the variant itself, other n
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """One run to do."""
 
     variant: str
@@ -28,20 +28,20 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedRun:
     """One run that was done, now or before."""
 
-    planned: Planned
+    planned: PlannedRun
     figures: Figures
     seconds: float  # of processor time
     kept: bool  # found from before
 
 
-class _Entry(BaseModel):
+class _CatalogueEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _KnownClass(_Entry):
+class _KnownClass(_CatalogueEntry):
     """Where a class comes from; of a large one a `share` of its groups is enough to answer a question."""
 
     dataset: str  # demo, or a folder below the datasets' root
@@ -49,7 +49,7 @@ class _KnownClass(_Entry):
     share: float = 1.0
 
 
-class Experiment(_Entry):
+class Experiment(_CatalogueEntry):
     """A question, and the runs whose figures answer it."""
 
     question: str
@@ -62,10 +62,10 @@ class Experiment(_Entry):
     base: Overrides = {}
     note: str = ""  # what a reader must know to read the numbers rightly
 
-    def plan(self, params: config.Params) -> list[Planned]:
+    def plan(self, params: config.Params) -> list[PlannedRun]:
         """Return every run, seed by seed, so that a killed experiment has whole tables of the first seeds."""
         return [
-            Planned(name, category, with_params(params, {**self.base, **overrides, "seed": seed}))
+            PlannedRun(name, category, with_params(params, {**self.base, **overrides, "seed": seed}))
             for seed in range(self.seeds)
             for category in self.classes
             for name, overrides in self.variants.items()

@@ -47,7 +47,7 @@ class Task:
         params = with_params(self.params, overrides) if overrides else self.params
         return train(params, self.subject, self.work)
 
-    def trial(self) -> trial.Outcome:
+    def trial(self) -> trial.TrialResult:
         """Train and judge the class as it is shipped."""
         return trial.BenchmarkContext(self.subject, self.params, self.work).outcome()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
 
-from flows.experiments.catalogue import FIGURES, Done, Experiment
+from flows.experiments.catalogue import FIGURES, Experiment, FinishedRun
 from flows.experiments.mechanism import REAL_USE
 from pvqae.core import runtime
 from pvqae.core.files import write_text
@@ -38,7 +38,7 @@ class _Cell:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _TableRow:
     """One variant on one class, or on the mean of all classes."""
 
     label: str
@@ -46,7 +46,7 @@ class _Row:
     cells: dict[str, _Cell]
 
 
-def rows(done: Iterable[Done]) -> list[_Row]:
+def rows(done: Iterable[FinishedRun]) -> list[_TableRow]:
     """Return rows in the order of the runs; with several classes, the mean over classes closes each variant."""
     values: dict[str, dict[str, dict[int, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
     for run in done:
@@ -56,12 +56,13 @@ def rows(done: Iterable[Done]) -> list[_Row]:
     return [row for label, classes in values.items() for row in _of_label(label, classes)]
 
 
-def _of_label(label: str, classes: dict[str, dict[int, dict[str, float]]]) -> list[_Row]:
-    out = [_Row(label, category, _cells(list(seeds.values()))) for category, seeds in classes.items()]
+def _of_label(label: str, classes: dict[str, dict[int, dict[str, float]]]) -> list[_TableRow]:
+    out = [_TableRow(label, category, _cells(list(seeds.values()))) for category, seeds in classes.items()]
     if len(classes) < 2:
         return out
     common = set.intersection(*(set(seeds) for seeds in classes.values()))
-    return [*out, _Row(label, MEAN, _cells([_mean([seeds[s] for seeds in classes.values()]) for s in sorted(common)]))]
+    means = [_mean([seeds[seed] for seeds in classes.values()]) for seed in sorted(common)]
+    return [*out, _TableRow(label, MEAN, _cells(means))]
 
 
 def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
@@ -76,7 +77,7 @@ def _cells(seeds: list[dict[str, float]]) -> dict[str, _Cell]:
     return {key: _Cell(mean(v), stdev(v) if len(v) > 1 else 0.0, len(v)) for key, v in values.items()}
 
 
-def _baseline(table: list[_Row]) -> list[str]:
+def _baseline(table: list[_TableRow]) -> list[str]:
     """State the gap to the paper."""
     own = [row.cells["image_auroc"].mean for row in table if row.category in _MVTEC]
     if not own:
@@ -89,7 +90,7 @@ def _baseline(table: list[_Row]) -> list[str]:
     ]
 
 
-def _mechanism(table: list[_Row]) -> list[str]:
+def _mechanism(table: list[_TableRow]) -> list[str]:
     """State the outcome of the three tests, class by class."""
     categories = dict.fromkeys(row.category for row in table if row.category != MEAN)
     return [_of_class({row.label: row.cells for row in table if row.category == one}, one) for one in categories]
@@ -112,14 +113,14 @@ def _of_class(cells_of: dict[str, dict[str, _Cell]], category: str) -> str:
 
 
 # What the numbers decide by a rule that was fixed beforehand, in words.
-_VERDICTS: dict[str, Callable[[list[_Row]], list[str]]] = {
+_VERDICTS: dict[str, Callable[[list[_TableRow]], list[str]]] = {
     "baseline": _baseline,
     "mechanism": _mechanism,
     "mechanism_longer": _mechanism,
 }
 
 
-def write(name: str, experiment: Experiment, done: Sequence[Done], folder: Path, pictures: Path) -> Path:
+def write(name: str, experiment: Experiment, done: Sequence[FinishedRun], folder: Path, pictures: Path) -> Path:
     """Write the page and its plot to `folder`, with a copy of `pictures` where there are any; returns the page."""
     table = rows(done)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,7 @@ def write(name: str, experiment: Experiment, done: Sequence[Done], folder: Path,
     return page
 
 
-def _table(table: Sequence[_Row], figures: Sequence[str]) -> list[str]:
+def _table(table: Sequence[_TableRow], figures: Sequence[str]) -> list[str]:
     """Return the lines of the table; a column that no row has is left out."""
     known = [key for key in figures if any(key in row.cells for row in table)]
     lines = []
@@ -196,7 +197,7 @@ def processor() -> str:
     return models[0] if models else platform.machine()
 
 
-def _plot(table: Sequence[_Row], figure: str, file: Path) -> None:
+def _plot(table: Sequence[_TableRow], figure: str, file: Path) -> None:
     """Write an SVG of a figure over the variants, a line per class; the same table gives the same bytes."""
     import matplotlib
 

@@ -13,7 +13,7 @@ import torch
 
 from flows.adapters.tracking import Registry, as_metrics
 from flows.experiments import catalogue, page, subjects
-from flows.experiments.catalogue import CLASSES, Done, Experiment, Planned
+from flows.experiments.catalogue import CLASSES, Experiment, FinishedRun, PlannedRun
 from flows.experiments.measures import MEASURES, Task
 from flows.experiments.subjects import Subject, key_of, source_of
 from flows.train.recording import ending
@@ -78,7 +78,7 @@ def _source() -> str:
     return source_of(*_SOURCES)
 
 
-def key(experiment: Experiment, planned: Planned) -> str:
+def key(experiment: Experiment, planned: PlannedRun) -> str:
     """Name a run by params, class, measure, and code: two experiments that ask the same share the answer."""
     others = experiment.classes if experiment.measure == "priors" else ()
     return key_of(workspace.params_sha256(planned.params), planned.category, others, experiment.measure, _source())
@@ -86,7 +86,7 @@ def key(experiment: Experiment, planned: Planned) -> str:
 
 def _conduct(
     name: str, experiment: Experiment, params: config.Params, paths: _Paths, registry: Registry
-) -> Iterator[Done]:
+) -> Iterator[FinishedRun]:
     """Do the runs that are not done yet; all of them become runs of the tracking server below one parent."""
     _source()
     runtime.apply(replace(runtime.plan(params.compute, 1), threads=torch.get_num_threads()))
@@ -101,14 +101,14 @@ def _conduct(
             yield done
 
 
-def _run(experiment: Experiment, planned: Planned, found: dict[str, Subject], paths: _Paths) -> Done:
+def _run(experiment: Experiment, planned: PlannedRun, found: dict[str, Subject], paths: _Paths) -> FinishedRun:
     file = f"{key(experiment, planned)}.json"
     own = paths.folder / "runs" / file
     for known in (own, *sorted(paths.home.glob(f"*/runs/{file}"))):
         if known.exists():
             content = json.loads(known.read_text("utf-8"))
             write_text(own, json.dumps(content, indent=1))
-            return Done(planned, content["figures"], content["seconds"], kept=True)
+            return FinishedRun(planned, content["figures"], content["seconds"], kept=True)
     others = tuple(subject for name, subject in found.items() if name != planned.category)
     free = CLASSES[planned.category].dataset == "demo" and planned.params.seed == 0
     pictures = paths.folder / "pictures" if free else None
@@ -118,7 +118,7 @@ def _run(experiment: Experiment, planned: Planned, found: dict[str, Subject], pa
     seconds = round(time.process_time() - begun, 1)
     facts = {"variant": planned.variant, "category": planned.category, "seed": planned.params.seed}
     write_text(own, json.dumps({**facts, "seconds": seconds, "figures": figures}, indent=1))
-    return Done(planned, figures, seconds, kept=False)
+    return FinishedRun(planned, figures, seconds, kept=False)
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _tracked(registry: Registry, name: str, parent: str | None, tags: dict[str, 
     registry.finish(run)
 
 
-def _record(registry: Registry, parent: str, planned: Planned, done: Done) -> None:
+def _record(registry: Registry, parent: str, planned: PlannedRun, done: FinishedRun) -> None:
     tags = {"variant": planned.variant, "category": planned.category, "cached": str(done.kept).lower()}
     with _tracked(registry, str(planned), parent, tags) as run:
         registry.params(run, workspace.flat_params(planned.params))

@@ -45,14 +45,14 @@ from pvqae.training import loop, network
 from pvqae.training.run import start
 
 Values = dict[str, Any]
-# The code that decides what trained weights are, and the sections of the params that do, beside the precision.
+# The code that decides what trained weights are, and the sections of the params that do; the precision does, too.
 SOURCES = (*subjects.VIEW_SOURCES, "pvqae/training", "pvqae/prior", "pvqae/core/runtime.py", "pvqae/core/seeding.py")
 SAVED = ("seed", "image", "model", "train")
 _REPEATS = 5  # images whose scoring is timed
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class JudgedClass:
     """What a detector says of test images, against labels and masks."""
 
     scores: pd.DataFrame  # sample_id, group_id, label, kind, image_score, and s_prior, s_recon, product of the scorer
@@ -67,7 +67,7 @@ class Judged:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class TrialResult:
     """One trial."""
 
     figures: Values
@@ -148,21 +148,21 @@ class BenchmarkContext:
         every = dict.fromkeys(fits, found)
         return calibrate.fit_all(every, self.every, self.normals, params, self.subject.root)[0][splits.FULL]
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> TrialResult:
         """Train, fit and judge."""
         found = trained(self.params, self.examples, self.work, self.backbone)
         scorer = self._fitted(self.params, found)
         judgement = self.judge(score_rows(scorer, self.test, self.subject.root, self.unseen))
         normal = self.unseen.subset(torch.from_numpy(~self.defect))
         health = fitting.health(found, self.examples, entropies(found, self.examples, normal))
-        return Outcome(
+        return TrialResult(
             judgement.figures(self.params.score.fusion, health),
             judgement.scores,
             megabytes(scorer, self.params, health),
             self.milliseconds(scorer.one),
         )
 
-    def judge(self, scored: Iterable[Judgeable]) -> Judged:
+    def judge(self, scored: Iterable[Judgeable]) -> JudgedClass:
         """Judge one result for each test row, in their order."""
         return judge(scored, self.test, self.subject.root)
 
@@ -176,7 +176,7 @@ class BenchmarkContext:
         return round(median(times[1:]), 2)
 
 
-def judge(scored: Iterable[Judgeable], rows: pd.DataFrame, data_root: Path) -> Judged:
+def judge(scored: Iterable[Judgeable], rows: pd.DataFrame, data_root: Path) -> JudgedClass:
     """Judge one result for each of `rows` against labels and masks; raises `DataError` as `stage.judge` does."""
     pixels: dict[str, PixelMetrics] = {}
     table, counts = {}, {}  # of the results themselves nothing stays: they hold maps
@@ -186,7 +186,7 @@ def judge(scored: Iterable[Judgeable], rows: pd.DataFrame, data_root: Path) -> J
         if one.counts is not None:
             counts[one.item.sample_id] = one.counts
     order = list(rows["sample_id"])
-    return Judged(pd.DataFrame([table[s] for s in order]), pixels, [counts[s] for s in order if s in counts])
+    return JudgedClass(pd.DataFrame([table[s] for s in order]), pixels, [counts[s] for s in order if s in counts])
 
 
 def score_rows(scorer: Scorer, rows: pd.DataFrame, root: Path, views: Examples | None) -> Iterator[Scored]:

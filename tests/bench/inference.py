@@ -1,4 +1,4 @@
-"""From the bytes of an image to its decision, beside PatchCore on the same features.
+"""From the bytes of an image to its decision, compared with PatchCore on the same features.
 
 K patches of a bank; C channels of a patch.
 """

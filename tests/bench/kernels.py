@@ -1,4 +1,4 @@
-"""The small operations of training and inference, beside the versions that one writes first.
+"""The small operations of training and inference, compared with the versions that one writes first.
 
 n patches; P side of a patch; B images; D code width; R levels; K codes; h w the coarsest grid, H W the finest.
 """

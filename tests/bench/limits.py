@@ -1,4 +1,4 @@
-"""What the hardware allows: operations of one image over the rate of a large matrix product, beside what it takes."""
+"""What the hardware allows: operations of one image over the rate of a large matrix product, and the time it takes."""
 
 import os
 import tempfile
@@ -46,7 +46,7 @@ def limits(size: Size) -> list[Row]:
 
 
 def moved(found: BenchmarkContext, ours: Scorer, scoring: float, size: Size) -> list[Row]:
-    """Bytes that one image needs over the rates of a plain copy in memory and of reading a file anew from the disk."""
+    """Bytes that one image needs over the rates of a plain copy in memory and of reading a file from the disk again."""
     weights = sum(x.numel() * x.element_size() for x in tensors_of(ours))
     image = found.subject.root / found.test["path"].iloc[0]
     block = torch.empty(size.of(8, 256) * 2**20, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The manifest of many images: what a rebuild costs beside `sha256sum` over the same files."""
+"""The manifest of many images: what a rebuild costs compared with `sha256sum` over the same files."""
 
 import os
 import subprocess

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One line of `docs/performance.md`. `ratio` is None where a figure stands beside no other."""
+    """One line of `docs/performance.md`. `ratio` is None where a figure is compared with no other."""
 
     what: str
     ours: str  # with its unit

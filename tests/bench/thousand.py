@@ -1,4 +1,4 @@
-"""A thousand classes beside ten: what the steps that see all classes cost, and that none of them loads models."""
+"""A thousand classes against ten: what the steps that see all classes cost, and that none of them loads models."""
 
 import os
 import random
@@ -108,7 +108,7 @@ def class_names(root: Path) -> list[str]:
 
 
 def registered(tracking: Registry, root: Path) -> float:
-    """What the registry does for a class beside its model's files, whose number does not depend on other classes."""
+    """What the registry does for a class, without its model's files: the same for any number of classes."""
     names = [f"pvqae-{root.name}-{name}" for name in class_names(root)]
     run_id = tracking.start("many", "train")
 

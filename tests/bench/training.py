@@ -1,4 +1,4 @@
-"""Steps of training: the paper's own backbone beside a plain one, frozen features beside none kept, two beside one.
+"""Steps of training: the paper's own backbone against a plain one, kept features against none, two against one.
 
 B images; S side.
 """
@@ -70,7 +70,7 @@ class Fixed:
 
 
 def vqgan_step(size: Size) -> list[Row]:
-    """One step of the paper's backbone, from pixels to weights, beside a plain float32 one of the same widths."""
+    """One step of the paper's backbone, from pixels to weights, against a plain float32 one of the same widths."""
     side, count = size.of(64, 256), size.of(2, 4)
     found = params(False, "model.backbone=vqgan", f"image.size={side}", f"train.batch={count}", "train.kappa=0.1")
     plan = runtime.plan(found.compute, 1)
@@ -102,12 +102,12 @@ def frozen(size: Size) -> list[Row]:
     steps, batch = size.of(2, 6), params.train.batch
     kept = seconds(lambda: [loop._step(run, found.examples, step) for step in range(steps)]) / steps
     read = seconds(lambda: [_read(found, paths[i % len(paths)]) for i in range(size.of(4, 2 * batch))])
-    anew = kept + read / size.of(4, 2 * batch) * batch
+    uncached = kept + read / size.of(4, 2 * batch) * batch
     once = read / size.of(4, 2 * batch) * len(paths)
-    whole, other = once + params.train.steps * kept, params.train.steps * anew
+    whole, other = once + params.train.steps * kept, params.train.steps * uncached
     what = f"{found.subject.name}: {params.train.steps} steps from {len(paths)} images, each read once"
     against = f"features recomputed every epoch, {other:.0f} s"
-    note = f"a step {kept * 1e3:.0f} ms, reading its batch {(anew - kept) * 1e3:.0f} ms"
+    note = f"a step {kept * 1e3:.0f} ms, reading its batch {(uncached - kept) * 1e3:.0f} ms"
     return [Row(what, f"{whole:.0f} s", against, other / whole, *at_least(other / whole, 4), note)]
 
 
@@ -131,7 +131,7 @@ def whole(size: Size) -> list[Row]:
 
 
 def fan_out(size: Size) -> list[Row]:
-    """Two classes from their files to fitted scorers: side by side with a thread each, beside one after the other with
+    """Two classes from their files to fitted scorers: side by side with a thread each, against one after the other with
     both cores."""
     cores = 2
     both = max(_made(1, size.quick, together=True))

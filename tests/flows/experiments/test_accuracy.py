@@ -75,13 +75,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(cloth: Subject, work: Path) -> accuracy.Result:
+def result(cloth: Subject, work: Path) -> accuracy.AccuracyResult:
     """Two seeds, two classes: the same images under two names."""
     twin = Subject("twin", cloth.rows, cloth.root)
     return accuracy.run([cloth, twin], PARAMS, (0, 1), work, draws=50, methods=SOME, tell=lambda words: None)
 
 
-def test_every_class_and_detector_has_a_line_and_the_mean_is_theirs(result: accuracy.Result) -> None:
+def test_every_class_and_detector_has_a_line_and_the_mean_is_theirs(result: accuracy.AccuracyResult) -> None:
     assert [line.category for line in result.lines] == [n for n in ("cloth", "twin", MEAN) for _ in SOME]
     by = {(line.category, line.method): line for line in result.lines}
     for method in SOME:
@@ -93,7 +93,7 @@ def test_every_class_and_detector_has_a_line_and_the_mean_is_theirs(result: accu
         assert by["cloth", method].costs["milliseconds"] > 0
 
 
-def test_gaps_are_ours_minus_the_other_and_name_the_best_yardstick(result: accuracy.Result) -> None:
+def test_gaps_are_ours_minus_the_other_and_name_the_best_yardstick(result: accuracy.AccuracyResult) -> None:
     by = {(line.category, line.method): line for line in result.lines}
     for gap in result.gaps:
         ours, other = (by[gap.category, m].figures[gap.figure] for m in (OURS, gap.other))
@@ -105,14 +105,14 @@ def test_gaps_are_ours_minus_the_other_and_name_the_best_yardstick(result: accur
     assert "covering" not in {gap.other for gap in best}, "the untrained codes are our own memory"
 
 
-def test_a_second_run_finds_every_result(result: accuracy.Result, cloth: Subject, work: Path) -> None:
+def test_a_second_run_finds_every_result(result: accuracy.AccuracyResult, cloth: Subject, work: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()}
     again = accuracy.run([cloth], PARAMS, (0, 1), work, draws=50, methods=SOME, tell=lambda words: None)
     assert {path: path.stat().st_mtime_ns for path in (work / "results").iterdir()} == before
     assert again.lines == [line for line in result.lines if line.category == "cloth"]
 
 
-def test_half_a_result_is_measured_again(result: accuracy.Result, cloth: Subject, work: Path) -> None:
+def test_half_a_result_is_measured_again(result: accuracy.AccuracyResult, cloth: Subject, work: Path) -> None:
     """A kill between the two files leaves no JSON."""
     (file,) = (work / "results").glob("cloth-control-0-*.json")
     kept = json.loads(file.read_text())
@@ -140,7 +140,7 @@ def test_a_class_without_masks_has_no_pixel_figures(cloth: Subject, tmp_path: Pa
     assert "| - |" in (tmp_path / "out/accuracy.md").read_text()
 
 
-def test_tables_hold_every_line_and_say_what_anomalib_lacks(result: accuracy.Result, tmp_path: Path) -> None:
+def test_tables_hold_every_line_and_say_what_anomalib_lacks(result: accuracy.AccuracyResult, tmp_path: Path) -> None:
     result.write(tmp_path)
     text = (tmp_path / "accuracy.md").read_text()
     assert text.count("| PatchCore 1 % |") >= 3
@@ -152,8 +152,10 @@ def test_tables_hold_every_line_and_say_what_anomalib_lacks(result: accuracy.Res
     assert "covering codes, untrained" in console.export_text()
 
 
-def test_the_means_of_kept_counts_are_the_exact_figures(cloth: Subject, work: Path, result: accuracy.Result) -> None:
-    """What is read back from disk gives the figure that was written beside it."""
+def test_the_means_of_kept_counts_are_the_exact_figures(
+    cloth: Subject, work: Path, result: accuracy.AccuracyResult
+) -> None:
+    """What is read back from disk gives the figure that was written with it."""
     context = BenchmarkContext(cloth, PARAMS, work)
     entry = benchmark.entry(context, OURS, 0)
     assert len(entry.counts) == len(entry.scores) == len(context.test)

@@ -8,7 +8,7 @@ import pytest
 
 from flows.adapters import fakes
 from flows.experiments import catalogue, measures, runs, subjects
-from flows.experiments.catalogue import CLASSES, EXPERIMENTS, FIGURES, Done, Experiment, Figures
+from flows.experiments.catalogue import CLASSES, EXPERIMENTS, FIGURES, Experiment, Figures, FinishedRun
 from flows.experiments.runs import _conduct, _Paths
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError
@@ -42,7 +42,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def go(place: _Paths, registry: fakes.FakeRegistry, experiment: Experiment = ONE) -> list[Done]:
+def go(place: _Paths, registry: fakes.FakeRegistry, experiment: Experiment = ONE) -> list[FinishedRun]:
     return list(_conduct("one", experiment, config.Params(), place, registry))
 
 

@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 
 from flows.experiments import page
-from flows.experiments.catalogue import Done, Experiment, Planned
-from flows.experiments.page import MEAN, _Cell, _Row, rows
+from flows.experiments.catalogue import Experiment, FinishedRun, PlannedRun
+from flows.experiments.page import MEAN, _Cell, _TableRow, rows
 from pvqae.core import config
 
 
-def done(variant: str, category: str, seed: int, figures: dict[str, float | None], row: str = "") -> Done:
-    return Done(Planned(variant, category, config.Params(seed=seed)), {row: figures}, 60.0, kept=False)
+def done(variant: str, category: str, seed: int, figures: dict[str, float | None], row: str = "") -> FinishedRun:
+    return FinishedRun(PlannedRun(variant, category, config.Params(seed=seed)), {row: figures}, 60.0, kept=False)
 
 
 @pytest.fixture
-def runs() -> list[Done]:
+def runs() -> list[FinishedRun]:
     return [
         done("a", "x", 0, {"image_auroc": 0.8, "pixel_auroc": None}),
         done("a", "x", 1, {"image_auroc": 0.9, "pixel_auroc": 0.5}),
@@ -24,7 +24,7 @@ def runs() -> list[Done]:
     ]
 
 
-def test_rows_are_means_and_deviations_over_seeds_and_a_mean_over_classes(runs: list[Done]) -> None:
+def test_rows_are_means_and_deviations_over_seeds_and_a_mean_over_classes(runs: list[FinishedRun]) -> None:
     x, y, mean = rows(runs)
     assert (x.category, y.category, mean.category) == ("x", "y", MEAN)
     assert x.cells["image_auroc"].mean == pytest.approx(0.85)
@@ -33,7 +33,7 @@ def test_rows_are_means_and_deviations_over_seeds_and_a_mean_over_classes(runs: 
     assert mean.cells["image_auroc"] == _Cell(pytest.approx(0.7), pytest.approx(0.0), 2)  # type: ignore[arg-type]
 
 
-def test_a_figure_that_is_not_there_leaves_a_gap_and_is_no_zero(runs: list[Done]) -> None:
+def test_a_figure_that_is_not_there_leaves_a_gap_and_is_no_zero(runs: list[FinishedRun]) -> None:
     x, _, mean = rows(runs)
     assert x.cells["pixel_auroc"] == _Cell(0.5, 0.0, 1)
     assert "pixel_auroc" not in mean.cells
@@ -49,11 +49,11 @@ def cells(**values: tuple[float, float]) -> dict[str, _Cell]:
     return {key: _Cell(mean, spread, 3) for key, (mean, spread) in values.items()}
 
 
-def budgets(expected: tuple[float, float]) -> list[_Row]:
+def budgets(expected: tuple[float, float]) -> list[_TableRow]:
     others = dict.fromkeys(page._CONSTANTS, (0.9, 0.01))
     tests = cells(spearman=(0.4, 0), least_share=(0.1, 0), shuffled_raise=(0.02, 0))
-    found = [_Row("shipped params", "x", tests)]
-    return found + [_Row(k, "x", cells(image_auroc=v)) for k, v in {**others, "budget expected": expected}.items()]
+    found = [_TableRow("shipped params", "x", tests)]
+    return found + [_TableRow(k, "x", cells(image_auroc=v)) for k, v in {**others, "budget expected": expected}.items()]
 
 
 @pytest.mark.parametrize(("expected", "word"), [((0.95, 0.01), "yes"), ((0.905, 0.01), "**no**")])
@@ -67,8 +67,8 @@ def test_a_budget_is_better_only_beyond_the_spread(expected: tuple[float, float]
 @pytest.mark.parametrize(("auroc", "word"), [(0.96, ", within"), (0.95, "NOT within")])
 def test_the_baseline_says_whether_it_is_within_two_points(auroc: float, word: str) -> None:
     table = [
-        _Row("s", "bottle", cells(image_auroc=(auroc, 0))),
-        _Row("s", "magnetic_tile", cells(image_auroc=(0.1, 0))),
+        _TableRow("s", "bottle", cells(image_auroc=(auroc, 0))),
+        _TableRow("s", "magnetic_tile", cells(image_auroc=(0.1, 0))),
     ]
     (line,) = page._baseline(table)
     assert word in line
@@ -84,7 +84,9 @@ EXPERIMENT = Experiment(
 )
 
 
-def test_a_page_has_question_command_table_plot_and_a_place_for_the_answer(runs: list[Done], tmp_path: Path) -> None:
+def test_a_page_has_question_command_table_plot_and_a_place_for_the_answer(
+    runs: list[FinishedRun], tmp_path: Path
+) -> None:
     text = page.write("lambda", EXPERIMENT, runs, tmp_path, tmp_path / "none").read_text("utf-8")
     for part in (EXPERIMENT.question, "python -m flows experiment lambda", "x, y", "Mind the gap.", "lambda.svg"):
         assert part in text
@@ -92,7 +94,7 @@ def test_a_page_has_question_command_table_plot_and_a_place_for_the_answer(runs:
     assert "answers/lambda.md" in text
 
 
-def test_an_answer_that_a_person_wrote_is_shown_and_never_changed(runs: list[Done], tmp_path: Path) -> None:
+def test_an_answer_that_a_person_wrote_is_shown_and_never_changed(runs: list[FinishedRun], tmp_path: Path) -> None:
     answer = tmp_path / "answers" / "lambda.md"
     answer.parent.mkdir()
     answer.write_text("No. It is not.\n", "utf-8")
@@ -101,7 +103,7 @@ def test_an_answer_that_a_person_wrote_is_shown_and_never_changed(runs: list[Don
     assert answer.read_text("utf-8") == "No. It is not.\n"
 
 
-def test_the_same_numbers_give_the_same_bytes(runs: list[Done], tmp_path: Path) -> None:
+def test_the_same_numbers_give_the_same_bytes(runs: list[FinishedRun], tmp_path: Path) -> None:
     first, second = (page.write("l", EXPERIMENT, runs, tmp_path / n, tmp_path / "none") for n in ("one", "two"))
     assert first.read_bytes() == second.read_bytes()
     assert first.with_suffix(".svg").read_bytes() == second.with_suffix(".svg").read_bytes()

@@ -64,11 +64,11 @@ def context(data: tuple[pd.DataFrame, Path], work: Path, given: config.Params | 
 
 
 @pytest.fixture(scope="module")
-def outcome(data: tuple[pd.DataFrame, Path], work: Path) -> trial.Outcome:
+def outcome(data: tuple[pd.DataFrame, Path], work: Path) -> trial.TrialResult:
     return context(data, work).outcome()
 
 
-def test_it_finds_plain_dents_and_reports_as_metrics_json_does(outcome: trial.Outcome) -> None:
+def test_it_finds_plain_dents_and_reports_as_metrics_json_does(outcome: trial.TrialResult) -> None:
     assert outcome.figures["image_auroc"] > 0.9
     assert outcome.figures["pixel_auroc"] > 0.8
     assert outcome.figures["threshold"] is None, "nothing was calibrated"
@@ -80,14 +80,16 @@ def test_it_finds_plain_dents_and_reports_as_metrics_json_does(outcome: trial.Ou
     assert outcome.milliseconds > 0
 
 
-def test_scores_name_every_test_image_with_its_group(outcome: trial.Outcome, data: tuple[pd.DataFrame, Path]) -> None:
+def test_scores_name_every_test_image_with_its_group(
+    outcome: trial.TrialResult, data: tuple[pd.DataFrame, Path]
+) -> None:
     test = data[0][data[0]["split"] == "test"]
     assert list(outcome.scores["sample_id"]) == list(test["sample_id"])
     assert {"group_id", "label", "kind", "image_score", "s_prior", "s_recon", "product"} <= set(outcome.scores)
 
 
 def test_finished_weights_are_found_again_and_give_the_same_scores(
-    outcome: trial.Outcome, data: tuple[pd.DataFrame, Path], work: Path
+    outcome: trial.TrialResult, data: tuple[pd.DataFrame, Path], work: Path
 ) -> None:
     files = {p: p.stat().st_mtime_ns for p in work.rglob("*.safetensors")}
     again = context(data, work).outcome()
@@ -96,7 +98,7 @@ def test_finished_weights_are_found_again_and_give_the_same_scores(
 
 
 def test_another_training_is_another_network_but_the_same_views(
-    outcome: trial.Outcome, data: tuple[pd.DataFrame, Path], work: Path
+    outcome: trial.TrialResult, data: tuple[pd.DataFrame, Path], work: Path
 ) -> None:
     before = {p.name for p in (work / "views").iterdir()}, len(list((work / "networks").iterdir()))
     other = params(train={"steps": 5, "batch": 4})
