@@ -13,23 +13,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pvqae.core.errors import ConfigError
 
-Auto = Literal["auto"]
-Place = tuple[str | int, ...]  # of a value below sections and lists
-MOST_ALIASES = 20  # of a YAML file
-ODD = (RecursionError, LookupError, AttributeError, TypeError)  # what readers of YAML raise for tags like `!!bool z`
+_Auto = Literal["auto"]
+_Place = tuple[str | int, ...]  # of a value below sections and lists
+_MOST_ALIASES = 20  # of a YAML file
+_ODD = (RecursionError, LookupError, AttributeError, TypeError)  # what readers of YAML raise for tags like `!!bool z`
 
 
-class Section(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Shares(Section):
+class Shares(_Section):
     calibrate: float = Field(0.15, ge=0, lt=1)
     gate: float = Field(0.10, ge=0, lt=1)
     test: float = Field(0.20, ge=0, lt=1)
 
 
-class Data(Section):
+class Data(_Section):
     name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)
     source: str = "demo"
     root: str = ""  # only the flows read it: where `data add` takes the images from
@@ -40,15 +40,15 @@ class Data(Section):
     max_quarantine: float = Field(0.05, ge=0, le=1)
 
 
-class Image(Section):
+class Image(_Section):
     size: int = Field(320, ge=64, le=2048, multiple_of=32)
     aspect: Literal["auto", "letterbox", "squash", "tile"] = "auto"
     overlap: float = Field(0.25, ge=0, le=0.5)
     tiles: int = Field(1, ge=1, le=64)
-    bits: Annotated[int, Field(ge=8, le=16)] | Auto = "auto"
+    bits: Annotated[int, Field(ge=8, le=16)] | _Auto = "auto"
 
 
-class Model(Section):
+class Model(_Section):
     backbone: str = "efficientnet_lite0"
     levels: int = Field(3, ge=1, le=4)
     width: int = Field(64, ge=8, multiple_of=8)
@@ -59,13 +59,13 @@ class Model(Section):
     network: Literal["per_class", "shared"] = "per_class"
 
 
-class Memory(Section):
+class Memory(_Section):
     codes: int = Field(2048, ge=1)
     patches: int = Field(60000, ge=1)
     ridge: float = Field(0.1, gt=0)
 
 
-class Train(Section):
+class Train(_Section):
     steps: int = Field(60, ge=1)
     batch: int = Field(16, ge=1)
     lr: float = Field(2e-3, gt=0)
@@ -74,14 +74,14 @@ class Train(Section):
     temperature: tuple[float, float] = (1.0, 0.5)
     schedule: str = "linear"
     lambda_max: float = Field(1.25, ge=0)
-    kappa: float | Auto = "auto"
+    kappa: float | _Auto = "auto"
     richness: str = "dwt_entropy"
     horizontal_flip: bool = False
     adversarial: bool = False
-    warm_steps: int | Auto = "auto"
+    warm_steps: int | _Auto = "auto"
 
 
-class Prior(Section):
+class Prior(_Section):
     grouping: str = "per_class"
     clusters: int = Field(4, ge=1)
     steps: int = Field(150, ge=1)
@@ -89,7 +89,7 @@ class Prior(Section):
     lr: float = Field(3e-3, gt=0)
 
 
-class Score(Section):
+class Score(_Section):
     recon: str = "memory"
     prior: str = "gaussian"
     fusion: str = "recon"
@@ -101,17 +101,17 @@ class Score(Section):
     top: float = Field(0.01, gt=0, le=1)
 
 
-class Calibration(Section):
+class Calibration(_Section):
     false_alarm_rate: float = Field(0.05, gt=0, lt=1)
     kfold_below: int = Field(200, ge=0)
     folds: int = Field(4, ge=2)
 
 
-class Evaluation(Section):
+class Evaluation(_Section):
     pictures: int = Field(6, ge=0, le=50)
 
 
-class Gate(Section):
+class Gate(_Section):
     margin: float = Field(0.01, gt=0, lt=1)
     confidence: float = Field(0.90, gt=0.5, lt=1)
     draws: int = Field(2000, ge=100)
@@ -130,7 +130,7 @@ class Gate(Section):
     verify_score: float = Field(0.1, ge=0)
 
 
-class Landing(Section):
+class Landing(_Section):
     url: str = ""
     max_bytes: int = Field(64 * 2**20, ge=1)
     max_objects: int = Field(1000, ge=1)
@@ -138,7 +138,7 @@ class Landing(Section):
     poll: float = Field(15.0, gt=0)
 
 
-class Retrain(Section):
+class Retrain(_Section):
     min_new: int = Field(20, ge=1)
     max_age_days: float = Field(30.0, gt=0)
     on_drift: bool = True
@@ -147,39 +147,39 @@ class Retrain(Section):
     duplicate: float = Field(0.993, gt=0, le=1)
 
 
-class Drift(Section):
+class Drift(_Section):
     min_images: int = Field(30, ge=10)
     rate: float = Field(0.02, gt=0, lt=1)
     draws: int = Field(1000, ge=100)
 
 
-class Compute(Section):
+class Compute(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    parallel: int | Auto = "auto"
-    threads: int | Auto = "auto"
+    parallel: int | _Auto = "auto"
+    threads: int | _Auto = "auto"
     cache_gb: float = Field(4.0, ge=0)
 
 
-class Flow(Section):
+class Flow(_Section):
     retries: int = Field(2, ge=0)
     push: bool = True
     train_pool: str = ""
     tracking_uri: str = "auto"
 
 
-Port = Annotated[int, Field(ge=1, le=65535)]
+_Port = Annotated[int, Field(ge=1, le=65535)]
 Bucket = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")]  # S3's own rule, without dots
 
 
 Pool = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
-class Services(Section):
-    postgres_port: Port = 5433
-    s3_port: Port = 8333
-    mlflow_port: Port = 5000
-    prefect_port: Port = 4200
+class Services(_Section):
+    postgres_port: _Port = 5433
+    s3_port: _Port = 8333
+    mlflow_port: _Port = 5000
+    prefect_port: _Port = 4200
     dvc_bucket: Bucket = "dvc"
     mlflow_bucket: Bucket = "mlflow"
     landing_bucket: Bucket = "landing"
@@ -189,9 +189,9 @@ class Services(Section):
     timeout: float = Field(120.0, gt=0)
 
 
-class Service(Section):
+class Service(_Section):
     host: str = "127.0.0.1"
-    port: Port = 8080
+    port: _Port = 8080
     max_bytes: int = Field(32 * 2**20, ge=1)
     max_batch: int = Field(16, ge=1)
     rate: float = Field(50.0, ge=0)
@@ -201,7 +201,7 @@ class Service(Section):
     poll: float = Field(15.0, gt=0)
 
 
-class Params(Section):
+class Params(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
     data: Data = Data()
     image: Image = Image()
@@ -268,8 +268,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             self.aliases += 1
-            if self.aliases > MOST_ALIASES:
-                raise yaml.composer.ComposerError(None, None, f"more than {MOST_ALIASES} aliases", None)
+            if self.aliases > _MOST_ALIASES:
+                raise yaml.composer.ComposerError(None, None, f"more than {_MOST_ALIASES} aliases", None)
         return super().compose_node(parent, index)
 
 
@@ -293,7 +293,7 @@ def parse_yaml(text: str, loader: type[_Loader] = _Loader) -> Any:
     gc.disable()  # it would walk over all that is parsed again and again, and free nothing
     try:
         return yaml.load(text, loader)  # a SafeLoader
-    except (yaml.YAMLError, *ODD) as error:
+    except (yaml.YAMLError, *_ODD) as error:
         raise ValueError(str(error)) from None
     finally:
         if collecting:
@@ -305,18 +305,18 @@ def dump_yaml(content: Any) -> str:
     return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False))
 
 
-def _misread(text: str, ours: Any) -> dict[Place, Any]:
+def _misread(text: str, ours: Any) -> dict[_Place, Any]:
     """Return what DVC reads where it is not what we read. Raises `ValueError` for what DVC does not read at all."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
         return dict(_differences(ours, YAML(typ="safe", pure=True).load(text)))
-    except (YAMLError, *ODD) as error:
+    except (YAMLError, *_ODD) as error:
         raise ValueError(str(error).partition("\nTo suppress")[0].rstrip()) from None
 
 
-def _differences(ours: Any, theirs: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+def _differences(ours: Any, theirs: Any, place: _Place = ()) -> Iterator[tuple[_Place, Any]]:
     if isinstance(ours, dict) and isinstance(theirs, dict) and list(ours) == list(theirs):
         for key in ours:
             yield from _differences(ours[key], theirs[key], (*place, key))
@@ -327,7 +327,7 @@ def _differences(ours: Any, theirs: Any, place: Place = ()) -> Iterator[tuple[Pl
         yield place, theirs
 
 
-def _explain_misread(params: Params, place: Place, theirs: Any) -> str:
+def _explain_misread(params: Params, place: _Place, theirs: Any) -> str:
     """Return "" where both come to the same value, as for 2e-3: a text to PyYAML, a number once it is checked."""
     value: Any = params
     for part in place:
@@ -349,12 +349,12 @@ def _kind(key: str) -> Any:
     return kind
 
 
-def _override(values: dict[str, Any], misread: Mapping[Place, Any], item: str) -> dict[Place, Any]:
+def _override(values: dict[str, Any], misread: Mapping[_Place, Any], item: str) -> dict[_Place, Any]:
     """Put `key=value` into `values`; returns what DVC would misread of them then."""
     key, equals, text = (part.strip() for part in item.partition("="))
     if not equals:
         raise ConfigError(f"--set {item}: expected key=value, e.g. train.steps=100")
-    place: Place = tuple(key.split("."))
+    place: _Place = tuple(key.split("."))
     kept = {other: theirs for other, theirs in misread.items() if other[: len(place)] != place}
     kind = _kind(key)
     try:
@@ -416,7 +416,7 @@ def _drop(values: dict[str, Any], place: tuple[int | str, ...]) -> None:
         values.clear()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[Place, Any]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[_Place, Any]]:
     """Return the content of a params file, not checked, and what DVC reads where it differs. Raises `ConfigError`."""
     try:
         text = path.read_text("utf-8")

@@ -38,15 +38,15 @@ class ParityError(PvqaeError):
     """An exported detector does not give the scores of its bundle; nothing was written."""
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 TEXTS = ("No space left on device", "Disk quota exceeded", "database or disk is full")  # of other programs
-LEAST = 16 * 2**20  # bytes: with less free a disk is named as full; what failed has removed its half file by now
+_LEAST = 16 * 2**20  # bytes: with less free a disk is named as full; what failed has removed its half file by now
 
 
 def is_full(error: BaseException) -> bool:
     """Whether an error, or one that it came from, tells of a full disk."""
     return any(
-        (isinstance(one, OSError) and one.errno in FULL) or any(text in str(one) for text in TEXTS)
+        (isinstance(one, OSError) and one.errno in _FULL) or any(text in str(one) for text in TEXTS)
         for one in _chain(error)
     )
 
@@ -60,12 +60,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         one = one.__cause__ or one.__context__
 
 
-def full_places(places: Iterable[Path]) -> list[str]:
+def _full_places(places: Iterable[Path]) -> list[str]:
     """Which of the disks of `places` have next to no room, with the room they have."""
     found: dict[int, str] = {}
     for place in places:
         free = shutil.disk_usage(place).free
-        if free < LEAST:
+        if free < _LEAST:
             found.setdefault(place.stat().st_dev, f"{place} ({free / 2**20:.1f} MB free)")
     return list(found.values())
 
@@ -73,7 +73,7 @@ def full_places(places: Iterable[Path]) -> list[str]:
 def words(error: BaseException | None = None) -> str:
     """What a person should do after `error` where a disk is full, "" where none is: of this folder or of temporary
     files, or whichever the error means."""
-    places = full_places((Path.cwd(), Path(tempfile.gettempdir())))
+    places = _full_places((Path.cwd(), Path(tempfile.gettempdir())))
     if not places and not (error and is_full(error)):
         return ""
     which = " and ".join(places) or f"of {Path.cwd()}, of temporary files ({tempfile.gettempdir()}), or of a server"

@@ -77,15 +77,15 @@ def resolve(root: Path, relative: str) -> Path:
 
 
 def read_json(path: Path, repair: str) -> dict[str, Any]:
-    """Return the JSON object of a file. Raises as `parse_json`, also where there is no file."""
+    """Return the JSON object of a file. Raises as `_parse_json`, also where there is no file."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise IntegrityError(f"{path}: expected a JSON object, found {error}; {repair}") from None
-    return parse_json(data, path, repair)
+    return _parse_json(data, path, repair)
 
 
-def parse_json(data: bytes, path: Path, repair: str) -> dict[str, Any]:
+def _parse_json(data: bytes, path: Path, repair: str) -> dict[str, Any]:
     """Return the JSON object in the content of the file `path`; NaN and Infinity are no JSON.
 
     Raises `IntegrityError`, naming the file and how to `repair` it, for anything else.
@@ -191,7 +191,7 @@ class Sealed:
 
     def json(self, name: str, repair: str) -> dict[str, Any]:
         """Return the JSON object of a file that is there. Raises `IntegrityError` for anything else."""
-        return parse_json(self.files[name], self.folder / name, repair)
+        return _parse_json(self.files[name], self.folder / name, repair)
 
     def tensors(self, name: str) -> "dict[str, Tensor]":
         """Return the tensors of a safetensors file that is there."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 # What git sets for a hook, and a person by hand: it points at one repository, wherever a command runs. Settings
 # (GIT_CONFIG_*) stay: they may be what lets git read a repository at all.
-OF_ONE_REPOSITORY = frozenset(
+_OF_ONE_REPOSITORY = frozenset(
     f"GIT_{name}"
     for name in (
         *("DIR", "WORK_TREE", "IMPLICIT_WORK_TREE", "INDEX_FILE", "PREFIX", "COMMON_DIR", "NAMESPACE"),
@@ -120,4 +120,4 @@ def find_root(start: Path) -> Path | None:
 
 def outside_hooks(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment in which git looks for the repository from the folder that it works in."""
-    return {key: value for key, value in environ.items() if key not in OF_ONE_REPOSITORY}
+    return {key: value for key, value in environ.items() if key not in _OF_ONE_REPOSITORY}

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
-QUIET_SECONDS = 10.0  # between lines where there is no terminal
+_QUIET_SECONDS = 10.0  # between lines where there is no terminal
 
 
 def track(items: Iterable[T], what: str, total: int, start: int = 0) -> Iterator[T]:
@@ -31,7 +31,7 @@ def _lines(items: Iterable[T], what: str, total: int, start: int) -> Iterator[T]
     for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if now - spoken >= QUIET_SECONDS or start + done == total:
+        if now - spoken >= _QUIET_SECONDS or start + done == total:
             left = (now - begun) / done * (total - start - done)
             print(f"{what}: {start + done}/{total}, about {left:.0f} s left", file=sys.stderr, flush=True)
             spoken = now

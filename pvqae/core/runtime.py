@@ -49,15 +49,15 @@ class Plan:
 
 def cores() -> int:
     """Return how many cores this process may use by its affinity and the quota of its container; at least one."""
-    return max(1, int(min(affinity(), quota())))
+    return max(1, int(min(_affinity(), _quota())))
 
 
-def affinity() -> int:
+def _affinity() -> int:
     """Return how many cores this process may run on, which is also what a cpuset leaves."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def quota(process: Path = Path("/proc/self")) -> float:
+def _quota(process: Path = Path("/proc/self")) -> float:
     """Return how many cores' worth of time the control groups around a process allow it (`docker --cpus`, limits of
     Kubernetes); infinite without any."""
     return min((_limit(folder) for folder in _groups(process)), default=math.inf)
@@ -173,7 +173,7 @@ def complete_environment(environ: MutableMapping[str, str] = os.environ) -> None
             environ.setdefault(name, bundle)
     if region := environ.get("AWS_REGION"):
         environ.setdefault("AWS_DEFAULT_REGION", region)  # the name that boto3 reads
-    if quota() < affinity():  # elsewhere libraries count for themselves
+    if _quota() < _affinity():  # elsewhere libraries count for themselves
         for name in _COUNTS:
             environ.setdefault(name, str(cores()))
 
@@ -194,7 +194,7 @@ def _identity(environ: MutableMapping[str, str]) -> None:
     if entry is None and hasattr(os, "getuid") and not any(environ.get(name) for name in _USER_NAMES):
         environ["LOGNAME"] = environ["USER"] = f"uid{os.getuid()}"
     if not environ.get("HOME") and (environ.pop("HOME", None) is not None or entry is None):
-        environ["HOME"] = entry[1] if entry else str(private_folder())
+        environ["HOME"] = entry[1] if entry else str(_private_folder())
 
 
 def _proxies(environ: MutableMapping[str, str]) -> None:
@@ -221,7 +221,7 @@ def writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def private_folder() -> Path:
+def _private_folder() -> Path:
     """Return a folder for this user alone, for what can be made again where there is no home.
 
     Raises `PvqaeError` where all of its names are taken by other users.
@@ -237,9 +237,9 @@ def private_folder() -> Path:
 
 
 def cache_folders() -> Iterator[Path]:
-    """Yield the user's folders for what can be made again: XDG_CACHE_HOME or ~/.cache, then `private_folder` for where
+    """Yield the user's folders for what can be made again: XDG_CACHE_HOME or ~/.cache, then `_private_folder` for where
     that can't be written to."""
     home = os.environ.get("HOME") or (_entry() or ("", ""))[1]
     if given := os.environ.get("XDG_CACHE_HOME") or (home and str(Path(home) / ".cache")):
         yield Path(given)
-    yield private_folder()
+    yield _private_folder()

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from pvqae.samples.images import Floats, Mask
 
-VISIBLE = 0.02  # of the range: five grey levels of 8 bit
+_VISIBLE = 0.02  # of the range: five grey levels of 8 bit
 Rng = np.random.Generator
 Anomaly = Callable[[Floats, Rng, float], tuple[Floats, Mask]]
 
@@ -52,7 +52,7 @@ def _closed(mask: Mask) -> Mask:
 def _blend(image: Floats, content: NDArray[np.floating], share: Floats | Mask) -> tuple[Floats, Mask]:
     """`content` on `image` by `share` (H, W) in 0 .. 1, where that is visible."""
     mixed = np.clip(image + share[..., None] * (content - image), 0, 1).astype(np.float32)
-    mask = _closed(np.abs(mixed - image).max(axis=2) > VISIBLE)
+    mask = _closed(np.abs(mixed - image).max(axis=2) > _VISIBLE)
     return np.where(mask[..., None], mixed, image), mask
 
 
@@ -64,7 +64,7 @@ def _shift(image: Floats, rng: Rng, low: float, high: float) -> Floats:
     return np.where(image.mean(axis=(0, 1)) < 0.5, size, -size).astype(np.float32)
 
 
-def scratch(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
+def _scratch(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
     """A thin bright or dark curve; `extent` is its length in diagonals of the image."""
     height, width, _ = image.shape
     start, turn = rng.uniform(0.25, 0.75, 2) * (height, width), rng.uniform(-1, 1)
@@ -81,13 +81,13 @@ def scratch(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
     return _blend(image, image + _shift(image, rng, 0.15, 0.45), np.asarray(line) > 0)
 
 
-def spot(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
+def _spot(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
     """A blob of another brightness with the texture still in it."""
     inside = _blob(image.shape[:2], rng, extent)
     return _blend(image, image + _shift(image, rng, 0.1, 0.35), inside)
 
 
-def cutpaste(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
+def _cutpaste(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
     """The image's own texture from elsewhere, mirrored and a little brighter or darker, in a blob."""
     height, width, _ = image.shape
     inside = _blob((height, width), rng, extent)
@@ -96,27 +96,27 @@ def cutpaste(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
     return _blend(image, foreign, inside)
 
 
-def fill(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
+def _fill(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
     """A part is missing: a blob of one flat colour near the image's mean."""
     inside = _blob(image.shape[:2], rng, extent)
     flat = np.broadcast_to(image.mean(axis=(0, 1)) + _shift(image, rng, 0.08, 0.2), image.shape)
     return _blend(image, flat, inside)
 
 
-def stain(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
+def _stain(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
     """A diffuse blot without an edge, strongest in its middle."""
     away = _distance(image.shape[:2], rng) * (1 + 0.25 * _noise(image.shape[:2], rng))
     radius = max(1.0, np.sqrt(extent * image.shape[0] * image.shape[1] / np.pi))
     return _blend(image, image + _shift(image, rng, 0.1, 0.35), np.exp(-2 * (away / radius) ** 2))
 
 
-def colour_shift(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
+def _colour_shift(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
     """Another tint (of grey images another brightness), weak, up to the whole image."""
     inside = _blob(image.shape[:2], rng, extent)
     return _blend(image, image + _shift(image, rng, 0.04, 0.14), inside)
 
 
-def blur(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
+def _blur(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
     """Texture decays: out of focus, up to the whole image. Nothing to see, and an empty mask, on a flat image."""
     inside = _blob(image.shape[:2], rng, extent)
     radius = max(2.0, min(image.shape[:2]) * rng.uniform(0.015, 0.03))
@@ -125,13 +125,13 @@ def blur(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
 
 
 ANOMALIES: dict[str, Anomaly] = {
-    "scratch": scratch,
-    "spot": spot,
-    "cutpaste": cutpaste,
-    "fill": fill,
-    "stain": stain,
-    "colour_shift": colour_shift,
-    "blur": blur,
+    "scratch": _scratch,
+    "spot": _spot,
+    "cutpaste": _cutpaste,
+    "fill": _fill,
+    "stain": _stain,
+    "colour_shift": _colour_shift,
+    "blur": _blur,
 }
 # Two disjoint groups: what chose a detector's read-outs must not also judge it at the gate.
 GATE_KINDS = ("scratch", "cutpaste", "stain")

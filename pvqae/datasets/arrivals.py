@@ -19,14 +19,14 @@ from pvqae.core.layout import ARRIVED
 from pvqae.datasets import layouts
 from pvqae.datasets.layouts import SEPARATOR, Found
 
-OFFICIAL = "arrived"  # its normals were judged before they came in, so none of them may reach the frozen gate
-PARTS = {"good": OFFICIAL, "gate": "gate"}  # folder → the split that is set
-DEFECT = "defect"  # folder of labelled defects, by kind
-LONGEST = 60  # characters kept of each half of a name
+_OFFICIAL = "arrived"  # its normals were judged before they came in, so none of them may reach the frozen gate
+_PARTS = {"good": _OFFICIAL, "gate": "gate"}  # folder → the split that is set
+_DEFECT = "defect"  # folder of labelled defects, by kind
+_LONGEST = 60  # characters kept of each half of a name
 
 
 def _clean(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")[:LONGEST]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")[:_LONGEST]
 
 
 def file_name(original: str, sha256: str) -> str:
@@ -59,7 +59,7 @@ def _good(category: str, root: Path) -> list[Found]:
             group_id(category, path.name),
             official,
         )
-        for part, official in PARTS.items()
+        for part, official in _PARTS.items()
         for path in layouts.pictures(root / ARRIVED / category / part)
     ]
 
@@ -68,7 +68,7 @@ def _defects(category: str, root: Path) -> list[Found]:
     return [
         Found(
             path,
-            f"{category}/{ARRIVED}/{DEFECT}/{kind.name}/{path.stem}",
+            f"{category}/{ARRIVED}/{_DEFECT}/{kind.name}/{path.stem}",
             category,
             "defect",
             kind.name,
@@ -76,15 +76,15 @@ def _defects(category: str, root: Path) -> list[Found]:
             group_id(category, path.name),
             "gate",
         )
-        for kind in layouts.folders(root / ARRIVED / category / DEFECT)
+        for kind in layouts.folders(root / ARRIVED / category / _DEFECT)
         for path in layouts.pictures(kind)
     ]
 
 
-SIGNED = ("path", "sha256", "class", "label", "who", "when", "object", "score", "version")  # columns of labels.csv
+_SIGNED = ("path", "sha256", "class", "label", "who", "when", "object", "score", "version")  # columns of labels.csv
 
 
-def labels_file(root: Path) -> Path:
+def _labels_file(root: Path) -> Path:
     return root / ARRIVED / "labels.csv"
 
 
@@ -93,7 +93,7 @@ def signatures(root: Path) -> dict[str, dict[str, str]]:
 
     Raises `DataError` for other columns, and for rows that have not all of them.
     """
-    file = labels_file(root)
+    file = _labels_file(root)
     if not file.exists():
         return {}
     try:
@@ -102,21 +102,21 @@ def signatures(root: Path) -> dict[str, dict[str, str]]:
             names, rows = tuple(table.fieldnames or ()), list(table)
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{file}: expected a UTF-8 table, found {error}; restore it") from None
-    if names != SIGNED:
-        raise DataError(f"{file}: expected the columns {', '.join(SIGNED)}, found {names}; restore it")
+    if names != _SIGNED:
+        raise DataError(f"{file}: expected the columns {', '.join(_SIGNED)}, found {names}; restore it")
     if any(None in row or None in row.values() for row in rows):
-        raise DataError(f"{file}: expected {len(SIGNED)} values in every row, found more or less; restore it")
+        raise DataError(f"{file}: expected {len(_SIGNED)} values in every row, found more or less; restore it")
     return {row["path"]: row for row in rows}
 
 
 def sign(root: Path, rows: Iterable[Mapping[str, str]]) -> None:
     """Add rows to labels.csv, or replace those of the same path; sorted, whole or not at all."""
     known = signatures(root)
-    merged = known | {row["path"]: {name: row[name] for name in SIGNED} for row in rows}
+    merged = known | {row["path"]: {name: row[name] for name in _SIGNED} for row in rows}
     if merged == known:
         return
     out = io.StringIO()
-    table = csv.DictWriter(out, SIGNED, lineterminator="\n")
+    table = csv.DictWriter(out, _SIGNED, lineterminator="\n")
     table.writeheader()
     table.writerows(merged[path] for path in sorted(merged))
-    write_text(labels_file(root), out.getvalue())
+    write_text(_labels_file(root), out.getvalue())

@@ -16,16 +16,16 @@ from pvqae.datasets import anomalies
 from pvqae.samples import images
 from pvqae.samples.images import Floats
 
-CELL = 128
-COLUMNS = 4
-VARIANTS = 4  # images per cell
-TEST_CELLS = (5, 8, 10, 15)
+_CELL = 128
+_COLUMNS = 4
+_VARIANTS = 4  # images per cell
+_TEST_CELLS = (5, 8, 10, 15)
 # Such as a person sees on grass and pebbles, too: a faint stain among them is no defect that anyone would mark.
-KINDS = ("scratch", "spot", "fill", "blur")
+_KINDS = ("scratch", "spot", "fill", "blur")
 # Quarter turns allowed: bricks lie in rows, pebbles and grass (seen from above) have no direction.
 TURNS = {"brick": (0, 2), "gravel": (0, 1, 2, 3), "grass": (0, 1, 2, 3)}
 _SIDE = 64  # pixels of a surface
-README = """demo, synthetic, no quality claim
+_README = """demo, synthetic, no quality claim
 
 Made by `pvqae data demo` from the photographs brick, gravel and grass of scikit-image (CC0): 128 px cells.
 The defects are synthetic (pvqae.datasets.anomalies) and their masks exact. The name of a file says its cell.
@@ -48,17 +48,17 @@ def _variant(cell: Floats, name: str, rng: np.random.Generator) -> Floats:
     turned = np.rot90(cell, int(rng.choice(TURNS[name])))
     turned = turned[:, ::-1] if rng.random() < 0.5 else turned
     light = turned * rng.uniform(0.94, 1.06) + rng.uniform(-0.02, 0.02)
-    return np.clip(light + rng.normal(0, 0.01, (CELL, CELL, 1)), 0, 1).astype(np.float32)
+    return np.clip(light + rng.normal(0, 0.01, (_CELL, _CELL, 1)), 0, 1).astype(np.float32)
 
 
 def _write_cell(folder: Path, name: str, index: int, cell: Floats) -> None:
-    tested = index in TEST_CELLS
-    for number in range(VARIANTS):
+    tested = index in _TEST_CELLS
+    for number in range(_VARIANTS):
         stem = f"crop{index:02}_{number}"
         picture = _variant(cell, name, _rng(name, stem))
         images.write(folder / ("test" if tested else "train") / "good" / f"{stem}.png", picture, channels=1)
-    for number, kind in enumerate(KINDS if tested else ()):
-        stem = f"crop{index:02}_{VARIANTS + number}"
+    for number, kind in enumerate(_KINDS if tested else ()):
+        stem = f"crop{index:02}_{_VARIANTS + number}"
         rng = _rng(name, stem)
         picture = _variant(cell, name, rng)
         extent = float(np.exp(rng.uniform(np.log(0.04), np.log(0.16))))
@@ -72,10 +72,10 @@ def make(out: Path) -> None:
     with whole_folder(out) as part:
         for name in TURNS:
             photograph = _photograph(name)
-            for index in range(COLUMNS * COLUMNS):
-                top, left = CELL * (index // COLUMNS), CELL * (index % COLUMNS)
-                _write_cell(part / name, name, index, photograph[top : top + CELL, left : left + CELL])
-        (part / "README.txt").write_text(README, "utf-8")
+            for index in range(_COLUMNS * _COLUMNS):
+                top, left = _CELL * (index // _COLUMNS), _CELL * (index % _COLUMNS)
+                _write_cell(part / name, name, index, photograph[top : top + _CELL, left : left + _CELL])
+        (part / "README.txt").write_text(_README, "utf-8")
 
 
 def make_surfaces(out: Path, count: int) -> None:

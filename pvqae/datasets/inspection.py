@@ -24,12 +24,12 @@ from pvqae.core.errors import DataError
 from pvqae.samples import images
 from pvqae.samples.images import Bits, Floats, Header
 
-CHUNK = 1024  # images
-FLAT = 1e-4  # a deviation below it is rounding
+_CHUNK = 1024  # images
+_FLAT = 1e-4  # a deviation below it is rounding
 
 
 @dataclass(frozen=True)
-class Statistics:
+class _Statistics:
     """Of the grey image in [0, 1]; sharpness is the mean absolute difference of neighbouring pixels."""
 
     mean: float
@@ -38,7 +38,7 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Range:
+class _Range:
     """The lowest and the highest value of all channels in [0, 1], and the skewness of the grey image."""
 
     lowest: float
@@ -52,8 +52,8 @@ class Facts:
 
     sha256: str
     header: Header
-    statistics: Statistics
-    range: Range
+    statistics: _Statistics
+    range: _Range
 
 
 def _sharpness(grey: Floats) -> float:
@@ -61,21 +61,21 @@ def _sharpness(grey: Floats) -> float:
     return float(np.mean([step.mean(dtype=np.float64) for step in steps])) if steps else 0.0
 
 
-def statistics(image: Floats) -> Statistics:
+def statistics(image: Floats) -> _Statistics:
     """Statistics of an image (H0, W0, 3); six digits, so that their text is the same on every machine."""
     grey = image.mean(axis=2)
     values = grey.mean(dtype=np.float64), grey.std(dtype=np.float64), _sharpness(grey)
-    return Statistics(*(round(float(value), 6) for value in values))
+    return _Statistics(*(round(float(value), 6) for value in values))
 
 
-def range_of(image: Floats) -> Range:
+def _range_of(image: Floats) -> _Range:
     """The range of an image (H0, W0, 3); six digits."""
     grey = image.mean(axis=2)
     centred = grey - grey.mean(dtype=np.float64)
     square = np.square(centred)
     deviation = float(np.sqrt(square.mean(dtype=np.float64)))
-    skew = float((square * centred).mean(dtype=np.float64)) / deviation**3 if deviation > FLAT else 0.0
-    return Range(*(round(float(value), 6) for value in (image.min(), image.max(), skew)))
+    skew = float((square * centred).mean(dtype=np.float64)) / deviation**3 if deviation > _FLAT else 0.0
+    return _Range(*(round(float(value), 6) for value in (image.min(), image.max(), skew)))
 
 
 def inspect(path: Path, root: Path, bits: Bits = "auto") -> Facts | str:
@@ -85,7 +85,7 @@ def inspect(path: Path, root: Path, bits: Bits = "auto") -> Facts | str:
             path, root, bits
         )  # first: it looks at nothing outside the root, and its errors name no root
         pixels = images.read(path, root, bits)
-        return Facts(files.digest(root / path), header, statistics(pixels), range_of(pixels))
+        return Facts(files.digest(root / path), header, statistics(pixels), _range_of(pixels))
     except (DataError, OSError) as error:
         return str(error)
 
@@ -100,7 +100,7 @@ def _sha256(path: Path, root: Path) -> str:
 
 def _facts(sha256: str, values: Any) -> Facts:
     header, measured, reached = values
-    return Facts(sha256, Header(*header), Statistics(*measured), Range(*reached))
+    return Facts(sha256, Header(*header), _Statistics(*measured), _Range(*reached))
 
 
 def inspect_all(
@@ -109,11 +109,11 @@ def inspect_all(
     """`inspect` in order, with threads, because decoding and numpy leave the interpreter free.
 
     What `cache` (of `kept.file`) knows by its sha256 and `bits` is hashed, not decoded. Whatever the number of paths,
-    the facts of `CHUNK` images are in memory.
+    the facts of `_CHUNK` images are in memory.
     """
-    with ThreadPoolExecutor() as pool, opened(cache) as store:
-        for start in range(0, len(paths), CHUNK):
-            some = paths[start : start + CHUNK]
+    with ThreadPoolExecutor() as pool, _opened(cache) as store:
+        for start in range(0, len(paths), _CHUNK):
+            some = paths[start : start + _CHUNK]
             hashes = list(pool.map(_sha256, some, repeat(root)))
             keys = [f"{sha256} {bits}" for sha256 in hashes]
             known = store.find(keys)
@@ -127,19 +127,19 @@ def inspect_all(
                 yield new[path] if path in new else _facts(sha256, known[key])
 
 
-PACKAGE = Path(__file__).parent.parent
-DECODING = ("samples/decoding.py", "samples/images.py", "datasets/inspection.py")
-TABLE = "CREATE TABLE IF NOT EXISTS facts (sha256 TEXT PRIMARY KEY, facts TEXT, sum TEXT) WITHOUT ROWID"
-PART = 500  # hashes of one question; SQLite takes 999 at least
+_PACKAGE = Path(__file__).parent.parent
+_DECODING = ("samples/decoding.py", "samples/images.py", "datasets/inspection.py")
+_TABLE = "CREATE TABLE IF NOT EXISTS facts (sha256 TEXT PRIMARY KEY, facts TEXT, sum TEXT) WITHOUT ROWID"
+_PART = 500  # hashes of one question; SQLite takes 999 at least
 
 
 def file(folder: Path) -> Path:
     """The file of this code below `folder`."""
-    code = hashlib.sha256(b"".join((PACKAGE / name).read_bytes() for name in DECODING)).hexdigest()
+    code = hashlib.sha256(b"".join((_PACKAGE / name).read_bytes() for name in _DECODING)).hexdigest()
     return folder / f"facts-{code[:16]}.sqlite"
 
 
-class Kept:
+class _Kept:
     """Texts by sha256. A file that is damaged, locked for long or full costs speed only."""
 
     def __init__(self, base: sqlite3.Connection) -> None:
@@ -149,8 +149,8 @@ class Kept:
         """The facts of those `hashes` that are known."""
         found: dict[str, object] = {}
         with contextlib.suppress(sqlite3.Error, ValueError):
-            for start in range(0, len(hashes), PART):
-                some = hashes[start : start + PART]
+            for start in range(0, len(hashes), _PART):
+                some = hashes[start : start + _PART]
                 marks = ",".join("?" * len(some))
                 rows = self._base.execute(f"SELECT sha256, facts, sum FROM facts WHERE sha256 IN ({marks})", some)
                 found |= {sha256: json.loads(text) for sha256, text, sum_ in rows if sum_ == _sum(sha256, text)}
@@ -170,7 +170,7 @@ def _sum(sha256: str, text: str) -> str:
 
 
 @contextmanager
-def opened(path: Path | None) -> Iterator[Kept]:
+def _opened(path: Path | None) -> Iterator[_Kept]:
     """The facts in `path`; None keeps them for this run alone."""
     base = sqlite3.connect(":memory:")
     if path is not None:
@@ -179,7 +179,7 @@ def opened(path: Path | None) -> Iterator[Kept]:
             base = sqlite3.connect(path, timeout=30)
     try:
         with contextlib.suppress(sqlite3.Error):
-            base.execute(TABLE)
-        yield Kept(base)
+            base.execute(_TABLE)
+        yield _Kept(base)
     finally:
         base.close()

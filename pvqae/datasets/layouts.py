@@ -35,9 +35,9 @@ class Found:
 
 
 GATE, GATE_MASKS = "gate", "gate_masks"
-TRAIN = ("train", "validation", "val")  # folders of a split's normals that are not for the test
+_TRAIN = ("train", "validation", "val")  # folders of a split's normals that are not for the test
 SEPARATOR = "__"  # PART__VIEW.png
-GOOD = frozenset({"good", "goods", "ok", "okay", "normal", "normals", "gut", "pass", "passed"})
+_GOOD = frozenset({"good", "goods", "ok", "okay", "normal", "normals", "gut", "pass", "passed"})
 # Words in the name of a folder below good/ or below a kind, by which its images are something else.
 _DERIVED = (
     "thumb|thumbs|thumbnail|thumbnails|preview|previews|overlay|overlays|heatmap|heatmaps|xyz|depth|trash|deleted|unused|"
@@ -77,7 +77,7 @@ def _files(place: str, above: Parts, real: str, followed: Parts) -> Iterator[Par
             yield from _files(entry.path, parts, target, (*followed, target))
 
 
-def is_picture(parts: Parts) -> bool:
+def _is_picture(parts: Parts) -> bool:
     """Whether a file has an image's name and neither it nor a folder above is hidden."""
     name = parts[-1]
     return name[name.rfind(".") :].lower() in images.SUFFIXES and not any(part[0] == "." for part in parts)
@@ -90,7 +90,7 @@ def folders(folder: Path) -> list[Path]:
 
 def pictures(folder: Path) -> list[Path]:
     """Image files directly in a folder, sorted; none if it is not there."""
-    return sorted(p for p in folder.iterdir() if is_picture((p.name,))) if folder.is_dir() else []
+    return sorted(p for p in folder.iterdir() if _is_picture((p.name,))) if folder.is_dir() else []
 
 
 def part_of(name: str) -> str:
@@ -113,23 +113,23 @@ def defect(category: str, folder: Path, path: Path, kind: str, mask: Path | None
     return replace(normal(category, folder, path, official), label="defect", kind=kind, mask_path=mask)
 
 
-def is_good(folder: str) -> bool:
+def _is_good(folder: str) -> bool:
     """Whether a folder of that name holds good parts."""
-    return folder.casefold() in GOOD
+    return folder.casefold() in _GOOD
 
 
-def odd(folder: str, good: bool) -> bool:
+def _odd(folder: str, good: bool) -> bool:
     """Whether a folder below good/, or below a kind, says by its name that its images are something else."""
-    return bool((_NOT_GOOD if good else _NOT_OF_KIND).search(folder.casefold())) or (is_good(folder) and not good)
+    return bool((_NOT_GOOD if good else _NOT_OF_KIND).search(folder.casefold())) or (_is_good(folder) and not good)
 
 
 def _has_good(folder: Path) -> bool:
-    return any(is_good(p.name) and any(map(is_picture, files(p))) for p in folders(folder))
+    return any(_is_good(p.name) and any(map(_is_picture, files(p))) for p in folders(folder))
 
 
 def _good_folder(folder: Path, kinds: Iterable[str]) -> str:
     """The one of `kinds` that means good parts, "" for none. Raises `DataError` for several."""
-    names = sorted(filter(is_good, kinds))
+    names = sorted(filter(_is_good, kinds))
     if len(names) > 1:
         raise DataError(
             f"{folder}: expected one folder of good parts, found {', '.join(names)}; move their images into one of them"
@@ -148,9 +148,9 @@ def _labelled(category: str, folder: Path, own: Iterable[tuple[Parts, Parts]], o
     found: list[tuple[Parts, Found]] = []
     for name, whole in shown:
         kind, between, path = name[0], name[1:-1], folder.joinpath(*whole)
-        if (not good) if len(name) == 1 else kind == good and not any(odd(part, True) for part in between):
+        if (not good) if len(name) == 1 else kind == good and not any(_odd(part, True) for part in between):
             found.append((name, normal(category, folder, path, official)))
-        elif len(name) > 1 and kind != good and not any(odd(part, False) for part in between):
+        elif len(name) > 1 and kind != good and not any(_odd(part, False) for part in between):
             found.append((name, defect(category, folder, path, kind, None, official)))
     return _with_masks(folder, found, marks)
 
@@ -190,9 +190,9 @@ def split_parts(root: Path) -> dict[str, Path]:
 
 def split(category: str, folder: Path) -> list[Found]:
     """train/good, test/KIND, ground_truth/KIND: MVTec AD's layout, BTAD's with good called ok."""
-    every = [parts for parts in files(folder) if is_picture(parts)]
+    every = [parts for parts in files(folder) if _is_picture(parts)]
     found = _gate(category, folder, every)
-    for head in TRAIN:
+    for head in _TRAIN:
         own = [(parts[1:], parts) for parts in every if parts[0] == head and len(parts) > 2]
         found += [f for f in _labelled(category, folder, own, "train") if f.label == "normal"]
     tested = [(parts[1:], parts) for parts in every if parts[0] == "test" and len(parts) > 2]
@@ -210,6 +210,6 @@ def folder_parts(root: Path) -> dict[str, Path]:
 
 def kinds(category: str, folder: Path) -> list[Found]:
     """good/ and any defect folders, masks optional in masks/KIND or ground_truth/KIND; or good images only."""
-    every = [parts for parts in files(folder) if is_picture(parts)]
+    every = [parts for parts in files(folder) if _is_picture(parts)]
     own = [(parts, parts) for parts in every if parts[0] not in (GATE, GATE_MASKS, ARRIVED) or len(parts) == 1]
     return _one_by_one([*_labelled(category, folder, own, None), *_gate(category, folder, every)])

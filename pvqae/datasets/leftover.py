@@ -14,7 +14,7 @@ from pvqae.samples import images
 
 NAMED, FOLDERS = 5, 12  # files and folders that a message names
 # Pictures, videos and arrays that `images.SUFFIXES` has not.
-UNREAD = frozenset(
+_UNREAD = frozenset(
     (
         *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".gif", ".psd", ".exr", ".hdr"),
         *(".tga", ".pbm", ".pnm", ".pfm", ".pcx", ".ico", ".svg", ".pdf", ".dcm", ".raw", ".dng", ".nef", ".cr2"),
@@ -22,8 +22,8 @@ UNREAD = frozenset(
     )
 )
 ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"))
-OTHER = "other"
-_GOOD = (OTHER, "the mask of a good part, which needs none")
+_OTHER = "other"
+_GOOD = (_OTHER, "the mask of a good part, which needs none")
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ def of(root: Path, found: Sequence[Found], unchosen: Collection[str]) -> list[Le
 def _why(parts: Parts, unchosen: Collection[str]) -> tuple[str, str]:
     suffix = PurePosixPath(parts[-1]).suffix.lower()
     if any(part.startswith(".") for part in parts):
-        return OTHER, "hidden"
+        return _OTHER, "hidden"
     if unchosen and parts[0 if parts[0] != ARRIVED else min(1, len(parts) - 1)] in unchosen:
-        return OTHER, "of a class that data.categories leaves out"
+        return _OTHER, "of a class that data.categories leaves out"
     if suffix in ARCHIVES:
         return "archive", "an archive: unpack it if it holds images"
-    if suffix in UNREAD:
+    if suffix in _UNREAD:
         return "image", "a format that is not read: export it as PNG"
     if suffix not in images.SUFFIXES:
-        return OTHER, "no image"
+        return _OTHER, "no image"
     if any(map(masks.is_folder, parts[:-1])) or layouts.GATE_MASKS in parts[:-1]:
         return "mask", "a mask that clearly belongs to no single image"
     return "image", "in no folder that data.source looks into"
@@ -65,10 +65,10 @@ def told(left: Iterable[Left]) -> list[str]:
     """One sentence for each kind and reason of what somebody may miss: how many, and the first names."""
     groups: dict[tuple[str, str], list[str]] = {}
     for item in left:
-        if item.kind != OTHER:
+        if item.kind != _OTHER:
             groups.setdefault((item.kind, item.reason), []).append(item.path)
     return [
-        f"{_many(len(names), kind)} not looked at ({reason}): {listed(names)}"
+        f"{_many(len(names), kind)} not looked at ({reason}): {_listed(names)}"
         for (kind, reason), names in sorted(groups.items())
     ]
 
@@ -77,7 +77,7 @@ def _many(n: int, kind: str) -> str:
     return f"{n} {kind}{'s' * (n > 1)}"
 
 
-def listed(names: Sequence[str], most: int = NAMED) -> str:
+def _listed(names: Sequence[str], most: int = NAMED) -> str:
     """The first of many names."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
@@ -92,7 +92,7 @@ def total(left: Sequence[Left]) -> str:
 def masks_of(found: Iterable[Found], out: Collection[Path], root: Path) -> list[Left]:
     """The masks of images that are left out, whose paths are in `out`."""
     own = [f.mask_path.relative_to(root).as_posix() for f in found if f.mask_path and f.path in out]
-    return [Left(shown(name), OTHER, "the mask of an image that is left out") for name in own]
+    return [Left(shown(name), _OTHER, "the mask of an image that is left out") for name in own]
 
 
 def folders(found: Iterable[Found], root: Path) -> str:
@@ -100,4 +100,4 @@ def folders(found: Iterable[Found], root: Path) -> str:
     counts = Counter(f.path.parent for f in found)
     order = sorted(counts, key=lambda place: (-len(place.parts), place))
     names = [f"{shown(place.relative_to(root).as_posix())}/ ({counts[place]})" for place in order]
-    return f"Images of {listed(names, FOLDERS)}"
+    return f"Images of {_listed(names, FOLDERS)}"

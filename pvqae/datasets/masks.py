@@ -19,10 +19,10 @@ _FOLDER = r"(?:gt|ground[ _-]?truth|masks?)(?:[ _-](?:gt|masks?))?"
 _IS_FOLDER = re.compile(_FOLDER, re.IGNORECASE)
 _OF_KIND = re.compile(rf"(.+?)[ _-]{_FOLDER}", re.IGNORECASE)  # scratch_GT/
 # May be the name of a kind, too: masks only where a kind's folder lies in it.
-PERHAPS = frozenset({"label", "labels", "annotation", "annotations", "segmentation", "segmentations"})
+_PERHAPS = frozenset({"label", "labels", "annotation", "annotations", "segmentation", "segmentations"})
 _SAYS_MASK = re.compile(r"^(?:mask|gt)[ ._-]+(?=.)|(?<=.)[ ._-]+(?:masks?|gt|ground[ _-]?truth)$", re.IGNORECASE)
 _MAY_SAY = re.compile(r"^(?:label|seg)[ ._-]+(?=.)|(?<=.)[ ._-]+(?:labels?|seg|segmentation)$", re.IGNORECASE)
-Named = tuple[Parts, Parts]  # the parts that name an image or a mask from its kind on, and its whole parts
+_Named = tuple[Parts, Parts]  # the parts that name an image or a mask from its kind on, and its whole parts
 
 
 def is_folder(name: str) -> bool:
@@ -50,20 +50,20 @@ def _of_mask(parts: Parts, kinds: frozenset[str]) -> Parts | None:
     own = _OF_KIND.fullmatch(parts[0]) if len(parts) > 1 else None
     if own and own[1] in kinds:
         return (own[1], *parts[1:])
-    if len(parts) > 2 and parts[0].casefold() in PERHAPS and parts[1] in kinds - {parts[0]}:
+    if len(parts) > 2 and parts[0].casefold() in _PERHAPS and parts[1] in kinds - {parts[0]}:
         return parts[1:]
     kept = (*(part for part in parts[:-1] if not is_folder(part)), parts[-1])
     return kept if len(kept) < len(parts) else None
 
 
-def divide(files: Iterable[Named]) -> tuple[list[Named], list[Named]]:
+def divide(files: Iterable[_Named]) -> tuple[list[_Named], list[_Named]]:
     """Images, and masks: those in a folder of masks, and those that lie next to their image (000.png, 000_mask.png)."""
     every = list(files)
     kinds = frozenset(name[0] for name, _ in every if len(name) > 1 and not is_folder(name[0]))
     named = [(_of_mask(name, kinds), name, whole) for name, whole in every]
     stems = {(*name[:-1], _stem(name)) for mask, name, _ in named if mask is None}
-    shown: list[Named] = []
-    marks: list[Named] = []
+    shown: list[_Named] = []
+    marks: list[_Named] = []
     for mask, name, whole in named:
         image = _SAYS_MASK.sub("", _stem(name))
         beside = image != _stem(name) and (*name[:-1], image) in stems

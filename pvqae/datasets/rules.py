@@ -15,9 +15,9 @@ from pvqae.samples.manifest import COLUMNS, LABELS, NUMBERS, SPLITS
 
 # Relative, POSIX, no part starts with a dot: a manifest from elsewhere must not name other files of this machine.
 # (No lookahead and no groups: pandas hands expressions to RE2, which has none, and warns of the others.)
-RELATIVE = r"^(?:raw|gate)(?:/[^./\\][^/\\]*)+$"
+_RELATIVE = r"^(?:raw|gate)(?:/[^./\\][^/\\]*)+$"
 # Anything but white space, its characters listed: pandas would leave \S to Python, a million times.
-PRESENT = "[^\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+_PRESENT = "[^\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,13 @@ def of_manifest() -> list[Rule]:
         _unique("sample_id", rebuild),
         _unique("path", rebuild),
         *(
-            _matches(f"{name}_present", name, PRESENT, f"every image has a {name}", rebuild)
+            _matches(f"{name}_present", name, _PRESENT, f"every image has a {name}", rebuild)
             for name in ("sample_id", "group_id", "kind")
         ),
-        _matches("path_relative", "path", RELATIVE, "every path lies below data/raw or data/gate", rebuild),
-        _matches("mask_path_relative", "mask_path", f"^$|{RELATIVE}", "every mask lies there too, or is none", rebuild),
+        _matches("path_relative", "path", _RELATIVE, "every path lies below data/raw or data/gate", rebuild),
+        _matches(
+            "mask_path_relative", "mask_path", f"^$|{_RELATIVE}", "every mask lies there too, or is none", rebuild
+        ),
         _matches("sha256_format", "sha256", r"^[0-9a-f]{64}$", "every hash has 64 hexadecimal digits", rebuild),
         _matches("category_name", "category", classes.NAME, f"class names of {classes.NAME_WORDS}", rename),
         *(

@@ -19,7 +19,7 @@ from pvqae.core.config import Calibration, Score, Shares
 from pvqae.core.errors import DataError
 
 FULL = "full"
-HELD_OUT = -1  # in column `fold`: the class is judged on its calibrate split
+_HELD_OUT = -1  # in column `fold`: the class is judged on its calibrate split
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ def assign_folds(rows: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
     """`rows` (normals of train and calibrate) with a column `fold`."""
     count = rows.groupby("category")["category"].transform("size")
     fold = np.array([_fold_of(group, calibration.folds) for group in rows["group_id"]], dtype=np.int64)
-    return rows.assign(fold=np.where(count < calibration.kfold_below, fold, HELD_OUT))
+    return rows.assign(fold=np.where(count < calibration.kfold_below, fold, _HELD_OUT))
 
 
 def fits(rows: pd.DataFrame) -> list[str]:
     """The fits that rows with a column `fold` need: `full`, then one per fold."""
-    return [FULL, *(f"fold-{k}" for k in sorted(set(rows["fold"]) - {HELD_OUT}))]
+    return [FULL, *(f"fold-{k}" for k in sorted(set(rows["fold"]) - {_HELD_OUT}))]
 
 
 def network_fits(rows: pd.DataFrame, score: Score) -> list[str]:
@@ -108,12 +108,12 @@ def check_folds(rows: pd.DataFrame) -> None:
 
 
 def _number(fit: str) -> int:
-    return HELD_OUT if fit == FULL else int(fit.removeprefix("fold-"))
+    return _HELD_OUT if fit == FULL else int(fit.removeprefix("fold-"))
 
 
 def learns(rows: pd.DataFrame, fit: str) -> NDArray[np.bool_]:
     """The rows that `fit` learns from."""
-    held_out = (rows["fold"] == HELD_OUT).to_numpy()
+    held_out = (rows["fold"] == _HELD_OUT).to_numpy()
     others = (rows["fold"] != _number(fit)).to_numpy()
     return np.where(held_out, (rows["split"] == "train").to_numpy(), others)
 

@@ -26,11 +26,11 @@ from pvqae.datasets.leftover import Left
 from pvqae.datasets.rules import Outcome, Summary
 from pvqae.samples import classes, manifest, rows
 
-SHOWN = 10  # rows that a message and a page name per expectation
+_SHOWN = 10  # rows that a message and a page name per expectation
 # Columns of few different values: as categories they cost a byte or two a row. A million rows then fit.
-REPEATED = ("category", "split", "label", "kind", "mask_path", *manifest.NUMBERS, "source", "captured_at")
-MEASURED = ("sha256", *manifest.STATISTICS, "lowest", "highest", "skew")
-Checked = tuple[Outcome, Any]  # with Great Expectations' own result, which the page is rendered from
+_REPEATED = ("category", "split", "label", "kind", "mask_path", *manifest.NUMBERS, "source", "captured_at")
+_MEASURED = ("sha256", *manifest.STATISTICS, "lowest", "highest", "skew")
+_Checked = tuple[Outcome, Any]  # with Great Expectations' own result, which the page is rendered from
 
 
 def check(layout: Layout, params: Params) -> Summary:
@@ -45,9 +45,9 @@ def check(layout: Layout, params: Params) -> Summary:
     """
     rows.clear(layout)
     known = classes.read(layout.classes_file, params.data.name)
-    frame = _table(layout.manifest, REPEATED)
+    frame = _table(layout.manifest, _REPEATED)
     checked = _run("manifest", frame, rules.of_manifest(), ["sample_id", "path"])
-    frame = frame.astype({name: "str" for name in REPEATED if name in frame.columns})
+    frame = frame.astype({name: "str" for name in _REPEATED if name in frame.columns})
     if not rules.failed([outcome for outcome, _ in checked]):
         frame = frame.astype(dict.fromkeys(manifest.NUMBERS, "int64"))
         checked += _run_typed(frame, _statistics(layout.statistics), known, layout.data, params)
@@ -84,8 +84,8 @@ def _table(path: Path, repeated: Sequence[str] = ()) -> pd.DataFrame:
 def _statistics(path: Path) -> pd.DataFrame:
     """data/statistics.csv as numbers, indexed by sha256: copies of an image have the same ones."""
     table = _table(path)
-    if not set(MEASURED) <= set(table.columns):
-        expected, found = ", ".join(MEASURED), ", ".join(table.columns)
+    if not set(_MEASURED) <= set(table.columns):
+        expected, found = ", ".join(_MEASURED), ", ".join(table.columns)
         raise DataError(f"{path}: expected the columns {expected}; found {found}; delete it and run `dvc repro`")
     table = table.drop_duplicates("sha256").set_index("sha256")
     return pd.DataFrame({str(name): pd.to_numeric(table[name], errors="coerce") for name in table})
@@ -93,7 +93,7 @@ def _statistics(path: Path) -> pd.DataFrame:
 
 def _run_typed(
     frame: pd.DataFrame, statistics: pd.DataFrame, known: classes.Classes, data: Path, params: Params
-) -> list[Checked]:
+) -> list[_Checked]:
     images = rows.of_images(frame, statistics, data)
     table = rows.of_classes(frame, known, statistics, params.image.bits)
     return [
@@ -112,7 +112,7 @@ def great_expectations() -> tuple[Any, Any]:
     return gx, expectations
 
 
-def _run(table: str, frame: pd.DataFrame, suite: Sequence[rules.Rule], keys: list[str]) -> list[Checked]:
+def _run(table: str, frame: pd.DataFrame, suite: Sequence[rules.Rule], keys: list[str]) -> list[_Checked]:
     """Run the rules whose column the table has; a missing column is what the rule on columns finds.
 
     Great Expectations copies its table for every rule and names rows by their position, so it gets no column that no
@@ -127,7 +127,7 @@ def _run(table: str, frame: pd.DataFrame, suite: Sequence[rules.Rule], keys: lis
     )
     usable = [rule for rule in suite if rule.kwargs.get("column") in (None, *frame.columns)]
     expected = gx.ExpectationSuite(name=table, expectations=[_expectation(expectations, rule) for rule in usable])
-    form = {"result_format": "COMPLETE", "partial_unexpected_count": SHOWN}
+    form = {"result_format": "COMPLETE", "partial_unexpected_count": _SHOWN}
     results = {r.expectation_config.meta["rule"]: r for r in batch.validate(expected, result_format=form).results}
     return [(_outcome(rule, results[rule.name], frame, keys), results[rule.name]) for rule in usable]
 
@@ -191,7 +191,7 @@ def _summary(
     return Summary(len(frame), sizes, quarantined, files, tuple(told), docs)
 
 
-def _page(dataset: str, message: str, checked: Sequence[Checked]) -> str:
+def _page(dataset: str, message: str, checked: Sequence[_Checked]) -> str:
     """Data Docs: every expectation, by column, with the rows against it."""
     from great_expectations.core import ExpectationSuiteValidationResult
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
@@ -202,7 +202,7 @@ def _page(dataset: str, message: str, checked: Sequence[Checked]) -> str:
     _, *sections = ValidationResultsPageRenderer().render(suite).to_json_dict()["sections"]
     view: Any = DefaultJinjaSectionView()
     rendered = [view.render({"section": part, "section_loop": {"index": i}}) for i, part in enumerate(sections)]
-    return page(dataset, message, rendered)
+    return _html(dataset, message, rendered)
 
 
 def _shown(outcome: Outcome, result: Any) -> Any:
@@ -216,7 +216,7 @@ def _shown(outcome: Outcome, result: Any) -> Any:
 
 
 # Whatever a file's name may contain, a browser neither runs a script nor asks a server with this policy.
-PAGE = """<!DOCTYPE html>
+_PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -242,6 +242,6 @@ h5 {{ font-size: 1.1rem; margin: 1.5rem 0 .3rem }}
 """
 
 
-def page(dataset: str, message: str, sections: Sequence[str]) -> str:
-    """One HTML document: `message` is text, `sections` are HTML."""
-    return PAGE.format(dataset=escape(dataset), message=escape(message), sections="\n".join(sections))
+def _html(dataset: str, message: str, sections: Sequence[str]) -> str:
+    """Return one HTML document: `message` is text, `sections` are HTML."""
+    return _PAGE.format(dataset=escape(dataset), message=escape(message), sections="\n".join(sections))

@@ -84,9 +84,9 @@ class Examples:
         for indices in torch.split(torch.arange(len(self)), size):
             yield indices, self.batch(indices, device)
 
-    def chosen(self, keep_rows: Tensor) -> "Chosen":
+    def chosen(self, keep_rows: Tensor) -> "_Chosen":
         """The views of the rows where `keep_rows` (booleans over the frame) holds, not copied."""
-        return Chosen(self, keep_rows[self.rows].nonzero()[:, 0])
+        return _Chosen(self, keep_rows[self.rows].nonzero()[:, 0])
 
     def subset(self, keep_rows: Tensor) -> "Examples":
         """A copy of the views of the rows where `keep_rows` holds."""
@@ -102,7 +102,7 @@ class Examples:
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class _Chosen:
     """Some views of `examples`, which stay where they are."""
 
     examples: Examples

@@ -29,15 +29,15 @@ from pvqae.features import richness
 from pvqae.model.backbones import Backbone, Features
 from pvqae.samples import geometry, images
 
-PACKAGE = Path(__file__).parent.parent
-DECODING = ("samples/decoding.py", "samples/geometry.py", "samples/images.py", "features/features.py")
-CHUNK = 8  # views through the backbone at once
-MODELS = ("model/backbones.py", "model/efficientnet.py")
-Tensors = dict[str, Tensor]
+_PACKAGE = Path(__file__).parent.parent
+_DECODING = ("samples/decoding.py", "samples/geometry.py", "samples/images.py", "features/features.py")
+_CHUNK = 8  # views through the backbone at once
+_MODELS = ("model/backbones.py", "model/efficientnet.py")
+_Tensors = dict[str, Tensor]
 
 
 @dataclass
-class Counts:
+class _Counts:
     """What reading has cost so far."""
 
     images: int = 0
@@ -65,9 +65,9 @@ class Store:
 
     folder: Path | None = None
     gigabytes: float = 0.0
-    counts: Counts = field(default_factory=Counts)
+    counts: _Counts = field(default_factory=_Counts)
 
-    def get(self, key: str) -> Tensors | None:
+    def get(self, key: str) -> _Tensors | None:
         """The tensors of `key`, None where they are absent or damaged."""
         if self.folder is None or not self.gigabytes:
             return None
@@ -82,7 +82,7 @@ class Store:
             return None
         return found
 
-    def put(self, key: str, tensors: Tensors) -> None:
+    def put(self, key: str, tensors: _Tensors) -> None:
         if self.folder is None or not self.gigabytes:
             return
         path = self._path(self.folder, key)
@@ -136,9 +136,9 @@ class Reader:
     ) -> None:
         self.root, self.image, self.backbone, self.device = data_root, image, backbone, device
         self.measure, self.store = measure, store
-        self._geometry = key_of(image.model_dump(mode="json"), source_of(*DECODING))
-        self._seen_by = key_of(self._geometry, _identity(backbone, device))
-        self._measured = key_of(self._geometry, measure, source_of("features/richness.py"))
+        self._geometry = _key_of(image.model_dump(mode="json"), _source_of(*_DECODING))
+        self._seen_by = _key_of(self._geometry, _identity(backbone, device))
+        self._measured = _key_of(self._geometry, measure, _source_of("features/richness.py"))
 
     def read(self, path: str, expected: str = "") -> Views:
         """The views of an image. Raises `DataError` where it has to be decoded and can't be, `IntegrityError` where
@@ -147,7 +147,7 @@ class Reader:
         sha256 = hashlib.sha256(data).hexdigest() if data else ""
         if sha256 and expected and sha256 != expected:
             raise IntegrityError(f"{path}: expected sha256 {expected}, found {sha256}; restore it (`dvc checkout`)")
-        keys = key_of(sha256, self._seen_by), key_of(sha256, self._measured)
+        keys = _key_of(sha256, self._seen_by), _key_of(sha256, self._measured)
         kept = self.store.get(keys[0])
         cost = self._cost(keys[1], kept)
         counts.images += 1
@@ -175,7 +175,7 @@ class Reader:
         except OSError:
             return b""
 
-    def _cost(self, key: str, kept: Tensors | None) -> Tensor | None:
+    def _cost(self, key: str, kept: _Tensors | None) -> Tensor | None:
         if self.measure == "none" and kept is not None:  # needs no pixels
             views, side = kept["valid"].shape[:2]
             return torch.ones(views, side // 32, side // 32, dtype=torch.half)
@@ -196,36 +196,36 @@ class Reader:
         pixels, valid = np.stack([view.pixels for view in views]), np.stack([view.valid for view in views])
         return torch.from_numpy(pixels), torch.from_numpy(valid)
 
-    def _kept(self, pixels: Tensor) -> Tensors:
+    def _kept(self, pixels: Tensor) -> _Tensors:
         if not self.backbone.spec.frozen:
             return {"images": pixels.half()}
         self.store.counts.backbone_views += len(pixels)
-        runs = [self._features(some) for some in torch.split(pixels, CHUNK)]
+        runs = [self._features(some) for some in torch.split(pixels, _CHUNK)]
         return {name: torch.cat([run[name] for run in runs]) for name in runs[0]}
 
-    def _features(self, pixels: Tensor) -> Tensors:
+    def _features(self, pixels: Tensor) -> _Tensors:
         found = self.backbone(pixels.to(self.device).contiguous(memory_format=torch.channels_last))
         named = {f"level_{r}": x for r, x in enumerate(found.levels)} | {"target": found.target}
         return {name: x.half().cpu().contiguous() for name, x in named.items()}
 
 
-def _views(kept: Tensors, cost: Tensor) -> Views:
+def _views(kept: _Tensors, cost: Tensor) -> Views:
     levels = [kept[f"level_{r}"] for r in range(sum(name.startswith("level_") for name in kept))]
     features = Features(levels, kept["target"]) if levels else None
     return Views(kept.get("images"), features, cost, kept["valid"])
 
 
-def key_of(*facts: object) -> str:
+def _key_of(*facts: object) -> str:
     """Hex sha256 that names work: equal facts, equal work."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @cache
-def source_of(*files: str) -> str:
+def _source_of(*files: str) -> str:
     """Hash of files of this package: what other code has computed is never used."""
     total = hashlib.sha256()
     for name in files:
-        total.update(name.encode() + (PACKAGE / name).read_bytes())
+        total.update(name.encode() + (_PACKAGE / name).read_bytes())
     return total.hexdigest()
 
 
@@ -234,4 +234,4 @@ def _identity(backbone: Backbone, device: str) -> object:
     if backbone.weights_sha256 is None:
         return "pixels"
     machine = [torch.__version__, device, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
-    return [backbone.weights_sha256, type(backbone).__name__, asdict(backbone.spec), source_of(*MODELS), machine]
+    return [backbone.weights_sha256, type(backbone).__name__, asdict(backbone.spec), _source_of(*_MODELS), machine]

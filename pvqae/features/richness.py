@@ -16,18 +16,18 @@ from torch import Tensor
 
 from pvqae.samples import images
 
-NOISE_FLOOR = (2 / 255) ** 2  # added to d^2: sensor noise of a flat patch is not richness
-GREY = torch.tensor([0.299, 0.587, 0.114])
+_NOISE_FLOOR = (2 / 255) ** 2  # added to d^2: sensor noise of a flat patch is not richness
+_GREY = torch.tensor([0.299, 0.587, 0.114])
 
 
 def patches(images_B3SS: Tensor, cell: int = 32) -> Tensor:
     """Grey patches under the coarse cells: B*h*w x P x P, values in [0, 1]."""
-    grey = torch.einsum("bchw,c->bhw", images_B3SS.float(), GREY.to(images_B3SS.device))
+    grey = torch.einsum("bchw,c->bhw", images_B3SS.float(), _GREY.to(images_B3SS.device))
     folded = grey.unfold(1, cell, cell).unfold(2, cell, cell)
     return folded.reshape(-1, cell, cell)
 
 
-def dwt_details(patches_nPP: Tensor, levels: int) -> Tensor:
+def _dwt_details(patches_nPP: Tensor, levels: int) -> Tensor:
     """All Haar detail coefficients of every patch in one call, n x M. The approximation band is left out: with it
     the sign of the measure is wrong."""
     bands = pywt.wavedec2(patches_nPP.cpu().numpy(), "haar", level=levels, axes=(-2, -1))[1:]
@@ -35,34 +35,34 @@ def dwt_details(patches_nPP: Tensor, levels: int) -> Tensor:
     return torch.cat(flat, dim=1)
 
 
-def dwt_entropy(patches_nPP: Tensor) -> Tensor:
+def _dwt_entropy(patches_nPP: Tensor) -> Tensor:
     """Normalised entropy of the detail energies: p = d^2 / sum d^2, H = -sum p log p / log M (paper); in [0, 1]."""
-    energy = dwt_details(patches_nPP, 3 if patches_nPP.shape[-1] >= 32 else 2).square() + NOISE_FLOOR
+    energy = _dwt_details(patches_nPP, 3 if patches_nPP.shape[-1] >= 32 else 2).square() + _NOISE_FLOOR
     share = energy / energy.sum(1, keepdim=True)
     return -(share * share.log()).sum(1) / torch.log(torch.tensor(float(share.shape[1])))
 
 
-def variance(patches_nPP: Tensor) -> Tensor:
+def _variance(patches_nPP: Tensor) -> Tensor:
     """1 / (1 + deviation in grey levels / 16): flat patches cost 1."""
     return 1 / (1 + patches_nPP.flatten(1).std(1) * 255 / 16)
 
 
-def gradient(patches_nPP: Tensor) -> Tensor:
-    """As `variance`, of the mean absolute difference of neighbours."""
+def _gradient(patches_nPP: Tensor) -> Tensor:
+    """As `_variance`, of the mean absolute difference of neighbours."""
     across = patches_nPP.diff(dim=-1).abs().mean((1, 2)) + patches_nPP.diff(dim=-2).abs().mean((1, 2))
     return 1 / (1 + across * 255 / 8)
 
 
-def band_energy(patches_nPP: Tensor) -> Tensor:
-    """As `variance`, of the root mean square of the finest detail band."""
+def _band_energy(patches_nPP: Tensor) -> Tensor:
+    """As `_variance`, of the root mean square of the finest detail band."""
     bands = pywt.wavedec2(patches_nPP.cpu().numpy(), "haar", level=1, axes=(-2, -1))[1]
     energy = torch.stack([torch.from_numpy(band).square().mean((1, 2)) for band in bands]).sum(0)
     return 1 / (1 + energy.sqrt() * 255 / 8)
 
 
-def inverted_dwt_entropy(patches_nPP: Tensor) -> Tensor:
+def _inverted_dwt_entropy(patches_nPP: Tensor) -> Tensor:
     """1 - H: the other sign, in which high entropy is rich and fine codes are cheap there."""
-    return (1 - dwt_entropy(patches_nPP)).clamp_min(0)
+    return (1 - _dwt_entropy(patches_nPP)).clamp_min(0)
 
 
 def _photograph(name: str) -> Tensor:
@@ -71,7 +71,7 @@ def _photograph(name: str) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def upscaler(side: int, factor: int = 4, ridge: float = 1e-3) -> Tensor:
+def _upscaler(side: int, factor: int = 4, ridge: float = 1e-3) -> Tensor:
     """A linear map (side/factor)^2 x side^2, learned from free photographs (scikit-image): what a
     patch most likely is, given its view at a quarter of the resolution."""
     grey = torch.stack([_photograph(name) for name in ("brick", "gravel", "grass")])
@@ -83,29 +83,29 @@ def upscaler(side: int, factor: int = 4, ridge: float = 1e-3) -> Tensor:
     return weights
 
 
-def learned(patches_nPP: Tensor) -> Tensor:
-    """As `variance`, of what a learned linear upscaler can't foretell from the patch at a quarter of the resolution:
+def _learned(patches_nPP: Tensor) -> Tensor:
+    """As `_variance`, of what a learned linear upscaler can't foretell from the patch at a quarter of the resolution:
     the coarse-to-fine gap in pixels, learned once from photographs that belong to no dataset."""
     side = patches_nPP.shape[-1]
     fine = patches_nPP.cpu() - patches_nPP.cpu().mean((1, 2), keepdim=True)
-    guess = F.avg_pool2d(fine[:, None], 4).flatten(1) @ upscaler(side)
+    guess = F.avg_pool2d(fine[:, None], 4).flatten(1) @ _upscaler(side)
     left: Tensor = (fine.flatten(1) - guess).square().mean(1).sqrt()
     return 1 / (1 + left * 255 / 8)
 
 
-def none(patches_nPP: Tensor) -> Tensor:
+def _none(patches_nPP: Tensor) -> Tensor:
     """Every cell costs the same."""
     return torch.ones(len(patches_nPP))
 
 
 RICHNESS: dict[str, Callable[[Tensor], Tensor]] = {
-    "dwt_entropy": dwt_entropy,
-    "variance": variance,
-    "gradient": gradient,
-    "band_energy": band_energy,
-    "learned": learned,
-    "inverted_dwt_entropy": inverted_dwt_entropy,
-    "none": none,
+    "dwt_entropy": _dwt_entropy,
+    "variance": _variance,
+    "gradient": _gradient,
+    "band_energy": _band_energy,
+    "learned": _learned,
+    "inverted_dwt_entropy": _inverted_dwt_entropy,
+    "none": _none,
 }
 
 
@@ -116,7 +116,7 @@ def cost(images_B3SS: Tensor, measure: str) -> Tensor:
     return values.view(len(images_B3SS), size // 32, size // 32)
 
 
-def quantiles(values_n: Tensor, shares_m: Tensor) -> Tensor:
+def _quantiles(values_n: Tensor, shares_m: Tensor) -> Tensor:
     """What `torch.quantile` gives, to the last bit, m: it takes 2^24 values at most, and sorts them all."""
     rank = shares_m * (len(values_n) - 1)
     below, above = rank.floor().long(), rank.ceil().long().clamp_max(len(values_n) - 1)
@@ -130,6 +130,6 @@ def rescale(cost_Bhw: Tensor, valid_Bhw: Tensor, low: float = 0.05, high: float 
     cells = cost_Bhw[valid_Bhw]
     if cells.std() < 1e-6:
         return cost_Bhw
-    bottom, top = quantiles(cells, torch.tensor([0.05, 0.95]))
+    bottom, top = _quantiles(cells, torch.tensor([0.05, 0.95]))
     stretched: Tensor = low + (high - low) * (cost_Bhw - bottom) / (top - bottom).clamp_min(1e-6)
     return stretched.clamp(low, high)

@@ -16,8 +16,8 @@ from pvqae.model.backbones import Features, Spec
 from pvqae.model.codebook import Codebook
 from pvqae.model.layers import DECODERS, norm
 
-LOGIT_SCALE = 1.5  # against Gumbel noise of deviation 1.3: a typical cell still tries other levels
-LOGIT_LIMIT = 5.0  # beyond it the Gumbel noise no longer changes a choice, and a level that lost can't come back
+_LOGIT_SCALE = 1.5  # against Gumbel noise of deviation 1.3: a typical cell still tries other levels
+_LOGIT_LIMIT = 5.0  # beyond it the Gumbel noise no longer changes a choice, and a level that lost can't come back
 
 
 class Allocation(NamedTuple):
@@ -56,7 +56,7 @@ def gumbel_onehot(logits_BRhw: Tensor, temperature: float, generator: torch.Gene
     return hard + soft - soft.detach()
 
 
-class Router(nn.Module):
+class _Router(nn.Module):
     """Average-pool every level to the coarsest grid, concatenate, two linear layers per cell.
 
     Each level's logits are standardised over the cells seen in training, plus a learnt shift within +-1 (ours). Without
@@ -79,8 +79,8 @@ class Router(nn.Module):
     def forward(self, levels: list[Tensor]) -> Tensor:
         """R maps B x D x h_r x w_r → logits B x R x h x w."""
         standard = (self._raw(levels) - self.mean[:, None, None]) / self.deviation[:, None, None]
-        logits = LOGIT_SCALE * (standard + self.shift.tanh()[:, None, None])
-        return logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        logits = _LOGIT_SCALE * (standard + self.shift.tanh()[:, None, None])
+        return logits.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)
 
     @torch.no_grad()
     def observe(self, levels: list[Tensor], valid_Bhw: Tensor, momentum: float = 0.2) -> None:
@@ -116,7 +116,7 @@ class Output(NamedTuple):
     commitment: Tensor  # scalar loss
 
 
-class Standardise(nn.Module):
+class _Standardise(nn.Module):
     """Per-channel mean and deviation of training normals; identity until `fit`."""
 
     mean: Tensor
@@ -139,7 +139,7 @@ class Standardise(nn.Module):
         return (x_BCHW - self.mean[:, None, None]) / self.deviation[:, None, None]
 
 
-class Neck(nn.Module):
+class _Neck(nn.Module):
     """To D normalised channels per level; finer levels also see the coarser context (top-down)."""
 
     def __init__(self, channels: tuple[int, ...], width: int, code_dim: int):
@@ -164,11 +164,11 @@ class Autoencoder(nn.Module):
     def __init__(self, model: Model, spec: Spec):
         super().__init__()
         self.spec = spec
-        self.scales = [Standardise(c) for c in spec.channels]
+        self.scales = [_Standardise(c) for c in spec.channels]
         self.scale_levels = nn.ModuleList(self.scales)  # registers them
-        self.scale_target = Standardise(sum(spec.groups))
-        self.neck = Neck(spec.channels, model.width, model.code_dim)
-        self.router = Router(model.code_dim, model.levels, model.width)
+        self.scale_target = _Standardise(sum(spec.groups))
+        self.neck = _Neck(spec.channels, model.width, model.code_dim)
+        self.router = _Router(model.code_dim, model.levels, model.width)
         self.codebook = Codebook(model.codes, model.code_dim, model.commitment, model.ema_decay)
         self.decoder = DECODERS[spec.decoder](model.code_dim, model.width, sum(spec.groups), model.levels)
 

@@ -46,7 +46,7 @@ class Backbone(nn.Module):
         return None
 
 
-class EfficientNetFeatures(Backbone):
+class _EfficientNetFeatures(Backbone):
     """Taps of a frozen ImageNet network (METHOD section 1): the resolutions are its strides 32, 16, 8 (and 4)."""
 
     TAPS = ((15, 320), (10, 112), (4, 40), (2, 24))  # block, channels; coarse to fine
@@ -83,7 +83,7 @@ def _to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.interpolate(x, grid, mode="bilinear", align_corners=False)
 
 
-class VqganPixels(Backbone):
+class _VqganPixels(Backbone):
     """The paper's backbone: a convolutional encoder trained from scratch; the target is the image itself."""
 
     def __init__(self, model: Model, weights: bytes | None = None):
@@ -96,8 +96,8 @@ class VqganPixels(Backbone):
 
 
 BACKBONES: dict[str, Callable[[Model, bytes | None], Backbone]] = {
-    "efficientnet_lite0": EfficientNetFeatures,
-    "vqgan": VqganPixels,
+    "efficientnet_lite0": _EfficientNetFeatures,
+    "vqgan": _VqganPixels,
 }
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Quantised(NamedTuple):
+class _Quantised(NamedTuple):
     """The three values of every quantiser: what goes on, which codes, what it costs."""
 
     vectors: Tensor  # n x D, straight-through
@@ -40,8 +40,8 @@ def _least(products_nK: Tensor) -> tuple[Tensor, Tensor]:
     return products_nK.gather(1, indices[:, None])[:, 0], indices
 
 
-AHEAD = 256  # rows among which the next centres are looked for, at least; of 2048 centres 64 and 1024 take longer
-ROWS = 2048  # rows compared with the new centres at once: their distances stay in the processor's cache
+_AHEAD = 256  # rows among which the next centres are looked for, at least; of 2048 centres 64 and 1024 take longer
+_ROWS = 2048  # rows compared with the new centres at once: their distances stay in the processor's cache
 
 
 def cover(x_nD: Tensor, count: int, start: int = 0) -> Tensor:
@@ -56,10 +56,10 @@ def cover(x_nD: Tensor, count: int, start: int = 0) -> Tensor:
     chosen = centres = torch.tensor([start], device=x.device)[:count]
     while len(chosen) < count:
         # |x - c|^2 without |x|^2, which is the same for all centres
-        nearer = [torch.addmm(norms[centres], part, x[centres].T, alpha=-2).amin(1) for part in torch.split(x, ROWS)]
+        nearer = [torch.addmm(norms[centres], part, x[centres].T, alpha=-2).amin(1) for part in torch.split(x, _ROWS)]
         nearest = torch.minimum(nearest, torch.cat(nearer) + norms)
         nearest[centres] = -torch.inf
-        centres = _farthest(x, norms, nearest, max(AHEAD, count // 32))[: count - len(chosen)]
+        centres = _farthest(x, norms, nearest, max(_AHEAD, count // 32))[: count - len(chosen)]
         chosen = torch.cat([chosen, centres])
     return chosen.cpu()
 
@@ -111,14 +111,14 @@ class Codebook(nn.Module):
         self.sums.copy_(self.codes)
         self.started.fill_(True)
 
-    def forward(self, x_nD: Tensor) -> Quantised:
+    def forward(self, x_nD: Tensor) -> _Quantised:
         if not self.started:
             nowhere = torch.full((len(x_nD),), -1, device=x_nD.device)
-            return Quantised(x_nD, nowhere, x_nD.new_zeros(()))
+            return _Quantised(x_nD, nowhere, x_nD.new_zeros(()))
         indices = nearest(x_nD.detach(), self.codes)[1]
         chosen = self.codes[indices]
         loss = self.commitment * F.mse_loss(x_nD.float(), chosen)
-        return Quantised(x_nD + (chosen - x_nD).detach(), indices, loss)
+        return _Quantised(x_nD + (chosen - x_nD).detach(), indices, loss)
 
     @torch.no_grad()
     def update(self, x_nD: Tensor, indices_n: Tensor) -> None:

@@ -19,7 +19,7 @@ from pvqae.core.files import seal, sealed, write_tensors
 from pvqae.core.tensors import CHECKPOINT_SHA256, packaged_checkpoint, parse_tensors
 
 # repeats, kernel, stride of the first, expansion, channels in, channels out
-STAGES = (
+_STAGES = (
     (1, 3, 1, 1, 32, 16),
     (2, 3, 2, 6, 16, 24),
     (2, 5, 2, 6, 24, 40),
@@ -81,7 +81,7 @@ class _EfficientNetLite0(nn.Module):
         super().__init__()
         self.stem = _SameConv(3, 32, 3, stride=2)
         blocks = []
-        for repeats, kernel, stride, expansion, inputs, outputs in STAGES:
+        for repeats, kernel, stride, expansion, inputs, outputs in _STAGES:
             for i in range(repeats):
                 first = i == 0
                 blocks.append(_Block(kernel, stride if first else 1, expansion, inputs if first else outputs, outputs))
@@ -106,7 +106,7 @@ def _fold(state: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tenso
 
 def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
     pairs = {"stem": ("_conv_stem", "_bn0")}
-    for i in range(sum(stage[0] for stage in STAGES)):
+    for i in range(sum(stage[0] for stage in _STAGES)):
         source = f"_blocks.{i}."
         if i > 0:  # the first block does not expand
             pairs[f"blocks.{i}.expand"] = (source + "_expand_conv", source + "_bn0")

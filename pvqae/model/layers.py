@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-PIECE = 2**18  # values: 1 MB in single precision
+_PIECE = 2**18  # values: 1 MB in single precision
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -30,7 +30,7 @@ def _groups(channels: int) -> int:
     return max(1, min(32, channels // 4))
 
 
-class NormSilu(nn.GroupNorm):
+class _NormSilu(nn.GroupNorm):
     """`norm`, then SiLU: B x C x H x W → the same."""
 
     def __init__(self, channels: int):
@@ -107,7 +107,7 @@ def _over_groups(x_BC: Tensor, groups: int) -> Tensor:
 def _pieces(*maps: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...], tuple[Tensor, ...]]]:
     """Number of the image, the same cells of each channels-last map (m x C), as many buffers in single precision."""
     channels = maps[0].shape[1]
-    cells = max(1, PIECE // channels)
+    cells = max(1, _PIECE // channels)
     buffers = torch.empty(len(maps), cells, channels)
     for i, images in enumerate(zip(*maps, strict=True)):
         rows = [image.movedim(0, -1).view(-1, channels).split(cells) for image in images]  # views: some are written to
@@ -115,13 +115,13 @@ def _pieces(*maps: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...], tuple[Tens
             yield i, parts, tuple(buffers[:, : len(parts[0])])
 
 
-class ResidualBlock(nn.Module):
+class _ResidualBlock(nn.Module):
     """norm → SiLU → 3x3, twice, with a skip."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm1, self.conv1 = NormSilu(channels), nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2, self.conv2 = NormSilu(channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm1, self.conv1 = _NormSilu(channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2, self.conv2 = _NormSilu(channels), nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.conv2(self.norm2(self.conv1(self.norm1(x))))
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
         self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
         inputs = [widths[0], *widths[:-1]]
         self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(i, o, 4, stride=2, padding=1), ResidualBlock(o))
+            nn.Sequential(nn.Conv2d(i, o, 4, stride=2, padding=1), _ResidualBlock(o))
             for i, o in zip(inputs, widths, strict=True)
         )
 
@@ -153,13 +153,13 @@ class Encoder(nn.Module):
         return outputs[::-1][: self.levels]
 
 
-class FeatureDecoder(nn.Module):
+class _FeatureDecoder(nn.Module):
     """3x3 convolution, two residual blocks, 1x1: B x D x H x W → B x T x H x W, the grid does not change."""
 
     def __init__(self, code_dim: int, width: int, outputs: int, levels: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(code_dim, width, 3, padding=1), ResidualBlock(width), ResidualBlock(width), NormSilu(width)
+            nn.Conv2d(code_dim, width, 3, padding=1), _ResidualBlock(width), _ResidualBlock(width), _NormSilu(width)
         )
         self.output = nn.Conv2d(width, outputs, 1)
 
@@ -168,17 +168,17 @@ class FeatureDecoder(nn.Module):
         return out
 
 
-class PixelDecoder(nn.Module):
+class _PixelDecoder(nn.Module):
     """Upsample from the finest grid to the image, halving the stride each time: B x D x H x W → B x 3 x S x S."""
 
     def __init__(self, code_dim: int, width: int, outputs: int, levels: int):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(code_dim, width, 3, padding=1), ResidualBlock(width))
+        self.stem = nn.Sequential(nn.Conv2d(code_dim, width, 3, padding=1), _ResidualBlock(width))
         doublings = 5 - (levels - 1)  # the encoder's coarsest stride is 2^5, its finest 2^(5 - (R - 1))
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), ResidualBlock(width)) for _ in range(doublings)
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), _ResidualBlock(width)) for _ in range(doublings)
         )
-        self.head = nn.Sequential(NormSilu(width))  # a sequence of one: its name in bundles
+        self.head = nn.Sequential(_NormSilu(width))  # a sequence of one: its name in bundles
         self.output = nn.Conv2d(width, outputs, 3, padding=1)
 
     def forward(self, z_BDHW: Tensor) -> Tensor:
@@ -190,4 +190,4 @@ class PixelDecoder(nn.Module):
 
 
 # code width D, width, channels of the target, levels → decoder with a last layer `.output`
-DECODERS: dict[str, Callable[[int, int, int, int], nn.Module]] = {"features": FeatureDecoder, "pixels": PixelDecoder}
+DECODERS: dict[str, Callable[[int, int, int, int], nn.Module]] = {"features": _FeatureDecoder, "pixels": _PixelDecoder}

@@ -36,12 +36,12 @@ from pvqae.prior.prior import (
 )
 from pvqae.samples import classes
 
-BATCH = 32
-CELLS = 51200  # expected at once: each is asked in a pass of its view's own
+_BATCH = 32
+_CELLS = 51200  # expected at once: each is asked in a pass of its view's own
 
 
 @dataclass(frozen=True, eq=False)
-class Allocations:
+class _Allocations:
     """Router logits of the normals of one prior's classes."""
 
     rows: pd.DataFrame  # sample_id, category, group_id, split, fold
@@ -58,7 +58,7 @@ class Allocations:
         return self.logits[fit][kept], self.valid[kept]
 
 
-def read(folder: Path, classes: list[str]) -> Allocations:
+def _read(folder: Path, classes: list[str]) -> _Allocations:
     """Allocations of `classes` from one network's folder, or from all networks below `folder`."""
     networks = [folder] if (folder / "rows.csv").exists() else sorted(p.parent for p in folder.glob("*/rows.csv"))
     parts = [_read_network(path, classes) for path in networks]
@@ -67,7 +67,7 @@ def read(folder: Path, classes: list[str]) -> Allocations:
         raise DataError(f"{folder}: expected allocations of {', '.join(classes)}, found none; run `dvc repro`")
     offsets = np.cumsum([0, *(len(part.rows) for part in parts)])
     rows = pd.concat([part.rows for part in parts], ignore_index=True)
-    return Allocations(
+    return _Allocations(
         rows,
         torch.cat([part.row_of_view + int(offset) for part, offset in zip(parts, offsets[:-1], strict=True)]),
         torch.cat([part.valid for part in parts]),
@@ -79,7 +79,7 @@ def read(folder: Path, classes: list[str]) -> Allocations:
     )
 
 
-def _read_network(folder: Path, classes: list[str]) -> Allocations:
+def _read_network(folder: Path, classes: list[str]) -> _Allocations:
     rows = pd.read_csv(folder / "rows.csv", dtype=str, keep_default_na=False).astype({"fold": int})
     tensors = read_tensors(folder / "allocations.safetensors")
     wanted = torch.tensor(rows["category"].isin(classes).tolist())  # pandas gives a read-only array, torch warns
@@ -87,10 +87,10 @@ def _read_network(folder: Path, classes: list[str]) -> Allocations:
     position = torch.cumsum(wanted, 0) - 1
     logits = {k.removeprefix("logits."): v[keep].float() for k, v in tensors.items() if k.startswith("logits.")}
     kept_rows = rows[wanted.numpy()].reset_index(drop=True)
-    return Allocations(kept_rows, position[tensors["rows"][keep]], tensors["valid"][keep], logits)
+    return _Allocations(kept_rows, position[tensors["rows"][keep]], tensors["valid"][keep], logits)
 
 
-def loss(expected: Expected, logits_BNR: Tensor, counted_BN: Tensor) -> Tensor:
+def _loss(expected: Expected, logits_BNR: Tensor, counted_BN: Tensor) -> Tensor:
     """Cross-entropy of the chosen levels, and Gaussian likelihood of the logits, over the counted cells."""
     entropy = F.cross_entropy(expected.logits.transpose(1, 2), logits_BNR.argmax(-1), reduction="none")
     gaussian = F.gaussian_nll_loss(expected.mean, logits_BNR, expected.log_variance.exp(), reduction="none").mean(-1)
@@ -115,10 +115,10 @@ def fit(
     tokens, padding = logits.flatten(2).transpose(1, 2), ~valid.flatten(1)
     for step in track(range(settings.steps), f"{phase} {fit_name}", total=settings.steps):
         draws = seeding.generator(params.seed, phase, fit_name, step)
-        chosen = torch.randint(len(tokens), (BATCH,), generator=draws)
-        masked = random_masks(BATCH, prior.grid, draws)
+        chosen = torch.randint(len(tokens), (_BATCH,), generator=draws)
+        masked = random_masks(_BATCH, prior.grid, draws)
         expected = prior(tokens[chosen], masked, padding[chosen])
-        value = loss(expected, tokens[chosen], masked & ~padding[chosen])
+        value = _loss(expected, tokens[chosen], masked & ~padding[chosen])
         optimiser.zero_grad()
         torch.autograd.backward(value)
         torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
@@ -153,7 +153,7 @@ def cross_entropies(prior: Prior, seen: tuple[Tensor, Tensor], unseen: tuple[Ten
     ones' levels. Each pair is logits v x R x h x w and valid v x h x w."""
     logits, valid = unseen
     truth, counted = logits.argmax(1).flatten(1), valid.flatten(1)
-    most = max(1, CELLS // counted.shape[1])
+    most = max(1, _CELLS // counted.shape[1])
     runs = zip(torch.split(logits, most), torch.split(valid, most), strict=True)
     expected = torch.cat([expect(prior, *run).logits for run in runs]).log_softmax(-1)
     table = level_frequencies(seen[0].flatten(2).transpose(1, 2), seen[1].flatten(1))
@@ -166,7 +166,7 @@ def train(layout: Layout, params: config.Params, group: str) -> None:
     """Fit the prior of `group` and its folds; writes models/<dataset>/priors/<group>/ whole or not at all."""
     item = classes.read(layout.classes_file, layout.name).prior(group)
     runtime.apply(runtime.Plan("cpu", "float32", 1, 1))  # operations this small only lose by a second thread
-    found = read(layout.root / item.allocations, list(item.classes))
+    found = _read(layout.root / item.allocations, list(item.classes))
     history: list[dict[str, object]] = []
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in item.classes}
     with whole_folder(layout.prior(group)) as part:
@@ -179,7 +179,7 @@ def train(layout: Layout, params: config.Params, group: str) -> None:
         (part / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), "utf-8")
 
 
-def _judged(prior: Prior, found: Allocations, fit_name: str, category: str) -> list[tuple[float, float]]:
+def _judged(prior: Prior, found: _Allocations, fit_name: str, category: str) -> list[tuple[float, float]]:
     """The cross-entropies of the class's normals that this fit may judge; the table is the class's own."""
     mine = (found.rows["category"] == category).to_numpy()
     seen = found.of(fit_name, mine & splits.learns(found.rows, fit_name))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pvqae.core import config
 from pvqae.core.tensors import read_tensors
 
-REGIONS = 4  # an allocation is described by the mean logits of 4 x 4 regions
-LEAST = 8  # views a cluster must have: fewer teach a prior nothing but themselves
+_REGIONS = 4  # an allocation is described by the mean logits of 4 x 4 regions
+_LEAST = 8  # views a cluster must have: fewer teach a prior nothing but themselves
 
 
 class Expected(NamedTuple):
@@ -108,7 +108,7 @@ def random_masks(batch: int, grid: tuple[int, int], generator: torch.Generator) 
     return single | blocks
 
 
-def complementary_masks(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor, Tensor]:
+def _complementary_masks(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor, Tensor]:
     """`asked` and `hidden`, each passes x N: every cell is asked in exactly one pass, in which its 3x3 is hidden."""
     rows, columns = torch.arange(grid[0])[:, None], torch.arange(grid[1])[None, :]
     phase = (rows % spacing) * spacing + columns % spacing
@@ -118,8 +118,8 @@ def complementary_masks(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor
     return asked.flatten(1), hidden.flatten(1)
 
 
-def turns(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-    """The passes of `complementary_masks` as indices: the cells that each pass asks, P x A, filled up with their last;
+def _turns(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """The passes of `_complementary_masks` as indices: the cells that each pass asks, P x A, filled up with their last;
     and for each cell its pass and its place among that pass's cells, N each."""
     asked: dict[int, list[int]] = {}
     for cell in range(grid[0] * grid[1]):
@@ -176,8 +176,8 @@ def _expect_single(prior: BudgetPrior, logits_BRhw: Tensor, valid_Bhw: Tensor) -
     """The expectation of each cell while it and its neighbours are hidden; all passes in one batch."""
     logits_BNR = logits_BRhw.flatten(2).transpose(1, 2).float()
     batch, device = logits_BNR.shape[0], logits_BNR.device  # len() would fix the batch of an exported graph
-    _, hidden = complementary_masks(prior.grid)
-    cells, which, place = (x.to(device) for x in turns(prior.grid))
+    _, hidden = _complementary_masks(prior.grid)
+    cells, which, place = (x.to(device) for x in _turns(prior.grid))
     passes, padding = len(hidden), ~valid_Bhw.flatten(1)
     every = prior(
         logits_BNR.repeat_interleave(passes, 0),
@@ -192,7 +192,7 @@ def _expect_single(prior: BudgetPrior, logits_BRhw: Tensor, valid_Bhw: Tensor) -
 def describe(logits_BRhw: Tensor, valid_Bhw: Tensor) -> Tensor:
     """Mean router logits of each region's valid cells, B x F; zero where a region is all padding."""
     height, width = valid_Bhw.shape[-2:]
-    regions = (min(REGIONS, height), min(REGIONS, width))
+    regions = (min(_REGIONS, height), min(_REGIONS, width))
     valid = valid_Bhw[:, None].float()
     share = F.adaptive_avg_pool2d(valid, regions)
     total = F.adaptive_avg_pool2d(logits_BRhw.float() * valid, regions)
@@ -200,11 +200,11 @@ def describe(logits_BRhw: Tensor, valid_Bhw: Tensor) -> Tensor:
 
 
 def centres(described_BF: Tensor, most: int, seed: int) -> Tensor:
-    """k-means centres k x F, k <= `most` and so few that each has `LEAST` views. The same on every run."""
+    """k-means centres k x F, k <= `most` and so few that each has `_LEAST` views. The same on every run."""
     different = len(np.unique(described_BF.numpy(), axis=0))
-    for k in range(min(most, len(described_BF) // LEAST, different), 1, -1):
+    for k in range(min(most, len(described_BF) // _LEAST, different), 1, -1):
         labels = _labels(described_BF, k, seed)
-        if torch.bincount(labels, minlength=k).min() >= LEAST:
+        if torch.bincount(labels, minlength=k).min() >= _LEAST:
             # Not k-means' own centres: its threads add up in any order.
             return torch.stack([described_BF[labels == c].mean(0) for c in range(k)])
     return described_BF.mean(0, keepdim=True)

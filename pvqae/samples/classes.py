@@ -15,11 +15,11 @@ FROM_SCRATCH = "data/parents/none"  # the parent of a network that begins with r
 # Names become files, stages of dvc.yaml and registered models.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"
 NAME_WORDS = "at most 100 letters, digits, - and _"
-RESERVED = ("networks", "priors", "timings", ARRIVED)  # folders that lie where those of classes do
+_RESERVED = ("networks", "priors", "timings", ARRIVED)  # folders that lie where those of classes do
 
 
 @dataclass(frozen=True)
-class Prior:
+class _Prior:
     """`allocations` is a network's folder, or that of all networks, relative to the workspace's root."""
 
     classes: tuple[str, ...]
@@ -27,7 +27,7 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class Member:
+class _Member:
     """The names of the network and of the prior that serve a class."""
 
     network: str
@@ -42,18 +42,18 @@ class Classes:
 
     dataset: str
     networks: dict[str, tuple[str, ...]]
-    priors: dict[str, Prior]
-    classes: dict[str, Member]
+    priors: dict[str, _Prior]
+    classes: dict[str, _Member]
     parents: dict[str, str]
 
     def network(self, name: str) -> tuple[str, ...]:
         """Its classes. Raises `ConfigError` that names the known networks; so do the next two for their kind."""
         return _of(self.networks, name, "network")
 
-    def prior(self, name: str) -> Prior:
+    def prior(self, name: str) -> _Prior:
         return _of(self.priors, name, "prior")
 
-    def member(self, name: str) -> Member:
+    def member(self, name: str) -> _Member:
         return _of(self.classes, name, "class")
 
     def sharing(self, names: Iterable[str]) -> set[str]:
@@ -75,7 +75,7 @@ def unusable(name: str) -> str:
     """Return why a class can't have this name, "" if it can."""
     if not re.fullmatch(NAME, name):
         return f"{NAME_WORDS} (it becomes a part of model names)"
-    return f"another name than {name}, which a folder beside those of the classes has" if name in RESERVED else ""
+    return f"another name than {name}, which a folder beside those of the classes has" if name in _RESERVED else ""
 
 
 def _text(value: Any) -> str:
@@ -96,10 +96,13 @@ def _parse(values: Any) -> Classes:
         _text(values["dataset"]),
         {_text(name): _names(item["classes"]) for name, item in values["networks"].items()},
         {
-            _text(name): Prior(_names(item["classes"]), _text(item["allocations"]))
+            _text(name): _Prior(_names(item["classes"]), _text(item["allocations"]))
             for name, item in values["priors"].items()
         },
-        {_text(name): Member(_text(item["network"]), _text(item["prior"])) for name, item in values["classes"].items()},
+        {
+            _text(name): _Member(_text(item["network"]), _text(item["prior"]))
+            for name, item in values["classes"].items()
+        },
         {_text(name): _text(item.get("parent", FROM_SCRATCH)) for name, item in values["networks"].items()},
     )
 
@@ -149,19 +152,19 @@ def _misplaced(found: Classes) -> str:
 Grouping = Callable[[list[str]], dict[str, list[str]]]
 
 
-def per_class(classes: list[str]) -> dict[str, list[str]]:
+def _per_class(classes: list[str]) -> dict[str, list[str]]:
     """One prior per class; needs the class at inference."""
     return {name: [name] for name in classes}
 
 
-def universal(classes: list[str]) -> dict[str, list[str]]:
+def _universal(classes: list[str]) -> dict[str, list[str]]:
     """One prior for all classes."""
     return {"all": list(classes)}
 
 
-def clustered(classes: list[str]) -> dict[str, list[str]]:
+def _clustered(classes: list[str]) -> dict[str, list[str]]:
     """`prior.clusters` priors for all classes, made in one stage and told apart without a label (`Clustered`)."""
-    return universal(classes)
+    return _universal(classes)
 
 
-GROUPINGS: dict[str, Grouping] = {"per_class": per_class, "universal": universal, "clustered": clustered}
+GROUPINGS: dict[str, Grouping] = {"per_class": _per_class, "universal": _universal, "clustered": _clustered}

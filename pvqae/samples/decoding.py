@@ -19,20 +19,20 @@ Bits = int | Literal["auto"]  # of samples in 16 bit files: `image.bits`
 T = TypeVar("T")
 
 # Raster formats only: Pillow would hand PostScript to another program.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
-LOSSY = ("JPEG", "MPO", "WEBP")
-MAX_BYTES = 256 * 2**20
-MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow itself starts to warn
-DEEP = ("I;16", "I;16L", "I;16B", "I")  # Pillow's modes of 16 bit grey
-GREY = ("1", "L", "LA", "La", *DEEP)
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+_LOSSY = ("JPEG", "MPO", "WEBP")
+_MAX_BYTES = 256 * 2**20
+_MAX_PIXELS = 80_000_000  # below the 89 million at which Pillow itself starts to warn
+_DEEP = ("I;16", "I;16L", "I;16B", "I")  # Pillow's modes of 16 bit grey
+_GREY = ("1", "L", "LA", "La", *_DEEP)
 # A mask of more values is no list of labels: edges are soft, or compression left noise (in MTSD's, 6 to 232 values).
-LABELS = 4
+_LABELS = 4
 # Of the highest value: what is above it is marked in such a mask. JPEG writes up to a fifth beside a step.
 SOFT, LOSSY_SOFT = 0.5, 0.25
 
-CUT = "cut it into parts"
-RESTORE = "restore it from its source, or remove it"
-CONVERT = "save it as a PNG of 8 or 16 bit, or remove it"
+_CUT = "cut it into parts"
+_RESTORE = "restore it from its source, or remove it"
+_CONVERT = "save it as a PNG of 8 or 16 bit, or remove it"
 
 
 class UnusableError(ValueError):
@@ -52,14 +52,14 @@ class Header:
 
 def opened(stream: BinaryIO, size: int, work: Callable[[Image.Image], T]) -> T:
     """Run `work` on the image in `stream`, `size` bytes of it. Raises `UnusableError` for whatever is wrong with it."""
-    if size > MAX_BYTES:
-        raise UnusableError(f"expected at most {MAX_BYTES} bytes, found {size}; {CUT}, or save it with compression")
+    if size > _MAX_BYTES:
+        raise UnusableError(f"expected at most {_MAX_BYTES} bytes, found {size}; {_CUT}, or save it with compression")
     if size == 0:
-        raise UnusableError(f"expected an image, found an empty file; {RESTORE}")
+        raise UnusableError(f"expected an image, found an empty file; {_RESTORE}")
     try:
         tags = _tags(stream)
         _check_tiff(tags)
-        with Image.open(stream, formats=FORMATS) as image:
+        with Image.open(stream, formats=_FORMATS) as image:
             _check(image)
             return work(image)
     except UnusableError:
@@ -69,9 +69,9 @@ def opened(stream: BinaryIO, size: int, work: Callable[[Image.Image], T]) -> T:
         raise _too_large(f"{found[0]} pixels" if found else "more") from None
     except Exception as error:
         if isinstance(error, UnidentifiedImageError):
-            what = f"a TIFF of {_described(tags)}" if tags else f"none of the formats {', '.join(FORMATS)}"
-            raise UnusableError(f"expected a readable image, found {what}; {CONVERT}") from None
-        raise UnusableError(f"expected a readable image, found {reason(error)}; {RESTORE}") from None
+            what = f"a TIFF of {_described(tags)}" if tags else f"none of the formats {', '.join(_FORMATS)}"
+            raise UnusableError(f"expected a readable image, found {what}; {_CONVERT}") from None
+        raise UnusableError(f"expected a readable image, found {reason(error)}; {_RESTORE}") from None
 
 
 def reason(error: Exception) -> str:
@@ -82,12 +82,12 @@ def reason(error: Exception) -> str:
 
 
 def _too_large(found: str) -> UnusableError:
-    return UnusableError(f"expected at most {MAX_PIXELS} pixels, found {found}; {CUT}")
+    return UnusableError(f"expected at most {_MAX_PIXELS} pixels, found {found}; {_CUT}")
 
 
 def _check(image: Image.Image) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > _MAX_PIXELS:
         raise _too_large(f"{width} x {height}")
     # An MPO is a phone's JPEG with a preview behind it: its first frame is the picture.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
@@ -96,18 +96,25 @@ def _check(image: Image.Image) -> None:
 
 
 # TIFF: what Pillow would read as another picture, and what it can't read, is refused by name.
-PHOTOMETRIC = {0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 4: "transparency mask", 5: "CMYK"}
-PHOTOMETRIC |= {6: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "a colour filter array", 34892: "linear raw"}
-SAMPLES = {1: "unsigned", 2: "signed", 3: "floating point", 4: "undefined", 5: "complex", 6: "complex"}
-JPEG = 7
-COMPRESSIONS = {1: "none", 2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", JPEG: "JPEG", 8: "Deflate"}
-COMPRESSIONS |= {32946: "Deflate", 32773: "PackBits"}
-DEPTHS = {0: (1, 2, 4, 8, 16), 1: (1, 2, 4, 8, 12, 16), 2: (8, 16), 3: (1, 2, 4, 8), 5: (8, 16), 6: (8,)}
-COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # samples that are not extra
+_PHOTOMETRIC = {0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 4: "transparency mask", 5: "CMYK"}
+_PHOTOMETRIC |= {
+    6: "YCbCr",
+    8: "CIELab",
+    9: "ICCLab",
+    10: "ITULab",
+    32803: "a colour filter array",
+    34892: "linear raw",
+}
+_SAMPLES = {1: "unsigned", 2: "signed", 3: "floating point", 4: "undefined", 5: "complex", 6: "complex"}
+_JPEG = 7
+_COMPRESSIONS = {1: "none", 2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", _JPEG: "JPEG", 8: "Deflate"}
+_COMPRESSIONS |= {32946: "Deflate", 32773: "PackBits"}
+_DEPTHS = {0: (1, 2, 4, 8, 16), 1: (1, 2, 4, 8, 12, 16), 2: (8, 16), 3: (1, 2, 4, 8), 5: (8, 16), 6: (8,)}
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # samples that are not extra
 
 
 @dataclass(frozen=True)
-class Tiff:
+class _Tiff:
     """The tags of a TIFF's first page that decide what its numbers mean."""
 
     order: str  # II or MM
@@ -121,14 +128,14 @@ class Tiff:
     extra: tuple[int, ...]
 
 
-def _tags(stream: BinaryIO) -> Tiff | None:
+def _tags(stream: BinaryIO) -> _Tiff | None:
     """None for what is no TIFF. Raises whatever Pillow's parser does."""
     head = stream.read(16)
     try:
         if head[:4] not in TiffImagePlugin.PREFIXES:
             return None
         if head[:4] == b"MM\0\x2b":
-            raise UnusableError(f"expected a classic TIFF, found a big-endian BigTIFF; {CONVERT}")
+            raise UnusableError(f"expected a classic TIFF, found a big-endian BigTIFF; {_CONVERT}")
         found = TiffImagePlugin.ImageFileDirectory_v2(head if head[2] == 43 else head[:8])
         stream.seek(found.next)
         found.load(stream)
@@ -137,7 +144,7 @@ def _tags(stream: BinaryIO) -> Tiff | None:
         stream.seek(0)
 
 
-def _tiff(order: str, found: Any) -> Tiff:
+def _tiff(order: str, found: Any) -> _Tiff:
     def many(tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
         value = found.get(tag, default)
         return tuple(map(int, value if isinstance(value, tuple) else (value,)))
@@ -146,7 +153,7 @@ def _tiff(order: str, found: Any) -> Tiff:
         return many(tag, (default,))[0]
 
     photometric = one(262, -1)
-    return Tiff(
+    return _Tiff(
         order,
         None if photometric < 0 else photometric,
         many(258, (1,)),
@@ -159,18 +166,18 @@ def _tiff(order: str, found: Any) -> Tiff:
     )
 
 
-def _described(tiff: Tiff) -> str:
-    kind = PHOTOMETRIC.get(tiff.photometric or 0, f"photometric interpretation {tiff.photometric}")
-    format_ = "/".join(dict.fromkeys(SAMPLES.get(number, str(number)) for number in tiff.formats))
+def _described(tiff: _Tiff) -> str:
+    kind = _PHOTOMETRIC.get(tiff.photometric or 0, f"photometric interpretation {tiff.photometric}")
+    format_ = "/".join(dict.fromkeys(_SAMPLES.get(number, str(number)) for number in tiff.formats))
     planes = ", in planes" if tiff.planar == 2 and tiff.samples > 1 else ""
-    compression = COMPRESSIONS.get(tiff.compression, f"number {tiff.compression}")
+    compression = _COMPRESSIONS.get(tiff.compression, f"number {tiff.compression}")
     return (
         f"{tiff.samples} {format_} samples of {'/'.join(map(str, dict.fromkeys(tiff.bits)))} bit, {kind}{planes}, "
         f"{'big' if tiff.order == 'MM' else 'little'}-endian, compression {compression}"
     )
 
 
-def _check_tiff(tiff: Tiff | None) -> None:
+def _check_tiff(tiff: _Tiff | None) -> None:
     """Raises `UnusableError` for what Pillow would take for another picture."""
     if tiff is None:
         return
@@ -178,21 +185,21 @@ def _check_tiff(tiff: Tiff | None) -> None:
     # Each pair: whether the file is so, and what was expected instead.
     flaws = {
         "a photometric interpretation": kind is None,
-        f"compression {', '.join(dict.fromkeys(COMPRESSIONS.values()))}": tiff.compression not in COMPRESSIONS,
-        "grey, RGB, CMYK or a palette": kind not in DEPTHS,
+        f"compression {', '.join(dict.fromkeys(_COMPRESSIONS.values()))}": tiff.compression not in _COMPRESSIONS,
+        "grey, RGB, CMYK or a palette": kind not in _DEPTHS,
         "unsigned whole numbers": set(tiff.formats) != {1},
-        f"{', '.join(map(str, DEPTHS.get(kind or 0, ())))} bit": bits not in DEPTHS.get(kind or 0, ()),
+        f"{', '.join(map(str, _DEPTHS.get(kind or 0, ())))} bit": bits not in _DEPTHS.get(kind or 0, ()),
         "the same bits in every sample": len(set(tiff.bits)) > 1,
-        "YCbCr with compression JPEG": kind == 6 and tiff.compression != JPEG,
-        "CMYK without compression JPEG": kind == 5 and tiff.compression == JPEG,
+        "YCbCr with compression JPEG": kind == 6 and tiff.compression != _JPEG,
+        "CMYK without compression JPEG": kind == 5 and tiff.compression == _JPEG,
         "a predictor of whole numbers, with compression": tiff.predictor not in _predictors(tiff.compression),
-        "one more sample at most": tiff.samples > COLOURS.get(kind or 0, 1) + 1,
+        "one more sample at most": tiff.samples > _COLOURS.get(kind or 0, 1) + 1,
         "interleaved samples": tiff.planar == 2
         and tiff.samples > 1
         and (bits != 8 or kind not in (2, 5) or 1 in tiff.extra),
     }
     if wrong := [expected for expected, found in flaws.items() if found]:
-        raise UnusableError(f"expected {wrong[0]}, found a TIFF of {_described(tiff)}; {CONVERT}")
+        raise UnusableError(f"expected {wrong[0]}, found a TIFF of {_described(tiff)}; {_CONVERT}")
 
 
 def _predictors(compression: int) -> tuple[int, ...]:
@@ -212,8 +219,8 @@ def header(image: Image.Image, bits: Bits = "auto") -> Header:
     taken = str(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal, ""))
     date = re.match(r"(\d{4}):(\d\d):(\d\d) (\d\d:\d\d:\d\d)", taken)
     captured = "{}-{}-{}T{}".format(*date.groups()) if date else ""
-    depth = (16 if bits == "auto" else bits) if image.mode in DEEP else 8
-    return Header(width, height, 1 if image.mode in GREY else 3, depth, captured)
+    depth = (16 if bits == "auto" else bits) if image.mode in _DEEP else 8
+    return Header(width, height, 1 if image.mode in _GREY else 3, depth, captured)
 
 
 def pixels(image: Image.Image, bits: Bits = "auto") -> Floats:
@@ -224,7 +231,7 @@ def pixels(image: Image.Image, bits: Bits = "auto") -> Floats:
     """
     _refuse_deep_colour(image, bits)
     _load(image)
-    if image.mode in DEEP:
+    if image.mode in _DEEP:
         values, top = _deep(image, bits)
         scaled = (values.astype(np.float64) / top).astype(np.float32)
         return np.repeat(scaled[..., None], 3, axis=2)
@@ -255,7 +262,7 @@ def _check_sums(image: Image.Image) -> None:
 
 def _refuse_deep_colour(image: Image.Image, bits: Bits) -> None:
     """Pillow keeps the upper 8 bits of 16 bit colour, where samples of fewer bits have next to nothing."""
-    if bits in ("auto", 16) or image.mode in DEEP or not any(";16" in str(tile[3]) for tile in image.tile):  # type: ignore[attr-defined]
+    if bits in ("auto", 16) or image.mode in _DEEP or not any(";16" in str(tile[3]) for tile in image.tile):  # type: ignore[attr-defined]
         return
     raise UnusableError(
         f"expected grey for image.bits {bits}, found 16 bit colour; save it with 8 bit a channel, or as 16 bit grey"
@@ -268,14 +275,14 @@ def _deep(image: Image.Image, bits: Bits) -> tuple[NDArray[Any], int]:
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise UnusableError(f"expected values of 0 to 65535, found {low} to {high}; {CONVERT}")
+        raise UnusableError(f"expected values of 0 to 65535, found {low} to {high}; {_CONVERT}")
     if image.format == "PPM":  # scaled by its own maximum
         return values, 65535
     if image.format == "TIFF" and image.tag_v2.get(258) in (12, (12,)):  # type: ignore[attr-defined]
         return values, 4095
     top = 65535 if bits == "auto" else 2**bits - 1
     if high > top:
-        more = f"set image.bits to {high.bit_length()} or more if the camera has them, or {RESTORE}"
+        more = f"set image.bits to {high.bit_length()} or more if the camera has them, or {_RESTORE}"
         raise UnusableError(f"expected values up to {top} (image.bits {bits}), found {high}; {more}")
     return (top - values if _white_is_zero(image) else values), top
 
@@ -308,7 +315,7 @@ def labels(image: Image.Image) -> tuple[Mask, str]:
     """What an opened mask marks as (H0, W0), and the values seen, in words: any label but the background's is a defect.
 
     The background is 0, black, or transparent; of a palette the index 0, or the black one where 0 is not black. With
-    more than `LABELS` values, those below half of the highest (a quarter in lossy formats) are edges or noise, unless
+    more than `_LABELS` values, those below half of the highest (a quarter in lossy formats) are edges or noise, unless
     most of their pixels lie in even areas.
     """
     _load(image)
@@ -317,17 +324,17 @@ def labels(image: Image.Image) -> tuple[Mask, str]:
         return _of_palette(image)
     if layer is not None:
         values = _of_layer(np.asarray(layer))
-    elif image.mode in DEEP:
+    elif image.mode in _DEEP:
         values = _deep(image, "auto")[0]
     else:
         values = np.asarray(_dropped(image).convert("RGB")).max(axis=2)
-    share = LOSSY_SOFT if image.format in LOSSY else SOFT
+    share = LOSSY_SOFT if image.format in _LOSSY else SOFT
     return _marked(values, share), f"values {values.min()} to {values.max()}"
 
 
 def _marked(values: NDArray[Any], share: float) -> Mask:
     counts = np.bincount(values.ravel())
-    if np.count_nonzero(counts[1:]) <= LABELS:
+    if np.count_nonzero(counts[1:]) <= _LABELS:
         return values > 0
     across, down = values[:, 1:] == values[:, :-1], values[1:] == values[:-1]
     three = across[:, 1:] & across[:, :-1]

@@ -16,7 +16,7 @@ from pvqae.core.errors import DataError
 from pvqae.samples import images
 from pvqae.samples.images import Floats, Mask
 
-MAX_VIEWS = 4096  # tiles of one image
+_MAX_VIEWS = 4096  # tiles of one image
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,15 +113,15 @@ def _tile(image: Floats, params: config.Image) -> Canvas:
     side, scale = params.size, scale_of(image.shape[:2], params)[0]
     height, width = (max(side, round(length * scale)) for length in image.shape[:2])
     rows, columns = _starts(height, side, params.overlap), _starts(width, side, params.overlap)
-    if len(rows) * len(columns) > MAX_VIEWS:  # a thin strip is enlarged until its short side fills a tile
+    if len(rows) * len(columns) > _MAX_VIEWS:  # a thin strip is enlarged until its short side fills a tile
         found = f"{image.shape[1]} x {image.shape[0]}"
-        raise DataError(f"expected an image of at most {MAX_VIEWS} tiles, found {found} pixels; cut it into parts")
+        raise DataError(f"expected an image of at most {_MAX_VIEWS} tiles, found {found} pixels; cut it into parts")
     scaled = _resize(image, height, width)
     return Canvas(height, width, tuple(_view(scaled, top, left, side) for top in rows for left in columns))
 
 
 def _auto(image: Floats, params: config.Image) -> Canvas:
-    return ASPECTS[_chosen(image.shape[:2])](image, params)
+    return _ASPECTS[_chosen(image.shape[:2])](image, params)
 
 
 def _chosen(shape: tuple[int, ...]) -> str:
@@ -141,7 +141,7 @@ def scale_of(shape: tuple[int, ...], params: config.Image) -> tuple[float, float
     return (max(side, min(wanted, short)) / short,) * 2
 
 
-ASPECTS = {"auto": _auto, "letterbox": _letterbox, "squash": _squash, "tile": _tile}
+_ASPECTS = {"auto": _auto, "letterbox": _letterbox, "squash": _squash, "tile": _tile}
 
 
 def canvas(image: Floats, params: config.Image) -> Canvas:
@@ -151,7 +151,7 @@ def canvas(image: Floats, params: config.Image) -> Canvas:
     views along the short side, that overlap by about `params.overlap`. auto: squash for width / height in 0.8 .. 1.25,
     else letterbox.
     """
-    return ASPECTS[params.aspect](image, params)
+    return _ASPECTS[params.aspect](image, params)
 
 
 def stitch(canvas: Canvas, maps: Sequence[NDArray[np.floating]]) -> Floats:

@@ -81,9 +81,9 @@ def _check_columns(frame: pd.DataFrame, path: Path) -> None:
 # normals 1 % would be stopped.
 LIMIT = 8.0
 STATISTICS = ("mean", "std", "sharpness")
-SMALLEST_SIGMA = 0.1
-BLANK_SHARE = 0.05  # of the class's median contrast; the least contrast among mtsd's normals is 0.34 of it
-BLANK_CONTRAST = 1e-4
+_SMALLEST_SIGMA = 0.1
+_BLANK_SHARE = 0.05  # of the class's median contrast; the least contrast among mtsd's normals is 0.34 of it
+_BLANK_CONTRAST = 1e-4
 
 
 def _of_class(values: pd.Series, category: pd.Series, learnt: pd.Series) -> pd.Series:
@@ -102,7 +102,7 @@ def deviations(frame: pd.DataFrame, values: pd.Series, learnt: pd.Series) -> pd.
     logs = pd.Series(np.log((values + 0.01 * scale) / (1.01 * scale)), index=frame.index)
     centred = logs - _of_class(logs, frame["category"], learnt)
     sigma = 1.4826 * _of_class(centred.abs(), frame["category"], learnt)
-    return centred / sigma.clip(lower=SMALLEST_SIGMA)
+    return centred / sigma.clip(lower=_SMALLEST_SIGMA)
 
 
 def inverted(frame: pd.DataFrame, mean: pd.Series, skew: pd.Series, learnt: pd.Series) -> pd.Series:
@@ -122,5 +122,5 @@ def _sigmas(frame: pd.DataFrame, values: pd.Series, known: pd.Series, learnt: pd
 
 def shows_something(frame: pd.DataFrame, contrast: pd.Series, learnt: pd.Series) -> pd.Series:
     """False for an image without contrast (the standard deviation of its grey levels), judged against its class."""
-    smallest = (BLANK_SHARE * _of_class(contrast, frame["category"], learnt)).fillna(0).clip(lower=BLANK_CONTRAST)
+    smallest = (_BLANK_SHARE * _of_class(contrast, frame["category"], learnt)).fillna(0).clip(lower=_BLANK_CONTRAST)
     return contrast.isna() | (contrast > smallest)

@@ -20,19 +20,19 @@ from pvqae.samples import manifest
 from pvqae.samples.classes import Classes
 from pvqae.samples.images import Bits, marked
 
-MASKS = ("readable", "of_image_size", "marks_something", "leaves_something")
-SENSORS = (8, 10, 12)  # bits of cameras whose files have 16; a quarter of the range, 14 bits, may be an exposure
+_MASKS = ("readable", "of_image_size", "marks_something", "leaves_something")
+_SENSORS = (8, 10, 12)  # bits of cameras whose files have 16; a quarter of the range, 14 bits, may be an exposure
 DARK, BRIGHT = 1 / 16, 15 / 16  # a class that does not reach the one, or never leaves the other, is hardly a picture
 TRAINING = ("train", "calibrate")  # small classes are calibrated by folds and train on both
 
 
-def in_one_split(frame: pd.DataFrame, key: str) -> pd.Series:
+def _in_one_split(frame: pd.DataFrame, key: str) -> pd.Series:
     """True on rows whose value of `key` occurs in a single split."""
     pairs = frame[[key, "split"]].drop_duplicates()
     return ~frame[key].isin(pairs.loc[pairs[key].duplicated(), key])
 
 
-def mask_kept(frame: pd.DataFrame) -> pd.Series:
+def _mask_kept(frame: pd.DataFrame) -> pd.Series:
     """False on defects without a mask in a class where another defect has one.
 
     Synthetic defects (below gate/) have masks in every class, so they promise nothing for the photographed ones; those
@@ -58,12 +58,12 @@ def _mask_problem(data: Path, path: str, height: int, width: int) -> tuple[str, 
     return "", ""
 
 
-def mask_problems(frame: pd.DataFrame, data: Path) -> pd.DataFrame:
-    """Per row and column of `MASKS` "" or what is wrong with its mask. Decodes the masks of defects only."""
+def _mask_problems(frame: pd.DataFrame, data: Path) -> pd.DataFrame:
+    """Per row and column of `_MASKS` "" or what is wrong with its mask. Decodes the masks of defects only."""
     rows = frame[(frame["label"] == "defect") & (frame["mask_path"] != "")]
     with ThreadPoolExecutor(max_workers=min(8, runtime.cores())) as pool:  # decoding leaves the interpreter free
         problems = list(pool.map(partial(_mask_problem, data), rows["mask_path"], rows["height"], rows["width"]))
-    columns = {f"mask_{name}": [text if name == kind else "" for kind, text in problems] for name in MASKS}
+    columns = {f"mask_{name}": [text if name == kind else "" for kind, text in problems] for name in _MASKS}
     return pd.DataFrame(columns, index=rows.index, dtype=str).reindex(frame.index, fill_value="")
 
 
@@ -85,18 +85,18 @@ def of_images(frame: pd.DataFrame, statistics: pd.DataFrame, data: Path) -> pd.D
     normal = frame["label"] == "normal"
     defective_groups = frame.loc[~normal, "group_id"].unique()
     facts = {
-        "group_in_one_split": in_one_split(frame, "group_id"),
-        "image_in_one_split": in_one_split(frame, "sha256"),
+        "group_in_one_split": _in_one_split(frame, "group_id"),
+        "image_in_one_split": _in_one_split(frame, "sha256"),
         "trains_on_normal_group": ~(frame["split"].isin(TRAINING) & frame["group_id"].isin(defective_groups)),
         "kind_fits_label": normal == (frame["kind"] == "good"),
-        "mask_present": mask_kept(frame),
+        "mask_present": _mask_kept(frame),
         # `isin` takes ten times as long
         "has_statistics": statistics.index.get_indexer(pd.Index(frame["sha256"])) >= 0,
         "not_inverted": ~manifest.inverted(frame, known["mean"], known["skew"], normal & (frame["split"] == "train")),
         "shows_something": ~normal
         | manifest.shows_something(frame, known["std"], normal & (frame["split"] == "train")),
     }
-    return pd.concat([frame, pd.DataFrame(facts), mask_problems(frame, data), _deviations(frame, known)], axis=1)
+    return pd.concat([frame, pd.DataFrame(facts), _mask_problems(frame, data), _deviations(frame, known)], axis=1)
 
 
 def _unused_range(rows: pd.DataFrame, bits: Bits, sensors: Sequence[int]) -> str:
@@ -123,15 +123,15 @@ def _mixed(values: pd.Series, what: str) -> str:
     return ", ".join(f"{count} images of {value} {what}" for value, count in counts.items()) if len(counts) > 1 else ""
 
 
-def ranges(frame: pd.DataFrame, statistics: pd.DataFrame, bits: Bits) -> pd.DataFrame:
+def _ranges(frame: pd.DataFrame, statistics: pd.DataFrame, bits: Bits) -> pd.DataFrame:
     """Per class, by name, "" or what is suspicious about the pixels of its photographed images."""
     known = statistics.reindex(frame["sha256"]).set_index(frame.index)[["lowest", "highest"]]
     photographed = pd.concat([frame, known], axis=1)[~frame["path"].str.startswith("gate/")]
     return pd.DataFrame(
         {
             str(name): {
-                "range_used": _unused_range(rows, bits, SENSORS),
-                "range_mostly_used": "" if _unused_range(rows, bits, SENSORS) else _unused_range(rows, bits, (14,)),
+                "range_used": _unused_range(rows, bits, _SENSORS),
+                "range_mostly_used": "" if _unused_range(rows, bits, _SENSORS) else _unused_range(rows, bits, (14,)),
                 "shade": _shade(rows),
                 "one_bit_depth": _mixed(rows["bit_depth"], "bit"),
                 "one_channel_count": _mixed(rows["channels"], "channels"),
@@ -163,7 +163,7 @@ def of_classes(frame: pd.DataFrame, classes: Classes, statistics: pd.DataFrame, 
             "test_defects": count(~normal & test),
         }
     )
-    return table.join(ranges(frame, statistics, bits).reindex(names, fill_value=""), on="category")
+    return table.join(_ranges(frame, statistics, bits).reindex(names, fill_value=""), on="category")
 
 
 def split_sizes(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
@@ -175,7 +175,7 @@ def split_sizes(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
     return sizes
 
 
-MANIFEST = "../manifest.csv"
+_MANIFEST = "../manifest.csv"
 PARTS = {"normals": TRAINING, "test": ("test",), "gate": ("gate",)}
 
 
@@ -217,7 +217,7 @@ def write(frame: pd.DataFrame, classes: Classes, layout: Layout) -> None:
 def _list(part: Path, layout: Layout) -> None:
     """The hashes of the rows in the folder `part`, and of the manifest that they come from."""
     files = {file.relative_to(part).as_posix(): file for file in sorted(part.rglob("*.csv"))}
-    files[MANIFEST] = layout.manifest
+    files[_MANIFEST] = layout.manifest
     lines = [f"{digest(file)}  {name}\n" for name, file in files.items() if file.is_file()]
     write_text(part / SUMS, "".join(lines))
 
@@ -227,7 +227,7 @@ def read(layout: Layout, path: Path) -> pd.DataFrame:
 
     Raises `IntegrityError` where they were changed since, and as `manifest.read`.
     """
-    name = MANIFEST if path == layout.manifest else path.relative_to(layout.rows).as_posix()
+    name = _MANIFEST if path == layout.manifest else path.relative_to(layout.rows).as_posix()
     sums = layout.rows / SUMS
     listed = sums.read_text("utf-8", errors="replace").splitlines() if sums.is_file() else []
     if listed and path.is_file() and f"{digest(path)}  {name}" not in listed:

@@ -18,7 +18,9 @@ from pvqae.model.layers import norm
 _WEIGHT_CAP = 0.75  # an uncapped adaptive weight let the discriminator ruin reconstructions
 
 
-def features(reconstruction_BTHW: Tensor, target_BTHW: Tensor, valid_BHW: Tensor, groups: tuple[int, ...]) -> Tensor:
+def _feature_loss(
+    reconstruction_BTHW: Tensor, target_BTHW: Tensor, valid_BHW: Tensor, groups: tuple[int, ...]
+) -> Tensor:
     """Mean squared error per tap over valid cells, then the mean of the taps: 24 fine channels count as much as 192
     coarse ones, otherwise nothing is gained by spending fine codes."""
     weights = [torch.full((size,), 1 / (size * len(groups)), device=target_BTHW.device) for size in groups]
@@ -49,13 +51,13 @@ class _WeightedSquares(torch.autograd.Function):
         return gradient * dloss, None, None, None
 
 
-def feature_errors(reconstruction_BTHW: Tensor, target_BTHW: Tensor, groups: tuple[int, ...]) -> Tensor:
-    """The loss of each cell, B x H x W: what `features` is the mean of."""
+def _feature_errors(reconstruction_BTHW: Tensor, target_BTHW: Tensor, groups: tuple[int, ...]) -> Tensor:
+    """The loss of each cell, B x H x W: what `_feature_loss` is the mean of."""
     squares = (reconstruction_BTHW.float() - target_BTHW).square()
     return torch.stack([part.mean(1) for part in torch.split(squares, list(groups), dim=1)]).mean(0)
 
 
-def similarity(x_BCHW: Tensor, y_BCHW: Tensor, window: int = 7) -> Tensor:
+def _similarity(x_BCHW: Tensor, y_BCHW: Tensor, window: int = 7) -> Tensor:
     """SSIM of each pixel's window, averaged over channels, B x H x W within [-1, 1]; values in [0, 1]."""
 
     def local(z: Tensor) -> Tensor:
@@ -76,26 +78,26 @@ def similarity(x_BCHW: Tensor, y_BCHW: Tensor, window: int = 7) -> Tensor:
     return ssim.mean(1)
 
 
-def pixels(reconstruction_B3SS: Tensor, target_B3SS: Tensor, valid_BSS: Tensor, groups: tuple[int, ...]) -> Tensor:
+def _pixel_loss(reconstruction_B3SS: Tensor, target_B3SS: Tensor, valid_BSS: Tensor, groups: tuple[int, ...]) -> Tensor:
     """L1 + (1 - SSIM) / 2: L2 alone drowns small defects. Windows of SSIM reach into padding: that counts as right."""
     reconstruction = torch.where(valid_BSS[:, None], reconstruction_B3SS.float(), target_B3SS.float())
-    return pixel_errors(reconstruction, target_B3SS, groups)[valid_BSS].mean()
+    return _pixel_errors(reconstruction, target_B3SS, groups)[valid_BSS].mean()
 
 
-def pixel_errors(reconstruction_B3SS: Tensor, target_B3SS: Tensor, groups: tuple[int, ...]) -> Tensor:
+def _pixel_errors(reconstruction_B3SS: Tensor, target_B3SS: Tensor, groups: tuple[int, ...]) -> Tensor:
     """The loss of each pixel, B x S x S."""
     x, y = reconstruction_B3SS.float(), target_B3SS.float()
-    return (x - y).abs().mean(1) + 0.5 * (1 - similarity(x, y))
+    return (x - y).abs().mean(1) + 0.5 * (1 - _similarity(x, y))
 
 
 # keyed as `pvqae.model.layers.DECODERS`: the mean over valid cells, and the value of each cell
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, tuple[int, ...]], Tensor]] = {
-    "features": features,
-    "pixels": pixels,
+    "features": _feature_loss,
+    "pixels": _pixel_loss,
 }
 ERRORS: dict[str, Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]] = {
-    "features": feature_errors,
-    "pixels": pixel_errors,
+    "features": _feature_errors,
+    "pixels": _pixel_errors,
 }
 
 
@@ -117,31 +119,31 @@ def budget_loss(onehot_BRhw: Tensor, entropy_Bhw: Tensor, valid_Bhw: Tensor) -> 
     return (entropy_Bhw * cost_Bhw)[valid_Bhw].mean()
 
 
-def linear(progress: float, spent: float, state: float) -> float:
+def _linear(progress: float, spent: float, state: float) -> float:
     """0 → 1 over training; the paper's choice."""
     return progress
 
 
-def constant(progress: float, spent: float, state: float) -> float:
+def _constant(progress: float, spent: float, state: float) -> float:
     return 1.0
 
 
-def cosine(progress: float, spent: float, state: float) -> float:
+def _cosine(progress: float, spent: float, state: float) -> float:
     """0 → 1, slow at both ends."""
     return 0.5 - 0.5 * math.cos(math.pi * progress)
 
 
-def adaptive(progress: float, spent: float, state: float, target: float = 0.4, rate: float = 0.05) -> float:
+def _adaptive(progress: float, spent: float, state: float, target: float = 0.4, rate: float = 0.05) -> float:
     """Dual ascent: dearer while more is spent than `target`, cheaper while less."""
     return min(1.0, max(0.0, state + rate * (spent - target)))
 
 
 # share of the ramp done (0..1), mean spend of the last step, last value → value (0..1), a multiple of lambda_max
 SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
-    "linear": linear,
-    "constant": constant,
-    "cosine": cosine,
-    "adaptive": adaptive,
+    "linear": _linear,
+    "constant": _constant,
+    "cosine": _cosine,
+    "adaptive": _adaptive,
 }
 
 

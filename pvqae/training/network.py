@@ -26,10 +26,10 @@ from pvqae.samples import rows as checked
 from pvqae.training import loop, warm
 from pvqae.training.run import start
 
-KEPT_COLUMNS = ["sample_id", "category", "group_id", "split", "fold"]
+_KEPT_COLUMNS = ["sample_id", "category", "group_id", "split", "fold"]
 
 
-def source_hash() -> str:
+def _source_hash() -> str:
     """Of the code of this package: unfinished work of other code is never resumed."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
@@ -42,7 +42,7 @@ def work_key(rows_file: Path, params: config.Params, parent: str = warm.NONE) ->
     """Names the work folder: rows, the params that the stage depends on, the code, and the hash of the parent."""
     whole = dict.fromkeys(("seed", "image", "model", "train", "calibration", "compute"), True)
     facts = params.model_dump(mode="json", include={**whole, "score": {"recon", "fusion"}})
-    text = json.dumps([files.digest(rows_file), facts, source_hash(), parent], sort_keys=True)
+    text = json.dumps([files.digest(rows_file), facts, _source_hash(), parent], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -148,7 +148,7 @@ def _hand_over(
         with (part / "history.jsonl").open("w", encoding="utf-8") as history:
             history.writelines((work / fit / "progress.jsonl").read_text("utf-8") for fit in finished)
         write_text(part / "origin.json", json.dumps(origin, indent=1) + "\n")
-        rows[KEPT_COLUMNS].to_csv(part / "rows.csv", index=False, lineterminator="\n")
+        rows[_KEPT_COLUMNS].to_csv(part / "rows.csv", index=False, lineterminator="\n")
         grid = next(iter(logits.values())).shape[-2:]
         tensors = {f"logits.{fit}": values for fit, values in logits.items()}
         tensors |= {"rows": examples.rows, "valid": cells_of(examples.valid, grid)}

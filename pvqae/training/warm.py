@@ -28,9 +28,9 @@ from pvqae.datasets import splits
 from pvqae.training.run import Run
 
 NONE = "none"
-LR_SHARE = 0.5  # of the peak learning rate from scratch
-FIXED = ("backbone", "levels", "width", "code_dim", "codes")  # params of the model that decide what weights there are
-BACK = "or start from scratch (without --warm)"
+_LR_SHARE = 0.5  # of the peak learning rate from scratch
+_FIXED = ("backbone", "levels", "width", "code_dim", "codes")  # params of the model that decide what weights there are
+_BACK = "or start from scratch (without --warm)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ def load(folder: Path, params: config.Params) -> Parent | None:
     """
     if not folder.is_dir():
         return None
-    repair = f"place it again, {BACK}"
+    repair = f"place it again, {_BACK}"
     bundle, network = (read_folder(folder / part, "a parent's files", repair) for part in ("bundle", "network"))
     try:
         return _checked(bundle, network, bundle.json("config.json", repair), params)
@@ -79,15 +79,15 @@ def load(folder: Path, params: config.Params) -> Parent | None:
 
 
 def _checked(bundle: Sealed, network: Sealed, facts: dict[str, Any], params: config.Params) -> Parent:
-    wanted = {f"model.{key}": getattr(params.model, key) for key in FIXED}
-    found = {f"model.{key}": facts["model"].get(key) for key in FIXED}
+    wanted = {f"model.{key}": getattr(params.model, key) for key in _FIXED}
+    found = {f"model.{key}": facts["model"].get(key) for key in _FIXED}
     image = params.image.model_dump(mode="json")
     wanted |= {f"image.{key}": value for key, value in image.items()}
     found |= {f"image.{key}": value for key, value in config.Image(**facts["image"]).model_dump(mode="json").items()}
     if other := [key for key in wanted if wanted[key] != found[key]]:
         differs = ", ".join(f"{key} {found[key]} there, {wanted[key]} in params" for key in other)
         raise ConfigError(
-            f"{bundle.folder.parent}: expected a parent of the same model, found {differs}; set them back, {BACK}"
+            f"{bundle.folder.parent}: expected a parent of the same model, found {differs}; set them back, {_BACK}"
         )
     rows = pd.read_csv(BytesIO(network.files["rows.csv"]), dtype=str, keep_default_na=False).astype({"fold": int})
     return Parent(bundle, network, rows)
@@ -128,7 +128,7 @@ def _groups(rows: pd.DataFrame) -> set[tuple[str, str]]:
     return set(zip(rows["category"], rows["group_id"], strict=True))
 
 
-def steps(train: config.Train) -> int:
+def _steps(train: config.Train) -> int:
     """Of a warm start: as asked for, or a third of those from scratch."""
     return max(1, train.steps // 3) if train.warm_steps == "auto" else train.warm_steps
 
@@ -138,9 +138,9 @@ def settings(params: config.Params) -> config.Params:
     levels as at the end of a training, and moves at half the rate."""
     train = params.train
     changed: dict[str, object] = {
-        "steps": steps(train),
+        "steps": _steps(train),
         "warmup": 0.0,
-        "lr": train.lr * LR_SHARE,
+        "lr": train.lr * _LR_SHARE,
         "temperature": (train.temperature[1], train.temperature[1]),
         "schedule": train.schedule if train.schedule == "adaptive" else "constant",
     }

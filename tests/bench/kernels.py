@@ -16,7 +16,7 @@ from torch import Tensor
 from pvqae.core import config
 from pvqae.features import richness
 from pvqae.features.features import Store
-from pvqae.model.autoencoder import Router, as_onehot, merge
+from pvqae.model.autoencoder import _Router, as_onehot, merge
 from pvqae.model.codebook import nearest
 from tests.bench.rows import Row, Size, at_least, side_by_side
 
@@ -24,7 +24,7 @@ from tests.bench.rows import Row, Size, at_least, side_by_side
 def entropy(patch_PP: NDArray[np.float32]) -> float:
     """One patch by the book: a transform, its detail coefficients, their entropy."""
     bands = pywt.wavedec2(patch_PP, "haar", level=3)[1:]
-    energy = np.concatenate([band.ravel() for triple in bands for band in triple]) ** 2 + richness.NOISE_FLOOR
+    energy = np.concatenate([band.ravel() for triple in bands for band in triple]) ** 2 + richness._NOISE_FLOOR
     share = energy / energy.sum()
     return float(-(share * np.log(share)).sum() / np.log(len(share)))
 
@@ -37,7 +37,7 @@ def dwt(size: Size) -> list[Row]:
     def loop() -> list[float]:
         return [entropy(patch) for patch in patches.numpy()]
 
-    difference = float(np.abs(richness.dwt_entropy(patches).numpy() - np.array(loop())).max())
+    difference = float(np.abs(richness._dwt_entropy(patches).numpy() - np.array(loop())).max())
     if not difference < 1e-6:
         raise AssertionError(f"expected the same numbers to 1e-6, they differ by {difference}")
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +45,7 @@ def dwt(size: Size) -> list[Row]:
         for index, one in enumerate(images):
             store.put(f"{index:064}", {"cost": richness.cost(one[None], "dwt_entropy")})
         kept, slow = side_by_side(lambda: [store.get(f"{i:064}") for i in range(len(images))], loop, size.of(1, 7))
-    ours, theirs = side_by_side(lambda: richness.dwt_entropy(patches), loop, size.of(1, 7))
+    ours, theirs = side_by_side(lambda: richness._dwt_entropy(patches), loop, size.of(1, 7))
     what = f"DWT entropy of {len(images)} images, {len(patches)} patches"
     same = f"the same numbers to {difference:.0e}"
     return [
@@ -64,7 +64,7 @@ def _loop(seconds: float) -> str:
     return f"per-patch `pywt` loop, {seconds * 1e3:.0f} ms"
 
 
-def everywhere(router: Router, levels: list[Tensor], valid_BHW: Tensor, codes_KD: Tensor) -> tuple[Tensor, Tensor]:
+def everywhere(router: _Router, levels: list[Tensor], valid_BHW: Tensor, codes_KD: Tensor) -> tuple[Tensor, Tensor]:
     """By the book: every level enlarged and quantised at full resolution, padding too, then one of them is chosen."""
     chosen_BHW = F.interpolate(as_onehot(router(levels).argmax(1), len(levels)), valid_BHW.shape[1:]).argmax(1)
     vectors, indices = [], []
@@ -78,7 +78,7 @@ def everywhere(router: Router, levels: list[Tensor], valid_BHW: Tensor, codes_KD
     return torch.stack(vectors)[which[0], torch.arange(len(index))][valid_BHW.flatten()], index[valid_BHW.flatten()]
 
 
-def once(router: Router, levels: list[Tensor], valid_BHW: Tensor, codes_KD: Tensor) -> tuple[Tensor, Tensor]:
+def once(router: _Router, levels: list[Tensor], valid_BHW: Tensor, codes_KD: Tensor) -> tuple[Tensor, Tensor]:
     """Ours: merged first, then only image cells are looked up."""
     merged = merge(levels, as_onehot(router(levels).argmax(1), len(levels)))
     index = nearest(merged.movedim(1, -1)[valid_BHW], codes_KD)[1]
@@ -92,7 +92,7 @@ def lookup(size: Size) -> list[Row]:
     grids = [10 * 2**r for r in range(model.levels)]
     levels = [torch.randn(size.of(2, 16), model.code_dim, g, g, generator=draws) for g in grids]
     codes = torch.randn(model.codes, model.code_dim, generator=draws)
-    router = Router(model.code_dim, model.levels, model.width).eval()
+    router = _Router(model.code_dim, model.levels, model.width).eval()
     valid = torch.ones(len(levels[0]), grids[-1], grids[-1], dtype=torch.bool)
     valid[:, : grids[-1] // 10] = False  # a letterboxed image
     same = float((once(router, levels, valid, codes)[1] == everywhere(router, levels, valid, codes)[1]).float().mean())

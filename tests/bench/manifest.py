@@ -80,7 +80,7 @@ def know(root: Path, paths: list[Path]) -> None:
     facts = inspection.inspect(paths[0], root)
     assert isinstance(facts, inspection.Facts)
     values = (astuple(facts.header), astuple(facts.statistics), astuple(facts.range))
-    with inspection.opened(root / "facts.sqlite") as store:
+    with inspection._opened(root / "facts.sqlite") as store:
         store.put({digest(root / path): values for path in paths})
 
 

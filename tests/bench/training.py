@@ -19,7 +19,7 @@ from pvqae.core import config, runtime
 from pvqae.features.examples import Batch
 from pvqae.inference.scoring import through
 from pvqae.model import layers
-from pvqae.model.layers import PixelDecoder
+from pvqae.model.layers import _PixelDecoder
 from pvqae.samples import geometry, images
 from pvqae.training import loop, losses
 from pvqae.training.run import fit_scales, start
@@ -35,7 +35,7 @@ class Plain(nn.Module):
         self.encoder = layers.Encoder(model.width, model.levels)
         self.to_codes = nn.ModuleList(nn.Conv2d(c, model.code_dim, 1) for c in self.encoder.channels)
         self.codes = nn.Embedding(model.codes, model.code_dim)
-        self.decoder = PixelDecoder(model.code_dim, model.width, 3, model.levels)
+        self.decoder = _PixelDecoder(model.code_dim, model.width, 3, model.levels)
 
     def forward(self, x_B3SS: Tensor) -> tuple[Tensor, Tensor]:
         """The reconstruction, and the loss of both sides of the codebook."""
@@ -50,7 +50,7 @@ class Plain(nn.Module):
 
 def plain_step(model: Plain, optimiser: torch.optim.Optimizer, batch: Batch) -> None:
     out, loss = model(batch.images)
-    total = loss + losses.pixels(out, batch.images, batch.valid, (3,))
+    total = loss + losses._pixel_loss(out, batch.images, batch.valid, (3,))
     optimiser.zero_grad()
     total.backward()
     optimiser.step()

@@ -11,7 +11,7 @@ import pandas as pd
 from pvqae.core import config
 from pvqae.core.files import write_text
 from pvqae.core.layout import Layout
-from pvqae.datasets.validation import MEASURED
+from pvqae.datasets.validation import _MEASURED
 from pvqae.samples import manifest
 from tests.bench.processes import Cost, run
 from tests.bench.rows import Row, Size, at_most
@@ -50,7 +50,7 @@ def make(root: Path, count: int) -> None:
     rows = frame(count)
     manifest.write(rows, layout.manifest)
     rng = np.random.default_rng(0)
-    measured = pd.DataFrame({"sha256": rows["sha256"]} | {n: rng.uniform(0.4, 0.5, count) for n in MEASURED[1:]})
+    measured = pd.DataFrame({"sha256": rows["sha256"]} | {n: rng.uniform(0.4, 0.5, count) for n in _MEASURED[1:]})
     manifest.write_csv(measured.round(6), layout.statistics)
     manifest.write_csv(pd.DataFrame(columns=["path", "reason"]), layout.quarantine)
     manifest.write_csv(pd.DataFrame(columns=["path", "kind", "reason"]), layout.ignored)

@@ -52,9 +52,9 @@ def of_manifest(place: Path) -> Target:
 
 
 def of_labels(place: Path) -> Target:
-    signed = dict.fromkeys(arrivals.SIGNED, "x")
+    signed = dict.fromkeys(arrivals._SIGNED, "x")
     arrivals.sign(place, [signed | {"path": f"arrived/part/good/{n}.png"} for n in range(3)])
-    return Target(arrivals.labels_file(place), lambda: arrivals.signatures(place))
+    return Target(arrivals._labels_file(place), lambda: arrivals.signatures(place))
 
 
 def of_params(place: Path) -> Target:

@@ -233,9 +233,9 @@ def test_tables(tmp_path: Path) -> None:
     tally, count = Tally(), size(60, 300)
     manifest.write(rows(20), tmp_path / "manifest.csv")
     fuzz(tmp_path / "manifest.csv", table, lambda: check_frame(tmp_path / "manifest.csv"), count, tally)
-    signed = dict.fromkeys(arrivals.SIGNED, "x")
+    signed = dict.fromkeys(arrivals._SIGNED, "x")
     arrivals.sign(tmp_path, [signed | {"path": f"arrived/part/good/{n}.png"} for n in range(9)])
-    labels = arrivals.labels_file(tmp_path)
+    labels = arrivals._labels_file(tmp_path)
     fuzz(labels, table, lambda: arrivals.signatures(tmp_path), count, tally)
     tally.judge("tables", "malformed manifest.csv or labels.csv: valid rows, or an error that names the file")
 

@@ -240,7 +240,7 @@ def test_work_is_named_by_rows_params_and_code(copied: Layout, tiny: Any, monkey
     assert key == network.work_key(file, tiny.params(evaluation={"pictures": 3}, score={"recon": "both", "blur": 1}))
     assert key != network.work_key(file, tiny.params(model={"codes": 16}))
     assert key != network.work_key(copied.network_rows("plate"), params)
-    monkeypatch.setattr(network, "source_hash", lambda: "other code")
+    monkeypatch.setattr(network, "_source_hash", lambda: "other code")
     assert key != network.work_key(file, params)
 
 
@@ -309,7 +309,7 @@ def test_a_folds_clusters_learn_without_the_folds_parts(
     workspace: Layout, tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other allocations of fold 0's own parts change every fit that learns from them, but not fold 0's."""
-    monkeypatch.setattr(prior, "LEAST", 1)
+    monkeypatch.setattr(prior, "_LEAST", 1)
     layout = Layout(tmp_path / "copy", "tiny")
     shutil.copytree(workspace.root, layout.root)
     params = tiny.params(prior={"grouping": "clustered", "clusters": 2, "steps": 2, "width": 16})

@@ -22,7 +22,7 @@ from pvqae.core.layout import Layout
 from pvqae.datasets import build, sources, validation
 from pvqae.samples import classes as read_classes
 from pvqae.samples import manifest, rows
-from pvqae.samples.classes import RESERVED
+from pvqae.samples.classes import _RESERVED
 from tests import names
 
 ROOT = Path(__file__).parents[3]
@@ -85,7 +85,7 @@ def test_a_class_is_the_same_from_its_folder_to_its_stages_and_rows(
 
     build.build(project, params)
     frame = manifest.read(layout.manifest)
-    assert set(frame["category"]) == set(validation._table(layout.manifest, validation.REPEATED)["category"]) == found
+    assert set(frame["category"]) == set(validation._table(layout.manifest, validation._REPEATED)["category"]) == found
 
     graph = classes.classes(params, classes.wanted(params, layout.raw))
     classes.write(layout.classes_file, graph)
@@ -133,7 +133,7 @@ def test_kinds_and_files_may_have_any_name_that_a_folder_has(
     assert (layout.data / defect["path"]).is_file()
 
 
-@pytest.mark.parametrize("name", ["a.b", "a b", "-a", "_a", "é", "a\n", "x" * 101, "${a}", *RESERVED])
+@pytest.mark.parametrize("name", ["a.b", "a b", "-a", "_a", "é", "a\n", "x" * 101, "${a}", *_RESERVED])
 def test_a_folder_that_can_be_no_class_is_refused_by_its_name_and_a_renamed_one_is_not(
     tmp_path: Path, name: str
 ) -> None:

@@ -113,7 +113,7 @@ class World:
         entries = sorted((e.key, e.state, e.part) for e in Ledger(self.places.ledger).entries())
         standing = sorted((sha256, s.label.label, s.outcome) for sha256, s in self.log.standing().items())
         kept = sorted(path.name for path in self.places.review.rglob("*.png"))
-        signed = arrivals.labels_file(self.raw)
+        signed = arrivals._labels_file(self.raw)
         return self.arrived(), entries, standing, kept, signed.read_text("utf-8") if signed.exists() else ""
 
 
@@ -249,7 +249,7 @@ def test_a_labelled_defect_needs_no_mask_where_others_have_one(world: World) -> 
     world.apply()
     assert "reviewed" in {found.kind for found in sources.scan("folder", world.raw)}
     build.build(world.root, PARAMS)
-    assert rows.mask_kept(manifests.read(Layout(world.root, "nuts").manifest)).all()
+    assert rows._mask_kept(manifests.read(Layout(world.root, "nuts").manifest)).all()
 
 
 def test_what_the_dataset_has_or_can_not_take_is_said_and_left(world: World) -> None:

@@ -252,9 +252,9 @@ def test_nothing_writes_through_a_link_into_the_cache(project: Path, tmp_path: P
         dvc = Dvc(project, supervisor)
         dvc.add_dataset("parts", source)
         for who in "ab":
-            rows = [dict.fromkeys(arrivals.SIGNED, who) | {"path": "arrived/x.png"}]
+            rows = [dict.fromkeys(arrivals._SIGNED, who) | {"path": "arrived/x.png"}]
             arrivals.sign(raw, rows)
-            left = arrivals.labels_file(raw)
+            left = arrivals._labels_file(raw)
             left.with_name(left.name + ".part").write_text(who) if who == "a" else None
             dvc.version_dataset("parts")
             dvc.checkout("parts")  # links, as the settings want them

@@ -127,9 +127,9 @@ def test_the_region_of_aws_is_read_by_either_name() -> None:
 def test_libraries_that_count_cores_themselves_are_told_of_a_quota(
     quota: float, threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "affinity", lambda: 8)
+    monkeypatch.setattr(runtime, "_affinity", lambda: 8)
     assert "OMP_NUM_THREADS" not in completed()
-    monkeypatch.setattr(runtime, "quota", lambda: quota)
+    monkeypatch.setattr(runtime, "_quota", lambda: quota)
     assert {completed()[name] for name in runtime._COUNTS} == {threads}
     assert completed(OMP_NUM_THREADS="2")["OMP_NUM_THREADS"] == "2"
 
@@ -161,13 +161,13 @@ def test_an_empty_home_is_that_of_the_system_s_list(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_private_folder_of_another_is_left_alone(nameless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = runtime.private_folder()
-    assert first == runtime.private_folder()
+    first = runtime._private_folder()
+    assert first == runtime._private_folder()
     assert first.stat().st_mode & 0o777 == 0o700
     (nameless / "pvqae-7").symlink_to(first)
     monkeypatch.setattr(os, "getuid", lambda: 7)
     with pytest.raises(PvqaeError, match="set HOME to"):
-        runtime.private_folder()
+        runtime._private_folder()
 
 
 @pytest.mark.parametrize("home", ["", "/proc/nonexistent", "/dev/null"])
@@ -175,7 +175,7 @@ def test_weights_are_converted_where_there_is_no_home_to_write_to(
     home: str, nameless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", home)
-    assert efficientnet._cached_weights().is_relative_to(runtime.private_folder())
+    assert efficientnet._cached_weights().is_relative_to(runtime._private_folder())
 
 
 def test_a_cache_that_may_only_be_read_is_used(nameless: Path, monkeypatch: pytest.MonkeyPatch) -> None:

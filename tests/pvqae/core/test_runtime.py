@@ -95,15 +95,15 @@ def test_a_quota_is_the_smallest_of_all_groups_around(
     groups: str, mounts: tuple[str, ...], files: dict[str, str], quota: float, tmp_path: Path
 ) -> None:
     (tmp_path / "with a blank").mkdir()
-    assert runtime.quota(tree(tmp_path / "with a blank", groups, mounts, files)) == quota
+    assert runtime._quota(tree(tmp_path / "with a blank", groups, mounts, files)) == quota
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(0.2, 1), (1.9, 1), (3.5, 3), (64.0, 4), (math.inf, 4)])
 def test_cores_are_whole_and_at_least_one(quota: float, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "affinity", lambda: 4)
-    monkeypatch.setattr(runtime, "quota", lambda: quota)
+    monkeypatch.setattr(runtime, "_affinity", lambda: 4)
+    monkeypatch.setattr(runtime, "_quota", lambda: quota)
     assert runtime.cores() == cores
 
 
 def test_a_system_without_control_groups_has_no_quota(tmp_path: Path) -> None:
-    assert runtime.quota(tmp_path) == math.inf
+    assert runtime._quota(tmp_path) == math.inf

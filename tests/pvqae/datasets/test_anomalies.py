@@ -30,7 +30,7 @@ class TestEveryAnomaly:
         assert mask.dtype == np.bool_
         assert 0 < mask.sum() < mask.size
         np.testing.assert_array_equal(made[~mask], image[~mask])
-        visible = np.abs(made - image).max(axis=2) > anomalies.VISIBLE
+        visible = np.abs(made - image).max(axis=2) > anomalies._VISIBLE
         assert visible[mask].mean() > 0.8
         np.testing.assert_array_equal(image, before)
         assert not grey or np.ptp(made, axis=2).max() == 0

@@ -29,7 +29,7 @@ def test_what_it_says_and_holds(tmp_path: Path) -> None:
     found = sources.scan("demo", tmp_path)
     trained = {f.group_id for f in found if f.official == "train"}
     assert not trained & {f.group_id for f in found if f.official == "test"}
-    assert {f.kind for f in found if f.label == "defect"} == set(demo.KINDS)
+    assert {f.kind for f in found if f.label == "defect"} == set(demo._KINDS)
     for f in found:
         if f.mask_path:
             mask = images.read_mask(f.mask_path)

@@ -61,7 +61,7 @@ def test_every_row_of_a_small_class_is_learned_by_all_fits_but_one(
     rows = splits.assign_folds(table, calibration)
     fits = splits.fits(rows)
     times = np.sum([splits.learns(rows, fit) for fit in fits], axis=0)
-    small = (rows["fold"] != splits.HELD_OUT).to_numpy()
+    small = (rows["fold"] != splits._HELD_OUT).to_numpy()
     assert (times[small] == len(fits) - 1).all()
 
 

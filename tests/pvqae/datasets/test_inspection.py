@@ -5,7 +5,7 @@ import pytest
 
 from pvqae.core import files
 from pvqae.datasets import inspection
-from pvqae.datasets.inspection import Facts, Statistics
+from pvqae.datasets.inspection import Facts, _Statistics
 from pvqae.samples import images
 
 NOISE = np.repeat(np.random.default_rng(0).random((20, 30, 1), dtype=np.float32), 3, axis=2)
@@ -13,11 +13,11 @@ NOISE = np.repeat(np.random.default_rng(0).random((20, 30, 1), dtype=np.float32)
 
 def test_statistics_of_known_pictures() -> None:
     flat = np.full((4, 5, 3), 0.25, dtype=np.float32)
-    assert inspection.statistics(flat) == Statistics(0.25, 0.0, 0.0)
-    assert inspection.statistics(flat[:1, :1]) == Statistics(0.25, 0.0, 0.0)
+    assert inspection.statistics(flat) == _Statistics(0.25, 0.0, 0.0)
+    assert inspection.statistics(flat[:1, :1]) == _Statistics(0.25, 0.0, 0.0)
     stripes = np.zeros((4, 6, 3), dtype=np.float32)
     stripes[:, ::2] = 1
-    assert inspection.statistics(stripes) == Statistics(0.5, 0.5, 0.5)
+    assert inspection.statistics(stripes) == _Statistics(0.5, 0.5, 0.5)
 
 
 def test_a_soft_picture_is_less_sharp_at_equal_contrast() -> None:

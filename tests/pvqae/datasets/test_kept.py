@@ -60,8 +60,8 @@ def test_an_unreadable_image_is_never_known(root: Path) -> None:
 def test_other_code_has_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = inspection.file(tmp_path)
     assert before == inspection.file(tmp_path)
-    for name in inspection.DECODING:
+    for name in inspection._DECODING:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("changed")
-    monkeypatch.setattr(inspection, "PACKAGE", tmp_path)
+    monkeypatch.setattr(inspection, "_PACKAGE", tmp_path)
     assert inspection.file(tmp_path) != before

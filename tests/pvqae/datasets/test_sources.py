@@ -139,7 +139,7 @@ def test_demo_groups_the_images_of_a_cell(tmp_path: Path) -> None:
     demo.make(tmp_path / "demo")
     groups = Counter(f.group_id for f in sources.scan("demo", tmp_path / "demo"))
     assert len(groups) == 3 * 16
-    assert set(groups.values()) == {demo.VARIANTS, demo.VARIANTS + len(demo.KINDS)}
+    assert set(groups.values()) == {demo._VARIANTS, demo._VARIANTS + len(demo._KINDS)}
 
 
 TILE = (1810, 1836)  # two photographs of one tile

@@ -26,7 +26,7 @@ def test_resizing_is_the_training_s(shape: tuple[int, int], size: tuple[int, int
 
 
 SETTINGS = [
-    *({"aspect": aspect} for aspect in geometry.ASPECTS),
+    *({"aspect": aspect} for aspect in geometry._ASPECTS),
     {"aspect": "tile", "tiles": 2},
     {"aspect": "tile", "tiles": 3, "overlap": 0.3},
     {"aspect": "tile", "tiles": 2, "overlap": 0.0},

@@ -4,7 +4,7 @@ import pywt
 import torch
 
 from pvqae.features import richness
-from pvqae.features.richness import NOISE_FLOOR, RICHNESS
+from pvqae.features.richness import _NOISE_FLOOR, RICHNESS
 
 MEASURES = [name for name in RICHNESS if name not in ("none", "inverted_dwt_entropy")]
 FLAT, FAINT, EDGE = range(3)
@@ -64,10 +64,10 @@ def test_dwt_entropy_equals_a_plain_loop_over_patches(side: int, depth: int) -> 
     expected = []
     for patch in patches.numpy().astype(np.float64):
         details = pywt.wavedec2(patch, "haar", level=depth)[1:]
-        energy = np.concatenate([band.ravel() for triple in details for band in triple]) ** 2 + NOISE_FLOOR
+        energy = np.concatenate([band.ravel() for triple in details for band in triple]) ** 2 + _NOISE_FLOOR
         share = energy / energy.sum()
         expected.append(-(share * np.log(share)).sum() / np.log(len(share)))
-    np.testing.assert_allclose(richness.dwt_entropy(patches).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(richness._dwt_entropy(patches).numpy(), expected, atol=1e-6)
 
 
 def test_brightness_alone_is_no_richness() -> None:
@@ -114,7 +114,7 @@ def test_quantiles_are_torch_s_to_the_last_bit(count: int, shares: tuple[float, 
     draw = torch.rand(count, generator=torch.Generator().manual_seed(count))
     for values in (draw, draw.half().float(), (draw > 0.9).float()):
         assert torch.equal(
-            richness.quantiles(values, torch.tensor(shares)), torch.quantile(values, torch.tensor(shares))
+            richness._quantiles(values, torch.tensor(shares)), torch.quantile(values, torch.tensor(shares))
         )
 
 

@@ -7,7 +7,7 @@ import torch
 from pvqae.core.config import Model
 from pvqae.core.errors import ConfigError
 from pvqae.model import backbones
-from pvqae.model.autoencoder import Autoencoder, Standardise, as_onehot
+from pvqae.model.autoencoder import Autoencoder, _Standardise, as_onehot
 from pvqae.model.backbones import BACKBONES, Backbone, Features
 from pvqae.model.layers import DECODERS
 
@@ -121,7 +121,7 @@ def test_quantising_changes_the_reconstruction_only_after_start() -> None:
 
 
 def test_scales_are_those_of_valid_cells_and_leave_constant_channels_alone() -> None:
-    scale, x = Standardise(3), torch.randn(4, 3, 5, 5) * 7 + 2
+    scale, x = _Standardise(3), torch.randn(4, 3, 5, 5) * 7 + 2
     x[:, 2] = 0.5
     valid = torch.ones(4, 5, 5, dtype=torch.bool)
     valid[:, 0] = False

@@ -4,12 +4,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pvqae.model import layers
-from pvqae.model.layers import NormSilu
+from pvqae.model.layers import _NormSilu
 
 
-def layer(channels: int) -> NormSilu:
+def layer(channels: int) -> _NormSilu:
     torch.manual_seed(0)
-    made = NormSilu(channels)
+    made = _NormSilu(channels)
     torch.nn.init.uniform_(made.weight, 0.5, 1.5)
     torch.nn.init.normal_(made.bias)
     return made
@@ -23,7 +23,7 @@ def map_of(channels: int, seed: int) -> Tensor:
     )
 
 
-def results(made: NormSilu, x: Tensor, gradient: Tensor, own: bool) -> list[Tensor]:
+def results(made: _NormSilu, x: Tensor, gradient: Tensor, own: bool) -> list[Tensor]:
     """Output and gradients of map, weight and bias; not `own`: by PyTorch's formula, in the precision of `x`."""
     x, weight, bias = (t.detach().clone().to(x.dtype).requires_grad_() for t in (x, made.weight, made.bias))
     if own:
@@ -43,7 +43,7 @@ def away(found: list[Tensor], exact: list[Tensor]) -> list[float]:
 def test_values_and_gradients_in_bf16_are_nearer_to_the_exact_ones_than_pytorchs(
     channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "PIECE", 20 * channels)  # several pieces, the last one smaller
+    monkeypatch.setattr(layers, "_PIECE", 20 * channels)  # several pieces, the last one smaller
     made, x, gradient = layer(channels), map_of(channels, 1), map_of(channels, 2)
     exact = results(made, x.double(), gradient, own=False)
     ours, theirs = (away(results(made, x, gradient, own), exact) for own in (True, False))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pvqae.model import autoencoder
-from pvqae.model.autoencoder import Allocation, Router, as_onehot, gumbel_onehot, merge, random_onehot
+from pvqae.model.autoencoder import Allocation, _Router, as_onehot, gumbel_onehot, merge, random_onehot
 
 LEVELS = [1, 2, 3, 4]
 
@@ -22,9 +22,9 @@ def is_onehot(x_BRhw: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("levels", LEVELS)
 def test_logits_are_per_coarse_cell_and_bounded(levels: int) -> None:
-    logits = Router(8, levels, 16)([1e4 * x for x in pyramid(levels)])
+    logits = _Router(8, levels, 16)([1e4 * x for x in pyramid(levels)])
     assert logits.shape == (2, levels, 2, 2)
-    assert logits.abs().max() <= autoencoder.LOGIT_LIMIT
+    assert logits.abs().max() <= autoencoder._LOGIT_LIMIT
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -90,7 +90,7 @@ def test_an_allocation_tells_its_levels_and_soft_form() -> None:
 
 
 def test_standardised_logits_keep_every_level_in_use_on_cells_that_hardly_differ() -> None:
-    router = Router(8, 3, 16)
+    router = _Router(8, 3, 16)
     levels = [1 + 0.01 * torch.randn(32, 8, size, size) for size in (4, 8, 16)]
     valid = torch.ones(32, 4, 4, dtype=torch.bool)
     for _ in range(40):
@@ -100,7 +100,7 @@ def test_standardised_logits_keep_every_level_in_use_on_cells_that_hardly_differ
 
 
 def test_padding_does_not_move_the_standardisation() -> None:
-    one, other = Router(8, 2, 16), Router(8, 2, 16)
+    one, other = _Router(8, 2, 16), _Router(8, 2, 16)
     other.load_state_dict(one.state_dict())
     levels = [torch.randn(2, 8, 4, 4), torch.randn(2, 8, 8, 8)]
     valid = torch.ones(2, 4, 4, dtype=torch.bool)
@@ -111,7 +111,7 @@ def test_padding_does_not_move_the_standardisation() -> None:
 
 
 def test_one_valid_cell_leaves_the_standardisation_as_it_was() -> None:
-    router = Router(8, 2, 16)
+    router = _Router(8, 2, 16)
     valid = torch.zeros(1, 4, 4, dtype=torch.bool)
     valid[0, 0, 0] = True
     router.observe([torch.randn(1, 8, 4, 4), torch.randn(1, 8, 8, 8)], valid)

@@ -91,7 +91,7 @@ def test_no_cluster_is_too_small_to_learn_from(count: int, most: int) -> None:
     described = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
     found = prior.centres(described, 4, seed=0)
     assert 1 <= len(found) <= most
-    assert torch.bincount(torch.cdist(described, found).argmin(1)).min() >= min(count, prior.LEAST)
+    assert torch.bincount(torch.cdist(described, found).argmin(1)).min() >= min(count, prior._LEAST)
 
 
 def test_equal_views_are_one_cluster_and_a_second_run_gives_the_same() -> None:

@@ -70,12 +70,12 @@ def test_the_loss_is_least_for_the_true_expectation() -> None:
     counted = torch.ones(2, 9, dtype=torch.bool)
     right = Expected(logits, logits, torch.full_like(logits, -6))
     wrong = Expected(-logits, -logits, torch.full_like(logits, -6))
-    assert learn.loss(right, logits, counted) < learn.loss(wrong, logits, counted)
+    assert learn._loss(right, logits, counted) < learn._loss(wrong, logits, counted)
     only_right = counted.clone()
     only_right[:, 3:] = False
     mixed = Expected(*(torch.cat([r[:, :3], w[:, 3:]], 1) for r, w in zip(right, wrong, strict=True)))
-    assert learn.loss(mixed, logits, only_right).item() == pytest.approx(
-        learn.loss(Expected(*(x[:, :3] for x in right)), logits[:, :3], counted[:, :3]).item()
+    assert learn._loss(mixed, logits, only_right).item() == pytest.approx(
+        learn._loss(Expected(*(x[:, :3] for x in right)), logits[:, :3], counted[:, :3]).item()
     )
 
 
@@ -125,7 +125,7 @@ def network(folder: Path, rows: list[tuple[str, int]], fits: list[str], start: f
 
 def test_one_network_gives_the_views_of_the_named_classes(tmp_path: Path) -> None:
     network(tmp_path / "all", [("a", 0), ("b", 1), ("a", 1)], ["full", "fold-0", "fold-1"], start=0)
-    found = learn.read(tmp_path / "all", ["a"])
+    found = learn._read(tmp_path / "all", ["a"])
     assert list(found.rows["sample_id"]) == ["s0", "s2"]
     assert found.row_of_view.tolist() == [0, 1]
     assert found.logits["full"][:, 0, 0, 0].tolist() == [0, 2]
@@ -136,7 +136,7 @@ def test_one_network_gives_the_views_of_the_named_classes(tmp_path: Path) -> Non
 def test_all_networks_below_a_folder_are_joined_and_one_without_folds_is_the_same_in_each(tmp_path: Path) -> None:
     network(tmp_path / "a", [("a", -1), ("a", -1)], ["full"], start=0)
     network(tmp_path / "b", [("b", 0), ("b", 1)], ["full", "fold-0", "fold-1"], start=10)
-    found = learn.read(tmp_path, ["a", "b"])
+    found = learn._read(tmp_path, ["a", "b"])
     assert list(found.rows["category"]) == ["a", "a", "b", "b"]
     assert found.row_of_view.tolist() == [0, 1, 2, 3]
     assert found.logits["full"][:, 0, 0, 0].tolist() == [0, 1, 10, 11]
@@ -145,7 +145,7 @@ def test_all_networks_below_a_folder_are_joined_and_one_without_folds_is_the_sam
 
 def test_no_allocations_is_an_error_that_names_the_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"allocations of a, b"):
-        learn.read(tmp_path, ["a", "b"])
+        learn._read(tmp_path, ["a", "b"])
 
 
 @pytest.mark.parametrize("cells", [1, 36 * 3, 36 * 7])
@@ -155,5 +155,5 @@ def test_many_views_are_expected_a_few_at_a_time(cells: int, monkeypatch: pytest
     torch.manual_seed(0)
     learned = BudgetPrior(GRID, 2, 16).eval()
     every = learn.cross_entropies(learned, (logits, valid), (logits, valid))
-    monkeypatch.setattr(learn, "CELLS", cells)
+    monkeypatch.setattr(learn, "_CELLS", cells)
     assert learn.cross_entropies(learned, (logits, valid), (logits, valid)) == pytest.approx(every, abs=1e-5)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pvqae.prior.prior import BudgetPrior, complementary_masks, expect, random_masks, turns
+from pvqae.prior.prior import BudgetPrior, _complementary_masks, _turns, expect, random_masks
 
 GRIDS = [(1, 1), (2, 2), (4, 4), (8, 8), (3, 7)]
 
@@ -40,7 +40,7 @@ def blocked(grid: tuple[int, int], cell: int) -> set[int]:
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_each_cell_is_asked_once_while_its_neighbourhood_is_hidden(grid: tuple[int, int]) -> None:
-    asked, hidden = complementary_masks(grid)
+    asked, hidden = _complementary_masks(grid)
     assert asked.shape == hidden.shape
     assert asked.any(1).all()
     assert torch.equal(asked.sum(0), torch.ones(grid[0] * grid[1], dtype=torch.long))
@@ -51,7 +51,7 @@ def test_each_cell_is_asked_once_while_its_neighbourhood_is_hidden(grid: tuple[i
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_turns_lead_to_every_cell(grid: tuple[int, int]) -> None:
-    (cells, which, place), (asked, _) = turns(grid), complementary_masks(grid)
+    (cells, which, place), (asked, _) = _turns(grid), _complementary_masks(grid)
     assert cells[which, place].tolist() == list(range(grid[0] * grid[1]))
     assert torch.equal(which, asked.int().argmax(0))
     assert asked.gather(1, cells).all()
@@ -68,7 +68,7 @@ def test_asked_cells_are_predicted_as_among_all() -> None:
 
 
 def test_a_large_grid_keeps_most_of_its_cells_visible() -> None:
-    _, hidden = complementary_masks((8, 8))
+    _, hidden = _complementary_masks((8, 8))
     assert hidden.float().mean(1).max() < 0.6
 
 

@@ -166,7 +166,7 @@ def test_pixel_bombs_are_refused_before_decoding(tmp_path: Path, width: int, hei
 
 def test_byte_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "a.png", Image.fromarray(grey(64, 64)))
-    monkeypatch.setattr(decoding, "MAX_BYTES", 100)
+    monkeypatch.setattr(decoding, "_MAX_BYTES", 100)
     with pytest.raises(DataError, match="at most 100 bytes"):
         images.read(path)
 
@@ -199,7 +199,7 @@ def params(aspect: str, size: int = 64) -> config.Image:
     return config.Image.model_validate({"size": size, "aspect": aspect})
 
 
-@pytest.mark.parametrize("aspect", list(geometry.ASPECTS))
+@pytest.mark.parametrize("aspect", list(geometry._ASPECTS))
 @pytest.mark.parametrize(("height", "width"), [(100, 250), (250, 100), (40, 16), (64, 64), (120, 110)])
 def test_every_layout_covers_the_canvas_once_stitched(aspect: str, height: int, width: int) -> None:
     laid = geometry.canvas(RNG.random((height, width, 3), dtype=np.float32), params(aspect))

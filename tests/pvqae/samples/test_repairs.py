@@ -102,7 +102,7 @@ def test_the_repair_that_a_refusal_names_works(tmp_path: Path, name: str, monkey
 def test_too_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flat = Image.new("L", (60, 40), 90)
     flat.save(tmp_path / "a.bmp")
-    monkeypatch.setattr(decoding, "MAX_BYTES", 1000)
+    monkeypatch.setattr(decoding, "_MAX_BYTES", 1000)
     with pytest.raises(DataError, match="cut it into parts, or save it with compression"):
         images.read(tmp_path / "a.bmp")
     flat.save(tmp_path / "a.png")

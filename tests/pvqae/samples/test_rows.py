@@ -9,7 +9,7 @@ import pytest
 from pvqae.core.layout import Layout
 from pvqae.datasets import rules
 from pvqae.samples import manifest, rows
-from pvqae.samples.classes import FROM_SCRATCH, Classes, Member, Prior
+from pvqae.samples.classes import FROM_SCRATCH, Classes, _Member, _Prior
 
 
 def frame() -> pd.DataFrame:
@@ -30,8 +30,8 @@ def test_a_class_has_its_own_rows_whoever_shares_its_network(
     classes = Classes(
         "tiny",
         networks,
-        {"all": Prior(("bolt", "nut"), "models/tiny/networks")},
-        {name: Member(network, "all") for name, network in network_of.items()},
+        {"all": _Prior(("bolt", "nut"), "models/tiny/networks")},
+        {name: _Member(network, "all") for name, network in network_of.items()},
         dict.fromkeys(networks, FROM_SCRATCH),
     )
     layout = Layout(tmp_path, "tiny")
@@ -48,5 +48,5 @@ def test_white_space_is_no_name() -> None:
     """The rule lists its characters: all that Python calls white space, and control characters."""
     for code in range(0x3100):
         blank = chr(code).isspace() or code < 0x20 or code == 0x7F
-        assert (re.search(rules.PRESENT, chr(code)) is None) == blank, hex(code)
-    assert re.search(rules.PRESENT, " a ")
+        assert (re.search(rules._PRESENT, chr(code)) is None) == blank, hex(code)
+    assert re.search(rules._PRESENT, " a ")

@@ -71,14 +71,14 @@ def test_every_tap_counts_alike_whatever_its_channels() -> None:
     for group in (slice(0, 2), slice(2, 8)):
         wrong = target.clone()
         wrong[:, group] = 1
-        prices.append(losses.features(wrong, target, valid, (2, 6)).item())
+        prices.append(losses._feature_loss(wrong, target, valid, (2, 6)).item())
     assert prices == [pytest.approx(0.5), pytest.approx(0.5)]
 
 
 def test_similarity_is_scikit_images_with_a_uniform_window() -> None:
     x, y = pair("pixels")
     y = 0.7 * x + 0.3 * y
-    ours = losses.similarity(x, y)[0, 3:-3, 3:-3].mean().item()  # away from the border, where windows are whole
+    ours = losses._similarity(x, y)[0, 3:-3, 3:-3].mean().item()  # away from the border, where windows are whole
     _, full = structural_similarity(
         x[0].double().numpy(),
         y[0].double().numpy(),
@@ -92,13 +92,13 @@ def test_similarity_is_scikit_images_with_a_uniform_window() -> None:
 
 def test_similarity_of_equals_is_one_and_falls_with_noise() -> None:
     x, noise = pair("pixels")
-    values = [losses.similarity(x, x + share * (noise - 0.5)).mean().item() for share in (0, 0.1, 0.3, 1)]
+    values = [losses._similarity(x, x + share * (noise - 0.5)).mean().item() for share in (0, 0.1, 0.3, 1)]
     assert values[0] == pytest.approx(1, abs=1e-5)
     assert values == sorted(values, reverse=True)
 
 
 def test_half_precision_reconstructions_are_judged_in_full() -> None:
     x, y = pair("features")
-    found = losses.features(x.bfloat16(), y, ALL, GROUPS["features"])
+    found = losses._feature_loss(x.bfloat16(), y, ALL, GROUPS["features"])
     assert found.dtype == torch.float32
     assert np.isfinite(found.item())

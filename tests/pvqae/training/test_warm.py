@@ -126,7 +126,7 @@ def test_a_part_that_changed_its_fold_or_is_gone_does() -> None:
 def test_what_cross_fitting_taught_the_shipped_fit_may_not_be_judged_by_it() -> None:
     """At 200 normals the threshold comes from the split calibrate, which a cross-fitted parent has learned from."""
     before = pd.concat([normals({"a": 0}), normals({"b": 1}, "calibrate")])
-    after = pd.concat([normals({"a": splits.HELD_OUT}), normals({"b": splits.HELD_OUT}, "calibrate")])
+    after = pd.concat([normals({"a": splits._HELD_OUT}), normals({"b": splits._HELD_OUT}, "calibrate")])
     assert "c/b" in warm.obstacle(Stub(before), after, "full")
     assert warm.obstacle(Stub(after), after, "full") == ""
 
@@ -154,8 +154,8 @@ def test_the_settings_of_a_warm_start() -> None:
     assert (train.steps, train.warmup, train.schedule, train.temperature) == (20, 0.0, "constant", (0.4, 0.4))
     assert loop._warmup_steps(train) == 0
     assert train.lr < before.train.lr
-    assert warm.steps(config.Train(steps=2)) == 1
-    assert warm.steps(config.Train(steps=60, warm_steps=7)) == 7
+    assert warm._steps(config.Train(steps=2)) == 1
+    assert warm._steps(config.Train(steps=60, warm_steps=7)) == 7
     assert warm.settings(config.Params(train=config.Train(schedule="adaptive"))).train.schedule == "adaptive"
 
 
