@@ -39,7 +39,7 @@ def _effective(root: Path) -> dict[str, Any]:
         except FileNotFoundError:
             continue
         except (config.ConfigError, OSError) as error:
-            raise ConfigError(f"{file}: expected DVC's settings, found {error}; correct it") from None
+            raise ConfigError(f"{file}: not valid settings of DVC: {error}; correct it") from None
     return dict(config.Config(str(root / ".dvc"), validate=False))
 
 
@@ -233,7 +233,7 @@ def _is_cut(lock: Path, whole: Callable[[dict[str, Any]], bool]) -> bool:
     if "schema: '2.0'\nstages:\n  ".startswith(text) or (inside and _has_stages(_yaml("\n".join(before)))):
         return True
     raise DataError(
-        f"{lock}: expected a lock file as DVC writes it, found another text, of a merge or an editor; nothing was "
+        f"{lock}: not a lock file as DVC writes it, perhaps after a merge or an edit; nothing was "
         f"changed. Repair it, or remove it (rm {shlex.quote(str(lock))}): DVC finds what was made in its run cache"
     )
 

@@ -84,8 +84,8 @@ def needed(root: Path, sha: str, what: str) -> str:
     places = ", ".join([str(root), *remotes])
     target = git(root, "remote", "get-url", remotes[0]) if remotes else str(root)
     raise GitError(
-        f"expected the commit {sha}, {what}, in one of {places}, found it in none; "
-        f"where it is, run: git push {shlex.quote(target)} {sha}:refs/heads/pvqae/{sha[:12]}"
+        f"the commit {sha}, {what}, is in none of {places}; "
+        f"in the repository that has it, run: git push {shlex.quote(target)} {sha}:refs/heads/pvqae/{sha[:12]}"
     )
 
 

@@ -109,7 +109,7 @@ class Folder:
         Raises `LandingError` without the folder, or, at the end, for folders that can't be listed.
         """
         if not self.root.is_dir():
-            raise LandingError(f"landing.url: expected a folder at {self.root}, found none; make it, or mount its disk")
+            raise LandingError(f"landing.url: there is no folder {self.root}; make it, or mount its disk")
         closed: list[OSError] = []
         for folder, below, names in os.walk(self.root, onerror=closed.append):
             below.sort()
@@ -134,7 +134,7 @@ class Folder:
         except OSError as error:
             raise LandingError(f"{item.key}: {error.strerror}; the next run tries again") from None
         if not same:  # still being written: its last state is another object
-            raise LandingError(f"{item.key}: expected {item.size} bytes, found it changing; the next run tries again")
+            raise LandingError(f"{item.key} changed while it was read; the next run tries again")
 
 
 class Bucket:

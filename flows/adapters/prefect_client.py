@@ -107,7 +107,7 @@ class PrefectPool:
             with get_client(sync_client=True) as client:
                 where = client.api_url
             raise PoolError(
-                f"{self._deployment}: expected this deployment at {where}, found none; run `python -m flows deploy`"
+                f"{self._deployment}: there is no such deployment at {where}; run `python -m flows deploy`"
             ) from None
         return str(run.id)
 

@@ -69,7 +69,7 @@ def wanted(params: Params, raw: Path) -> list[str]:
         found = sources.categories(data.source, raw)
     else:
         repair = f"python -m flows data add {data.name} FOLDER --source {shlex.quote(data.source)}"
-        raise DataError(f"data/raw/{data.name}: expected images of data.source={data.source}, found nothing; {repair}")
+        raise DataError(f"data/raw/{data.name}: there are no images of data.source={data.source}; {repair}")
     if missing := sorted(set(data.categories) - set(found)):
         raise DataError(f"data.categories: {', '.join(missing)} not in {data.name}; it has {', '.join(found)}")
     return [name for name in found if not data.categories or name in data.categories]
@@ -88,8 +88,8 @@ def read(path: Path) -> dict[str, Any]:
             continue
         if isinstance(found, dict):
             return found if whole == text else {}
-    repair = f"repair it, or remove it, it is written again: rm {shlex.quote(str(path))}"
-    raise ConfigError(f"{path}: expected what `python -m flows` writes, found another text; {repair}")
+    repair = f"repair it, or remove it and it is written again: rm {shlex.quote(str(path))}"
+    raise ConfigError(f"{path} is not as `python -m flows` writes it; {repair}")
 
 
 def write(path: Path, content: dict[str, Any]) -> bool:

@@ -134,5 +134,5 @@ def project_of(root: str = "") -> Path:
     """
     found = Path(root).resolve() if root else find_root(Path(os.environ.get(ROOT, ".")).resolve())
     if found is None:
-        raise ConfigError(f"{ROOT}: expected the folder of a project; start the worker by `python -m flows worker`")
+        raise ConfigError(f"{ROOT} names no project's folder; start the worker with `python -m flows worker`")
     return found

@@ -63,7 +63,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if isinstance(found, dict):
             yield number, found
         else:
-            _tell(path, number, "expected a JSON object")
+            _tell(path, number, "not a JSON object")
 
 
 def records(path: Path, kind: type[_T]) -> Iterator[_T]:

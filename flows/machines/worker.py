@@ -33,7 +33,7 @@ def start(root: Path, pool: str, name: str, limit: int, device: str, threads: in
     """Become the worker. Raises `ConfigError` without a server."""
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError(
-            "PREFECT_API_URL: expected the address of a Prefect server, e.g. http://server:4200/api, found none; "
+            "PREFECT_API_URL is not set: the address of a Prefect server, e.g. http://server:4200/api; "
             "set it, or start one on this machine: python -m flows services up"
         )
     words = command(pool, name, limit)
@@ -51,7 +51,7 @@ def deploy(root: Path, settings: config.Services, environ: Mapping[str, str] = o
     Raises `ConfigError` without a server, `PvqaeError` with Prefect's words when it refuses.
     """
     if not environ.get("PREFECT_API_URL"):
-        raise ConfigError("PREFECT_API_URL: expected a Prefect server, found none; run `python -m flows services up`")
+        raise ConfigError("PREFECT_API_URL is not set: there is no Prefect server; run `python -m flows services up`")
     words = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(_FILE)]
     pools = {"PVQAE_WORK_POOL": settings.work_pool, "PVQAE_TRAIN_POOL": settings.train_pool}  # what the file reads
     env = {**environ, **pools, "PYTHONPATH": str(root), "COLUMNS": "200", "NO_COLOR": "1"}

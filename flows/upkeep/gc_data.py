@@ -78,7 +78,7 @@ def _hashes(text: str, name: str) -> set[str]:
         return set(_md5(content))
     except (yaml.YAMLError, ValueError) as error:
         raise PvqaeError(
-            f"{name}: expected hashes in YAML, found {error}; repair it, else what it needs could go"
+            f"{name}: can't read its hashes: {error}; repair it, else what it needs could be removed"
         ) from None
 
 

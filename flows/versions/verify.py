@@ -156,7 +156,7 @@ def _score_rows(original: Path, rebuilt: Path, layout: Layout, category: str, li
     pairs = [(row["sample_id"], row["path"]) for row in table]
     defect = np.array([row["label"] == "defect" for row in table])
     if defect.all():
-        raise VerifyError(f"{category}: expected normal images in test or gate to compare scores on, found none")
+        raise VerifyError(f"{category}: test and gate have no normal images to compare scores on")
     first, second = (
         np.array([scored.image_score for scored in bundle.load(folder).score_many(pairs, layout.data)])
         for folder in (original, rebuilt)

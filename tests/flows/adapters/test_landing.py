@@ -153,7 +153,7 @@ def test_another_content_is_another_object(folder: Folder) -> None:
 def test_a_file_that_is_still_written_does_not_arrive(folder: Folder, tmp_path: Path) -> None:
     item = next(item for item in folder.objects() if item.key == "nut/1.png")
     (folder.root / item.key).write_bytes(b"more" * 1000)
-    with pytest.raises(LandingError, match="found it changing"):
+    with pytest.raises(LandingError, match="changed while it was read"):
         folder.fetch(item, tmp_path / "got")
     (folder.root / item.key).unlink()
     with pytest.raises(LandingError, match=r"nut/1\.png"):

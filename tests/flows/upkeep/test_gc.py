@@ -173,7 +173,7 @@ def test_a_damaged_dvc_file_lets_nothing_go(project: Path, damage: str) -> None:
 def test_a_file_that_cannot_be_read_lets_nothing_go(project: Path) -> None:
     cached(project, 1)
     (project / "dvc.lock").write_text("stages: [")
-    with pytest.raises(PvqaeError, match=r"dvc.lock: expected a lock file"):
+    with pytest.raises(PvqaeError, match=r"dvc.lock: not a lock file"):
         collect(project, FakeRegistry())
     assert objects(project) == {1}
     assert gc_data.HASH.fullmatch("0" * 32)

@@ -100,7 +100,7 @@ def test_any_other_damage_to_a_classes_file_stops(tmp_path: Path, damage: Callab
     classes.write(file, content)
     damaged = damage(file.read_text())
     file.write_text(damaged)
-    with pytest.raises(ConfigError, match=r"classes.yaml: expected .* rm "):
+    with pytest.raises(ConfigError, match=r"classes.yaml is not as .* rm "):
         classes.write(file, content)
     assert file.read_text() == damaged
 
