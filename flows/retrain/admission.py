@@ -56,7 +56,7 @@ def with_dataset(
             if params.flow.push and taken.count("accepted"):
                 dvc.push()
         found = sources.scan(params.data.source, layout.raw, categories)
-        return taken, facts_of(asked, tracking, dvc, found, ledger, paths, taken)
+        return taken, _facts_of(asked, tracking, dvc, found, ledger, paths, taken)
 
 
 def _would_take(
@@ -170,7 +170,7 @@ def counted(entries: Sequence[Entry]) -> str:
     return ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
 
 
-def facts_of(
+def _facts_of(
     asked: Facts, registry: Registry, dvc: Versioning, found: Sequence[Found], ledger: Ledger, paths: IntakePaths,
     taken: Taken,
 ) -> Facts:  # fmt: skip

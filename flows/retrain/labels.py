@@ -40,7 +40,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Standing:
+class _Standing:
     """What holds about an image: the last label and, once it has been applied, the outcome."""
 
     label: Label
@@ -76,15 +76,15 @@ class Log:
             self._labels, self._size = list(lines.records(self._path, Label)), size
         return self._labels
 
-    def standing(self) -> dict[str, Standing]:
+    def standing(self) -> dict[str, _Standing]:
         """Return what holds about each image, by sha256, in the order in which it was last labelled."""
-        found: dict[str, Standing] = {}
+        found: dict[str, _Standing] = {}
         for item in self.read():
             before = found.pop(item.sha256, None)
             if item.label in SAID:
-                found[item.sha256] = Standing(item)
+                found[item.sha256] = _Standing(item)
             elif item.label == "applied" and before:
-                found[item.sha256] = Standing(before.label, item.note or "applied")
+                found[item.sha256] = _Standing(before.label, item.note or "applied")
         return found
 
     def pending(self) -> list[Label]:

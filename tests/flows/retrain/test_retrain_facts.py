@@ -8,7 +8,7 @@ import pytest
 
 from flows.adapters.fakes import FakeRegistry, FakeVersioning
 from flows.adapters.tracking import Promotion
-from flows.retrain.admission import _age_days, _would_take, facts_of
+from flows.retrain.admission import _age_days, _facts_of, _would_take
 from flows.retrain.arrivals import Champions, Taken, _limit
 from flows.retrain.ledger import Entry, IntakePaths, Ledger
 from flows.retrain.retrain_policy import ClassFacts, Facts
@@ -36,7 +36,7 @@ def facts(root: Path, registry: FakeRegistry, dvc: FakeVersioning, taken: Taken 
     found = sources.scan("folder", root / "data" / "raw" / "nuts")
     places = IntakePaths(root, "nuts")
     asked = Facts("manual", "", "", ())
-    return facts_of(asked, registry, dvc, found, Ledger(places.ledger), places, taken or Taken()).classes[0]
+    return _facts_of(asked, registry, dvc, found, Ledger(places.ledger), places, taken or Taken()).classes[0]
 
 
 @pytest.fixture
