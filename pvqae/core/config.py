@@ -223,7 +223,7 @@ class Params(_Section):
 
 
 def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
-    """Every dotted key of `Params`, e.g. `train.steps`."""
+    """Return every dotted key of `Params`, e.g. `train.steps`."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
         kind = field.annotation
@@ -242,7 +242,7 @@ def _explain(error: dict[str, Any]) -> str:
 
 
 def parse(values: dict[str, Any], where: str = "params") -> Params:
-    """Checked `Params` from nested dicts. Raises `ConfigError` that lists every wrong key of `where`."""
+    """Return checked `Params` from nested dicts. Raises `ConfigError` that lists every wrong key of `where`."""
     try:
         return Params.model_validate(values)
     except ValidationError as error:
@@ -281,7 +281,8 @@ class _TextLoader(_Loader):
 
 class _Dumper(yaml.SafeDumper):
     """Quotes what YAML 1.1 (PyYAML) or 1.2 (DVC) would not read as a text. PyYAML itself sees to the words; all other
-    texts of which 1.2 makes something begin like a number."""
+    texts of which 1.2 makes something begin like a number.
+    """
 
 
 _Dumper.add_implicit_resolver("!quoted", re.compile(""), list("-+.0123456789"))
@@ -386,8 +387,9 @@ def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> P
 
 
 def usable(path: Path) -> tuple[Params, str]:
-    """The params with the default of each value that is not valid, and what is wrong, "" if nothing is: for what shows
-    or stops things, which an error in the file must not keep from it."""
+    """Return the params with the default of each value that is not valid, and what is wrong, "" if nothing is: for what
+    shows or stops things, which an error in the file must not keep from it.
+    """
     try:
         return load(path), ""
     except ConfigError as error:

@@ -1,6 +1,6 @@
 """The exceptions of this project: each says what was expected, what was found and what repairs it.
 
-A full disk, in words: whatever ran out of room says so in its own way, a person needs to know which disk it is.
+Full-disk errors of any library are recognised here, and the disk is named.
 """
 
 import errno
@@ -44,7 +44,7 @@ _LEAST = 16 * 2**20  # bytes: with less free a disk is named as full; what faile
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, or one that it came from, tells of a full disk."""
+    """Return whether an error, or one that it came from, tells of a full disk."""
     return any(
         (isinstance(one, OSError) and one.errno in _FULL) or any(text in str(one) for text in TEXTS)
         for one in _chain(error)
@@ -61,7 +61,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _full_places(places: Iterable[Path]) -> list[str]:
-    """Which of the disks of `places` have next to no room, with the room they have."""
+    """Return which of the disks of `places` have next to no room, with the room they have."""
     found: dict[int, str] = {}
     for place in places:
         free = shutil.disk_usage(place).free
@@ -71,8 +71,9 @@ def _full_places(places: Iterable[Path]) -> list[str]:
 
 
 def words(error: BaseException | None = None) -> str:
-    """What a person should do after `error` where a disk is full, "" where none is: of this folder or of temporary
-    files, or whichever the error means."""
+    """Say what a person should do after `error` where a disk is full, "" where none is: of this folder or of temporary
+    files, or whichever the error means.
+    """
     places = _full_places((Path.cwd(), Path(tempfile.gettempdir())))
     if not places and not (error and is_full(error)):
         return ""

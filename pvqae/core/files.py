@@ -1,6 +1,6 @@
 """Files that appear whole or not at all, are read only from inside their folder, and are checked by their sha256.
 
-A folder is sealed by `SHA256SUMS`, a single file by its hash in a file beside it.
+A folder is sealed by `SHA256SUMS`, a single file by its hash in a file next to it.
 """
 
 import errno
@@ -47,7 +47,8 @@ def digest(path: Path) -> str:
 
 def shown(name: str) -> str:
     """Return a file's name as text that every table holds: control characters and bytes that are not UTF-8 as \\x..
-    codes."""
+    codes.
+    """
     return _ODD.sub(lambda found: ascii(found[0])[1:-1], name)
 
 
@@ -105,7 +106,7 @@ def _refuse(constant: str) -> None:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Give a new folder beside `out` that takes its place when the block ends without an error."""
+    """Give a new folder next to `out`, which takes its place when the block ends without an error."""
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -120,7 +121,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Give a file beside `path` to write, which takes its place when the block ends; makes the folder.
+    """Give a file next to `path` to write, which takes its place when the block ends; makes the folder.
 
     After an error the part is gone: a full disk needs its room. `shared` is for what several processes may write.
     """
@@ -165,7 +166,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
 
 
 def seal(path: Path) -> None:
-    """Write the sha256 of a finished file beside it. Several processes may seal the same file."""
+    """Write the sha256 of a finished file next to it. Several processes may seal the same file."""
     with whole_file(path.with_suffix(".sha256"), shared=True) as part:
         part.write_text(digest(path), "utf-8")
 
@@ -183,7 +184,8 @@ def sealed(path: Path) -> bytes | None:
 @dataclass(frozen=True, eq=False)
 class Sealed:
     """A folder's files as they were read and checked: what is computed from them is computed from what was checked,
-    whatever happens to the files meanwhile."""
+    whatever happens to the files meanwhile.
+    """
 
     folder: Path
     sha256: str  # of SHA256SUMS

@@ -1,4 +1,4 @@
-"""Where every file of a workspace lies: the contract between the stages of dvc.yaml."""
+"""Where every file of a workspace is: the contract between the stages of dvc.yaml."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class Layout:
         return self.rows / "networks" / f"{network}.csv"
 
     def class_rows(self, category: str, part: str) -> Path:
-        """`part` is normals (train and calibrate), test or gate."""
+        """Return the rows of a class; `part` is normals (train and calibrate), test or gate."""
         return self.rows / "classes" / category / f"{part}.csv"
 
     @property
@@ -78,7 +78,7 @@ class Layout:
         return self.models / "networks" / network
 
     def timing(self, network: str) -> Path:
-        """Wall-clock facts live beside the network, not in it: a rebuilt network has the same hash."""
+        """Return the file of wall-clock facts, next to the network: a rebuilt network has the same hash."""
         return self.models / "timings" / f"{network}.json"
 
     def prior(self, group: str) -> Path:
@@ -95,7 +95,7 @@ class Layout:
         return self.reports / "classes" / category
 
     def work(self, owner: str, key: str) -> Path:
-        """Checkpoints and progress of unfinished work: never tracked, never an output."""
+        """Return the folder of unfinished work with checkpoints and progress: never tracked, never an output."""
         return self.root / ".pvqae" / "work" / self.name / owner / key
 
     @property
@@ -111,7 +111,7 @@ class Layout:
 
 
 def find_root(start: Path) -> Path | None:
-    """The nearest folder at or above `start` that holds params.yaml and dvc.yaml: a project."""
+    """Return the nearest folder at or above `start` that holds params.yaml and dvc.yaml: a project."""
     for folder in (start, *start.parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
             return folder
@@ -119,5 +119,5 @@ def find_root(start: Path) -> Path | None:
 
 
 def outside_hooks(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment in which git looks for the repository from the folder that it works in."""
+    """Return the environment in which git looks for the repository from the folder that it works in."""
     return {key: value for key, value in environ.items() if key not in _OF_ONE_REPOSITORY}

@@ -36,7 +36,8 @@ _COUNTS = ("OMP_NUM_THREADS", "LOKY_MAX_CPU_COUNT", "PYTHON_CPU_COUNT")
 @dataclass(frozen=True)
 class Plan:
     """The choice for one run. A pure function of params, machine and number of networks: `dvc repro` alone and the
-    flow choose the same, so they give the same files."""
+    flow choose the same, so they give the same files.
+    """
 
     device: str  # cpu | cuda
     precision: str  # bf16 | float32; of training steps, scoring is always float32
@@ -59,7 +60,8 @@ def _affinity() -> int:
 
 def _quota(process: Path = Path("/proc/self")) -> float:
     """Return how many cores' worth of time the control groups around a process allow it (`docker --cpus`, limits of
-    Kubernetes); infinite without any."""
+    Kubernetes); infinite without any.
+    """
     return min((_limit(folder) for folder in _groups(process)), default=math.inf)
 
 
@@ -105,7 +107,8 @@ def _cpu_has_bf16() -> bool:
 
 def plan(compute: "Compute", n_networks: int) -> Plan:
     """Choose for a run of `n_networks`, whose processes share the cores: two processes of two threads on two cores ran
-    five times slower than two of one."""
+    five times slower than two of one.
+    """
     if compute.device == "cpu" or not may_have_gpu():
         return without_gpu(compute, n_networks)
     import torch  # a second, and 200 MB that a flow keeps
@@ -146,7 +149,8 @@ def apply(chosen: Plan) -> None:
 
 def _keep_freed_memory() -> None:
     """Keep large blocks: glibc would return each 24 MB activation to the kernel and fault it in again, a third of a
-    step."""
+    step.
+    """
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, its maximum
@@ -238,7 +242,8 @@ def _private_folder() -> Path:
 
 def cache_folders() -> Iterator[Path]:
     """Yield the user's folders for what can be made again: XDG_CACHE_HOME or ~/.cache, then `_private_folder` for where
-    that can't be written to."""
+    that can't be written to.
+    """
     home = os.environ.get("HOME") or (_entry() or ("", ""))[1]
     if given := os.environ.get("XDG_CACHE_HOME") or (home and str(Path(home) / ".cache")):
         yield Path(given)

@@ -10,13 +10,13 @@ import torch
 
 
 def derive(seed: int, *names: object) -> int:
-    """A 63-bit seed that depends on all arguments, the same on every machine."""
+    """Return a 63-bit seed that depends on all arguments, the same on every machine."""
     digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def generator(seed: int, *names: object) -> torch.Generator:
-    """A CPU generator; draw there and move, so that a GPU sees the same numbers."""
+    """Return a CPU generator; draw there and move, so that a GPU sees the same numbers."""
     return torch.Generator().manual_seed(derive(seed, *names))
 
 

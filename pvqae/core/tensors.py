@@ -31,7 +31,8 @@ def checksum(tensors: "Mapping[str, Tensor]", *texts: str) -> str:
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
     """Read the tensors of a safetensors file by value. Mapped into memory, as `load_file` gives them, they would change
-    with the file, and a file cut short would end the process."""
+    with the file, and a file cut short would end the process.
+    """
     return parse_tensors(path.read_bytes())
 
 
@@ -57,7 +58,8 @@ def steps(x: "Tensor", dim: int) -> "Tensor":
 
 def pack(name: str, x: "Tensor") -> dict[str, "Tensor"]:
     """Return a tensor of two dimensions or more as int8 with a step per row: a quarter of single precision, for what no
-    score depends on. It is off by half a step at most, 1/254 of the row's largest value."""
+    score depends on. It is off by half a step at most, 1/254 of the row's largest value.
+    """
     import torch
 
     rows = x.float().flatten(1)

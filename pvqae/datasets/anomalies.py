@@ -19,13 +19,13 @@ Anomaly = Callable[[Floats, Rng, float], tuple[Floats, Mask]]
 
 
 def _noise(shape: tuple[int, ...], rng: Rng, cells: int = 6) -> Floats:
-    """A smooth random field (H, W) in about -1 .. 1 with `cells` bumps a side."""
+    """Return a smooth random field (H, W) in about -1 .. 1 with `cells` bumps a side."""
     coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
 
 
 def _distance(shape: tuple[int, ...], rng: Rng) -> Floats:
-    """Distance in pixels from a random centre, along a random ellipse."""
+    """Return distance in pixels from a random centre, along a random ellipse."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     y, x = y - round(rng.uniform(0.2, 0.8) * (shape[0] - 1)), x - round(rng.uniform(0.2, 0.8) * (shape[1] - 1))
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1, 1.6)
@@ -35,7 +35,7 @@ def _distance(shape: tuple[int, ...], rng: Rng) -> Floats:
 
 
 def _blob(shape: tuple[int, ...], rng: Rng, extent: float) -> Mask:
-    """A ragged blob on about `extent` of the image: all of it at 1, and never under 2 pixels of radius."""
+    """Return a ragged blob on about `extent` of the image: all of it at 1, and never under 2 pixels of radius."""
     away = _distance(shape, rng) * (1 + 0.35 * _noise(shape, rng))
     radius = max(2.0, np.sqrt(extent * shape[0] * shape[1] / np.pi))
     inside: Mask = (away <= radius) | (extent >= 1)
@@ -50,14 +50,14 @@ def _closed(mask: Mask) -> Mask:
 
 
 def _blend(image: Floats, content: NDArray[np.floating], share: Floats | Mask) -> tuple[Floats, Mask]:
-    """`content` on `image` by `share` (H, W) in 0 .. 1, where that is visible."""
+    """Blend `content` into `image` by `share` (H, W) in 0 .. 1; return the image and where that is visible."""
     mixed = np.clip(image + share[..., None] * (content - image), 0, 1).astype(np.float32)
     mask = _closed(np.abs(mixed - image).max(axis=2) > _VISIBLE)
     return np.where(mask[..., None], mixed, image), mask
 
 
 def _shift(image: Floats, rng: Rng, low: float, high: float) -> Floats:
-    """A constant (3,) to add, away from the image's mean so that clipping does not hide it; grey stays grey."""
+    """Return a constant (3,) to add, away from the image's mean so that clipping does not hide it; grey stays grey."""
     grey = np.ptp(image, axis=2).max() == 0
     size = rng.uniform(low, high, 3)
     size = np.full(3, size.mean()) if grey else size
@@ -65,7 +65,7 @@ def _shift(image: Floats, rng: Rng, low: float, high: float) -> Floats:
 
 
 def _scratch(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
-    """A thin bright or dark curve; `extent` is its length in diagonals of the image."""
+    """Draw a thin bright or dark curve; `extent` is its length in diagonals of the image."""
     height, width, _ = image.shape
     start, turn = rng.uniform(0.25, 0.75, 2) * (height, width), rng.uniform(-1, 1)
     heading, thickness = rng.uniform(0, 2 * np.pi), max(1.0, min(height, width) * rng.uniform(0.006, 0.014))
@@ -82,13 +82,13 @@ def _scratch(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
 
 
 def _spot(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
-    """A blob of another brightness with the texture still in it."""
+    """Brighten or darken a blob with the texture still in it."""
     inside = _blob(image.shape[:2], rng, extent)
     return _blend(image, image + _shift(image, rng, 0.1, 0.35), inside)
 
 
 def _cutpaste(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
-    """The image's own texture from elsewhere, mirrored and a little brighter or darker, in a blob."""
+    """Paste the image's own texture from elsewhere, mirrored and a little brighter or darker, into a blob."""
     height, width, _ = image.shape
     inside = _blob((height, width), rng, extent)
     offset = (int(rng.integers(height // 4, max(height // 4 + 1, 3 * height // 4))), int(rng.integers(0, width)))
@@ -97,27 +97,27 @@ def _cutpaste(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
 
 
 def _fill(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
-    """A part is missing: a blob of one flat colour near the image's mean."""
+    """Fill a blob with one flat colour near the image's mean: something is missing."""
     inside = _blob(image.shape[:2], rng, extent)
     flat = np.broadcast_to(image.mean(axis=(0, 1)) + _shift(image, rng, 0.08, 0.2), image.shape)
     return _blend(image, flat, inside)
 
 
 def _stain(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
-    """A diffuse blot without an edge, strongest in its middle."""
+    """Add a diffuse blot without an edge, strongest in its middle."""
     away = _distance(image.shape[:2], rng) * (1 + 0.25 * _noise(image.shape[:2], rng))
     radius = max(1.0, np.sqrt(extent * image.shape[0] * image.shape[1] / np.pi))
     return _blend(image, image + _shift(image, rng, 0.1, 0.35), np.exp(-2 * (away / radius) ** 2))
 
 
 def _colour_shift(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
-    """Another tint (of grey images another brightness), weak, up to the whole image."""
+    """Tint weakly (make grey images brighter or darker), up to the whole image."""
     inside = _blob(image.shape[:2], rng, extent)
     return _blend(image, image + _shift(image, rng, 0.04, 0.14), inside)
 
 
 def _blur(image: Floats, rng: Rng, extent: float) -> tuple[Floats, Mask]:
-    """Texture decays: out of focus, up to the whole image. Nothing to see, and an empty mask, on a flat image."""
+    """Blur the texture as if out of focus, up to the whole image; on a flat image the mask is empty."""
     inside = _blob(image.shape[:2], rng, extent)
     radius = max(2.0, min(image.shape[:2]) * rng.uniform(0.015, 0.03))
     eight = Image.fromarray(np.rint(image * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))

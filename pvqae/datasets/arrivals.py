@@ -3,7 +3,7 @@
 good/ and gate/ are good parts. Defects are what a person labelled in review: they judge challengers at the gate, and
 nothing is ever trained on them. ROOT/arrived/labels.csv says who gave which label when.
 
-They lie apart from the images that the dataset was made of, so a mirror of those never removes them. A file's name
+They are kept apart from the images that the dataset was made of, so a mirror of those never removes them. A file's name
 says which part it shows: PART__VIEW-<hash>.png; without the double underscore each image is a part of its own.
 """
 
@@ -30,7 +30,9 @@ def _clean(text: str) -> str:
 
 
 def file_name(original: str, sha256: str) -> str:
-    """The name under which an image is kept: unique by its content, safe on every file system, its part still told."""
+    """Return the name under which an image is kept: unique by its content, safe on every file system, its part still
+    told.
+    """
     path = PurePosixPath(original)
     part, separator, view = path.stem.partition(SEPARATOR)
     named = f"{_clean(part)}{SEPARATOR}{_clean(view)}" if separator and _clean(part) else _clean(path.stem) or "image"
@@ -38,12 +40,12 @@ def file_name(original: str, sha256: str) -> str:
 
 
 def group_id(category: str, name: str) -> str:
-    """The part that a file of that name (or stem) shows; it is never divided between splits."""
+    """Return the part that a file of that name (or stem) shows; it is never divided between splits."""
     return f"{category}/{ARRIVED}/{layouts.part_of(name) or PurePosixPath(name).stem}"
 
 
 def scan(category: str, root: Path) -> list[Found]:
-    """The arrived images of a category of the dataset at `root`; none where nothing has arrived."""
+    """Return the arrived images of a category of the dataset at `root`; none where nothing has arrived."""
     return [*_good(category, root), *_defects(category, root)]
 
 
@@ -89,7 +91,8 @@ def _labels_file(root: Path) -> Path:
 
 
 def signatures(root: Path) -> dict[str, dict[str, str]]:
-    """The rows of labels.csv of the dataset at `root` by path below `root`; none where nobody has labelled anything.
+    """Return the rows of labels.csv of the dataset at `root` by path below `root`; none where nobody has labelled
+    anything.
 
     Raises `DataError` for other columns, and for rows that have not all of them.
     """

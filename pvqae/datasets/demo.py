@@ -33,7 +33,7 @@ The defects are synthetic (pvqae.datasets.anomalies) and their masks exact. The 
 
 
 def _rng(*names: object) -> np.random.Generator:
-    """One stream per image, so that no image depends on which others are made."""
+    """Return one stream per image, so that no image depends on which others are made."""
     text = "/".join(map(str, names))
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]))
 
@@ -44,7 +44,7 @@ def _photograph(name: str) -> Floats:
 
 
 def _variant(cell: Floats, name: str, rng: np.random.Generator) -> Floats:
-    """The cell turned or mirrored, slightly brighter or darker, with a camera's noise; grey stays grey."""
+    """Return the cell turned or mirrored, slightly brighter or darker, with a camera's noise; grey stays grey."""
     turned = np.rot90(cell, int(rng.choice(TURNS[name])))
     turned = turned[:, ::-1] if rng.random() < 0.5 else turned
     light = turned * rng.uniform(0.94, 1.06) + rng.uniform(-0.02, 0.02)

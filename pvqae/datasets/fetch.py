@@ -127,7 +127,8 @@ def _unpack(name: str, file: Path, out: Path) -> None:
 
 def _dataset_root(name: str, folder: Path) -> Path:
     """Return the folder that has the layout: archives often wrap it in one of their own. Raises `DataError` if none
-    has."""
+    has.
+    """
     for place in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
         if sources.SOURCES[name].parts(place) and (place == folder or not sources.SOURCES[name].parts(folder)):
             return place

@@ -62,14 +62,14 @@ def _sharpness(grey: Floats) -> float:
 
 
 def statistics(image: Floats) -> _Statistics:
-    """Statistics of an image (H0, W0, 3); six digits, so that their text is the same on every machine."""
+    """Return statistics of an image (H0, W0, 3); six digits, so that their text is the same on every machine."""
     grey = image.mean(axis=2)
     values = grey.mean(dtype=np.float64), grey.std(dtype=np.float64), _sharpness(grey)
     return _Statistics(*(round(float(value), 6) for value in values))
 
 
 def _range_of(image: Floats) -> _Range:
-    """The range of an image (H0, W0, 3); six digits."""
+    """Return the range of an image (H0, W0, 3); six digits."""
     grey = image.mean(axis=2)
     centred = grey - grey.mean(dtype=np.float64)
     square = np.square(centred)
@@ -79,7 +79,7 @@ def _range_of(image: Floats) -> _Range:
 
 
 def inspect(path: Path, root: Path, bits: Bits = "auto") -> Facts | str:
-    """The facts of an image, `path` relative to `root`, or why it cannot be read; `bits` is `image.bits`."""
+    """Return the facts of an image, `path` relative to `root`, or why it cannot be read; `bits` is `image.bits`."""
     try:
         header = images.header(
             path, root, bits
@@ -91,7 +91,7 @@ def inspect(path: Path, root: Path, bits: Bits = "auto") -> Facts | str:
 
 
 def _sha256(path: Path, root: Path) -> str:
-    """ "" where the file can't be read: `inspect` says why."""
+    """Return "" where the file can't be read: `inspect` says why."""
     try:
         return files.digest(files.resolve(root, path.as_posix()))
     except (DataError, OSError):
@@ -106,7 +106,7 @@ def _facts(sha256: str, values: Any) -> Facts:
 def inspect_all(
     paths: Sequence[Path], root: Path, cache: Path | None = None, bits: Bits = "auto"
 ) -> Iterator[Facts | str]:
-    """`inspect` in order, with threads, because decoding and numpy leave the interpreter free.
+    """Yield what `inspect` returns, in order, with threads, because decoding and numpy leave the interpreter free.
 
     What `cache` (of `kept.file`) knows by its sha256 and `bits` is hashed, not decoded. Whatever the number of paths,
     the facts of `_CHUNK` images are in memory.
@@ -134,7 +134,7 @@ _PART = 500  # hashes of one question; SQLite takes 999 at least
 
 
 def file(folder: Path) -> Path:
-    """The file of this code below `folder`."""
+    """Return the file of this code below `folder`."""
     code = hashlib.sha256(b"".join((_PACKAGE / name).read_bytes() for name in _DECODING)).hexdigest()
     return folder / f"facts-{code[:16]}.sqlite"
 
@@ -146,7 +146,7 @@ class _Kept:
         self._base = base
 
     def find(self, hashes: Sequence[str]) -> dict[str, object]:
-        """The facts of those `hashes` that are known."""
+        """Return the facts of those `hashes` that are known."""
         found: dict[str, object] = {}
         with contextlib.suppress(sqlite3.Error, ValueError):
             for start in range(0, len(hashes), _PART):
@@ -165,13 +165,13 @@ class _Kept:
 
 
 def _sum(sha256: str, text: str) -> str:
-    """SQLite notices no flipped byte."""
+    """Return a check sum: SQLite notices no flipped byte."""
     return hashlib.sha256(f"{sha256} {text}".encode()).hexdigest()[:16]
 
 
 @contextmanager
 def _opened(path: Path | None) -> Iterator[_Kept]:
-    """The facts in `path`; None keeps them for this run alone."""
+    """Return the facts in `path`; None keeps them for this run alone."""
     base = sqlite3.connect(":memory:")
     if path is not None:
         with contextlib.suppress(OSError, sqlite3.Error):

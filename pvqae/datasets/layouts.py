@@ -53,8 +53,8 @@ _NOT_GOOD, _NOT_OF_KIND = (
 
 
 def files(folder: Path) -> Iterator[Parts]:
-    """Every file below a folder, as the parts of its path, in the order of names. Links to folders are followed; one
-    that leads back to where it came from counts as a file. Raises `DataError` for a folder that can't be listed.
+    """Yield every file below a folder, as the parts of its path, in the order of names. Links to folders are followed;
+    one that leads back to where it came from counts as a file. Raises `DataError` for a folder that can't be listed.
     """
     yield from _files(str(folder), (), os.path.realpath(folder), ())
 
@@ -78,29 +78,31 @@ def _files(place: str, above: Parts, real: str, followed: Parts) -> Iterator[Par
 
 
 def _is_picture(parts: Parts) -> bool:
-    """Whether a file has an image's name and neither it nor a folder above is hidden."""
+    """Return whether a file has an image's name and neither it nor a folder above is hidden."""
     name = parts[-1]
     return name[name.rfind(".") :].lower() in images.SUFFIXES and not any(part[0] == "." for part in parts)
 
 
 def folders(folder: Path) -> list[Path]:
-    """Folders directly in a folder, sorted, hidden ones left out; none if it is not there."""
+    """Return folders directly in a folder, sorted, hidden ones left out; none if it is not there."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")) if folder.is_dir() else []
 
 
 def pictures(folder: Path) -> list[Path]:
-    """Image files directly in a folder, sorted; none if it is not there."""
+    """Return image files directly in a folder, sorted; none if it is not there."""
     return sorted(p for p in folder.iterdir() if _is_picture((p.name,))) if folder.is_dir() else []
 
 
 def part_of(name: str) -> str:
-    """The part that a file PART__VIEW.png shows; "" for other names."""
+    """Return the part that a file PART__VIEW.png shows; "" for other names."""
     part, separator, _ = name.partition(SEPARATOR)
     return part if separator else ""
 
 
 def normal(category: str, folder: Path, path: Path, official: str | None = None) -> Found:
-    """A good part's image in its category's `folder`, a group of its own unless its name says which part it shows."""
+    """Return a good part's image in its category's `folder`, a group of its own unless its name says which part it
+    shows.
+    """
     sample_id = f"{category}/{path.relative_to(folder).with_suffix('').as_posix()}"
     part = part_of(path.name)
     return Found(
@@ -109,17 +111,17 @@ def normal(category: str, folder: Path, path: Path, official: str | None = None)
 
 
 def defect(category: str, folder: Path, path: Path, kind: str, mask: Path | None, official: str | None = None) -> Found:
-    """A defective part's image in its category's `folder`, grouped as a good one's."""
+    """Return a defective part's image in its category's `folder`, grouped as a good one's."""
     return replace(normal(category, folder, path, official), label="defect", kind=kind, mask_path=mask)
 
 
 def _is_good(folder: str) -> bool:
-    """Whether a folder of that name holds good parts."""
+    """Return whether a folder of that name holds good parts."""
     return folder.casefold() in _GOOD
 
 
 def _odd(folder: str, good: bool) -> bool:
-    """Whether a folder below good/, or below a kind, says by its name that its images are something else."""
+    """Return whether a folder below good/, or below a kind, says by its name that its images are something else."""
     return bool((_NOT_GOOD if good else _NOT_OF_KIND).search(folder.casefold())) or (_is_good(folder) and not good)
 
 
@@ -128,7 +130,7 @@ def _has_good(folder: Path) -> bool:
 
 
 def _good_folder(folder: Path, kinds: Iterable[str]) -> str:
-    """The one of `kinds` that means good parts, "" for none. Raises `DataError` for several."""
+    """Return the one of `kinds` that means good parts, "" for none. Raises `DataError` for several."""
     names = sorted(filter(_is_good, kinds))
     if len(names) > 1:
         raise DataError(
@@ -138,8 +140,8 @@ def _good_folder(folder: Path, kinds: Iterable[str]) -> str:
 
 
 def _labelled(category: str, folder: Path, own: Iterable[tuple[Parts, Parts]], official: str | None) -> list[Found]:
-    """Images in folders named after their kinds, with their masks. `own`: the parts of a file from the kind on, and
-    from `folder` on.
+    """Return images in folders named after their kinds, with their masks. `own`: the parts of a file from the kind on,
+    and from `folder` on.
 
     Where no folder means good parts, images in none are good. Raises `DataError` where several do.
     """
@@ -171,7 +173,9 @@ def _with_masks(folder: Path, found: list[tuple[Parts, Found]], marks: list[tupl
 
 
 def _one_by_one(found: list[Found]) -> list[Found]:
-    """Each image on its own where all names begin alike (Image__2026-01-31__1.png of a camera): that names no part."""
+    """Make each image its own group where all names begin alike (Image__2026-01-31__1.png of a camera): that names no
+    part.
+    """
     alone = len({f.group_id for f in found}) == 1
     return [replace(f, group_id=f.sample_id) for f in found] if alone else found
 
@@ -183,13 +187,13 @@ def _gate(category: str, folder: Path, every: list[Parts]) -> list[Found]:
 
 
 def split_parts(root: Path) -> dict[str, Path]:
-    """Categories of a layout with an official split; `root` may be the folder of a single one."""
+    """Return categories of a layout with an official split; `root` may be the folder of a single one."""
     places = [root] if (root / "train").is_dir() else folders(root)
     return {p.name: p for p in places if _has_good(p / "train")}
 
 
 def split(category: str, folder: Path) -> list[Found]:
-    """train/good, test/KIND, ground_truth/KIND: MVTec AD's layout, BTAD's with good called ok."""
+    """Scan train/good, test/KIND, ground_truth/KIND: MVTec AD's layout, BTAD's with good called ok."""
     every = [parts for parts in files(folder) if _is_picture(parts)]
     found = _gate(category, folder, every)
     for head in _TRAIN:
@@ -201,15 +205,16 @@ def split(category: str, folder: Path) -> list[Found]:
 
 
 def folder_parts(root: Path) -> dict[str, Path]:
-    """Categories of the folder layout: `root` itself if it has a good/, else its folders with one; or `root` with
-    images of good parts alone."""
+    """Return categories of the folder layout: `root` itself if it has a good/, else its folders with one; or `root`
+    with images of good parts alone.
+    """
     aside = (GATE, GATE_MASKS, ARRIVED)
     found = {} if _has_good(root) else {p.name: p for p in folders(root) if p.name not in aside and _has_good(p)}
     return found or ({root.name: root} if _has_good(root) or pictures(root) else {})
 
 
 def kinds(category: str, folder: Path) -> list[Found]:
-    """good/ and any defect folders, masks optional in masks/KIND or ground_truth/KIND; or good images only."""
+    """Scan good/ and any defect folders, masks optional in masks/KIND or ground_truth/KIND; or good images only."""
     every = [parts for parts in files(folder) if _is_picture(parts)]
     own = [(parts, parts) for parts in every if parts[0] not in (GATE, GATE_MASKS, ARRIVED) or len(parts) == 1]
     return _one_by_one([*_labelled(category, folder, own, None), *_gate(category, folder, every)])

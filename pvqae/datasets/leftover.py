@@ -36,8 +36,9 @@ class Left:
 
 
 def of(root: Path, found: Sequence[Found], unchosen: Collection[str]) -> list[Left]:
-    """The files below a dataset's `root` that are no image and no mask of `found`. `unchosen`: folders of classes that
-    `data.categories` leaves out."""
+    """Return the files below a dataset's `root` that are no image and no mask of `found`. `unchosen`: folders of
+    classes that `data.categories` leaves out.
+    """
     used = {str(path) for f in found for path in (f.path, f.mask_path) if path}
     good = {str(path) for f in found for path in f.unneeded}
     left = [(str(path), parts) for parts in layouts.files(root) if str(path := root.joinpath(*parts)) not in used]
@@ -62,7 +63,7 @@ def _why(parts: Parts, unchosen: Collection[str]) -> tuple[str, str]:
 
 
 def told(left: Iterable[Left]) -> list[str]:
-    """One sentence for each kind and reason of what somebody may miss: how many, and the first names."""
+    """Return one sentence for each kind and reason of what somebody may miss: how many, and the first names."""
     groups: dict[tuple[str, str], list[str]] = {}
     for item in left:
         if item.kind != _OTHER:
@@ -78,25 +79,25 @@ def _many(n: int, kind: str) -> str:
 
 
 def _listed(names: Sequence[str], most: int = NAMED) -> str:
-    """The first of many names."""
+    """Return the first of many names."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def total(left: Sequence[Left]) -> str:
-    """How many files nothing uses, in words."""
+    """Return how many files nothing uses, in words."""
     kinds = Counter(item.kind for item in left)
     return f"Not looked at: {', '.join(_many(n, kind) for kind, n in sorted(kinds.items())) or 'nothing'}"
 
 
 def masks_of(found: Iterable[Found], out: Collection[Path], root: Path) -> list[Left]:
-    """The masks of images that are left out, whose paths are in `out`."""
+    """Return the masks of images that are left out, whose paths are in `out`."""
     own = [f.mask_path.relative_to(root).as_posix() for f in found if f.mask_path and f.path in out]
     return [Left(shown(name), _OTHER, "the mask of an image that is left out") for name in own]
 
 
 def folders(found: Iterable[Found], root: Path) -> str:
-    """Where images are and how many, the deepest folders first: one sees that a folder below good/ counts."""
+    """Return where images are and how many, the deepest folders first: one sees that a folder below good/ counts."""
     counts = Counter(f.path.parent for f in found)
     order = sorted(counts, key=lambda place: (-len(place.parts), place))
     names = [f"{shown(place.relative_to(root).as_posix())}/ ({counts[place]})" for place in order]

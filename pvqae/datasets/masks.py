@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, by names alone: masks lie in many places and are called many things.
+"""Which mask belongs to which image, by names alone: masks are kept in many places and called many things.
 
 Known for an image scratch/000.png: masks/scratch/000.png, ground_truth/scratch/000_mask.png, scratch_GT/000.png,
 scratch/masks/000.png, masks/scratch/000/1.png, masks/000.png and scratch/000_mask.png. A mask that two images could
@@ -18,7 +18,7 @@ FOLDER = "masks"
 _FOLDER = r"(?:gt|ground[ _-]?truth|masks?)(?:[ _-](?:gt|masks?))?"
 _IS_FOLDER = re.compile(_FOLDER, re.IGNORECASE)
 _OF_KIND = re.compile(rf"(.+?)[ _-]{_FOLDER}", re.IGNORECASE)  # scratch_GT/
-# May be the name of a kind, too: masks only where a kind's folder lies in it.
+# May be the name of a kind, too: masks only where it holds a kind's folder.
 _PERHAPS = frozenset({"label", "labels", "annotation", "annotations", "segmentation", "segmentations"})
 _SAYS_MASK = re.compile(r"^(?:mask|gt)[ ._-]+(?=.)|(?<=.)[ ._-]+(?:masks?|gt|ground[ _-]?truth)$", re.IGNORECASE)
 _MAY_SAY = re.compile(r"^(?:label|seg)[ ._-]+(?=.)|(?<=.)[ ._-]+(?:labels?|seg|segmentation)$", re.IGNORECASE)
@@ -26,12 +26,12 @@ _Named = tuple[Parts, Parts]  # the parts that name an image or a mask from its 
 
 
 def is_folder(name: str) -> bool:
-    """Whether a folder of that name holds masks."""
+    """Return whether a folder of that name holds masks."""
     return _IS_FOLDER.fullmatch(name) is not None
 
 
 def _fold(text: str) -> str:
-    """Names that differ in case only, or in how an accent is encoded, are the same to people and to some disks."""
+    """Return one text for names that differ in case only, or in how an accent is encoded."""
     return unicodedata.normalize("NFC", text).casefold()
 
 
@@ -40,13 +40,13 @@ def _stem(parts: Parts) -> str:
 
 
 def _plain(stem: str) -> str:
-    """The stem of the image that a mask's stem names: 000_mask, mask_000, 000_GT, 000.jpg → 000."""
+    """Return the stem of the image that a mask's stem names: 000_mask, mask_000, 000_GT, 000.jpg → 000."""
     plain = PurePosixPath(_MAY_SAY.sub("", _SAYS_MASK.sub("", stem)))
     return plain.stem if plain.suffix.lower() in images.SUFFIXES else plain.name
 
 
 def _of_mask(parts: Parts, kinds: frozenset[str]) -> Parts | None:
-    """The parts that name a mask in a folder of masks; None in no such folder."""
+    """Return the parts that name a mask in a folder of masks; None in no such folder."""
     own = _OF_KIND.fullmatch(parts[0]) if len(parts) > 1 else None
     if own and own[1] in kinds:
         return (own[1], *parts[1:])
@@ -57,7 +57,9 @@ def _of_mask(parts: Parts, kinds: frozenset[str]) -> Parts | None:
 
 
 def divide(files: Iterable[_Named]) -> tuple[list[_Named], list[_Named]]:
-    """Images, and masks: those in a folder of masks, and those that lie next to their image (000.png, 000_mask.png)."""
+    """Return images, and masks: those in a folder of masks, and those next to their image (000.png,
+    000_mask.png).
+    """
     every = list(files)
     kinds = frozenset(name[0] for name, _ in every if len(name) > 1 and not is_folder(name[0]))
     named = [(_of_mask(name, kinds), name, whole) for name, whole in every]
@@ -66,8 +68,8 @@ def divide(files: Iterable[_Named]) -> tuple[list[_Named], list[_Named]]:
     marks: list[_Named] = []
     for mask, name, whole in named:
         image = _SAYS_MASK.sub("", _stem(name))
-        beside = image != _stem(name) and (*name[:-1], image) in stems
-        if mask is None and not beside:
+        neighbour = image != _stem(name) and (*name[:-1], image) in stems
+        if mask is None and not neighbour:
             shown.append((name, whole))
         else:
             marks.append((mask or name, whole))
@@ -75,16 +77,17 @@ def divide(files: Iterable[_Named]) -> tuple[list[_Named], list[_Named]]:
 
 
 def _keys_of_image(parts: Parts) -> tuple[Parts, ...]:
-    """What `_keys_of_mask` gives for a mask of this image, from the strictest to the loosest."""
+    """Return what `_keys_of_mask` gives for a mask of this image, from the strictest to the loosest."""
     *above, stem = *parts[:-1], _stem(parts)
     same = tuple(map(_fold, (*above, stem)))
     return ("=", *above, stem), ("~", *same), ("kind", same[0], same[-1]), ("any", same[-1])
 
 
 def _keys_of_mask(parts: Parts, kinds: frozenset[str]) -> list[Parts]:
-    """Keys of the image that a mask marks, in the order in which they are tried: the same path; the same but for case,
-    accents and a word that says mask; below the kind's folder a folder named after the image, or the image's name; and
-    both where no folder names a kind."""
+    """Return keys of the image that a mask marks, in the order in which they are tried: the same path; the same but for
+    case, accents and a word that says mask; below the kind's folder a folder named after the image, or the image's
+    name; and both where no folder names a kind.
+    """
     *above, stem = *parts[:-1], _stem(parts)
     plain, named = _fold(_plain(stem)), bool(above) and _fold(above[0]) in kinds
     loose = [_fold(above[-1]), plain] if len(above) > named else [plain]
@@ -93,8 +96,9 @@ def _keys_of_mask(parts: Parts, kinds: frozenset[str]) -> list[Parts]:
 
 
 def match(shown: Sequence[Parts], marks: Sequence[Parts], kinds: Iterable[str]) -> tuple[dict[int, int], list[int]]:
-    """Image → mask, both by their place in the lists; and the masks that name no image at all. `kinds`: all names of
-    folders of images."""
+    """Map images to masks, both by their place in the lists; and the masks that name no image at all. `kinds`: all
+    names of folders of images.
+    """
     images_of: dict[Parts, list[int]] = defaultdict(list)
     for image, parts in enumerate(shown if marks else ()):
         for key in _keys_of_image(parts):

@@ -68,7 +68,8 @@ def _photograph(category: str, root: Path, place: Path, path: Path) -> Found:
 
 def _checked(found: Found) -> Found:
     """Return `found` with a flaw where its mask is empty, as four masks of uneven tiles are published: such a defect is
-    nowhere and cannot be judged."""
+    nowhere and cannot be judged.
+    """
     if found.mask_path is None:
         return found
     try:

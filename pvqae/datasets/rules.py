@@ -41,7 +41,7 @@ def _holds(name: str, words: str, repair: str, **more: Any) -> Rule:
 
 
 def _silent(name: str, words: str, repair: str, **more: Any) -> Rule:
-    """Of a column that has "" or says what is wrong."""
+    """Expect "" in a column that otherwise says what is wrong."""
     return Rule(name, "ExpectColumnValuesToBeInSet", words, repair, {"column": name, "value_set": [""]}, **more)
 
 
@@ -60,7 +60,7 @@ def _between(column: str, low: float | None, high: float | None, words: str, rep
 
 
 def of_manifest() -> list[Rule]:
-    """Of the manifest's text, before anything relies on its columns and types."""
+    """Return what is expected of the manifest's text, before anything relies on its columns and types."""
     rebuild = "delete data/manifest.csv and build it again with `dvc repro manifest`"
     rename = "rename the files or folders in the dataset, then run `python -m flows data add NAME ROOT`"
     columns = {"column_list": list(COLUMNS)}
@@ -74,9 +74,13 @@ def of_manifest() -> list[Rule]:
             _matches(f"{name}_present", name, _PRESENT, f"every image has a {name}", rebuild)
             for name in ("sample_id", "group_id", "kind")
         ),
-        _matches("path_relative", "path", _RELATIVE, "every path lies below data/raw or data/gate", rebuild),
+        _matches("path_relative", "path", _RELATIVE, "every path is below data/raw or data/gate", rebuild),
         _matches(
-            "mask_path_relative", "mask_path", f"^$|{_RELATIVE}", "every mask lies there too, or is none", rebuild
+            "mask_path_relative",
+            "mask_path",
+            f"^$|{_RELATIVE}",
+            "every mask is below these too, or there is none",
+            rebuild,
         ),
         _matches("sha256_format", "sha256", r"^[0-9a-f]{64}$", "every hash has 64 hexadecimal digits", rebuild),
         _matches("category_name", "category", classes.NAME, f"class names of {classes.NAME_WORDS}", rename),
@@ -99,7 +103,7 @@ def of_manifest() -> list[Rule]:
 
 
 def of_images() -> list[Rule]:
-    """Of the rows with the facts of `pvqae.samples.rows`."""
+    """Return what is expected of the rows with the facts of `pvqae.samples.rows`."""
     again = "then run `python -m flows data add NAME ROOT`"
     rebuild = "delete data/manifest.csv and data/statistics.csv and build them again with `dvc repro manifest`"
     export = f"export these images again as 8 or 16 bit grey or RGB, {again}"
@@ -136,7 +140,7 @@ def of_images() -> list[Rule]:
 
 
 def of_classes(min_normals: int) -> list[Rule]:
-    """Of the table of classes of `pvqae.samples.rows`."""
+    """Return what is expected of the table of classes of `pvqae.samples.rows`."""
     add = "bring the dataset in with `python -m flows data add NAME ROOT`, which writes data/classes.yaml"
     again = "see data/quarantine.csv for what was left out; repair it, then run `python -m flows data add NAME ROOT`"
     more = "add images of good parts, or lower data.min_normals or data.shares"
@@ -173,7 +177,8 @@ class Outcome:
 class Summary:
     """A checked dataset: its size, images per class and split, what is worth knowing, and the page to open. `files`:
     how many of its files are used, in quarantine and ignored; together they are all. `held_back`: the classes that
-    can't be trained as they are, with the reason."""
+    can't be trained as they are, with the reason.
+    """
 
     rows: int
     classes: dict[str, dict[str, int]]
@@ -196,12 +201,12 @@ def _listed(parts: dict[str, int]) -> str:
 
 
 def failed(outcomes: Sequence[Outcome], *, warning: bool = False) -> list[Outcome]:
-    """The outcomes that stop everything, or those that only warn."""
+    """Return the outcomes that stop everything, or those that only warn."""
     return [outcome for outcome in outcomes if not outcome.success and outcome.rule.warning == warning]
 
 
 def line(outcome: Outcome) -> str:
-    """An expectation in words with the rows against it."""
+    """Return an expectation in words with the rows against it."""
     more = outcome.unexpected - len(outcome.rows)
     listed = ", ".join(outcome.rows) + (f" and {more} more" if more > 0 else "")
     return f"{outcome.rule.name}: expected {outcome.rule.words}; {outcome.unexpected} not: {listed}"
@@ -218,7 +223,7 @@ def held_back(outcomes: Sequence[Outcome], names: Iterable[str]) -> dict[str, st
 
 
 def message(outcomes: Sequence[Outcome], summary: Summary) -> str:
-    """The verdict in words, with the rows and the repair of each failed expectation."""
+    """Return the verdict in words, with the rows and the repair of each failed expectation."""
     stops = failed(outcomes)
     held = f"{len(outcomes) - len(stops)} of {len(outcomes)} expectations hold for {summary.rows} images"
     lines = [f"  {line(outcome)}\n    repair: {outcome.rule.repair}" for outcome in stops]
@@ -228,7 +233,7 @@ def message(outcomes: Sequence[Outcome], summary: Summary) -> str:
 
 
 def report(summary: Summary, outcomes: Sequence[Outcome]) -> str:
-    """The text of validation.json."""
+    """Return the text of validation.json."""
     expectations = [
         {"name": o.rule.name, "success": o.success, "unexpected": o.unexpected, "warning": o.rule.warning}
         for o in outcomes

@@ -24,7 +24,7 @@ class Source:
 
 
 def _cells(category: str, folder: Path) -> list[Found]:
-    """The demo's file names start with the cell of the photograph: the part that several images show."""
+    """Group images by the cell of the photograph that begins their names: the part that several images show."""
     return [replace(f, group_id=f"{category}/{f.path.stem.split('_')[0]}") for f in layouts.split(category, folder)]
 
 
@@ -49,7 +49,7 @@ SOURCES: dict[str, Source] = {
 
 
 def _below(root: Path) -> str:
-    """The first entries of two levels below `root`, as an error shows them."""
+    """Return the first entries of two levels below `root`, as an error shows them."""
     if not root.is_dir():
         return "no such folder"
     places = sorted([*root.glob("*"), *root.glob("*/*")])
@@ -58,7 +58,7 @@ def _below(root: Path) -> str:
 
 
 def _parts(name: str, root: Path) -> dict[str, Path]:
-    """Folder of each category. Raises `DataError` for an unknown source, another layout or an unusable name."""
+    """Return the folder of each category. Raises `DataError` for an unknown source or layout, or an unusable name."""
     if name not in SOURCES:
         raise DataError(f"data.source: expected one of {', '.join(SOURCES)}; found {name}; correct params.yaml")
     parts = SOURCES[name].parts(root)
@@ -75,7 +75,7 @@ def _parts(name: str, root: Path) -> dict[str, Path]:
 
 
 def categories(source: str, root: Path) -> list[str]:
-    """The classes of a dataset, sorted, from folder names alone. Raises `DataError` as `scan`."""
+    """Return the classes of a dataset, sorted, from folder names alone. Raises `DataError` as `scan`."""
     return sorted(_parts(source, root))
 
 
@@ -90,8 +90,9 @@ def _check_ids(found: Sequence[Found]) -> None:
 
 
 def _check_masks(found: Sequence[Found], left: Sequence[str] = ()) -> None:
-    """A category has masks for all its defects or for none: half a truth would count defects as false alarms. Masks
-    that are there are not dropped in silence, either (`left`: those of no image, where `found` are of one category).
+    """Check that a category has masks for all its defects or for none: half a truth would count defects as false
+    alarms. Masks that are there are not dropped in silence, either (`left`: those of no image, where `found` are of one
+    category).
     """
     masked = {f.category for f in found if f.mask_path or left}
     missing = [str(f.path) for f in found if f.category in masked and f.label == "defect" and f.mask_path is None]
@@ -109,7 +110,9 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _judged(found: Found, root: Path) -> Found:
-    """With a flaw where a name can't be in a table: it would break a line, or a spreadsheet would run it."""
+    """Return `found`, with a flaw where a name can't be in a table: it would break a line, or a spreadsheet would run
+    it.
+    """
     names = "".join(path.relative_to(root).as_posix() for path in (found.path, found.mask_path) if path)
     if "\\" in names or files.shown(names) != names:
         return replace(found, flaw="expected names of UTF-8 without control characters and backslashes; rename it")
@@ -119,7 +122,7 @@ def _judged(found: Found, root: Path) -> Found:
 
 
 def _find(source: str, root: Path, wanted: Sequence[str]) -> tuple[dict[str, Path], list[Found], list[Found]]:
-    """The folders of all categories; the images of the wanted ones, without what arrived later and with it."""
+    """Return the folders of all categories; the images of the wanted ones, without what arrived later and with it."""
     parts = _parts(source, root)
     if missing := [name for name in wanted if name not in parts]:
         raise DataError(
@@ -134,7 +137,7 @@ def _find(source: str, root: Path, wanted: Sequence[str]) -> tuple[dict[str, Pat
 
 
 def scan(source: str, root: Path, wanted: Sequence[str] = ()) -> list[Found]:
-    """Every image of a dataset, sorted by sample_id; of the `wanted` categories only, if any are named.
+    """Return every image of a dataset, sorted by sample_id; of the `wanted` categories only, if any are named.
 
     Raises `DataError` when the source is not known, the layout is another, a wanted category is not there, names are
     not usable or not unique, or a category has masks for only some of its defects.
@@ -145,7 +148,7 @@ def scan(source: str, root: Path, wanted: Sequence[str] = ()) -> list[Found]:
 
 
 def survey(source: str, root: Path, wanted: Sequence[str] = ()) -> tuple[list[Found], list[Left]]:
-    """`scan`, and all other files below `root`, each with the reason why nothing uses it.
+    """Return what `scan` does, and all other files below `root`, each with the reason why nothing uses it.
 
     Raises `DataError` as `scan`; for folders of images that are no category, unless the `wanted` ones are named; and
     for a category whose masks belong to none of its images.

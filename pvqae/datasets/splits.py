@@ -33,7 +33,7 @@ class Member:
 
 
 def fraction(salt: str, group_id: str) -> float:
-    """A number in [0, 1), fixed by the two texts alone; the salt makes independent draws for the same group."""
+    """Return a number in [0, 1), fixed by the two texts alone; the salt makes independent draws for the same group."""
     return int(hashlib.sha256(f"{salt}\0{group_id}".encode(errors="surrogateescape")).hexdigest()[:13], 16) / 16**13
 
 
@@ -54,7 +54,7 @@ def _of_normals(group_id: str, shares: Shares, has_test: bool, arrived: bool) ->
 
 
 def assign_splits(members: Sequence[Member], shares: Shares) -> list[str]:
-    """The split of each member, in order: train, calibrate, gate or test.
+    """Return the split of each member, in order: train, calibrate, gate or test.
 
     A group is never divided. One with a defect, or with an image of an official test split, is test as a whole: the
     other exposures of a defective part are not normal. One with an image that the user set aside for the gate is gate.
@@ -74,26 +74,26 @@ def assign_splits(members: Sequence[Member], shares: Shares) -> list[str]:
 
 
 def assign_folds(rows: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
-    """`rows` (normals of train and calibrate) with a column `fold`."""
+    """Return `rows` (normals of train and calibrate) with a column `fold`."""
     count = rows.groupby("category")["category"].transform("size")
     fold = np.array([_fold_of(group, calibration.folds) for group in rows["group_id"]], dtype=np.int64)
     return rows.assign(fold=np.where(count < calibration.kfold_below, fold, _HELD_OUT))
 
 
 def fits(rows: pd.DataFrame) -> list[str]:
-    """The fits that rows with a column `fold` need: `full`, then one per fold."""
+    """Return the fits that rows with a column `fold` need: `full`, then one per fold."""
     return [FULL, *(f"fold-{k}" for k in sorted(set(rows["fold"]) - {_HELD_OUT}))]
 
 
 def network_fits(rows: pd.DataFrame, score: Score) -> list[str]:
-    """The fits that need a network of their own. Where the image score reads the memory alone, a network can't move
-    a threshold, so none is trained per fold: the memory and its statistics still are fitted per fold.
+    """Return the fits that need a network of their own. Where the image score reads the memory alone, a network can't
+    move a threshold, so none is trained per fold: the memory and its statistics still are fitted per fold.
     """
     return [FULL] if score.recon == "memory" and score.fusion == "recon" else fits(rows)
 
 
 def check_folds(rows: pd.DataFrame) -> None:
-    """Every fit must learn each class from two groups at least: a part is judged by what the others taught.
+    """Check that every fit learns each class from two groups at least: a part is judged by what the others taught.
 
     Raises `DataError` naming the class, the fit and what was found.
     """
@@ -112,13 +112,13 @@ def _number(fit: str) -> int:
 
 
 def learns(rows: pd.DataFrame, fit: str) -> NDArray[np.bool_]:
-    """The rows that `fit` learns from."""
+    """Return the rows that `fit` learns from."""
     held_out = (rows["fold"] == _HELD_OUT).to_numpy()
     others = (rows["fold"] != _number(fit)).to_numpy()
     return np.where(held_out, (rows["split"] == "train").to_numpy(), others)
 
 
 def judges(rows: pd.DataFrame, fit: str) -> NDArray[np.bool_]:
-    """The normals that `fit` sets thresholds on: it has not seen them. Over all fits, each such row once."""
+    """Return the normals that `fit` sets thresholds on: it has not seen them. Over all fits, each such row once."""
     mine = (rows["fold"] == _number(fit)).to_numpy()
     return mine & (~learns(rows, fit))

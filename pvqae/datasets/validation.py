@@ -82,7 +82,7 @@ def _table(path: Path, repeated: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _statistics(path: Path) -> pd.DataFrame:
-    """data/statistics.csv as numbers, indexed by sha256: copies of an image have the same ones."""
+    """Return data/statistics.csv as numbers, indexed by sha256: copies of an image have the same ones."""
     table = _table(path)
     if not set(_MEASURED) <= set(table.columns):
         expected, found = ", ".join(_MEASURED), ", ".join(table.columns)
@@ -103,7 +103,7 @@ def _run_typed(
 
 
 def great_expectations() -> tuple[Any, Any]:
-    """The library and its expectations. Raises `ImportError` where the extra `validation` is not installed."""
+    """Return the library and its expectations. Raises `ImportError` where the extra `validation` is not installed."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import: nothing about a dataset leaves the machine
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it imports sre_constants
@@ -161,7 +161,7 @@ def _outcome(rule: rules.Rule, result: Any, frame: pd.DataFrame, keys: Sequence[
 
 
 def _named(row: "pd.Series[Any]", keys: Sequence[str], rule: rules.Rule) -> str:
-    """`sample_id (path)`, and the value where it says more than that a fact does not hold."""
+    """Return `sample_id (path)`, and the value where it says more than that a fact does not hold."""
     name, *more = (str(row[key]) for key in keys)
     text = f"{name} ({more[0]})" if more else name
     column = rule.kwargs["column"]
@@ -192,7 +192,7 @@ def _summary(
 
 
 def _page(dataset: str, message: str, checked: Sequence[_Checked]) -> str:
-    """Data Docs: every expectation, by column, with the rows against it."""
+    """Return Data Docs: every expectation, by column, with the rows against it."""
     from great_expectations.core import ExpectationSuiteValidationResult
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
     from great_expectations.render.view.view import DefaultJinjaSectionView
@@ -206,7 +206,9 @@ def _page(dataset: str, message: str, checked: Sequence[_Checked]) -> str:
 
 
 def _shown(outcome: Outcome, result: Any) -> Any:
-    """The result with our names of the rows as its unexpected values: escaped, since tables are printed as they are."""
+    """Return the result with our names of the rows as its unexpected values: escaped, since tables are printed as they
+    are.
+    """
     if "element_count" not in result.result:  # about the table, not its rows
         result.result = {"observed_value": escape(str(result.result["observed_value"]))}
         return result

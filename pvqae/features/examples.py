@@ -35,7 +35,7 @@ class Batch:
     valid: Tensor  # B x S x S; False on padding
 
     def mirrored(self) -> "Batch":
-        """Left-right; of frozen features the mirror is approximate, and good enough."""
+        """Mirror left-right; of frozen features the mirror is approximate, and good enough."""
         kept = self.features
         return Batch(
             None if self.images is None else self.images.flip(-1),
@@ -51,7 +51,7 @@ class Learned(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor, device: str = "cpu") -> Batch:
-        """The views at `indices` as float32 on `device`."""
+        """Return the views at `indices` as float32 on `device`."""
         ...
 
 
@@ -69,7 +69,7 @@ class Examples:
         return len(self.rows)
 
     def batch(self, indices: Tensor, device: str = "cpu") -> Batch:
-        """The views at `indices` as float32 on `device`."""
+        """Return the views at `indices` as float32 on `device`."""
 
         def take(x: Tensor) -> Tensor:
             chosen = x[indices].to(device)
@@ -80,16 +80,16 @@ class Examples:
         return Batch(None if self.images is None else take(self.images), features, take(self.cost), take(self.valid))
 
     def batches(self, size: int, device: str = "cpu") -> Iterator[tuple[Tensor, Batch]]:
-        """Every view once, in order, with its indices."""
+        """Yield every view once, in order, with its indices."""
         for indices in torch.split(torch.arange(len(self)), size):
             yield indices, self.batch(indices, device)
 
     def chosen(self, keep_rows: Tensor) -> "_Chosen":
-        """The views of the rows where `keep_rows` (booleans over the frame) holds, not copied."""
+        """Return the views of the rows where `keep_rows` (booleans over the frame) holds, not copied."""
         return _Chosen(self, keep_rows[self.rows].nonzero()[:, 0])
 
     def subset(self, keep_rows: Tensor) -> "Examples":
-        """A copy of the views of the rows where `keep_rows` holds."""
+        """Return a copy of the views of the rows where `keep_rows` holds."""
         chosen = keep_rows[self.rows].nonzero()[:, 0]
         kept = self.features
         return Examples(
@@ -129,7 +129,7 @@ class Column:
     """
 
     def __init__(self, folder: Path | None = None, bound: int = _BOUND):
-        """`folder` takes the file (None: where the system puts temporary files); it is gone when nothing reads it."""
+        """Keep `bound` bytes in memory, the rest in a file in `folder`, None for the temporary one."""
         self._folder, self._bound, self._size = folder, bound, 0
         self._parts: list[Tensor] = []
         self._file: IO[bytes] | None = None
@@ -163,7 +163,7 @@ class Column:
 
 
 def views(rows: pd.DataFrame, data_root: Path, params: config.Image, what: str) -> Iterator[tuple[int, geometry.View]]:
-    """Each view with the position of its row; images are decoded one after another."""
+    """Yield each view with the position of its row; images are decoded one after another."""
     for position, path in enumerate(track(rows["path"], what, total=len(rows))):
         for view in geometry.canvas(images.read(path, data_root, params.bits), params).views:
             yield position, view
@@ -178,7 +178,8 @@ def prepare(
     device: str = "cpu",
     store: Store | None = None,
 ) -> Examples:
-    """The views of every image of `rows`: decoded and pushed through a frozen backbone, or as `store` has kept them.
+    """Return the views of every image of `rows`: decoded and pushed through a frozen backbone, or as `store` has kept
+    them.
 
     The result is the same to the last bit with and without a store. Raises `DataError` without rows, `IntegrityError`
     for an image that is not the one of its row's sha256 (where there is such a column).
@@ -201,7 +202,7 @@ def prepare(
 def retake(
     rows: pd.DataFrame, positions: list[int], data_root: Path, image: config.Image, backbone: Backbone, seed: int
 ) -> Examples:
-    """The views of the images at some `positions` of `rows`, taken again (see `Reader.retake`)."""
+    """Return the views of the images at some `positions` of `rows`, taken again (see `Reader.retake`)."""
     reader, columns = Reader(data_root, image, backbone, "none", "cpu", Store()), dict[str, Column]()
     for position in positions:
         path = str(rows["path"].iloc[position])

@@ -59,7 +59,7 @@ class _Counts:
 class Store:
     """Small files of tensors by key below `folder`, at most `gigabytes` after `trim`; None or 0 keep nothing.
 
-    Files are written beside and renamed; one that is not what was written counts as absent. A full disk costs speed
+    Files are written whole or not at all; one that is not what was written counts as absent. A full disk costs speed
     only. Several processes may use it at once.
     """
 
@@ -68,7 +68,7 @@ class Store:
     counts: _Counts = field(default_factory=_Counts)
 
     def get(self, key: str) -> _Tensors | None:
-        """The tensors of `key`, None where they are absent or damaged."""
+        """Return the tensors of `key`, None where they are absent or damaged."""
         if self.folder is None or not self.gigabytes:
             return None
         path = self._path(self.folder, key)
@@ -141,8 +141,9 @@ class Reader:
         self._measured = _key_of(self._geometry, measure, _source_of("features/richness.py"))
 
     def read(self, path: str, expected: str = "") -> Views:
-        """The views of an image. Raises `DataError` where it has to be decoded and can't be, `IntegrityError` where
-        it is not the one with the sha256 `expected`."""
+        """Return the views of an image. Raises `DataError` where it has to be decoded and can't be, `IntegrityError`
+        where it is not the one with the sha256 `expected`.
+        """
         counts, data = self.store.counts, self._content(path)
         sha256 = hashlib.sha256(data).hexdigest() if data else ""
         if sha256 and expected and sha256 != expected:
@@ -183,8 +184,9 @@ class Reader:
         return None if found is None else found["cost"]
 
     def retake(self, path: str, draws: np.random.Generator) -> Views:
-        """The views of an image as if its camera had taken it again, never kept: each pixel is off by up to half a grey
-        level of 8 bit, the least by which two photographs of a part differ; what is black or saturated stays so."""
+        """Return the views of an image as if its camera had taken it again, never kept: each pixel is off by up to half
+        a grey level of 8 bit, the least by which two photographs of a part differ; what is black or saturated stays so.
+        """
         pixels = images.read(path, self.root, self.image.bits)
         noise = (draws.random((*pixels.shape[:2], 1), dtype=np.float32) - np.float32(0.5)) / 255
         again, valid = self._laid_out(np.where((pixels > 0) & (pixels < 1), (pixels + noise).clip(0, 1), pixels))
@@ -216,13 +218,13 @@ def _views(kept: _Tensors, cost: Tensor) -> Views:
 
 
 def _key_of(*facts: object) -> str:
-    """Hex sha256 that names work: equal facts, equal work."""
+    """Return the hex sha256 that names work: equal facts, equal work."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @cache
 def _source_of(*files: str) -> str:
-    """Hash of files of this package: what other code has computed is never used."""
+    """Return the hash of files of this package: what other code has computed is never used."""
     total = hashlib.sha256()
     for name in files:
         total.update(name.encode() + (_PACKAGE / name).read_bytes())
@@ -230,7 +232,7 @@ def _source_of(*files: str) -> str:
 
 
 def _identity(backbone: Backbone, device: str) -> object:
-    """All that decides the last bit of a frozen backbone's features; of a trained one only pixels are kept."""
+    """Return all that decides the last bit of a frozen backbone's features; of a trained one only pixels are kept."""
     if backbone.weights_sha256 is None:
         return "pixels"
     machine = [torch.__version__, device, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]

@@ -38,18 +38,18 @@ class Allocation(NamedTuple):
 
 
 def as_onehot(levels_Bhw: Tensor, n_levels: int) -> Tensor:
-    """B x h x w integers → B x R x h x w floats."""
+    """Convert B x h x w integers to B x R x h x w floats."""
     return F.one_hot(levels_Bhw, n_levels).movedim(-1, 1).float()
 
 
 def random_onehot(shape_BRhw: torch.Size, generator: torch.Generator) -> Tensor:
-    """A level drawn evenly for every cell."""
+    """Return a level drawn evenly for every cell."""
     batch, levels, *grid = shape_BRhw
     return as_onehot(torch.randint(levels, (batch, *grid), generator=generator), levels)
 
 
 def gumbel_onehot(logits_BRhw: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """Hard straight-through Gumbel-softmax: one-hot forward, the soft choice's gradient backward."""
+    """Sample by hard straight-through Gumbel-softmax: one-hot forward, the soft choice's gradient backward."""
     uniform = torch.rand(logits_BRhw.shape, generator=generator).clamp(1e-9, 1 - 1e-7).to(logits_BRhw.device)
     soft = ((logits_BRhw - torch.log(-torch.log(uniform))) / temperature).softmax(dim=1)
     hard = as_onehot(soft.argmax(dim=1), logits_BRhw.shape[1])
@@ -77,7 +77,7 @@ class _Router(nn.Module):
         self.register_buffer("deviation", torch.ones(levels))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        """R maps B x D x h_r x w_r → logits B x R x h x w."""
+        """Map R maps B x D x h_r x w_r to logits B x R x h x w."""
         standard = (self._raw(levels) - self.mean[:, None, None]) / self.deviation[:, None, None]
         logits = _LOGIT_SCALE * (standard + self.shift.tanh()[:, None, None])
         return logits.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)
@@ -99,7 +99,7 @@ class _Router(nn.Module):
 
 
 def merge(levels: list[Tensor], onehot_BRhw: Tensor) -> Tensor:
-    """h = sum over r of b_r * upsample(Z_r), on the finest grid; the sum lets the gradient reach every branch."""
+    """Return h = sum over r of b_r * upsample(Z_r), on the finest grid; so the gradient reaches every branch."""
     grid = levels[-1].shape[-2:]
     gates = F.interpolate(onehot_BRhw, grid)
     ups = [F.interpolate(x, grid) for x in levels]
@@ -129,7 +129,7 @@ class _Standardise(nn.Module):
 
     @torch.no_grad()
     def fit(self, x_BCHW: Tensor, valid_BHW: Tensor) -> None:
-        """Statistics over valid cells. A channel that never varies keeps a deviation of 1."""
+        """Fit statistics to valid cells. A channel that never varies keeps a deviation of 1."""
         vectors = x_BCHW.float().movedim(1, -1)[valid_BHW]
         self.mean.copy_(vectors.mean(0))
         spread = vectors.std(0)
@@ -173,13 +173,13 @@ class Autoencoder(nn.Module):
         self.decoder = DECODERS[spec.decoder](model.code_dim, model.width, sum(spec.groups), model.levels)
 
     def codes(self, features: Features) -> list[Tensor]:
-        """R maps B x D x h_r x w_r of normalised vectors, before quantisation."""
+        """Return R maps B x D x h_r x w_r of normalised vectors, before quantisation."""
         scaled = [scale(x) for scale, x in zip(self.scales, features.levels, strict=True)]
         codes: list[Tensor] = self.neck(scaled)
         return codes
 
     def allocate(self, codes: list[Tensor]) -> Allocation:
-        """The deterministic allocation of inference: argmax, no noise."""
+        """Return the deterministic allocation of inference: argmax, no noise."""
         logits = self.router(codes)
         onehot = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
         return Allocation(logits, onehot)
@@ -201,13 +201,13 @@ class Autoencoder(nn.Module):
         return self.decode(codes, own if onehot_BRhw is None else Allocation(own.logits, onehot_BRhw), valid_BHW)
 
     def standardised_target(self, features: Features) -> Tensor:
-        """What the reconstruction is compared with: pixels as they are, features per channel standardised."""
+        """Return what the reconstruction is compared with: pixels as they are, features per channel standardised."""
         target: Tensor = features.target if self.spec.decoder == "pixels" else self.scale_target(features.target)
         return target
 
 
 def load_autoencoder(weights: dict[str, Tensor], model: config.Model, backbone: backbones.Backbone) -> Autoencoder:
-    """The autoencoder of a weights file's tensors, in evaluation mode; a trained backbone gets its weights, too."""
+    """Return the autoencoder of a weights file's tensors, in evaluation mode; load a trained backbone, too."""
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
     autoencoder = Autoencoder(model, backbone.spec)
     for prefix, module in (("autoencoder.", autoencoder), ("backbone.", backbone)):

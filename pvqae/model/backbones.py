@@ -42,7 +42,7 @@ class Backbone(nn.Module):
 
     @staticmethod
     def installed_weights() -> bytes | None:
-        """The content of the file of frozen weights; None where the weights are trained."""
+        """Return the content of the file of frozen weights; None where the weights are trained."""
         return None
 
 
@@ -102,27 +102,31 @@ BACKBONES: dict[str, Callable[[Model, bytes | None], Backbone]] = {
 
 
 def make(model: Model, weights: bytes | None = None) -> Backbone:
-    """The backbone that `model.backbone` names, with frozen `weights` in place of the installed ones. Raises
-    `ConfigError` for an unknown name."""
+    """Return the backbone that `model.backbone` names, with frozen `weights` in place of the installed ones. Raises
+    `ConfigError` for an unknown name.
+    """
     if model.backbone not in BACKBONES:
         raise ConfigError(f"model.backbone: expected one of {', '.join(BACKBONES)}, found {model.backbone}")
     return BACKBONES[model.backbone](model, weights)
 
 
 def on_grid(valid_BSS: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """Cells of which at least half are image, or of a very thin image those it covers best: B x S x S → B x grid."""
+    """Return cells of which at least half are image, or of a very thin image those it covers best: B x S x S → B x
+    grid.
+    """
     share = F.adaptive_avg_pool2d(valid_BSS[:, None].float(), (grid[0], grid[1]))[:, 0]
     return share >= share.amax((1, 2), keepdim=True).clamp(max=0.5)
 
 
 def cells_of(valid_nSS: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """`on_grid` of many views, 256 at a time: all at once are floats of a quarter megabyte each."""
+    """Apply `on_grid` to many views, 256 at a time: all at once are floats of a quarter megabyte each."""
     return torch.cat([on_grid(some, grid) for some in torch.split(valid_nSS, 256)])
 
 
 def repeat_border(map_BHW: Tensor, valid_BHW: Tensor) -> Tensor:
-    """Padding takes the value of the nearest image cell, as its pixels do, so that no smoothing carries anything else
-    into the image. The valid cells of a view are a rectangle."""
+    """Give padding the value of the nearest image cell, as its pixels have, so that no smoothing carries anything else
+    into the image. The valid cells of a view are a rectangle.
+    """
     for dim in (1, 2):
         inside = valid_BHW.any(3 - dim).int()
         length = inside.shape[1]

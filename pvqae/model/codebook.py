@@ -19,8 +19,11 @@ class _Quantised(NamedTuple):
 
 
 def nearest(x_nD: Tensor, codes_KD: Tensor, squares_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Squared L2 distance to, and index of, the nearest code of each vector (n, n). |x|^2 is the same for all codes, so
-    it is added after the minimum: one pass over the n x K products less. `squares_K`: those of the codes, if known."""
+    """Return the squared L2 distance to, and index of, the nearest code of each vector (n, n). |x|^2 is the same for
+    all codes, so it is added after the minimum: one pass over the n x K products less. `squares_K`: those of the codes,
+    if
+    known.
+    """
     kind = x_nD.device.type
     if torch.is_autocast_enabled(kind):  # it would take the products in bf16 all the same
         with torch.autocast(kind, enabled=False):
@@ -32,7 +35,9 @@ def nearest(x_nD: Tensor, codes_KD: Tensor, squares_K: Tensor | None = None) -> 
 
 
 def _least(products_nK: Tensor) -> tuple[Tensor, Tensor]:
-    """The least of each row, and where it is: on a processor NumPy finds the place ten times faster than PyTorch."""
+    """Return the least of each row, and where it is: on a processor NumPy finds the place ten times faster than
+    PyTorch.
+    """
     if products_nK.device.type != "cpu" or torch.compiler.is_compiling():
         least, indices = products_nK.min(1)
         return least, indices
@@ -45,7 +50,7 @@ _ROWS = 2048  # rows compared with the new centres at once: their distances stay
 
 
 def cover(x_nD: Tensor, count: int, start: int = 0) -> Tensor:
-    """Indices of `count` rows that cover all rows: greedy k-centre, each next the farthest from those chosen.
+    """Return indices of `count` rows that cover all rows: greedy k-centre, each next the farthest from those chosen.
 
     Density-based choices (k-means, random) leave rare normal patches without a code, and those then look like
     defects. Fewer rows than `count` gives every row. Deterministic. Centres are taken as many at a time as are certain
@@ -65,7 +70,8 @@ def cover(x_nD: Tensor, count: int, start: int = 0) -> Tensor:
 
 
 def _farthest(x_nD: Tensor, norms_n: Tensor, nearest_n: Tensor, ahead: int) -> Tensor:
-    """The next greedy centres, in order: at least one, and those that lie farther than any row that is not compared.
+    """Return the next greedy centres, in order: at least one, and those farther than any row that is not
+    compared.
 
     `nearest_n`: squared distance of each row to its nearest centre. Only the farthest, `ahead` rows, are compared with
     each other; the rest are at most as far as the last of these, and a new centre can only bring them nearer.
@@ -122,7 +128,9 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, x_nD: Tensor, indices_n: Tensor) -> None:
-        """One EMA step towards the vectors that chose each code; codes that nothing uses move to the worst covered."""
+        """Take one EMA step towards the vectors that chose each code; codes that nothing uses move to the worst
+        covered.
+        """
         x = x_nD.float()
         counts = torch.zeros_like(self.counts).index_add_(0, indices_n, torch.ones_like(x[:, 0]))
         self.counts.lerp_(counts, 1 - self.decay)
@@ -137,7 +145,7 @@ class Codebook(nn.Module):
 
 
 def usage(indices: Tensor, count: int) -> tuple[float, float]:
-    """Share of codes in use, and perplexity (1..K), of a batch of indices."""
+    """Return the share of codes in use, and perplexity (1..K), of a batch of indices."""
     shares = torch.bincount(indices.flatten(), minlength=count).float()
     shares /= shares.sum().clamp_min(1)
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum()

@@ -46,8 +46,9 @@ class _SameConv(nn.Conv2d):
 
 
 class _Pointwise(nn.Conv2d):
-    """1x1 convolution as a matrix product over cells that lie channels last: PyTorch's own takes a slow path there for
-    small batches on one thread, a quarter of the time of scoring one image."""
+    """1x1 convolution as a matrix product over channels-last cells: PyTorch's own takes a slow path there for
+    small batches on one thread, a quarter of the time of scoring one image.
+    """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, 1)

@@ -22,7 +22,7 @@ _PIECE = 2**18  # values: 1 MB in single precision
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with groups of at least four channels, so that it works for any width."""
+    """Return GroupNorm with groups of at least four channels, so that it works for any width."""
     return nn.GroupNorm(_groups(channels), channels)
 
 
@@ -74,7 +74,7 @@ class _Pieces(torch.autograd.Function):
 
 
 def _through_silu(x: Tensor, dout: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient before SiLU, like `x`; its sum over cells, B x C; the sum of its product with `x`, B x C."""
+    """Return the gradient before SiLU, like `x`; its sum over cells, B x C; the sum of its product with `x`, B x C."""
     dy = torch.empty_like(x)
     total, along = torch.zeros(2, *scale.shape, dtype=torch.float64)
     for i, (part, outer, to), (single, y, d) in _pieces(x, dout, dy):
@@ -87,7 +87,9 @@ def _through_silu(x: Tensor, dout: Tensor, scale: Tensor, shift: Tensor) -> tupl
 
 
 def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and inverse deviation of each channel's group, B x C; sums of pieces are added in double precision."""
+    """Return the mean and inverse deviation of each channel's group, B x C; sums of pieces are added in double
+    precision.
+    """
     total, squares = torch.zeros(2, *x.shape[:2], dtype=torch.float64)
     for i, (part,), (single,) in _pieces(x):
         total[i] += single.copy_(part).sum(0)
@@ -98,14 +100,16 @@ def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _over_groups(x_BC: Tensor, groups: int) -> Tensor:
-    """The sum over each channel's group, B x C."""
+    """Return the sum over each channel's group, B x C."""
     grouped = x_BC.view(len(x_BC), groups, -1)
     sums: Tensor = grouped.sum(-1, keepdim=True).expand_as(grouped).flatten(1)
     return sums
 
 
 def _pieces(*maps: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...], tuple[Tensor, ...]]]:
-    """Number of the image, the same cells of each channels-last map (m x C), as many buffers in single precision."""
+    """Yield the number of the image, the same cells of each channels-last map (m x C), as many buffers in single
+    precision.
+    """
     channels = maps[0].shape[1]
     cells = max(1, _PIECE // channels)
     buffers = torch.empty(len(maps), cells, channels)

@@ -1,4 +1,4 @@
-"""The verb `pvqae prior G`: learn which allocations normal images get, and how well that can be foretold.
+"""The verb `pvqae prior G`: learn which allocations normal images get, and how well they can be predicted.
 
 v views; N cells; R levels; h w the coarsest grid.
 """
@@ -53,13 +53,13 @@ class _Allocations:
         return torch.from_numpy(keep_rows)[self.row_of_view]
 
     def of(self, fit: str, keep_rows: "np.typing.NDArray[np.bool_]") -> tuple[Tensor, Tensor]:
-        """A fit's logits, and which cells are image, of the views of some rows."""
+        """Return a fit's logits, and which cells are image, of the views of some rows."""
         kept = self.views(keep_rows)
         return self.logits[fit][kept], self.valid[kept]
 
 
 def _read(folder: Path, classes: list[str]) -> _Allocations:
-    """Allocations of `classes` from one network's folder, or from all networks below `folder`."""
+    """Return allocations of `classes` from one network's folder, or from all networks below `folder`."""
     networks = [folder] if (folder / "rows.csv").exists() else sorted(p.parent for p in folder.glob("*/rows.csv"))
     parts = [_read_network(path, classes) for path in networks]
     parts = [part for part in parts if len(part.rows)]
@@ -91,7 +91,7 @@ def _read_network(folder: Path, classes: list[str]) -> _Allocations:
 
 
 def _loss(expected: Expected, logits_BNR: Tensor, counted_BN: Tensor) -> Tensor:
-    """Cross-entropy of the chosen levels, and Gaussian likelihood of the logits, over the counted cells."""
+    """Return the cross-entropy of the chosen levels, and Gaussian likelihood of the logits, over the counted cells."""
     entropy = F.cross_entropy(expected.logits.transpose(1, 2), logits_BNR.argmax(-1), reduction="none")
     gaussian = F.gaussian_nll_loss(expected.mean, logits_BNR, expected.log_variance.exp(), reduction="none").mean(-1)
     return (entropy + gaussian)[counted_BN].mean()
@@ -105,7 +105,7 @@ def fit(
     history: list[dict[str, object]],
     phase: str = "prior",
 ) -> BudgetPrior:
-    """Masked prediction on the given views; seconds on a processor, so it is not resumed in the middle."""
+    """Learn masked prediction on the given views; seconds on a processor, so it is not resumed in the middle."""
     settings, (_, levels, *grid) = params.prior, logits.shape
     seeding.initialise(params.seed, phase, fit_name)
     prior = BudgetPrior((grid[0], grid[1]), levels, settings.width)
@@ -134,7 +134,7 @@ def fit(
 def fit_group(
     params: config.Params, fit_name: str, logits: Tensor, valid: Tensor, history: list[dict[str, object]]
 ) -> Prior:
-    """One prior of the given views, or one per cluster of them; a fold's clusters come from its own views, too."""
+    """Return one prior of the given views, or one per cluster of them; a fold's clusters are its own, too."""
     most = most_clusters(params.prior)
     if most == 1:
         return fit(params, fit_name, logits, valid, history)
@@ -149,8 +149,9 @@ def fit_group(
 
 
 def cross_entropies(prior: Prior, seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tensor]) -> tuple[float, float]:
-    """Nats per cell that the prior, and the per-position frequency table of the `seen` views, need for the `unseen`
-    ones' levels. Each pair is logits v x R x h x w and valid v x h x w."""
+    """Return nats per cell that the prior, and the per-position frequency table of the `seen` views, need for the
+    `unseen` ones' levels. Each pair is logits v x R x h x w and valid v x h x w.
+    """
     logits, valid = unseen
     truth, counted = logits.argmax(1).flatten(1), valid.flatten(1)
     most = max(1, _CELLS // counted.shape[1])
@@ -180,7 +181,7 @@ def train(layout: Layout, params: config.Params, group: str) -> None:
 
 
 def _judged(prior: Prior, found: _Allocations, fit_name: str, category: str) -> list[tuple[float, float]]:
-    """The cross-entropies of the class's normals that this fit may judge; the table is the class's own."""
+    """Return the cross-entropies of the class's normals that this fit may judge; the table is the class's own."""
     mine = (found.rows["category"] == category).to_numpy()
     seen = found.of(fit_name, mine & splits.learns(found.rows, fit_name))
     unseen = found.of(fit_name, mine & splits.judges(found.rows, fit_name))
@@ -188,7 +189,7 @@ def _judged(prior: Prior, found: _Allocations, fit_name: str, category: str) -> 
 
 
 def _facts(scores: dict[str, list[tuple[float, float]]], path: Path) -> None:
-    """One pair per class: means over its fits, null where no normal was unseen."""
+    """Return one pair per class: means over its fits, null where no normal was unseen."""
     facts: dict[str, dict[str, float | None]] = {}
     for category, pairs in scores.items():
         own, frequency = np.mean(pairs, axis=0).tolist() if pairs else (math.nan, math.nan)

@@ -29,7 +29,7 @@ class Expected(NamedTuple):
 
 
 def level_frequencies(logits_BNR: Tensor, valid_BN: Tensor) -> Tensor:
-    """Log frequencies N x R of the chosen levels at each position, one view of each level added (Laplace)."""
+    """Return log frequencies N x R of the chosen levels at each position, one view of each level added (Laplace)."""
     levels = logits_BNR.shape[-1]
     chosen = F.one_hot(logits_BNR.argmax(-1), levels) * valid_BN[..., None].float()
     return (chosen.sum(0) + 1).log() - (chosen.sum((0, 2)) + levels).log()[:, None]
@@ -39,7 +39,7 @@ class BudgetPrior(nn.Module):
     """One transformer block over the N resolution tokens, with learnt positions and a mask token.
 
     It begins as the per-position statistics of what it will learn from (`start`, ours), and adds what context tells:
-    begun from nothing it stayed behind the frequency table on parts that always lie alike.
+    without that it stayed worse than the frequency table on parts that are always placed alike.
     """
 
     def __init__(self, grid: tuple[int, int], levels: int, width: int, heads: int = 4):
@@ -71,7 +71,8 @@ class BudgetPrior(nn.Module):
         self, logits_BNR: Tensor, masked_BN: Tensor, padding_BN: Tensor, asked_BA: Tensor | None = None
     ) -> Expected:
         """Predict every cell, or in evaluation the `asked` ones alone (indices; B x A x R each); `masked` cells are
-        hidden from the input, `padding` cells take no part."""
+        hidden from the input, `padding` cells take no part.
+        """
         tokens = self.embed(torch.cat([logits_BNR.softmax(-1), logits_BNR / 5], dim=-1))
         hidden = (masked_BN | padding_BN)[..., None]
         tokens = torch.where(hidden, self.mask_token, tokens) + self.position
@@ -83,7 +84,7 @@ class BudgetPrior(nn.Module):
         return Expected(logits, mean, log_variance.clamp(-6, 6))
 
     def _block_at(self, tokens_BNd: Tensor, padding_BN: Tensor, asked_BA: Tensor) -> Tensor:
-        """The block's outputs at some cells, without dropout: only keys and values are needed of the others."""
+        """Return the block's outputs at some cells, without dropout: only keys and values are needed of the others."""
         block, attention = self.block, self.block.self_attn
         index = asked_BA[..., None].expand(-1, -1, tokens_BNd.shape[-1])
         normed = block.norm1(tokens_BNd)
@@ -99,7 +100,7 @@ class BudgetPrior(nn.Module):
 
 
 def random_masks(batch: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """B x N booleans: 15-60 % of the cells hidden, half of them as 3x3 blocks (a defect is not one lone cell)."""
+    """Return B x N booleans: 15-60 % of the cells hidden, half of them as 3x3 blocks (a defect is no lone cell)."""
     height, width = grid
     ratio = 0.15 + 0.45 * torch.rand(batch, 1, generator=generator)
     single = torch.rand(batch, height * width, generator=generator) < ratio / 2
@@ -109,7 +110,9 @@ def random_masks(batch: int, grid: tuple[int, int], generator: torch.Generator) 
 
 
 def _complementary_masks(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor, Tensor]:
-    """`asked` and `hidden`, each passes x N: every cell is asked in exactly one pass, in which its 3x3 is hidden."""
+    """Return `asked` and `hidden`, each passes x N: every cell is asked in exactly one pass, in which its 3x3 is
+    hidden.
+    """
     rows, columns = torch.arange(grid[0])[:, None], torch.arange(grid[1])[None, :]
     phase = (rows % spacing) * spacing + columns % spacing
     every = [r * spacing + c for r in range(min(spacing, grid[0])) for c in range(min(spacing, grid[1]))]
@@ -119,8 +122,9 @@ def _complementary_masks(grid: tuple[int, int], spacing: int = 4) -> tuple[Tenso
 
 
 def _turns(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-    """The passes of `_complementary_masks` as indices: the cells that each pass asks, P x A, filled up with their last;
-    and for each cell its pass and its place among that pass's cells, N each."""
+    """Return the passes of `_complementary_masks` as indices: the cells that each pass asks, P x A, filled up with
+    their last; and for each cell its pass and its place among that pass's cells, N each.
+    """
     asked: dict[int, list[int]] = {}
     for cell in range(grid[0] * grid[1]):
         row, column = divmod(cell, grid[1])
@@ -134,7 +138,7 @@ def _turns(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor, Tensor, Ten
 
 
 class Clustered(nn.Module):
-    """k priors; a view is expected to be as those normals were whose allocations lie nearest to its own."""
+    """k priors; a view is expected to be as those normals were whose allocations are nearest to its own."""
 
     centres: Tensor
 
@@ -145,7 +149,7 @@ class Clustered(nn.Module):
         self.priors = nn.ModuleList(priors)  # registers them
 
     def assign(self, logits_BRhw: Tensor, valid_Bhw: Tensor) -> Tensor:
-        """B, the cluster of each view."""
+        """Return the cluster of each view, B."""
         away = torch.cdist(describe(logits_BRhw, valid_Bhw), self.centres, compute_mode="donot_use_mm_for_euclid_dist")
         return away.argmin(1)
 
@@ -155,7 +159,7 @@ Prior = BudgetPrior | Clustered
 
 @torch.no_grad()
 def expect(prior: Prior, logits_BRhw: Tensor, valid_Bhw: Tensor) -> Expected:
-    """The expectation of each cell while it and its neighbours are hidden; B x N x R each."""
+    """Return the expectation of each cell while it and its neighbours are hidden; B x N x R each."""
     if isinstance(prior, BudgetPrior):
         return _expect_single(prior, logits_BRhw, valid_Bhw)
     chosen = prior.assign(logits_BRhw, valid_Bhw)
@@ -173,7 +177,7 @@ def expect(prior: Prior, logits_BRhw: Tensor, valid_Bhw: Tensor) -> Expected:
 
 @torch.no_grad()
 def _expect_single(prior: BudgetPrior, logits_BRhw: Tensor, valid_Bhw: Tensor) -> Expected:
-    """The expectation of each cell while it and its neighbours are hidden; all passes in one batch."""
+    """Return the expectation of each cell while it and its neighbours are hidden; all passes in one batch."""
     logits_BNR = logits_BRhw.flatten(2).transpose(1, 2).float()
     batch, device = logits_BNR.shape[0], logits_BNR.device  # len() would fix the batch of an exported graph
     _, hidden = _complementary_masks(prior.grid)
@@ -190,7 +194,7 @@ def _expect_single(prior: BudgetPrior, logits_BRhw: Tensor, valid_Bhw: Tensor) -
 
 
 def describe(logits_BRhw: Tensor, valid_Bhw: Tensor) -> Tensor:
-    """Mean router logits of each region's valid cells, B x F; zero where a region is all padding."""
+    """Return mean router logits of each region's valid cells, B x F; zero where a region is all padding."""
     height, width = valid_Bhw.shape[-2:]
     regions = (min(_REGIONS, height), min(_REGIONS, width))
     valid = valid_Bhw[:, None].float()
@@ -200,7 +204,7 @@ def describe(logits_BRhw: Tensor, valid_Bhw: Tensor) -> Tensor:
 
 
 def centres(described_BF: Tensor, most: int, seed: int) -> Tensor:
-    """k-means centres k x F, k <= `most` and so few that each has `_LEAST` views. The same on every run."""
+    """Return k-means centres k x F, k <= `most` and so few that each has `_LEAST` views. The same on every run."""
     different = len(np.unique(described_BF.numpy(), axis=0))
     for k in range(min(most, len(described_BF) // _LEAST, different), 1, -1):
         labels = _labels(described_BF, k, seed)
@@ -218,12 +222,12 @@ def _labels(described_BF: Tensor, k: int, seed: int) -> Tensor:
 
 
 def most_clusters(settings: config.Prior) -> int:
-    """How many priors a group may have."""
+    """Return how many priors a group may have."""
     return settings.clusters if settings.grouping == "clustered" else 1
 
 
 def from_tensors(tensors: dict[str, Tensor], grid: tuple[int, int], levels: int, width: int) -> Prior:
-    """The prior whose state these tensors are, in evaluation mode."""
+    """Return the prior whose state these tensors are, in evaluation mode."""
     found: Prior = BudgetPrior(grid, levels, width)
     if (centres_kF := tensors.get("centres")) is not None:
         found = Clustered(centres_kF.clone(), [BudgetPrior(grid, levels, width) for _ in centres_kF])
@@ -233,11 +237,11 @@ def from_tensors(tensors: dict[str, Tensor], grid: tuple[int, int], levels: int,
 
 
 def load_prior(weights: Path, grid: tuple[int, int], levels: int, width: int) -> Prior:
-    """The prior of a weights file, in evaluation mode."""
+    """Return the prior of a weights file, in evaluation mode."""
     return from_tensors(read_tensors(weights), grid, levels, width)
 
 
 def prior_facts(folder: Path, category: str) -> dict[str, float | None]:
-    """`prior_cross_entropy` and `frequency_cross_entropy` of a class's unseen normals, in nats per cell."""
+    """Return `prior_cross_entropy` and `frequency_cross_entropy` of a class's unseen normals, in nats per cell."""
     found: dict[str, float | None] = json.loads((folder / "facts.json").read_text("utf-8"))[category]
     return found

@@ -15,7 +15,7 @@ FROM_SCRATCH = "data/parents/none"  # the parent of a network that begins with r
 # Names become files, stages of dvc.yaml and registered models.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"
 NAME_WORDS = "at most 100 letters, digits, - and _"
-_RESERVED = ("networks", "priors", "timings", ARRIVED)  # folders that lie where those of classes do
+_RESERVED = ("networks", "priors", "timings", ARRIVED)  # folders next to those of classes
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Classes:
     parents: dict[str, str]
 
     def network(self, name: str) -> tuple[str, ...]:
-        """Its classes. Raises `ConfigError` that names the known networks; so do the next two for their kind."""
+        """Return its classes. Raises `ConfigError` that names the known networks; so do the next two for their kind."""
         return _of(self.networks, name, "network")
 
     def prior(self, name: str) -> _Prior:
@@ -75,7 +75,11 @@ def unusable(name: str) -> str:
     """Return why a class can't have this name, "" if it can."""
     if not re.fullmatch(NAME, name):
         return f"{NAME_WORDS} (it becomes a part of model names)"
-    return f"another name than {name}, which a folder beside those of the classes has" if name in _RESERVED else ""
+    return (
+        f"a name other than {name}, which is reserved for a folder next to those of the classes"
+        if name in _RESERVED
+        else ""
+    )
 
 
 def _text(value: Any) -> str:
@@ -108,7 +112,7 @@ def _parse(values: Any) -> Classes:
 
 
 def read(path: Path, dataset: str) -> Classes:
-    """The classes of `dataset`. Raises `ConfigError` when the file is missing, malformed or another dataset's."""
+    """Return the classes of `dataset`. Raises `ConfigError` for a file that is missing, malformed or another's."""
     repair = f"write it with `python -m flows data add {dataset} ROOT`"
     try:
         found = _parse(parse_yaml(path.read_text("utf-8")))
@@ -122,7 +126,7 @@ def read(path: Path, dataset: str) -> Classes:
 
 
 def _problem(found: Classes, dataset: str) -> str:
-    """What is not as it has to be, empty if all is well."""
+    """Return what is wrong, "" if all is well."""
     if found.dataset != dataset:
         return f"dataset {dataset} as in params (data.name), found {found.dataset}"
     for name in (*found.networks, *found.priors, *found.classes):
@@ -153,17 +157,17 @@ Grouping = Callable[[list[str]], dict[str, list[str]]]
 
 
 def _per_class(classes: list[str]) -> dict[str, list[str]]:
-    """One prior per class; needs the class at inference."""
+    """Return one group per class; needs the class at inference."""
     return {name: [name] for name in classes}
 
 
 def _universal(classes: list[str]) -> dict[str, list[str]]:
-    """One prior for all classes."""
+    """Return one group of all classes."""
     return {"all": list(classes)}
 
 
 def _clustered(classes: list[str]) -> dict[str, list[str]]:
-    """`prior.clusters` priors for all classes, made in one stage and told apart without a label (`Clustered`)."""
+    """Return one group: `prior.clusters` priors for all classes, made in one stage and told apart without a label."""
     return _universal(classes)
 
 

@@ -1,6 +1,6 @@
 """Say what pixels the bytes of an image hold, or why they hold none: the one place with these rules.
 
-Needs numpy and Pillow alone, so that this file can stand beside an exported detector. H0 W0 pixels of the file.
+Needs numpy and Pillow alone, so that this file can be shipped with an exported detector. H0 W0 pixels of the file.
 """
 
 import re
@@ -27,7 +27,7 @@ _DEEP = ("I;16", "I;16L", "I;16B", "I")  # Pillow's modes of 16 bit grey
 _GREY = ("1", "L", "LA", "La", *_DEEP)
 # A mask of more values is no list of labels: edges are soft, or compression left noise (in MTSD's, 6 to 232 values).
 _LABELS = 4
-# Of the highest value: what is above it is marked in such a mask. JPEG writes up to a fifth beside a step.
+# Of the highest value: what is above it is marked in such a mask. JPEG writes up to a fifth next to a step.
 SOFT, LOSSY_SOFT = 0.5, 0.25
 
 _CUT = "cut it into parts"
@@ -75,7 +75,9 @@ def opened(stream: BinaryIO, size: int, work: Callable[[Image.Image], T]) -> T:
 
 
 def reason(error: Exception) -> str:
-    """Without the absolute path that some messages carry: the quarantine list must be the same on every machine."""
+    """Return what is wrong without the absolute path of some messages: the quarantine list is the same on every
+    machine.
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {error}"
@@ -129,7 +131,9 @@ class _Tiff:
 
 
 def _tags(stream: BinaryIO) -> _Tiff | None:
-    """None for what is no TIFF. Raises whatever Pillow's parser does."""
+    """Return the tags that decide what the numbers of a TIFF mean, None for what is no TIFF. Raises what Pillow's
+    parser does.
+    """
     head = stream.read(16)
     try:
         if head[:4] not in TiffImagePlugin.PREFIXES:
@@ -178,7 +182,7 @@ def _described(tiff: _Tiff) -> str:
 
 
 def _check_tiff(tiff: _Tiff | None) -> None:
-    """Raises `UnusableError` for what Pillow would take for another picture."""
+    """Raise `UnusableError` for what Pillow would take for another picture."""
     if tiff is None:
         return
     kind, bits = tiff.photometric, tiff.bits[0]
@@ -211,7 +215,7 @@ def _white_is_zero(image: Image.Image) -> bool:
 
 
 def header(image: Image.Image, bits: Bits = "auto") -> Header:
-    """The header of an opened image, nothing decoded."""
+    """Return the header of an opened image, nothing decoded."""
     exif = image.getexif()
     # Pillow has turned the size of a TIFF already.
     turned = image.format != "TIFF" and exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
@@ -224,7 +228,7 @@ def header(image: Image.Image, bits: Bits = "auto") -> Header:
 
 
 def pixels(image: Image.Image, bits: Bits = "auto") -> Floats:
-    """(H0, W0, 3) in [0, 1] of an opened image: orientation applied, alpha on white, grey repeated.
+    """Return (H0, W0, 3) in [0, 1] of an opened image: orientation applied, alpha on white, grey repeated.
 
     Samples of 16 bit files reach up to 65535, or 2^bits - 1; those of files that state their own range are scaled by
     that. An alpha that is the same everywhere says nothing and is left out: frame grabbers write 0 there.
@@ -248,7 +252,7 @@ def _load(image: Image.Image) -> None:
 
 
 def _check_sums(image: Image.Image) -> None:
-    """A PNG's chunks carry checksums that Pillow skips while it decodes: a flipped byte would be another picture."""
+    """Check the sums of a PNG's chunks, which Pillow skips while decoding: a flipped byte would be another picture."""
     if not isinstance(image, PngImageFile) or image.fp is None:
         return
     place = image.fp.tell()
@@ -261,7 +265,7 @@ def _check_sums(image: Image.Image) -> None:
 
 
 def _refuse_deep_colour(image: Image.Image, bits: Bits) -> None:
-    """Pillow keeps the upper 8 bits of 16 bit colour, where samples of fewer bits have next to nothing."""
+    """Refuse 16 bit colour of fewer bits: Pillow keeps its upper 8 bits, which have next to nothing."""
     if bits in ("auto", 16) or image.mode in _DEEP or not any(";16" in str(tile[3]) for tile in image.tile):  # type: ignore[attr-defined]
         return
     raise UnusableError(
@@ -270,8 +274,9 @@ def _refuse_deep_colour(image: Image.Image, bits: Bits) -> None:
 
 
 def _deep(image: Image.Image, bits: Bits) -> tuple[NDArray[Any], int]:
-    """The samples of a 16 bit image, and the value that is white. PNG's sBIT and TIFF's MaxSampleValue don't tell it:
-    by their standards samples are scaled to 16 bit all the same."""
+    """Return the samples of a 16 bit image, and the value that is white. PNG's sBIT and TIFF's MaxSampleValue don't
+    tell it: by their standards samples are scaled to 16 bit all the same.
+    """
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
@@ -288,7 +293,7 @@ def _deep(image: Image.Image, bits: Bits) -> tuple[NDArray[Any], int]:
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
-    """The image as RGBA if its alpha tells pixels apart."""
+    """Return the image as RGBA if its alpha tells pixels apart."""
     if not image.has_transparency_data:
         return None
     layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
@@ -306,17 +311,18 @@ def _without_alpha(image: Image.Image) -> Image.Image:
 
 
 def _dropped(image: Image.Image) -> Image.Image:
-    """The colours alone."""
+    """Return the colours alone."""
     image.info.pop("transparency", None)
     return image.convert("RGB") if image.has_transparency_data else image
 
 
 def labels(image: Image.Image) -> tuple[Mask, str]:
-    """What an opened mask marks as (H0, W0), and the values seen, in words: any label but the background's is a defect.
+    """Return what an opened mask marks as (H0, W0), and the values seen, in words: any label but the background's is a
+    defect.
 
     The background is 0, black, or transparent; of a palette the index 0, or the black one where 0 is not black. With
     more than `_LABELS` values, those below half of the highest (a quarter in lossy formats) are edges or noise, unless
-    most of their pixels lie in even areas.
+    most of their pixels are in even areas.
     """
     _load(image)
     layer = _alpha(image)
@@ -350,7 +356,7 @@ def _marked(values: NDArray[Any], share: float) -> Mask:
 
 
 def _of_layer(rgba: NDArray[Any]) -> NDArray[Any]:
-    """Values of a mask whose alpha tells pixels apart: what is transparent is background."""
+    """Return values of a mask whose alpha tells pixels apart: what is transparent is background."""
     alpha, colour = rgba[..., 3], rgba[..., :3].max(axis=2)
     shown, coloured = alpha > 0, colour > 0
     if not coloured[shown].any():  # black on transparent ground

@@ -38,7 +38,7 @@ class View:
 
     @property
     def place(self) -> tuple[slice, slice]:
-        """Where they lie on the canvas."""
+        """Rows and columns of the canvas that they cover."""
         row, column = max(self.top, 0), max(self.left, 0)
         return slice(row, row + self.height), slice(column, column + self.width)
 
@@ -53,7 +53,7 @@ class Canvas:
 
 
 def _resize(image: Floats, height: int, width: int) -> Floats:
-    """Antialiased (H, W, C) of a float image: torch keeps 16 bit precision and is as fast as Pillow on 8 bit."""
+    """Return antialiased (H, W, C) of a float image: torch keeps 16 bit precision and is as fast as Pillow on 8 bit."""
     if image.shape[:2] == (height, width):
         return image
     import torch  # a second that a flow which only looks for images does without
@@ -65,21 +65,21 @@ def _resize(image: Floats, height: int, width: int) -> Floats:
 
 
 def mask_of(mask_path: str, shape: tuple[int, ...], root: Path | None = None) -> Mask:
-    """The mask in the pixels of a map of `shape` (H, W); empty where `mask_path` is."""
+    """Return the mask in the pixels of a map of `shape` (H, W); empty where `mask_path` is."""
     if not mask_path:
         return np.zeros(shape, dtype=np.bool_)
     return resize_mask(images.read_mask(mask_path, root=root), shape[0], shape[1])
 
 
 def resize_mask(mask: Mask, height: int, width: int) -> Mask:
-    """The mask in (height, width) pixels: at least half covered ones; of a tiny defect its best covered pixel."""
+    """Return the mask in (height, width) pixels: those at least half covered; of a tiny defect the best covered."""
     covered = _resize(mask[..., None].astype(np.float32), height, width)[..., 0]
     level = min(0.5, float(covered.max()))
     return covered >= level if level > 0 else np.zeros((height, width), dtype=np.bool_)
 
 
 def _view(image: Floats, top: int, left: int, side: int) -> View:
-    """The square at (top, left); padding repeats the border, the least foreign thing a network could see there."""
+    """Return the square at (top, left); padding repeats the border, the least foreign thing to see there."""
     part = image[max(top, 0) : top + side, max(left, 0) : left + side]
     height, width, _ = part.shape
     before = (max(-top, 0), max(-left, 0))
@@ -129,7 +129,7 @@ def _chosen(shape: tuple[int, ...]) -> str:
 
 
 def scale_of(shape: tuple[int, ...], params: config.Image) -> tuple[float, float]:
-    """Model pixels per pixel of an image of `shape` (H0, W0), along rows and columns."""
+    """Return model pixels per pixel of an image of `shape` (H0, W0), along rows and columns."""
     side, short = params.size, min(shape)
     aspect = _chosen(shape) if params.aspect == "auto" else params.aspect
     if aspect == "squash":
@@ -155,7 +155,7 @@ def canvas(image: Floats, params: config.Image) -> Canvas:
 
 
 def stitch(canvas: Canvas, maps: Sequence[NDArray[np.floating]]) -> Floats:
-    """One map (H, W) from one (S, S) map per view, padding dropped.
+    """Return one map (H, W) from one (S, S) map per view, padding dropped.
 
     Overlaps are averaged with weights that fall to the view's border, so that no seam shows where a view ends.
     """

@@ -58,7 +58,9 @@ def read(path: Path | str, root: Path | None = None, bits: Bits = "auto") -> Flo
 
 
 def decode(data: bytes, name: str, bits: Bits = "auto") -> tuple[Floats, Header]:
-    """`read` and `header` of an image that is not in a file, within the same limits; errors call it `name`."""
+    """Return what `read` and `header` do of an image that is not in a file, within the same limits; errors call it
+    `name`.
+    """
     try:
         return decoding.opened(BytesIO(data), len(data), partial(_decoded, bits=bits))
     except UnusableError as error:
@@ -67,7 +69,8 @@ def decode(data: bytes, name: str, bits: Bits = "auto") -> tuple[Floats, Header]
 
 def marked(path: Path | str, root: Path | None = None) -> tuple[Mask, str]:
     """Return what a mask marks as (H0, W0), and the values in it, in words, as `decoding.labels` says. Raises as
-    `read`."""
+    `read`.
+    """
     return _guarded(Path(path), root, decoding.labels)
 
 

@@ -1,6 +1,6 @@
 """The manifest: one row per image. Its columns, its one reader and its one writer; paths and hashes of data files.
 
-How far an image's statistics lie from what its class's training normals show.
+How far an image's statistics are from what its class's training normals show.
 """
 
 import os
@@ -25,7 +25,7 @@ LABELS = ("normal", "defect")
 
 
 def check(root: Path, path: str, expected: str) -> None:
-    """Raises `IntegrityError` where the file `path` below `root` has not the sha256 `expected`."""
+    """Raise `IntegrityError` where the file `path` below `root` does not have the sha256 `expected`."""
     file = resolve(root, path)
     found = digest(file) if file.is_file() else "no file"
     if found != expected:
@@ -47,7 +47,7 @@ def write(frame: pd.DataFrame, path: Path) -> None:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Manifest rows with `COLUMNS`: text, but int64 for `NUMBERS`; nothing is ever NaN.
+    """Return manifest rows with `COLUMNS`: text, but int64 for `NUMBERS`; nothing is ever NaN.
 
     Raises `DataError` when the file is missing, has other columns, or a number is not one.
     """
@@ -75,7 +75,7 @@ def _check_columns(frame: pd.DataFrame, path: Path) -> None:
         raise DataError(f"{path}: expected the columns {expected}; found {found}; delete it and run `dvc repro`")
 
 
-# At most so many robust sigmas; a sigma is at least 10 % of the value, so a factor of two always passes: bounds find
+# Robust sigmas, at most; a sigma is at least 10 % of the value, so a factor of two always passes: bounds find
 # broken exposures and wrong files, not parts that differ. Normals of mtsd, with six exposures, reach 3.1 sigmas, those
 # of bottle, toothbrush and the demo 1.9; a black image is at least 11 away. Of random classes of only eight mtsd
 # normals 1 % would be stopped.
@@ -87,12 +87,13 @@ _BLANK_CONTRAST = 1e-4
 
 
 def _of_class(values: pd.Series, category: pd.Series, learnt: pd.Series) -> pd.Series:
-    """The class's median of `values` over its `learnt` rows, on every row; NaN for a class that has none."""
+    """Return the class's median of `values` over its `learnt` rows, on every row; NaN for a class that has none."""
     return category.map(values[learnt].groupby(category[learnt]).median())
 
 
 def deviations(frame: pd.DataFrame, values: pd.Series, learnt: pd.Series) -> pd.Series:
-    """Signed distance of each row's value (>= 0) from its class's median, in robust sigmas (1.48 MAD) of its logarithm.
+    """Return signed distance of each row's value (>= 0) from its class's median, in robust sigmas (1.48 MAD) of its
+    logarithm.
 
     Logarithms, because exposure multiplies: mtsd's spread is wide, yet black is still far from it. 1 % of the median
     is added, so zero is far but finite. NaN where the class's median is zero, or there is no value or no class.
@@ -106,7 +107,7 @@ def deviations(frame: pd.DataFrame, values: pd.Series, learnt: pd.Series) -> pd.
 
 
 def inverted(frame: pd.DataFrame, mean: pd.Series, skew: pd.Series, learnt: pd.Series) -> pd.Series:
-    """True for an image that lies far from its class's `learnt` rows while its negative lies among them."""
+    """Return True for an image far from its class's `learnt` rows whose negative is among them."""
 
     here = _sigmas(frame, mean, mean, learnt, 0.02) + _sigmas(frame, skew, skew, learnt, 0.2)
     there = _sigmas(frame, 1 - mean, mean, learnt, 0.02) + _sigmas(frame, -skew, skew, learnt, 0.2)
@@ -114,13 +115,13 @@ def inverted(frame: pd.DataFrame, mean: pd.Series, skew: pd.Series, learnt: pd.S
 
 
 def _sigmas(frame: pd.DataFrame, values: pd.Series, known: pd.Series, learnt: pd.Series, least: float) -> pd.Series:
-    """Distance of `values` from the class's median of what is `known`, in robust sigmas of at least `least`."""
+    """Return distance of `values` from the class's median of what is `known`, in robust sigmas of at least `least`."""
     middle = _of_class(known, frame["category"], learnt)
     sigma = 1.4826 * _of_class((known - middle).abs(), frame["category"], learnt)
     return (values - middle).abs() / sigma.clip(lower=least)
 
 
 def shows_something(frame: pd.DataFrame, contrast: pd.Series, learnt: pd.Series) -> pd.Series:
-    """False for an image without contrast (the standard deviation of its grey levels), judged against its class."""
+    """Return False for an image with little contrast (standard deviation of its grey levels) against its class."""
     smallest = (_BLANK_SHARE * _of_class(contrast, frame["category"], learnt)).fillna(0).clip(lower=_BLANK_CONTRAST)
     return contrast.isna() | (contrast > smallest)

@@ -27,13 +27,13 @@ TRAINING = ("train", "calibrate")  # small classes are calibrated by folds and t
 
 
 def _in_one_split(frame: pd.DataFrame, key: str) -> pd.Series:
-    """True on rows whose value of `key` occurs in a single split."""
+    """Return True on rows whose value of `key` occurs in a single split."""
     pairs = frame[[key, "split"]].drop_duplicates()
     return ~frame[key].isin(pairs.loc[pairs[key].duplicated(), key])
 
 
 def _mask_kept(frame: pd.DataFrame) -> pd.Series:
-    """False on defects without a mask in a class where another defect has one.
+    """Return False on defects without a mask in a class where another defect has one.
 
     Synthetic defects (below gate/) have masks in every class, so they promise nothing for the photographed ones; those
     that a person labelled in review have none, and need none at the gate.
@@ -59,7 +59,7 @@ def _mask_problem(data: Path, path: str, height: int, width: int) -> tuple[str, 
 
 
 def _mask_problems(frame: pd.DataFrame, data: Path) -> pd.DataFrame:
-    """Per row and column of `_MASKS` "" or what is wrong with its mask. Decodes the masks of defects only."""
+    """Return per row and column of `_MASKS` "" or what is wrong with its mask. Decodes the masks of defects only."""
     rows = frame[(frame["label"] == "defect") & (frame["mask_path"] != "")]
     with ThreadPoolExecutor(max_workers=min(8, runtime.cores())) as pool:  # decoding leaves the interpreter free
         problems = list(pool.map(partial(_mask_problem, data), rows["mask_path"], rows["height"], rows["width"]))
@@ -68,7 +68,7 @@ def _mask_problems(frame: pd.DataFrame, data: Path) -> pd.DataFrame:
 
 
 def _deviations(frame: pd.DataFrame, statistics: pd.DataFrame) -> pd.DataFrame:
-    """Per statistic two columns, of normals to train with and of held-out ones; NaN on all other rows."""
+    """Return per statistic two columns, of normals to train with and of held-out ones; NaN on all other rows."""
     normal = frame["label"] == "normal"
     training = normal & frame["split"].isin(TRAINING)
     facts = pd.DataFrame(index=frame.index)
@@ -80,7 +80,9 @@ def _deviations(frame: pd.DataFrame, statistics: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_images(frame: pd.DataFrame, statistics: pd.DataFrame, data: Path) -> pd.DataFrame:
-    """`frame` with its facts. `statistics`: one column each, indexed by sha256, with `std`; `data` holds the masks."""
+    """Return `frame` with its facts. `statistics`: one column each, indexed by sha256, with `std`; `data` holds the
+    masks.
+    """
     known = statistics.reindex(frame["sha256"]).set_index(frame.index)
     normal = frame["label"] == "normal"
     defective_groups = frame.loc[~normal, "group_id"].unique()
@@ -100,7 +102,7 @@ def of_images(frame: pd.DataFrame, statistics: pd.DataFrame, data: Path) -> pd.D
 
 
 def _unused_range(rows: pd.DataFrame, bits: Bits, sensors: Sequence[int]) -> str:
-    """Of files of 16 bit read as such: what their highest value says about the camera."""
+    """Say what the highest value of files of 16 bit, read as such, tells about the camera."""
     deep = rows[rows["bit_depth"] == 16]
     highest = round(deep["highest"].max() * 65535) if len(deep) else 65535
     fitting = [own for own in sensors if highest < 2**own]
@@ -124,7 +126,7 @@ def _mixed(values: pd.Series, what: str) -> str:
 
 
 def _ranges(frame: pd.DataFrame, statistics: pd.DataFrame, bits: Bits) -> pd.DataFrame:
-    """Per class, by name, "" or what is suspicious about the pixels of its photographed images."""
+    """Return per class, by name, "" or what is suspicious about the pixels of its photographed images."""
     known = statistics.reindex(frame["sha256"]).set_index(frame.index)[["lowest", "highest"]]
     photographed = pd.concat([frame, known], axis=1)[~frame["path"].str.startswith("gate/")]
     return pd.DataFrame(
@@ -142,8 +144,9 @@ def _ranges(frame: pd.DataFrame, statistics: pd.DataFrame, bits: Bits) -> pd.Dat
 
 
 def of_classes(frame: pd.DataFrame, classes: Classes, statistics: pd.DataFrame, bits: Bits) -> pd.DataFrame:
-    """One row per class of the manifest or of classes.yaml: where it is named, how many images it has, and what is
-    suspicious about their pixels."""
+    """Return one row per class of the manifest or of classes.yaml: where it is named, how many images it has, and what
+    is suspicious about their pixels.
+    """
     present = set(frame["category"])
     names = sorted(present | set(classes.classes))
     normal, test = frame["label"] == "normal", frame["split"] == "test"
@@ -167,7 +170,7 @@ def of_classes(frame: pd.DataFrame, classes: Classes, statistics: pd.DataFrame, 
 
 
 def split_sizes(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Per class, then per split, the number of images."""
+    """Return per class, then per split, the number of images."""
     counts = frame.groupby(["category", "split"]).size().reset_index(name="n")
     sizes: dict[str, dict[str, int]] = {}
     for category, split, count in zip(counts["category"], counts["split"], counts["n"], strict=True):
@@ -215,7 +218,7 @@ def write(frame: pd.DataFrame, classes: Classes, layout: Layout) -> None:
 
 
 def _list(part: Path, layout: Layout) -> None:
-    """The hashes of the rows in the folder `part`, and of the manifest that they come from."""
+    """Return the hashes of the rows in the folder `part`, and of the manifest that they come from."""
     files = {file.relative_to(part).as_posix(): file for file in sorted(part.rglob("*.csv"))}
     files[_MANIFEST] = layout.manifest
     lines = [f"{digest(file)}  {name}\n" for name, file in files.items() if file.is_file()]
@@ -223,7 +226,7 @@ def _list(part: Path, layout: Layout) -> None:
 
 
 def read(layout: Layout, path: Path) -> pd.DataFrame:
-    """The manifest rows of a file of this folder, or of the manifest itself, as they were checked.
+    """Return the manifest rows of a file of this folder, or of the manifest itself, as they were checked.
 
     Raises `IntegrityError` where they were changed since, and as `manifest.read`.
     """

@@ -84,8 +84,9 @@ def _adversarial(
     loss: Tensor,
     step: int,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The discriminator trains from the end of warm-up on, and is used in the second half only (paper; the delay is
-    ours: an untrained critic ruins reconstructions)."""
+    """Train the discriminator from the end of warm-up on, and use it in the second half only (paper; the delay is ours:
+    an untrained critic ruins reconstructions).
+    """
     fake = output.reconstruction.float()
     judged = losses.hinge(critic(batch.images), critic(fake.detach()))
     _descend(run.optimisers["discriminator"], judged)
@@ -104,7 +105,7 @@ def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def _health(run: Run, output: Output, coarse: Tensor) -> dict[str, float]:
-    """Level shares of the router's own choice, and codebook usage, of this batch."""
+    """Return level shares of the router's own choice, and codebook usage, of this batch."""
     logits = output.allocation.logits
     shares = torch.bincount(logits.argmax(1)[coarse], minlength=logits.shape[1]).float() / coarse.sum()
     used, perplexity = usage(output.indices, run.params.model.codes) if run.autoencoder.codebook.started else (0.0, 0.0)
@@ -113,18 +114,18 @@ def _health(run: Run, output: Output, coarse: Tensor) -> dict[str, float]:
 
 
 def _warmup_steps(train: config.Train) -> int:
-    """Steps without quantisation and with random allocation; at least the last step quantises."""
+    """Return steps without quantisation and with random allocation; at least the last step quantises."""
     return min(train.steps - 1, round(train.warmup * train.steps))
 
 
 def _ramp(train: config.Train, step: int) -> float:
-    """0 at the end of warm-up → 1 at the last step."""
+    """Rise from 0 at the end of warm-up to 1 at the last step."""
     warm = _warmup_steps(train)
     return max(0.0, (step - warm) / max(1, train.steps - 1 - warm))
 
 
 def _learning_rate(train: config.Train, step: int) -> float:
-    """Linear over the first tenth (at most 30 steps), then half a cosine down to 2 % of the peak."""
+    """Rise linearly over the first tenth (at most 30 steps), then fall by half a cosine to 2 % of the peak."""
     rise = max(1, min(30, train.steps // 10))
     if step < rise:
         return train.lr * (step + 1) / rise
@@ -133,7 +134,7 @@ def _learning_rate(train: config.Train, step: int) -> float:
 
 
 def _order(run: Run, count: int, step: int) -> Tensor:
-    """The views of a step, cut from a stream of whole shuffled passes over all `count` views."""
+    """Return the views of a step, cut from a stream of whole shuffled passes over all `count` views."""
     size = min(run.params.train.batch, count)
     first, last = step * size // count, (step * size + size - 1) // count
     draws = (seeding.generator(run.params.seed, run.name, "pass", p) for p in range(first, last + 1))
@@ -143,8 +144,9 @@ def _order(run: Run, count: int, step: int) -> Tensor:
 
 
 def _allocate(run: Run, codes: list[Tensor], valid_Bhw: Tensor, step: int) -> Allocation:
-    """Random in warm-up, so that every head and the decoder learn; then Gumbel, with some cells random to the end:
-    inference feeds the decoder allocations that it did not choose."""
+    """Choose levels: random in warm-up, so that every head and the decoder learn; then Gumbel, with some cells random
+    to the end: inference feeds the decoder allocations that it did not choose.
+    """
     run.autoencoder.router.observe(codes, valid_Bhw)
     train, logits = run.params.train, run.autoencoder.router(codes)
     draws = seeding.generator(run.params.seed, run.name, "allocation", step)
@@ -168,7 +170,7 @@ def _begin_quantisation(run: Run, examples: Learned) -> None:
 
 
 def _forced(run: Run, features: Features, batch: Batch, level: int) -> Output:
-    """A pass with all cells at one level."""
+    """Return a pass with all cells at one level."""
     coarsest, levels = features.levels[0], len(features.levels)
     onehot = torch.zeros(len(coarsest), levels, *coarsest.shape[-2:], device=coarsest.device)
     onehot[:, level] = 1
@@ -193,13 +195,13 @@ def _balance_budget(run: Run, examples: Learned) -> None:
 
 
 def _balances(train: config.Train, step: int) -> bool:
-    """Whether the budget is balanced before this step: at the end of warm-up, then about ten times."""
+    """Return whether the budget is balanced before this step: at the end of warm-up, then about ten times."""
     since = step - _warmup_steps(train)
     return since >= 0 and since % max(1, train.steps // 10) == 0
 
 
 def _budget_weight(run: Run, step: int) -> float:
-    """kappa * lambda(t); adaptive schedules read what the last step spent."""
+    """Return kappa * lambda(t); adaptive schedules read what the last step spent."""
     train = run.params.train
     if step >= _warmup_steps(train):
         schedule = losses.SCHEDULES[train.schedule]
@@ -208,6 +210,6 @@ def _budget_weight(run: Run, step: int) -> float:
 
 
 def _maybe_flip(run: Run, batch: Batch, step: int) -> Batch:
-    """The batch, or its mirror image on every other draw where params allow it."""
+    """Return the batch, or its mirror image on every other draw where params allow it."""
     draw = torch.rand((), generator=seeding.generator(run.params.seed, run.name, "flip", step))
     return batch.mirrored() if run.params.train.horizontal_flip and draw < 0.5 else batch

@@ -21,8 +21,9 @@ _WEIGHT_CAP = 0.75  # an uncapped adaptive weight let the discriminator ruin rec
 def _feature_loss(
     reconstruction_BTHW: Tensor, target_BTHW: Tensor, valid_BHW: Tensor, groups: tuple[int, ...]
 ) -> Tensor:
-    """Mean squared error per tap over valid cells, then the mean of the taps: 24 fine channels count as much as 192
-    coarse ones, otherwise nothing is gained by spending fine codes."""
+    """Return mean squared error per tap over valid cells, then the mean of the taps: 24 fine channels count as much as
+    192 coarse ones, otherwise nothing is gained by spending fine codes.
+    """
     weights = [torch.full((size,), 1 / (size * len(groups)), device=target_BTHW.device) for size in groups]
     error: Tensor = _WeightedSquares.apply(reconstruction_BTHW, target_BTHW, valid_BHW, torch.cat(weights))  # type: ignore[no-untyped-call]
     return error
@@ -30,7 +31,8 @@ def _feature_loss(
 
 class _WeightedSquares(torch.autograd.Function):
     """Squared differences summed with a weight for each channel, mean over valid cells. Its gradient is known with it,
-    so one pass gives both, an image at a time: that stays in a processor's cache, and takes a seventh of the time."""
+    so one pass gives both, an image at a time: that stays in a processor's cache, and takes a seventh of the time.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_BTHW: Tensor, y_BTHW: Tensor, valid_BHW: Tensor, weights_T: Tensor) -> Tensor:
@@ -52,13 +54,13 @@ class _WeightedSquares(torch.autograd.Function):
 
 
 def _feature_errors(reconstruction_BTHW: Tensor, target_BTHW: Tensor, groups: tuple[int, ...]) -> Tensor:
-    """The loss of each cell, B x H x W: what `_feature_loss` is the mean of."""
+    """Return the loss of each cell, B x H x W: what `_feature_loss` is the mean of."""
     squares = (reconstruction_BTHW.float() - target_BTHW).square()
     return torch.stack([part.mean(1) for part in torch.split(squares, list(groups), dim=1)]).mean(0)
 
 
 def _similarity(x_BCHW: Tensor, y_BCHW: Tensor, window: int = 7) -> Tensor:
-    """SSIM of each pixel's window, averaged over channels, B x H x W within [-1, 1]; values in [0, 1]."""
+    """Return the SSIM of each pixel's window, averaged over channels, B x H x W within [-1, 1]; values in [0, 1]."""
 
     def local(z: Tensor) -> Tensor:
         # Columns, then rows: a mean over a window inside the image is the mean of the means. Three channels-last
@@ -79,13 +81,15 @@ def _similarity(x_BCHW: Tensor, y_BCHW: Tensor, window: int = 7) -> Tensor:
 
 
 def _pixel_loss(reconstruction_B3SS: Tensor, target_B3SS: Tensor, valid_BSS: Tensor, groups: tuple[int, ...]) -> Tensor:
-    """L1 + (1 - SSIM) / 2: L2 alone drowns small defects. Windows of SSIM reach into padding: that counts as right."""
+    """Return L1 + (1 - SSIM) / 2: L2 alone drowns small defects. Windows of SSIM reach into padding: that counts as
+    right.
+    """
     reconstruction = torch.where(valid_BSS[:, None], reconstruction_B3SS.float(), target_B3SS.float())
     return _pixel_errors(reconstruction, target_B3SS, groups)[valid_BSS].mean()
 
 
 def _pixel_errors(reconstruction_B3SS: Tensor, target_B3SS: Tensor, groups: tuple[int, ...]) -> Tensor:
-    """The loss of each pixel, B x S x S."""
+    """Return the loss of each pixel, B x S x S."""
     x, y = reconstruction_B3SS.float(), target_B3SS.float()
     return (x - y).abs().mean(1) + 0.5 * (1 - _similarity(x, y))
 
@@ -102,25 +106,26 @@ ERRORS: dict[str, Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]] = {
 
 
 def costs(levels: int) -> Tensor:
-    """c_r = 4^(r - R): codes spent per cell, relative to the finest level; coarse to fine, e.g. 1/16, 1/4, 1."""
+    """Return c_r = 4^(r - R): codes spent per cell, relative to the finest level; coarse to fine, e.g. 1/16, 1/4, 1."""
     return torch.tensor([4.0 ** (r - levels + 1) for r in range(levels)])
 
 
 def spend(onehot_BRhw: Tensor, valid_Bhw: Tensor) -> Tensor:
-    """Mean cost per valid cell, within [4^(1-R), 1]."""
+    """Return mean cost per valid cell, within [4^(1-R), 1]."""
     cost_Bhw = torch.einsum("brhw,r->bhw", onehot_BRhw, costs(onehot_BRhw.shape[1]).to(onehot_BRhw))
     return cost_Bhw[valid_Bhw].mean()
 
 
 def budget_loss(onehot_BRhw: Tensor, entropy_Bhw: Tensor, valid_Bhw: Tensor) -> Tensor:
-    """(1/N) sum_i H_i sum_r b_ir c_r over valid cells: entropy within [0, 1], high entropy means low richness and
-    makes fine codes dear (paper)."""
+    """Return (1/N) sum_i H_i sum_r b_ir c_r over valid cells: entropy within [0, 1], high entropy means low richness
+    and makes fine codes dear (paper).
+    """
     cost_Bhw = torch.einsum("brhw,r->bhw", onehot_BRhw, costs(onehot_BRhw.shape[1]).to(onehot_BRhw))
     return (entropy_Bhw * cost_Bhw)[valid_Bhw].mean()
 
 
 def _linear(progress: float, spent: float, state: float) -> float:
-    """0 → 1 over training; the paper's choice."""
+    """Rise from 0 to 1 over training; the paper's choice."""
     return progress
 
 
@@ -129,12 +134,12 @@ def _constant(progress: float, spent: float, state: float) -> float:
 
 
 def _cosine(progress: float, spent: float, state: float) -> float:
-    """0 → 1, slow at both ends."""
+    """Rise from 0 to 1, slow at both ends."""
     return 0.5 - 0.5 * math.cos(math.pi * progress)
 
 
 def _adaptive(progress: float, spent: float, state: float, target: float = 0.4, rate: float = 0.05) -> float:
-    """Dual ascent: dearer while more is spent than `target`, cheaper while less."""
+    """Ascend in the dual: dearer while more is spent than `target`, cheaper while less."""
     return min(1.0, max(0.0, state + rate * (spent - target)))
 
 
@@ -153,7 +158,7 @@ PAPER_LAMBDA = 1.25
 
 
 def automatic_kappa(gain_n: Tensor, cost_n: Tensor, lambda_max: float, levels: int) -> float:
-    """The scale at which half of the cells are worth fine codes at the full price.
+    """Return the scale at which half of the cells are worth fine codes at the full price.
 
     `gain_n`: what each cell's reconstruction error falls by from all-coarse to all-fine codes; `cost_n`: its richness
     cost in [0, 1]. The gain grows while the decoder learns and differs by dataset a hundredfold, so any fixed scale
@@ -192,7 +197,8 @@ def adversarial(fake_logits: Tensor) -> Tensor:
 
 def adaptive_weight(reconstruction: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
     """Weigh the adversarial loss: |grad L_rec| / (|grad L_adv| + 1e-4) at the decoder's last
-    layer, capped (paper; the cap is ours)."""
+    layer, capped (paper; the cap is ours).
+    """
     (rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (adv,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
     weight: Tensor = (rec.norm() / (adv.norm() + 1e-4)).clamp(max=_WEIGHT_CAP).detach()

@@ -30,7 +30,7 @@ _KEPT_COLUMNS = ["sample_id", "category", "group_id", "split", "fold"]
 
 
 def _source_hash() -> str:
-    """Of the code of this package: unfinished work of other code is never resumed."""
+    """Return the hash of the code of this package: unfinished work of other code is never resumed."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
@@ -39,7 +39,7 @@ def _source_hash() -> str:
 
 
 def work_key(rows_file: Path, params: config.Params, parent: str = warm.NONE) -> str:
-    """Names the work folder: rows, the params that the stage depends on, the code, and the hash of the parent."""
+    """Name the work folder by rows, the params that the stage depends on, the code, and the hash of the parent."""
     whole = dict.fromkeys(("seed", "image", "model", "train", "calibration", "compute"), True)
     facts = params.model_dump(mode="json", include={**whole, "score": {"recon", "fusion"}})
     text = json.dumps([files.digest(rows_file), facts, _source_hash(), parent], sort_keys=True)
@@ -81,7 +81,7 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
 
 
 def _origin(parent: warm.Parent | None, obstacles: dict[str, str]) -> dict[str, object]:
-    """What each fit started from: the content of origin.json."""
+    """Return what each fit started from: the content of origin.json."""
     fits = {fit: f"scratch: {why}" if why else "parent" for fit, why in obstacles.items()}
     return {"parent_bundle_sha256": parent.bundle_sha256 if parent else warm.NONE, "fits": fits}
 
@@ -96,7 +96,8 @@ def _fit(
     parent: warm.Parent | None,
 ) -> bytes:
     """Train one fit, from scratch or from its parent, unless its finished weights are there already; returns their
-    file's content."""
+    file's content.
+    """
     finished = folder / "weights.safetensors"
     if (kept := sealed(finished)) is not None:
         print(f"{what}: finished before, kept", flush=True)
@@ -114,14 +115,14 @@ def _fit(
 
 
 def half(x: Tensor) -> Tensor:
-    """Half precision on disk: what is calibrated is what was rounded, so nothing is lost later."""
+    """Round to half precision as on disk: what is calibrated is what was rounded, so nothing is lost later."""
     x = x.detach().cpu()
     return (x.half() if x.is_floating_point() else x).contiguous().clone()
 
 
 @torch.no_grad()
 def allocations(params: config.Params, plan: runtime.Plan, weights: dict[str, Tensor], examples: Examples) -> Tensor:
-    """Router logits of every view, n x R x h x w in half precision: all that the prior needs."""
+    """Return router logits of every view, n x R x h x w in half precision: all that the prior needs."""
     backbone = backbones.make(params.model).to(plan.device).eval()
     autoencoder = load_autoencoder(weights, params.model, backbone).to(plan.device)
     found = []
@@ -141,7 +142,7 @@ def _hand_over(
     logits: dict[str, Tensor],
     origin: dict[str, object],
 ) -> None:
-    """Assemble the outputs beside their place and rename: the stage's last act."""
+    """Assemble the outputs next to their place and rename: the stage's last act."""
     with whole_folder(layout.network(name)) as part:
         for fit, data in finished.items():
             (part / f"{fit}.safetensors").write_bytes(data)

@@ -49,7 +49,7 @@ class Run:
         return nn.ModuleDict({name: module for name, module in named.items() if module is not None})
 
     def features(self, batch: Batch) -> Features:
-        """Cached where the backbone is frozen, computed (with gradient) where it is trained."""
+        """Return features that are kept where the backbone is frozen, computed (with gradient) where it is trained."""
         if batch.features is not None:
             return batch.features
         assert self.backbone is not None
@@ -63,7 +63,7 @@ class Run:
         return LOSSES[spec.decoder](output.reconstruction, target, valid, spec.groups)
 
     def cell_errors(self, output: Output, features: Features) -> Tensor:
-        """The reconstruction loss under each coarse cell, B x h x w."""
+        """Return the reconstruction loss under each coarse cell, B x h x w."""
         spec = self.autoencoder.spec
         target = self.autoencoder.standardised_target(features)
         errors = ERRORS[spec.decoder](output.reconstruction, target, spec.groups)
@@ -72,7 +72,7 @@ class Run:
 
 
 def start(params: config.Params, plan: runtime.Plan, name: str) -> Run:
-    """A run at step 0. All weights, those of a trained backbone too, are drawn from the seed and the run's name."""
+    """Return a run at step 0, all weights (of a trained backbone, too) drawn from the seed and the run's name."""
     seeding.initialise(params.seed, "weights", name)
     backbone = backbones.make(params.model)
     autoencoder = Autoencoder(params.model, backbone.spec)
@@ -94,7 +94,7 @@ def _adam(module: nn.Module, train: config.Train) -> torch.optim.AdamW:
 
 
 def fit_scales(run: Run, examples: Learned) -> None:
-    """Per-channel scales of frozen features from a few hundred views; pixels need none."""
+    """Fit per-channel scales of frozen features to a few hundred views; pixels need none."""
     if run.backbone is not None:
         return
     batch = examples.batch(spread(len(examples), 256), run.plan.device)
@@ -106,7 +106,7 @@ def fit_scales(run: Run, examples: Learned) -> None:
 
 
 def spread(count: int, most: int) -> Tensor:
-    """At most `most` indices spread evenly over `count` views."""
+    """Return at most `most` indices spread evenly over `count` views."""
     return torch.linspace(0, count - 1, min(most, count)).long()
 
 
@@ -149,7 +149,7 @@ def restore_checkpoint(path: Path, network: nn.Module, optimisers: _Optimisers) 
             return None  # a flipped bit would go on into every later step
         facts = dict(json.loads(written["facts"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None  # half a file can't be: it is renamed into place; anything else is not ours, begin anew
+        return None  # half a file can't be: it is renamed into place; anything else is not ours, begin from the start
     own = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
     if _shapes(own) != _shapes(network.state_dict()):
         return None

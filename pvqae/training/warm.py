@@ -1,9 +1,9 @@
 """Going on from a champion's weights when new normals arrive, instead of from random ones.
 
-The parent of network N lies in data/parents/N, which is a dependency of the stage train@N:
+The parent of network N is in data/parents/N, which is a dependency of the stage train@N:
 
 bundle/   the champion's bundle; the fit `full` starts from its weights, codebook and scales
-network/  what was trained beside it: rows.csv (who learned from what), a weights file per fold, SHA256SUMS
+network/  what was trained with it: rows.csv (who learned from what), a weights file per fold, SHA256SUMS
 
 A fit may only start from one that has never learned from a part that it now has to judge: its threshold would be that
 of known parts. So each fold starts from its parent's fold, and only if all that the parent has learned from is still
@@ -51,7 +51,7 @@ class Parent:
         return f"{self.bundle.sha256}/{self.network.sha256}"
 
     def weights(self, fit: str) -> dict[str, Tensor]:
-        """The weights of one fit by their names in weights files, in single precision."""
+        """Return the weights of one fit by their names in weights files, in single precision."""
         if fit == splits.FULL:
             found = self.bundle.tensors("weights.safetensors")
         else:
@@ -63,7 +63,7 @@ class Parent:
 
 
 def load(folder: Path, params: config.Params) -> Parent | None:
-    """The parent in `folder`, None where that is no folder: from scratch.
+    """Return the parent in `folder`, None where that is no folder: from scratch.
 
     Raises `IntegrityError` where a file is not what its SHA256SUMS says, `ConfigError` where the parent is of another
     model or image size than `params`.
@@ -103,14 +103,14 @@ def keep(network: Path, out: Path) -> None:
 
 
 def place(bundle: Path, kept: Path, out: Path) -> None:
-    """Make `out` the parent of a network: a bundle, and what `keep` wrote beside it."""
+    """Make `out` the parent of a network: a bundle, and what `keep` wrote."""
     with whole_folder(out) as part:
         shutil.copytree(bundle, part / "bundle")
         shutil.copytree(kept, part / "network")
 
 
 def obstacle(parent: Parent | None, rows: pd.DataFrame, fit: str) -> str:
-    """Why `fit` of `rows` (with a column `fold`) has to start from scratch; empty where it may start warm."""
+    """Return why `fit` of `rows` (with a column `fold`) has to start from scratch; empty where it may start warm."""
     if parent is None:
         return "no parent"
     if not parent.has(fit):
@@ -129,13 +129,14 @@ def _groups(rows: pd.DataFrame) -> set[tuple[str, str]]:
 
 
 def _steps(train: config.Train) -> int:
-    """Of a warm start: as asked for, or a third of those from scratch."""
+    """Return the steps of a warm start: as asked for, or a third of those from scratch."""
     return max(1, train.steps // 3) if train.warm_steps == "auto" else train.warm_steps
 
 
 def settings(params: config.Params) -> config.Params:
-    """The params of a fit that starts warm: it quantises from the first step at the budget's full price, chooses
-    levels as at the end of a training, and moves at half the rate."""
+    """Return the params of a fit that starts warm: it quantises from the first step at the budget's full price, chooses
+    levels as at the end of a training, and moves at half the rate.
+    """
     train = params.train
     changed: dict[str, object] = {
         "steps": _steps(train),
