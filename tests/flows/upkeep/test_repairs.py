@@ -21,7 +21,7 @@ from flows.core.processes import Supervisor
 from flows.upkeep import data, doctor
 from flows.workspace import workspace
 from pvqae.cli import diagnosis
-from pvqae.cli.diagnosis import git as repository_check
+from pvqae.cli.diagnosis import _git as repository_check
 from pvqae.core import config, files
 from pvqae.core.errors import ConfigError, PvqaeError
 from pvqae.core.layout import Layout
