@@ -1,6 +1,7 @@
 """Commands that use and choose versions: score, drift, serve, review, promote."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,13 +107,11 @@ def _review(
     root = project()
     from flows.review import review as page
 
-    params = page.params_for(root, dataset)
-    if not apply:
-        page.serve(root, params, host, port, most, browser, lambda text: print(text, flush=True))
-        return
-    done = page.apply(root, params, lambda busy: print(f"{busy}: waiting for its end", flush=True))
-    for line in done.lines:
-        print(line)
+    params, say = page.params_for(root, dataset), partial(print, flush=True)
+    if apply:
+        print(*page.apply(root, params, say).lines, sep="\n")
+    else:
+        page.serve(root, params, host, port, most, browser, say)
 
 
 @promote.command("run", epilog="Example: python -m flows promote run demo brick --reason 'new lamp'")

@@ -4,15 +4,14 @@ import functools
 import os
 import webbrowser
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.adapters import git
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc
-from flows.core import classes, lineage, locks
-from flows.core.processes import Supervisor
+from flows.core import classes, lineage
 from flows.retrain import watch
 from flows.retrain.admission import recorder
 from flows.retrain.labels import Log
@@ -38,19 +37,15 @@ def params_for(project: Path, dataset: str) -> Params:
     return params
 
 
-def apply(project: Path, params: Params, waiting: Callable[[str], None]) -> Applied:
+def apply(project: Path, params: Params, waiting: Callable[[str], object]) -> Applied:
     """Bring all labels that were not applied yet into the dataset as one DVC version; push it if the params say so.
 
-    `waiting` is called when a flow works on the dataset; it may raise. After a crash call this again.
+    `waiting` is told when a flow works on the dataset; it may raise. After a crash call this again.
     """
     paths, layout = IntakePaths(project, params.data.name), Layout(project, params.data.name)
     log = Log(paths.labels)
-    with ExitStack() as stack:
-        lock = workspace.lock_file(project, paths.dataset)
-        busy = f"a flow works on {paths.dataset}"
-        held = stack.enter_context(locks.held(lock, waiting=lambda: waiting(busy)))
-        stack.enter_context(log.writing())
-        dvc = Dvc(project, stack.enter_context(Supervisor([held])))
+    with workspace.working_on(project, paths.dataset, waiting) as supervisor, log.writing():
+        dvc = Dvc(project, supervisor)
         if not layout.raw.is_dir() and dvc.data_hash(paths.dataset):
             dvc.checkout(paths.dataset)
         wanted = {label.sha256 for label in log.pending()}
@@ -122,8 +117,8 @@ def serve(
     cache = project / ".pvqae" / "cache" / "review" / name
     thumbnails = ThumbnailCache(cache, _champions(project, registry, name), params.image.bits)
 
-    def refuse(busy: str) -> None:
-        raise PvqaeError(f"{busy}: apply again when it has ended; the labels are kept")
+    def refuse(_: str) -> None:
+        raise PvqaeError(f"a flow works on {name}: apply again when it has ended; the labels are kept")
 
     token = "" if is_loopback(host) else os.environ.get("PVQAE_TOKEN", "") or review_app.new_token()
     app = review_app.make(

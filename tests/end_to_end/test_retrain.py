@@ -73,6 +73,7 @@ def retrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, str, str
     shutil.copytree(made / "gravel" / "test" / "blur", originals / "gravel" / "blur")
     settings = [word for setting in (*TINY, f"data.root={originals}") for word in ("--set", setting)]
     command(project, "train", *settings)
+    command(project, "promote", "run", "parts", "gravel", "--override", "its tiny model finds no defect")
 
     land(project.root / "landing" / "gravel", found, project.root / "data" / "raw" / "parts")
     params = project.root / "params.yaml"
