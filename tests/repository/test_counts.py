@@ -1,8 +1,10 @@
 """How many modules the usual work needs: a reader follows one image through few files."""
 
+import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from tests.chaos.conftest import PARAMS, make
 
 ROOT = Path(__file__).parents[2]
 INFERENCE, SCORE, RETRAIN = 20, 40, 32
+MODULES, PUBLIC = 172, 29.5  # of both packages; functions and classes per 1,000 lines
+TWICE = {"catalogue"}  # of services and of experiments
 # Run by `python -c CODE PACKAGE MODULE WORDS...`: a command line as it is, then the modules that it has loaded.
 LOADED = """
 import importlib, json, sys
@@ -77,3 +81,28 @@ def test_a_retraining_imports_few_modules() -> None:
     names = [name for name in json.loads(done.stdout) if name.startswith("flows.")]
     folders = [name for name in names if (ROOT / Path(*name.split("."))).is_dir()]
     assert len(names) - len(folders) <= RETRAIN, names
+
+
+SOURCES = {path: path.read_text("utf-8") for name in ("pvqae", "flows") for path in sorted((ROOT / name).rglob("*.py"))}
+
+
+def test_the_packages_have_few_modules() -> None:
+    modules = [path for path in SOURCES if path.name != "__init__.py"]
+    assert len(modules) <= MODULES
+
+
+def test_few_functions_and_classes_are_public() -> None:
+    public = [
+        node.name
+        for text in SOURCES.values()
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    lines = sum(text.count("\n") for text in SOURCES.values())
+    assert len(public) / lines * 1000 < PUBLIC
+
+
+@pytest.mark.parametrize("package", ["pvqae", "flows"])
+def test_no_module_name_is_used_twice(package: str) -> None:
+    names = Counter(path.stem for path in SOURCES if path.relative_to(ROOT).parts[0] == package)
+    assert {name for name, count in names.items() if count > 1} <= {"__init__", *TWICE}
