@@ -265,7 +265,7 @@ ROWS = [
     ),
     Row(hidden, added, lambda said: "sed -i 's,^/data/raw/.$,/data/raw/?*,' .gitignore"),
     Row(damaged_settings, dvc_files._effective, lambda said: f"rm '{said.partition(':')[0]}'"),
-    Row(not_here, lambda root: classes.wanted(PARTS.params, root / "data" / "raw" / "parts"), after("nothing; ")),
+    Row(not_here, lambda root: classes.wanted(PARTS.params, root / "data" / "raw" / "parts"), after("source=folder; ")),
     Row(raw_gone, lambda root: diagnosis._datasets(Layout(root, "parts"), "folder"), after("→ ")),
     Row(damaged_bundle, diagnosis._bundles, after("→ ")),
     Row(elsewhere, needed, after("run: ")),
