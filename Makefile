@@ -6,6 +6,13 @@ STAMP := $(VENV)/.installed
 # Byte-compiling at installation makes every later start two to three times faster.
 export UV_COMPILE_BYTECODE := 1
 export UV_LINK_MODE := copy
+# Certificates of a company's network are where pip finds them: in the system's store, or where PIP_CERT says.
+export UV_SYSTEM_CERTS := true
+ifndef SSL_CERT_FILE
+ifdef PIP_CERT
+CERTIFICATES := SSL_CERT_FILE="$(PIP_CERT)"
+endif
+endif
 # uv does not read pip's settings; a local folder of wheels is passed on. Elsewhere the driver decides: CUDA or CPU.
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
@@ -22,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, found $$($(PYTHON) --version); run: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install -q --python $(BIN)/python $(TORCH) -c constraints.txt -e '.[dev]'
+	$(CERTIFICATES) $(BIN)/uv pip install -q --python $(BIN)/python $(TORCH) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 install: $(STAMP) ## install everything into .venv, run nothing
