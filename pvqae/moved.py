@@ -1,4 +1,4 @@
-"""Find modules where 0.1 had them, so that scripts and registered versions of then go on; removed in 0.3."""
+"""Find modules where 0.1 had them, so that scripts and registered versions of 0.1 keep working; removed in 0.3."""
 
 import importlib
 import sys
@@ -29,7 +29,7 @@ MOVED = {
 
 
 class Finder(MetaPathFinder, Loader):
-    """Gives the module at the new place for the old name, with a `DeprecationWarning`."""
+    """Finder of the module at its new place by the old name, with a `DeprecationWarning`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,8 +1,8 @@
 """What image scores say: thresholds from normals only, the card that explains them, decisions, and their limits.
 
 The threshold is the k-th smallest of n scores of normals that the model has not seen, k = ceil((n+1)(1-rate)) (split
-conformal prediction; Vovk et al. 2005): the chance that the next normal exceeds it is at most the target rate, whatever
-the scores' distribution. Imports no torch.
+conformal prediction; Vovk et al. 2005): the chance that the next normal exceeds it is at most the target rate, for any
+distribution of scores. Imports no torch.
 """
 
 import math
@@ -69,7 +69,7 @@ def threshold(scores: NDArray[np.float64], rate: float) -> _Threshold:
     """
     n = len(scores)
     if n == 0 or not np.isfinite(scores).all():
-        raise CalibrationError(f"expected finite scores of unseen normals, found {n}: add normal images and run again")
+        raise CalibrationError(f"no finite scores of unseen normals ({n} scores): add normal images and run again")
     wanted = math.ceil((n + 1) * (1 - rate) - 1e-9)  # 150 * (1 - 0.18) is a little above 123 in floats
     k = min(wanted, n)
     warnings: tuple[str, ...] = ()

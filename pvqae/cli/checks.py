@@ -40,12 +40,12 @@ class Check:
 
 
 def exit_code(checks: Sequence[Check]) -> int:
-    """1 if anything is bad."""
+    """Return 1 if anything is bad, else 0."""
     return int(any(check.state == "bad" for check in checks))
 
 
 def _table(checks: Sequence[Check]) -> Table:
-    """Repairs stand in a line of their own below what they repair, so that a narrow terminal does not cut them."""
+    """Return a table with each repair on a line of its own, so that a narrow terminal does not cut it."""
     shown = Table("check", "state", "found, and the repair", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for check in checks:
         said = Text(check.found)
@@ -56,7 +56,7 @@ def _table(checks: Sequence[Check]) -> Table:
 
 
 def _sentence(checks: Sequence[Check]) -> str:
-    """The counts in words."""
+    """Return the counts in words."""
     bad, warn = (sum(check.state == state for check in checks) for state in ("bad", "warn"))
     if not bad and not warn:
         return f"{len(checks)} checks, nothing to repair"
@@ -64,7 +64,7 @@ def _sentence(checks: Sequence[Check]) -> str:
 
 
 def show(checks: Sequence[Check], as_json: bool, screen: Console) -> None:
-    """A table and a sentence, or JSON."""
+    """Print a table and a sentence, or JSON."""
     if as_json:
         print(to_json(checks))
         return
@@ -92,7 +92,7 @@ def _installed(name: str) -> str | None:
 
 
 def required(pyproject: Path) -> dict[str, list[Requirement]]:
-    """Extra → what it requires: of the sources' pyproject.toml, else of the installed package.
+    """Return what each extra requires, by the sources' pyproject.toml, else by the installed package.
 
     An editable installation keeps the metadata of the day it was made, so the file comes first.
     """
@@ -111,7 +111,7 @@ def _belongs(item: Requirement, extra: str) -> bool:
 
 
 def pinned(constraints: Path) -> dict[str, str]:
-    """Package → the version of constraints.txt; empty where there is no such file."""
+    """Return each package's version in constraints.txt; empty if there is no such file."""
     if not constraints.is_file():
         return {}
     lines = re.findall(r"^([\w.-]+)==([^\s;]+)", constraints.read_text("utf-8"), re.MULTILINE)
@@ -125,7 +125,10 @@ def _normal(name: str) -> str:
 def checks(
     wanted: Mapping[str, Sequence[Requirement]], pins: Mapping[str, str], needed: str, found: _Installed = _installed
 ) -> list[Check]:
-    """One check per extra. Bad: what `needed` (an extra) or the core lacks, or a version known not to work."""
+    """Return one check per extra.
+
+    It is bad if `needed` (an extra) or the core lacks a package, or a version is known not to work.
+    """
     return [_check(extra, wanted.get(extra, ()), pins, extra in (CORE, needed), found) for extra in _EXTRAS]
 
 
@@ -158,7 +161,7 @@ def _wrong(item: Requirement, found: _Installed) -> bool:
 
 
 def install(extra: str, from_sources: bool) -> str:
-    """The command that installs an extra with the versions that work together."""
+    """Return the command that installs an extra with the versions that work together."""
     name = "" if extra == CORE else f"[{extra}]"
     if from_sources:
         return f"{shlex.quote(sys.executable)} -m pip install -c constraints.txt -e '.{name}'"

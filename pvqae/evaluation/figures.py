@@ -1,6 +1,6 @@
 """The figures of one class, as metrics.json names them, from its scored images and its pixel histograms.
 
-The points of the report's charts, thinned so that a page stays small whatever the number of images or steps.
+The points of the report's charts, thinned so that a page stays small for any number of images or steps.
 """
 
 import math
@@ -21,7 +21,10 @@ Values = dict[str, Any]
 def of_class(
     images: pd.DataFrame, pixels: dict[str, metrics.PixelMetrics], threshold: float, fusion: str, health: Values
 ) -> Values:
-    """metrics.json but for its times. `images` is images.csv, `pixels` by map ("fused" and PARTS), empty: no masks."""
+    """Return the content of metrics.json but for its times.
+
+    `images` is images.csv; `pixels` are by map ("fused" and PARTS), empty without masks.
+    """
     defect, scores = _labels(images), images["image_score"].to_numpy()
     rates = metrics.rates(defect, scores, threshold)
     pixel_auroc = {name: pixels[name].auroc() if pixels else None for name in ("fused", *PARTS)}
@@ -47,7 +50,7 @@ def of_class(
 
 
 def _of_kind(images: pd.DataFrame, kind: str, threshold: float) -> Values:
-    """One kind of defect against all normals."""
+    """Judge one kind of defect against all normals."""
     own = images[(images["label"] == "normal") | ((images["label"] == "defect") & (images["kind"] == kind))]
     defect, scores = _labels(own), own["image_score"].to_numpy()
     return {
@@ -58,7 +61,7 @@ def _of_kind(images: pd.DataFrame, kind: str, threshold: float) -> Values:
 
 
 def charts(images: pd.DataFrame, threshold: float, history: list[Values]) -> Values:
-    """curves.json."""
+    """Return the content of curves.json."""
     defect, scores = _labels(images), images["image_score"].to_numpy()
     return {
         "roc": _roc_points(defect, scores),
@@ -68,7 +71,7 @@ def charts(images: pd.DataFrame, threshold: float, history: list[Values]) -> Val
 
 
 def _labels(images: pd.DataFrame) -> NDArray[np.bool_]:
-    """True for defects."""
+    """Return True for defects."""
     return np.asarray(images["label"] == "defect", dtype=np.bool_)
 
 
@@ -80,7 +83,7 @@ _BINS = 48
 
 
 def _roc_points(defect: NDArray[np.bool_], scores: _Floats) -> dict[str, list[float]]:
-    """At most POINTS points of the ROC of N images; none where normals or defects are missing."""
+    """Return at most `_POINTS` points of the ROC of N images; none if normals or defects are missing."""
     if defect.all() or not defect.any():
         return {"false_positive_rate": [], "true_positive_rate": []}
     false, true = roc(defect, scores)
@@ -88,10 +91,10 @@ def _roc_points(defect: NDArray[np.bool_], scores: _Floats) -> dict[str, list[fl
 
 
 def _histogram(defect: NDArray[np.bool_], scores: _Floats, threshold: float) -> dict[str, Any]:
-    """Counts per bin of the scores of normals and defects, and the sorted scores (at most SCORES of each).
+    """Return counts per bin of the scores of normals and defects, and the sorted scores (at most `_SCORES` of each).
 
     The axis ends six times as far above the lowest score as the threshold: one extreme defect must not squeeze all
-    normals into one bar. The last bin holds all that lies beyond.
+    normals into one bar. The last bin also holds the scores beyond it.
     """
     low, high = min(float(scores.min()), threshold), float(scores.max())
     if threshold > low:
@@ -109,7 +112,7 @@ def _histogram(defect: NDArray[np.bool_], scores: _Floats, threshold: float) -> 
 
 
 def _training(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One series per phase, fold and number that the history's rows carry: {phase, fold, name, step, value}."""
+    """Return one series per phase, fold and number in the history's rows: {phase, fold, name, step, value}."""
     series: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
     for row in history:
         for name, value in row.items():
@@ -127,6 +130,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _thin(values: _Floats, limit: int) -> list[float]:
-    """At most `limit` values at even places, the first and the last among them."""
+    """Return at most `limit` values at even places, the first and the last among them."""
     places = np.linspace(0, len(values) - 1, min(limit, len(values))).round().astype(int)
     return [float(value) for value in values[places]]

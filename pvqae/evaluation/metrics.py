@@ -32,7 +32,7 @@ class _Rates:
 
 
 def rates(defect: Bools, scores: Floats, threshold: float) -> _Rates:
-    """False-alarm and miss rate of N images; `defect` is their label, N bools."""
+    """Return the false-alarm and miss rate of N images; `defect` is their label, N bools."""
     called = is_defect(scores, threshold)
     normal = ~defect
     return _Rates(
@@ -56,13 +56,13 @@ def pairs_won(defects_d: Floats, normals_n: Floats, hits_Dd: Floats, counts_Dn: 
 
 
 def image_auroc(defect: Bools, scores: Floats) -> float | None:
-    """The probability that a defect scores higher than a normal, ties counting half."""
+    """Return the probability that a defect scores higher than a normal, ties counting half."""
     values = _finite(scores)
     return auroc(defect, values) if defect.any() and not defect.all() else None
 
 
 def roc(defect: Bools, scores: Floats) -> tuple[Floats, Floats]:
-    """False and true positive rates, one point per distinct score from the highest down, starting at (0, 0).
+    """Return false and true positive rates, one point per distinct score from the highest down, starting at (0, 0).
 
     Needs at least one normal and one defect.
     """
@@ -71,7 +71,7 @@ def roc(defect: Bools, scores: Floats) -> tuple[Floats, Floats]:
 
 
 def f1_max(defect: Bools, scores: Floats) -> float | None:
-    """The best F1 of the defects over all thresholds."""
+    """Return the best F1 of the defects over all thresholds."""
     if not defect.any():
         return None
     hits, alarms = _counts_from_the_top(defect, scores)
@@ -113,16 +113,17 @@ def count(anomaly_map: NDArray[np.floating], mask: Bools) -> PixelCounts:
 
 
 def pixel_auroc(normal: Floats, defect: Floats) -> float | None:
-    """From pixels per bin, bins ascending."""
+    """Return the AUROC of pixels counted per bin, bins ascending."""
     if not normal.any() or not defect.any():
         return None
     return float(np.trapezoid(_share_above(defect), _share_above(normal)))
 
 
 def pixel_aupro(normal: Floats, region: Floats, limit: float = 0.3) -> float | None:
-    """Mean overlap per connected defect region (8 neighbours), over false-positive rates 0 to `limit`, in [0, 1].
+    """Return the mean overlap per connected defect region, over false-positive rates 0 to `limit`, in [0, 1].
 
-    Normal pixels are all pixels outside the masks, of good and of defective images.
+    Regions are connected through all 8 neighbours. Normal pixels are all pixels outside the masks, of good and of
+    defective images.
     """
     if not normal.any() or not region.any():
         return None
@@ -150,29 +151,29 @@ class PixelMetrics:
         self._region[counts.bins] += counts.region
 
     def auroc(self) -> float | None:
-        """Over all pixels of all maps."""
+        """Return the AUROC over all pixels of all maps."""
         return pixel_auroc(self._normal, self._defect)
 
     def aupro(self, limit: float = 0.3) -> float | None:
-        """Over all regions of all maps, see `pixel_aupro`."""
+        """Return the AUPRO over all regions of all maps, see `pixel_aupro`."""
         return pixel_aupro(self._normal, self._region, limit)
 
 
 def _region_weights(mask: Bools) -> Floats:
-    """1 / size of its region for each masked pixel, so that every region weighs 1 whatever its size."""
+    """Return 1 / size of its region for each masked pixel, so that all regions weigh the same."""
     regions, _ = connected_regions(mask, structure=_EIGHT_NEIGHBOURS)
     members = regions[mask]
     return np.asarray(1.0 / np.bincount(members)[members], dtype=np.float64)
 
 
 def _share_above(histogram: NDArray[np.generic]) -> Floats:
-    """Share of the counts in or above each occupied bin, from 0 at the top to 1."""
+    """Return the share of the counts in or above each occupied bin, from 0 at the top to 1."""
     total = np.cumsum(np.asarray(histogram, dtype=np.float64)[::-1])
     return np.append(0.0, total / total[-1])
 
 
 def _bins(values: NDArray[np.floating]) -> NDArray[np.uint32]:
-    """Bin of each value; a larger value never has a smaller bin. Adding 0 makes -0.0 and 0.0 one value."""
+    """Return the bin of each value; a larger value never has a smaller bin. Adding 0 makes -0.0 and 0.0 one value."""
     bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32)
     ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
     return np.asarray(ordered >> (32 - _BITS), dtype=np.uint32)

@@ -137,13 +137,13 @@ def judge(
             raise DataError(f"{item.sample_id}: scored twice, or not a test row; score each test row once")
         scores = {"image_score": float(item.image_score), **{name: float(x) for name, x in item.parts.items()}}
         if not np.isfinite(list(scores.values())).all():
-            raise DataError(f"{row['path']}: expected finite scores, found {scores}; calibrate this class again")
+            raise DataError(f"{row['path']}: a score is not finite: {scores}; calibrate this class again")
         mask = mask_of(row["mask_path"], item.anomaly_map.shape, data_root) if masked else None
         counts = None if mask is None else _count(pixels, item, mask, row["path"])
         yield Judged(row, item, scores, mask, counts)
     if left or rows.empty:
-        found = f"none for {next(iter(left))} and {len(left) - 1} others" if left else "no test rows"
-        raise DataError(f"expected a score for each test row, found {found}; add test images or score all of them")
+        reason = f"no score for {next(iter(left))} and {len(left) - 1} others" if left else "no test rows"
+        raise DataError(f"each test row needs a score: {reason}; add test images or score all of them")
 
 
 def _count(pixels: dict[str, PixelMetrics], item: Judgeable, mask: NDArray[np.bool_], path: str) -> PixelCounts:
@@ -197,14 +197,14 @@ def run(layout: Layout, params: config.Params, category: str) -> dict[str, Any]:
 
 
 def _listed(rows: pd.DataFrame, data: Path) -> Iterator[tuple[str, str]]:
-    """sample_id and path of each row whose file is the one of its sha256. Raises `IntegrityError` for another."""
+    """Yield sample_id and path of each row. Raises `IntegrityError` if a file no longer has the row's sha256."""
     for sample_id, path, expected in zip(rows["sample_id"], rows["path"], rows["sha256"], strict=True):
         manifest.check(data, path, expected)
         yield sample_id, path
 
 
 def _latency(detector: bundle.Detector, image: Path, repeats: int = 5) -> float:
-    """Median milliseconds from a file to its score, after one warm-up."""
+    """Return the median milliseconds from a file to its score, after one warm-up."""
 
     def once() -> Iterator[float]:
         for _ in range(repeats + 1):
@@ -216,6 +216,6 @@ def _latency(detector: bundle.Detector, image: Path, repeats: int = 5) -> float:
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
-    """The training curve of the shipped fit."""
+    """Return the training curve of the shipped fit."""
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return [row for row in rows if row["fold"] == "full"]

@@ -55,8 +55,10 @@ _OUTPUTS = {  # shapes by the letters of `onnx_graph`
 
 
 def run(folder: Path, out: Path, images: Path | None, tell: Callable[[str], None]) -> Parity:
-    """`export`, its parity checked on the images below `images`; else on the class's test images in this workspace;
-    else on made-up ones."""
+    """Export with parity checked on the images below `images`.
+
+    Without any, it is checked on the class's test images in this workspace, else on made-up ones.
+    """
     if images is not None:
         return export(folder, out, parity.in_folder(images), tell)
     if found := parity.of_class(folder, Path.cwd()):
@@ -70,7 +72,7 @@ def export(folder: Path, out: Path, images: Sequence[Path], tell: Callable[[str]
     """Write the folder `out`, whole or not at all; `images` are files that parity is checked on.
 
     Raises `ConfigError` for what can't be exported, before anything is written, `ParityError` where an image's score or
-    map differs by more than `export_check.TOLERANCE`.
+    map differs by more than `parity._TOLERANCE`.
     """
     _refuse_foreign(out)
     detector = bundle.load(folder)
@@ -89,16 +91,14 @@ def export(folder: Path, out: Path, images: Sequence[Path], tell: Callable[[str]
 
 
 def _refuse_foreign(out: Path) -> None:
-    """The folder is replaced whole: only an earlier export may be."""
+    """Raise `ConfigError` for a folder that is no earlier export: it would be replaced whole."""
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "model.onnx").is_file())):
-        raise ConfigError(f"{out}: expected a new folder or an earlier export, found something else; name another")
+        raise ConfigError(f"{out}: neither a new folder nor an earlier export; name another")
 
 
 def _refuse(detector: Detector) -> None:
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        raise ConfigError(
-            f"export: expected the packages {', '.join(_NEEDED)}, missing {', '.join(missing)}; install pvqae[export]"
-        )
+        raise ConfigError(f"export: the packages {', '.join(missing)} are missing; install pvqae[export]")
     backbone = detector.config["model"]["backbone"]
     if backbone not in _BACKBONES:
         raise ConfigError(
@@ -108,7 +108,7 @@ def _refuse(detector: Detector) -> None:
 
 
 def _write_graph(detector: Detector, path: Path) -> None:
-    """ONNX of opset `_OPSET` with a dynamic batch; inputs pixels (B x 3 x S x S) and valid (B x S x S)."""
+    """Write ONNX of opset `_OPSET` with a dynamic batch; inputs pixels (B x 3 x S x S) and valid (B x S x S)."""
     graph = Graph(detector.scorer, config.Model(**detector.config["model"]), detector.threshold)
     side, batch = detector.scorer.image.size, torch.export.Dim("batch", min=1)
     example = torch.rand(2, 3, side, side), torch.ones(2, side, side, dtype=torch.bool)
@@ -135,8 +135,11 @@ def _write_graph(detector: Detector, path: Path) -> None:
 
 
 def _write_program(folder: Path) -> None:
-    """run.py, and in reading.zip all of this project that it imports, as a package of another name: where pvqae is
-    installed, too, an export reads images as it did when it was checked. The same bytes for the same code."""
+    """Write run.py, and into reading.zip all of this project that it imports, as a package of another name.
+
+    Even where pvqae is installed, an export then reads images as it did when it was checked. The same code gives the
+    same bytes.
+    """
     own = Path(pvqae.__file__).parent
     program = own / "export" / "run_exported.py"
     (folder / "run.py").write_text(_renamed(program), "utf-8")
@@ -154,7 +157,7 @@ def _renamed(file: Path) -> str:
 
 
 def _imported(own: Path, program: Path) -> list[Path]:
-    """The modules of the package at `own` that `program` imports, and those that they import."""
+    """Return the modules of the package at `own` that `program` imports, and those that they import."""
     found: list[Path] = []
     left = [program]
     while left:
@@ -169,7 +172,7 @@ def _imported(own: Path, program: Path) -> list[Path]:
 
 
 def _card(detector: Detector) -> dict[str, Any]:
-    """What someone needs who has only this folder; the same for the same bundle and packages."""
+    """Return what someone needs who has only this folder; the same for the same bundle and packages."""
     scorer, facts = detector.scorer, detector.config
     scales = {name: [scale.mean, scale.deviation] for name, scale in scorer.scales.items()}
     return {

@@ -23,7 +23,8 @@ from pvqae.prior.prior import BudgetPrior, Clustered, Expected, Prior
 
 class Outputs(NamedTuple):
     """What the graph gives, in this order. Each view is judged as an image of its own; `*_cells` are what image scores
-    are made of, so that the views of one image can be judged together."""
+    are made of, so that the views of one image can be judged together.
+    """
 
     image_score: Tensor  # B, fused
     margin: Tensor  # B, image_score - threshold; above 0 is a defect
@@ -123,7 +124,7 @@ def _one_prior(prior: Prior) -> BudgetPrior:
 
 
 def _top_mean(values_BHW: Tensor, valid_BHW: Tensor, share: float) -> Tensor:
-    """`readout.top_mean` of the valid cells of each view, B."""
+    """Return `readout.top_mean` of the valid cells of each view, B."""
     cells = values_BHW.masked_fill(~valid_BHW, -torch.inf).flatten(1).sort(dim=1, descending=True).values
     count = (share * valid_BHW.flatten(1).sum(1).double()).round().clamp_min(1)
     counted = torch.arange(cells.shape[1])[None] < count[:, None]

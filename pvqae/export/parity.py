@@ -30,7 +30,8 @@ _SHAPES = ((256, 256), (400, 300), (120, 500), (640, 320))  # of made-up images,
 @dataclass(frozen=True)
 class Parity:
     """Largest differences to the bundle over `images`, in the score's and the map's own units (deviations of normals),
-    relative where a value is above 1; `worst` is the image. Median milliseconds per image, one thread each."""
+    relative where a value is above 1; `worst` is the image. Median milliseconds per image, one thread each.
+    """
 
     images: int
     score: float
@@ -47,18 +48,18 @@ class Parity:
         )
 
     def insist(self) -> None:
-        """Raises `ParityError` above the limit."""
+        """Raise `ParityError` above the limit."""
         if not max(self.score, self.anomaly_map) <= _TOLERANCE:
             raise ParityError(
-                f"{self.worst}: expected scores and maps within {_TOLERANCE:.0e} of the bundle's, found differences of "
-                f"{self.score:.1e} and {self.anomaly_map:.1e}; nothing was written. Use the bundle itself"
+                f"{self.worst}: its score and map differ from the bundle's by {self.score:.1e} and "
+                f"{self.anomaly_map:.1e}, limit {_TOLERANCE:.0e}; nothing was written. Use the bundle itself"
             )
 
 
 def check(detector: Detector, folder: Path, files: Sequence[Path]) -> Parity:
     """Score `files` with the bundle and with `folder`'s run.py."""
     if not files:
-        raise DataError("export: expected images to check the parity on, found none; name a folder of images")
+        raise DataError("export: no images to check the parity on; name a folder of images")
     with tempfile.TemporaryDirectory() as scratch:
         answers = _exported(folder, files, Path(scratch))
         rows = [
@@ -74,12 +75,12 @@ def check(detector: Detector, folder: Path, files: Sequence[Path]) -> Parity:
 
 
 def _exported(folder: Path, files: Sequence[Path], maps: Path) -> list[dict[str, float]]:
-    """What run.py says of each file; isolated, so that it finds nothing but installed packages."""
+    """Return what run.py says of each file; isolated, so that it finds nothing but installed packages."""
     command = [sys.executable, "-I", str(folder / "run.py"), "--threads", "1", "--maps", str(maps)]
     names = "".join(f"{file.absolute()}\n" for file in files)
     done = subprocess.run(command, input=names, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ParityError(f"{folder / 'run.py'}: expected scores, found an error: {done.stderr.strip()[-500:]}")
+        raise ParityError(f"{folder / 'run.py'} failed: {done.stderr.strip()[-500:]}")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -109,7 +110,7 @@ def _away(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def of_class(bundle: Path, root: Path) -> list[Path]:
-    """The test images of a bundle's class in the workspace `root`; none where its manifest does not know them."""
+    """Return the test images of a bundle's class in the workspace `root`; none if its manifest does not know them."""
     facts = json.loads((bundle / "config.json").read_text("utf-8")) if (bundle / "config.json").is_file() else {}
     layout = Layout(root, facts.get("dataset", ""))
     if not facts or not layout.manifest.is_file():
@@ -120,14 +121,14 @@ def of_class(bundle: Path, root: Path) -> list[Path]:
 
 
 def in_folder(folder: Path) -> list[Path]:
-    """All images below `folder`."""
+    """Return all images below `folder`."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of images, found none; correct the path")
+        raise DataError(f"{folder}: no such folder of images; correct the path")
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.SUFFIXES and path.is_file())
 
 
 def made_up(folder: Path) -> list[Path]:
-    """Soft noise in several shapes, written to `folder`."""
+    """Write soft noise in several shapes to `folder`; return the files."""
     rng, files = np.random.default_rng(0), []
     for number, (height, width) in enumerate(_SHAPES):
         coarse = torch.from_numpy(rng.random((1, 3, 9, 9), dtype=np.float32))

@@ -1,7 +1,7 @@
 """Score images with an exported detector: `python run.py IMAGES... [--maps FOLDER]`, a JSON object per line.
 
 An image that can't be read gets a line with "error" instead of a score, and the exit status is 1. Needs numpy and
-onnxruntime; Pillow only reads the files. It stands beside model.onnx, card.json and reading.zip, which SHA256SUMS
+onnxruntime; Pillow only reads the files. It needs model.onnx, card.json and reading.zip in its folder, which SHA256SUMS
 vouches for; reading.zip holds the modules by which `pvqae score` finds and reads images, so both score the same. The
 graph judges square views of `size` pixels; what it does not do is here: decode, resize, lay out views, judge several
 views of one image together, stitch their maps.
@@ -43,7 +43,7 @@ class _View(NamedTuple):
 
 
 def _resize(image: _Array, height: int, width: int) -> _Array:
-    """Antialiased bilinear (a triangle as wide as the reduction), columns first; float32 as the training's."""
+    """Resize by an antialiased bilinear filter (a triangle as wide as the reduction), columns first, as in training."""
     if image.shape[:2] == (height, width):
         return image
     across = _along(image, width)
@@ -70,7 +70,7 @@ def _along(image: _Array, size: int) -> _Array:
 
 
 def _layout(height: int, width: int, card: dict[str, Any]) -> tuple[int, int, list[tuple[int, int]]]:
-    """H, W and the (top, left) of each view, for an image of `height` x `width` pixels."""
+    """Return H, W and the (top, left) of each view, for an image of `height` x `width` pixels."""
     size, aspect = card["size"], card["aspect"]
     if aspect == "auto":
         aspect = "squash" if 0.8 <= width / height <= 1.25 else "letterbox"
@@ -86,7 +86,7 @@ def _layout(height: int, width: int, card: dict[str, Any]) -> tuple[int, int, li
 
 
 def _tiled(height: int, width: int, card: dict[str, Any]) -> tuple[int, int]:
-    """H, W of an image that is cut into views that overlap, `tiles` of them along its short side."""
+    """Return H, W of an image that is cut into overlapping views, `tiles` of them along its short side."""
     size = card["size"]
     wanted = math.floor(size * (1 + (card["tiles"] - 1) * (1 - card["overlap"])) + 1e-6)
     scale = max(size, min(wanted, height, width)) / min(height, width)
@@ -99,7 +99,7 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def _views(image: _Array, card: dict[str, Any]) -> tuple[tuple[int, int], list[_View]]:
-    """(H, W) and the views of an image; padding repeats the border."""
+    """Return (H, W) and the views of an image; padding repeats the border."""
     height, width, places = _layout(image.shape[0], image.shape[1], card)
     canvas = _resize(image, height, width)
     return (height, width), [_view(canvas, top, left, card["size"]) for top, left in places]
@@ -114,7 +114,7 @@ def _view(canvas: _Array, top: int, left: int, side: int) -> _View:
 
 
 def _stitch(shape: tuple[int, int], found: list[_View], maps: _Array) -> _Array:
-    """H x W from V x S x S, padding dropped; overlaps averaged with weights that fall to a view's border."""
+    """Return H x W from V x S x S, padding dropped; overlaps are averaged with weights that fall to a view's border."""
     total, weight = np.zeros((2, *shape))
     for view, values in zip(found, maps, strict=True):
         side = len(values)
@@ -130,8 +130,11 @@ def _stitch(shape: tuple[int, int], found: list[_View], maps: _Array) -> _Array:
 
 
 def _check(folder: Path) -> dict[str, bytes]:
-    """The content of every file by its name, the exported ones. Raises `ValueError` or `OSError`, naming the file that
-    is another. What runs is what was checked: nothing is read again."""
+    """Return the content of every exported file by its name.
+
+    Raises `ValueError` or `OSError`, naming a file that has changed. What runs is what was checked: nothing is read
+    again.
+    """
     lines = (folder / "SHA256SUMS").read_text("utf-8", errors="replace").split("\n")
     listed = {name: expected for expected, _, name in (line.partition("  ") for line in lines if line)}
     contents = {name: (folder / name).read_bytes() for name in sorted({*_FILES, *listed})}
@@ -155,7 +158,7 @@ class Detector:
         self.names = [output.name for output in self.session.get_outputs()]
 
     def score(self, image: Path | str | _Array) -> dict[str, Any]:
-        """score, threshold, margin, decision, parts, and anomaly_map (H x W)."""
+        """Return score, threshold, margin, decision, parts, and anomaly_map (H x W)."""
         pixels = image if isinstance(image, np.ndarray) else self.read(Path(image))
         shape, found = _views(pixels, self.card["preprocessing"])
         graph = self.graph(found)
@@ -175,7 +178,7 @@ class Detector:
         }
 
     def read(self, file: Path) -> _Array:
-        """H0 x W0 x 3 in [0, 1]. Raises `DataError` for what the bundle would not score either."""
+        """Return H0 x W0 x 3 pixels in [0, 1]. Raises `DataError` for what the bundle would not score either."""
         settings = self.card["preprocessing"]
         pixels, _ = batch_source.read(file, **{key: settings[key] for key in _READ if key in settings})
         if reason := batch_source.unfit(pixels):
@@ -183,7 +186,7 @@ class Detector:
         return pixels
 
     def graph(self, found: list[_View]) -> dict[str, _Array]:
-        """All outputs of the graph (card.json says what they are), a row per view."""
+        """Return all outputs of the graph (card.json says what they are), a row per view."""
         runs = []
         for start in range(0, len(found), _CHUNK):
             some = found[start : start + _CHUNK]
@@ -192,7 +195,7 @@ class Detector:
         return {name: np.concatenate(parts) for name, parts in zip(self.names, zip(*runs, strict=True), strict=True)}
 
     def _pooled(self, name: str, graph: dict[str, _Array]) -> float:
-        """The image score of a part over the cells of all views."""
+        """Return the image score of a part over the cells of all views."""
         cells = np.sort(graph[f"{name}_cells"][graph["valid_cells"]])
         count = max(1, round(self.card["image_score"]["top"] * len(cells) / len(graph["valid_cells"])))
         mean, deviation = self.card["image_score"]["scales"].get(name, (0.0, 1.0))
@@ -220,7 +223,7 @@ def main() -> None:
 
 
 def _run(given: argparse.Namespace) -> int:
-    """The exit status: 1 when an image got no score."""
+    """Score the images; return the exit status, 1 if one got no score."""
     try:
         detector = Detector(Path(__file__).parent, given.threads)
         return _judge(detector, given)
@@ -242,7 +245,7 @@ def _judge(detector: Detector, given: argparse.Namespace) -> int:
 
 
 def _scored(detector: Detector, source: Files, item: Item, target: Path | None) -> dict[str, Any]:
-    """The line of an image; its map is written to `target`."""
+    """Return the line of an image; its map is written to `target`."""
     begun = time.perf_counter()
     try:
         file = source.file(item, Path())
@@ -252,7 +255,7 @@ def _scored(detector: Detector, source: Files, item: Item, target: Path | None) 
         return {"image": item.path, "error": str(error)}
     numbers = [result["score"], *result["parts"].values()]
     if not all(map(math.isfinite, numbers)):
-        return {"image": item.path, "error": f"expected finite scores, found {numbers}; calibrate this class again"}
+        return {"image": item.path, "error": f"a score is not finite: {numbers}; calibrate this class again"}
     milliseconds = round((time.perf_counter() - begun) * 1000, 2)
     anomaly_map = result.pop("anomaly_map")
     if target:

@@ -5,7 +5,7 @@ weights.safetensors     autoencoder, prior (and a trained backbone); a decoder t
 statistics.safetensors  memory codes, whitening, statistics of normals
 config.json             what to build, and the health of the training
 calibration.json        the card: threshold and how it was found
-profile.json            what trusted normals look like, for drift (see `inference.profile`)
+profile.json            what trusted normals look like, for drift (see `drift.profile`)
 backbone.safetensors    only in what leaves the project (`export`); inside it is named by its hash
 SHA256SUMS              of all the others; its own sha256 is the bundle's
 """
@@ -76,7 +76,7 @@ def save(
     card: dict[str, Any],
     profile: dict[str, Any] | None = None,
 ) -> str:
-    """Write a bundle whole or not at all, profile.json only if there is one; returns its sha256."""
+    """Write a bundle whole or not at all, profile.json only if there is one; return its sha256."""
     found = scorer.networks
     with whole_folder(folder) as part:
         save_file(_weights(found, scorer.score.recon), part / "weights.safetensors")
@@ -137,14 +137,14 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def seal(folder: Path) -> str:
-    """Write SHA256SUMS over all files of `folder`; returns its own sha256."""
+    """Write SHA256SUMS over all files of `folder`; return its own sha256."""
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors makes them private to the user
     return seal_folder(folder)
 
 
 def verify(folder: Path) -> str:
-    """Check every file against SHA256SUMS; returns the bundle's sha256.
+    """Check every file against SHA256SUMS; return the bundle's sha256.
 
     Raises `IntegrityError` for a missing, foreign or changed file.
     """
@@ -157,8 +157,10 @@ def read(folder: Path) -> Sealed:
 
 
 def load(folder: Path | str) -> Detector:
-    """Verify and load a bundle. Raises `IntegrityError` if anything is not what was sealed, or what was sealed is no
-    bundle. The detector has nothing to do with the folder any more: what becomes of it changes no score.
+    """Verify and load a bundle.
+
+    Raises `IntegrityError` if anything is not what was sealed, or what was sealed is no bundle. The detector does not
+    need the folder any more: what becomes of it changes no score.
     """
     return parse(read(Path(folder)))
 
@@ -171,7 +173,7 @@ def parse(files: Sealed) -> Detector:
         raise
     except Exception as error:  # hashes say that the files are as they were sealed, not by whom
         reason = f"{type(error).__name__}: {error}"
-        raise IntegrityError(f"{files.folder}: expected the contents of a bundle, found {reason}; {REPAIR}") from error
+        raise IntegrityError(f"{files.folder}: not the contents of a bundle: {reason}; {REPAIR}") from error
 
 
 def _load(files: Sealed) -> Detector:

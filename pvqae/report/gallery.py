@@ -43,7 +43,7 @@ class _Picture:
 
 
 class Gallery:
-    """At most `size` images per group of GROUPS, whatever passes by."""
+    """At most `size` images per group of GROUPS, of all that are offered."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -68,7 +68,7 @@ class Gallery:
         return len(heap) < self._size or _rank(group, row) > heap[0][:2]
 
     def chosen(self) -> list[tuple[str, _Picture]]:
-        """(group, picture), the most extreme first, each image once."""
+        """Return (group, picture), the most extreme first, each image once."""
         seen: set[str] = set()
         result = []
         for group, heap in self._heaps.items():
@@ -78,7 +78,7 @@ class Gallery:
         return result
 
     def write(self, folder: Path) -> None:
-        """pictures/ and pictures.json below `folder`. File names are numbers: nothing of a user's name gets in."""
+        """Write pictures/ and pictures.json below `folder`. File names are numbers, without a user's names."""
         (folder / "pictures").mkdir()
         entries = []
         for number, (group, picture) in enumerate(self.chosen()):
@@ -90,7 +90,7 @@ class Gallery:
 
 
 def draw(scored: "Scored", mask: NDArray[np.bool_] | None, card: dict[str, Any], levels: int) -> _Files:
-    """The pictures of one image on the card's scale; `mask` (H, W) or None where there is none to show."""
+    """Draw the pictures of one image on the card's scale; `mask` (H, W), or None if there is none to show."""
     small = pictures.thumbnail(scored.picture)
     shape = small.shape[0], small.shape[1]
     low, high = card["map_scale"]
@@ -129,7 +129,7 @@ class _Choice:
 
 
 def choose(classes: Sequence["ClassReport"], budget: int = _BUDGET) -> _Choice:
-    """The most telling pictures within `budget` bytes: first of each group in turn, weakest classes first.
+    """Choose the most telling pictures within `budget` bytes: first of each group in turn, weakest classes first.
 
     So every class has its worst images on the page while there is room, and a thousand classes make no larger page.
     """
@@ -148,7 +148,7 @@ def choose(classes: Sequence["ClassReport"], budget: int = _BUDGET) -> _Choice:
 
 
 def filters(groups: Iterable[tuple[str, list[Values]]]) -> list[Values]:
-    """The filters of the gallery: each key's values with the number of pictures, in the order of the page."""
+    """Return the filters of the gallery: each key's values with the number of pictures, in the order of the page."""
     cards = [card | {"class": name} for name, own in groups for group in own for card in group["cards"]]
     return [
         {"key": key, "values": sorted(Counter(card[key] for card in cards).items())}
@@ -162,13 +162,13 @@ def _area(one: "ClassReport") -> float:
 
 
 def _place(one: "ClassReport", entry: Values) -> tuple[int, int]:
-    """Rank within its group, then the group."""
+    """Return the rank within its group, then the group."""
     own = [other for other in one.pictures if other["group"] == entry["group"]]
     return own.index(entry), list(_GROUPS).index(entry["group"])
 
 
 def _sections(one: "ClassReport", entries: list[Values]) -> list[Values]:
-    """The groups that have pictures, with their files inlined."""
+    """Return the groups that have pictures, with their files inlined."""
     groups = []
     for group, (title, note) in _TITLES.items():
         cards = [entry | {"tiles": _tiles(one, entry)} for entry in entries if entry["group"] == group]

@@ -1,4 +1,4 @@
-"""The report as one HTML page: no network, no file beside it, bounded in size whatever the number of classes."""
+"""The report as one HTML page: no network, no other file, bounded in size for any number of classes."""
 
 import re
 from collections import defaultdict
@@ -20,7 +20,7 @@ _Write = Callable[[float | None], str]
 
 
 def _figure(value: float | None) -> str:
-    """An AUROC or the like to three decimals; never rounded up to a perfect 1."""
+    """Write an AUROC or the like to three decimals; never rounded up to a perfect 1."""
     if value is None:
         return "n/a"
     return f"{min(value, 0.999) if value < 1 else value:.3f}"
@@ -60,9 +60,10 @@ _METHODS = {
 
 
 def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: Mapping[str, Values]) -> str:
-    """The page for `metrics` (the content of metrics.json) and its classes; `demo` labels it as no quality claim.
+    """Render the page for `metrics` (the content of metrics.json) and its classes.
 
-    `versions`: what `report.read_versions` gives; without a class's, the page says how it gets there.
+    `demo` labels it as no quality claim. `versions`: what `report.read_versions` gives; for a class without one, the
+    page says how it gets there.
     """
     here = Path(__file__).parent
     environment = Environment(
@@ -90,7 +91,7 @@ def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: 
 
 
 def _words(value: Any) -> str:
-    """A figure of the card that another version of the card may have, in whatever form."""
+    """Write a figure of the card in any form that some version of the card has given it."""
     if isinstance(value, list | tuple):
         return " x ".join(map(_words, value))
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -98,7 +99,7 @@ def _words(value: Any) -> str:
 
 
 def _totals(metrics: Values) -> dict[str, int]:
-    """Counts over all classes at the calibrated thresholds."""
+    """Return counts over all classes at the calibrated thresholds."""
     classes = metrics["classes"].values()
     return {
         "normal": sum(one["n_normal"] for one in classes),
@@ -109,7 +110,7 @@ def _totals(metrics: Values) -> dict[str, int]:
 
 
 def _verdict(metrics: Values) -> str:
-    """One or two plain sentences that a line engineer can act on."""
+    """Return one or two plain sentences that a line engineer can act on."""
     count = _totals(metrics)
     stopped = _share(count["false_alarms"], count["normal"], "good images", "stopped")
     missed = _share(count["misses"], count["defect"], "defects", "missed")
@@ -128,7 +129,7 @@ def _share(part: int, n: int, what: str, done: str) -> str:
 
 
 def _warnings(one: "ClassReport") -> list[str]:
-    """What calibration and training warned of, and more false alarms than the card's interval allows.
+    """Return what calibration and training warned of, and more false alarms than the card's interval allows.
 
     Few test images stray far by chance: it is a warning when even the interval's upper end makes them unlikely (5 %).
     """
@@ -180,7 +181,7 @@ def _slider(one: "ClassReport") -> Values:
 
 
 def _levels(one: "ClassReport") -> list[Values]:
-    """Legend and shares of the resolution levels, coarsest first; a fine level spends 4 times the codes per cell."""
+    """Return legend and shares of the resolution levels, coarsest first; each costs 4 times the codes of the last."""
     shares = one.health["level_shares"]
     names = {0: "coarse", len(shares) - 1: "fine"} if len(shares) > 1 else {0: "only level"}
     return [
@@ -190,7 +191,7 @@ def _levels(one: "ClassReport") -> list[Values]:
 
 
 def _compared(comparison: Values) -> list[Values]:
-    """One row per figure that either version has; `change` is better, worse or "" where equal as written."""
+    """Return one row per figure of either version; `change` is better, worse, or "" where both are written alike."""
     rows = []
     for key, (name, write, more) in _COMPARED.items():
         this, other = (comparison[side].get(key) for side in ("this_figures", "other_figures"))
@@ -202,7 +203,7 @@ def _compared(comparison: Values) -> list[Values]:
 
 
 def _rules(verdict: Values) -> list[Values]:
-    """The lines of a verdict in columns; one that has another form stands whole."""
+    """Split the lines of a verdict into columns; a line of another form is kept whole."""
     parts = [line.split(": ", 2) for line in verdict["lines"]]
     rows = [part if len(part) == 3 else ("", "", ": ".join(part)) for part in parts]
     return [
@@ -211,14 +212,14 @@ def _rules(verdict: Values) -> list[Values]:
 
 
 def _marker(card: Values) -> float | None:
-    """Where the map's threshold stands on the colour bar, in percent of its width; None outside it."""
+    """Return where the map's threshold is on the colour bar, in percent of its width; None outside it."""
     low, high = card["map_scale"]
     place = 100 * (card["map_threshold"] - low) / max(high - low, 1e-12)
     return round(place, 1) if 0 <= place <= 100 else None
 
 
 def _training(series: list[Values], limit: int) -> list[Values]:
-    """One chart per phase and number, its folds on common axes; the losses come first."""
+    """Return one chart per phase and number, its folds on common axes; the losses come first."""
     charts: dict[tuple[str, str], list[Values]] = defaultdict(list)
     for one in series:
         charts[one["phase"], one["name"]].append(one)

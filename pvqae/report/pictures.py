@@ -31,19 +31,19 @@ _OUTLINE = (255, 225, 0)
 
 
 def colours(values: Floats, anchors: Colours = HEAT) -> Bytes:
-    """Colours (..., 3) of values in [0, 1], interpolated between the anchors; values outside take the end colour."""
+    """Return colours (..., 3) of values in [0, 1], interpolated between anchors; values outside take the end colour."""
     steps = np.linspace(0, 1, len(anchors))
     channels = [np.interp(values, steps, channel) for channel in zip(*anchors, strict=True)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
 def level_colours(levels: int) -> Bytes:
-    """(levels, 3): dark for the coarsest, light for the finest."""
+    """Return colours (levels, 3), dark for the coarsest, light for the finest."""
     return colours(np.linspace(0, 1, levels) if levels > 1 else np.zeros(1), LEVELS)
 
 
 def thumbnail(picture: Bytes, side: int = _SIDE) -> Bytes:
-    """(H, W, 3) shrunk so that its longest side is at most `side`; never enlarged."""
+    """Shrink a picture (H, W, 3) so that its longest side is at most `side`; never enlarge it."""
     height, width = _fit(picture.shape[:2], side)
     if (height, width) == picture.shape[:2]:
         return picture
@@ -51,7 +51,7 @@ def thumbnail(picture: Bytes, side: int = _SIDE) -> Bytes:
 
 
 def shrink(values: NDArray[Value], side: int = _SIDE) -> NDArray[Value]:
-    """(H, W) shrunk like `thumbnail`, each block by its maximum, so that a small hot spot or mask survives."""
+    """Shrink (H, W) values like `thumbnail`, each block to its maximum, so that a small hot spot or mask survives."""
     height, width = _fit(values.shape, side)
     rows = np.arange(height) * values.shape[0] // height
     columns = np.arange(width) * values.shape[1] // width
@@ -60,9 +60,9 @@ def shrink(values: NDArray[Value], side: int = _SIDE) -> NDArray[Value]:
 
 
 def heatmap(picture: Bytes, anomaly_map: Floats, scale: tuple[float, float], threshold: float) -> Bytes:
-    """The map in colour over the grey picture, both (H, W); `scale` is (low, high) of the calibration.
+    """Draw the map in colour over the grey picture, both (H, W); `scale` is (low, high) of the calibration.
 
-    What lies above the map's threshold is outlined.
+    Where it exceeds the map's threshold it is outlined.
     """
     low, high = scale
     share = np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1)
@@ -72,7 +72,7 @@ def heatmap(picture: Bytes, anomaly_map: Floats, scale: tuple[float, float], thr
 
 
 def outline(picture: Bytes, mask: Bools, colour: tuple[int, int, int] = _OUTLINE) -> Bytes:
-    """The (H, W, 3) picture with a line around the mask: outside it, so that the defect stays visible.
+    """Draw a line around the mask on the (H, W, 3) picture: outside it, so that the defect stays visible.
 
     A dark rim outside the bright line makes it readable on light surfaces.
     """
@@ -85,7 +85,7 @@ def outline(picture: Bytes, mask: Bools, colour: tuple[int, int, int] = _OUTLINE
 
 
 def level_map(cells: NDArray[np.integer], levels: int, shape: tuple[int, int]) -> Bytes:
-    """(h, w) levels, 0 coarsest, as flat squares of a picture `shape` (H, W).
+    """Draw (h, w) levels, 0 coarsest, as flat squares of a picture `shape` (H, W).
 
     -1 is padding: whole rows and columns of it are dropped, as the picture has none; the rest is grey.
     """
@@ -98,12 +98,12 @@ def level_map(cells: NDArray[np.integer], levels: int, shape: tuple[int, int]) -
 
 
 def webp(picture: Bytes) -> bytes:
-    """For photographs and heatmaps: about 10 kB at 256 px."""
+    """Encode a photograph or heatmap: about 10 kB at 256 px."""
     return _encode(picture, "WEBP", quality=82, method=4)
 
 
 def png(picture: Bytes) -> bytes:
-    """For flat colours: exact and under 2 kB."""
+    """Encode flat colours: exact and under 2 kB."""
     return _encode(picture, "PNG", optimize=True)
 
 

@@ -1,8 +1,8 @@
 """`pvqae report`: the folders of all classes become one table of figures, one of images, one ROC and one page.
 
-The page also shows registered versions: where they came from and how they compare. They are in `versions.json` beside
-the page, written at registration. That file is no output of the stage `report`: a version names the hash of dvc.lock,
-so DVC can't track a file that names the version.
+The page also shows registered versions: where they came from and how they compare. They are in `versions.json` next
+to the page, written at registration. That file is no output of the stage `report`: a version names the hash of
+dvc.lock, so DVC can't track a file that names the version.
 """
 
 import json
@@ -68,14 +68,14 @@ def report(layout: Layout) -> Values:
 
 
 def rewrite_page(reports: Path, demo: bool) -> None:
-    """index.html anew from the folder `reports` alone, when its versions.json has changed.
+    """Write index.html again from the folder `reports` alone, when its versions.json has changed.
 
-    Raises `DataError` when the folder has no whole report.
+    Raises `DataError` if the folder has no complete report.
     """
     try:
         metrics = json.loads((reports / "metrics.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{reports}: expected a report, found {error}; run `dvc repro -s report`") from None
+        raise DataError(f"{reports}: no readable report: {error}; run `dvc repro -s report`") from None
     classes = [_read(reports, name) for name in metrics["classes"]]
     _write_page(reports, metrics, classes, demo)
 
@@ -86,7 +86,7 @@ def _write_page(reports: Path, metrics: Values, classes: list[ClassReport], demo
 
 
 def _mean(classes: list[Values]) -> Values:
-    """Plain mean over the classes of each figure that is a number in any of them; nulls are left out.
+    """Return the plain mean over the classes of each figure that is a number in any of them; nulls are left out.
 
     A figure that is null in every class (pixel figures without masks) is null.
     """
@@ -109,7 +109,7 @@ def _read(reports: Path, name: str) -> ClassReport:
         images = pd.read_csv(folder / "images.csv", dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder}: expected the evaluation of class {name}, found {error}; run `dvc repro -s evaluate@{name}`"
+            f"{folder}: no readable evaluation of class {name}: {error}; run `dvc repro -s evaluate@{name}`"
         ) from None
     return ClassReport(name, folder, metrics, card["card"], card["health"], curves, pictures, images)
 
@@ -133,7 +133,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of this version beside those of `other`; keys as in metrics.json, and size_bytes; absent: not known."""
+    """Figures of this version and of `other`; keys as in metrics.json, and size_bytes; absent: not known."""
 
     other: str  # a version's number
     role: str  # of the other, in words: "champion", "champion before it"
@@ -174,7 +174,7 @@ class _Known:
 
 
 def write_versions(reports: Path, versions: Mapping[str, Version | Values], demo: bool) -> None:
-    """versions.json in a dataset's folder of reports, for the metrics.json that lies there; by class.
+    """Write versions.json, by class, in a dataset's folder of reports; it belongs to the metrics.json there.
 
     A class whose version is as it was is given as `read_versions` found it.
     """
@@ -184,7 +184,7 @@ def write_versions(reports: Path, versions: Mapping[str, Version | Values], demo
 
 
 def read_versions(reports: Path) -> _Known | None:
-    """None when no versions were written, or when they belong to other figures than those that lie there now."""
+    """Return what versions.json holds; None if there is none, or it belongs to another metrics.json than today's."""
     try:
         found: Values = json.loads((reports / _VERSIONS).read_text("utf-8"))
         same = found["metrics_sha256"] == digest(reports / "metrics.json")

@@ -34,7 +34,7 @@ class _Frame:
 
 
 def roc(false_positive: Sequence[float], true_positive: Sequence[float], at: _Point | None, name: str) -> Markup:
-    """The ROC of class `name`; `at` is the working point (false-alarm rate, hit rate) at the threshold."""
+    """Draw the ROC of class `name`; `at` is the working point (false-alarm rate, hit rate) at the threshold."""
     frame = _Frame(300, 280, 0, 1, 0, 1, left=58)
     points = list(zip(false_positive, true_positive, strict=True))
     marks = [_line(frame, [(0, 0), (1, 1)], "guide"), _line(frame, points, "line-defect thick")]
@@ -52,7 +52,7 @@ def histogram(
     words: tuple[str, str] = ("normal", "defect"),
     axis: str = "image score",
 ) -> Markup:
-    """Score histogram of class `name` (see `curves.histogram`): normals upwards, defects downwards.
+    """Draw the score histogram of class `name` (`bars` as in curves.json): normals upwards, defects downwards.
 
     `words` name the two sides where they are something else. Each side is scaled to its own tallest bar. The
     threshold line has the class "cut", which the slider moves.
@@ -94,7 +94,7 @@ def _bars(frame: _Frame, edges: Sequence[float], counts: Sequence[int], sign: in
 
 
 def lines(series: Sequence[dict[str, Any]], title: str) -> Markup:
-    """Lines {step, value} on common axes."""
+    """Draw lines {step, value} on common axes."""
     steps = [step for one in series for step in one["step"]]
     values = [value for one in series for value in one["value"]]
     low, high = min(values), max(values)
@@ -105,7 +105,7 @@ def lines(series: Sequence[dict[str, Any]], title: str) -> Markup:
 
 
 def short(value: float) -> str:
-    """Three significant digits, without an exponent where it is readable without."""
+    """Write three significant digits, without an exponent where it is readable without."""
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 

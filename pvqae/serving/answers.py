@@ -52,7 +52,7 @@ class _Pictures(BaseModel):
 
 
 def schema(many: bool, limit: int) -> dict[str, Any]:
-    """The request body for OpenAPI."""
+    """Return the request body for OpenAPI."""
     file = {"type": "string", "format": "binary"}
     key, part = (
         ("files", {"type": "array", "items": file, "minItems": 1, "maxItems": limit}) if many else ("file", file)
@@ -67,7 +67,7 @@ def schema(many: bool, limit: int) -> dict[str, Any]:
 
 
 async def read(request: Request, limit: int, many: bool) -> list[Upload]:
-    """The images of a request, at least one and at most `limit`. Raises `Refused` (400, 413, 415)."""
+    """Return the images of a request, at least one and at most `limit`. Raises `Refused` (400, 413, 415)."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == _MULTIPART:
         return await _from_form(request, limit, "files" if many else "file")
@@ -90,14 +90,12 @@ async def _from_form(request: Request, limit: int, key: str) -> list[Upload]:
             return [Upload((part.filename or "image")[:_NAME], await part.read()) for part in files]
     except (HTTPException, FormParserError) as error:
         found = error.detail if isinstance(error, HTTPException) else str(error)
-        raise Refused(400, "request", f"expected a {_MULTIPART} body, found a broken one: {found}") from None
+        raise Refused(400, "request", f"broken {_MULTIPART} body: {found}") from None
 
 
 def _bounded(images: Sequence[object], limit: int) -> None:
     if len(images) > limit:
-        raise Refused(
-            413, "too_many", f"expected at most {limit} images in a request, found more; send them in several"
-        )
+        raise Refused(413, "too_many", f"more than {limit} images in a request; send them in several")
 
 
 def _from_json(data: bytes, limit: int, many: bool) -> list[Upload]:
@@ -106,7 +104,7 @@ def _from_json(data: bytes, limit: int, many: bool) -> list[Upload]:
     except ValidationError as error:
         # Without the input: it may be megabytes.
         lines = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in error.errors()[:5]]
-        raise Refused(400, "request", f"expected JSON as /openapi.json says, found: {'; '.join(lines)}") from None
+        raise Refused(400, "request", f"not the JSON that /openapi.json describes: {'; '.join(lines)}") from None
     _bounded(found, limit)
     return [Upload(item.name, _bytes(item)) for item in found]
 
@@ -115,7 +113,7 @@ def _bytes(item: _Picture) -> bytes:
     try:
         return base64.b64decode(item.image.rpartition(",")[2], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refused(400, "request", f"{item.name}: expected an image as base64, found {error}") from None
+        raise Refused(400, "request", f"{item.name}: not base64: {error}") from None
 
 
 class ScoringQueue:
@@ -131,22 +129,22 @@ class ScoringQueue:
 
     @asynccontextmanager
     async def open(self, app: object) -> AsyncIterator[None]:
-        """The app's lifespan: the worker thread begins and ends with it."""
+        """Keep the worker thread while the app runs: its lifespan."""
         self._pool = ThreadPoolExecutor(1, "scoring", initializer=self._prepare)
         yield
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def model(self) -> Model:
-        """The model that answers now. Raises `Refused` (503) when none is loaded yet."""
+        """Return the model that answers now. Raises `Refused` (503) if none is loaded yet."""
         if self._holder.current is None:
-            raise Refused(503, "not_ready", "expected a loaded model, found none yet; ask /ready and try again", 5)
+            raise Refused(503, "not_ready", "no model is loaded yet; ask /ready and try again", 5)
         return self._holder.current
 
     async def rows(self, uploads: Sequence[Upload], heatmap: bool) -> list[Values]:
-        """A row per image, all by the same model; a place in the queue is held meanwhile.
+        """Return a row per image, all by the same model; a place in the queue is held meanwhile.
 
-        Raises `Refused` (503) when the queue is full, no model is loaded, or the time is up: what did not begin by
-        then is not scored.
+        Raises `Refused` (503) if the queue is full, no model is loaded, or the time is up: images that did not begin by
+        then are not scored.
         """
         model = self.model()
         with self._places.one(), self._metrics.waiting.track_inprogress():
@@ -154,7 +152,7 @@ class ScoringQueue:
                 async with asyncio.timeout(self._settings.timeout):
                     return [await self._in_thread(model, upload, heatmap) for upload in uploads]
             except TimeoutError:
-                text = f"expected scores within {self._settings.timeout:g} s, found more work than that; try again"
+                text = f"scoring timed out after {self._settings.timeout:g} s; retry later"
                 raise Refused(503, "timeout", text, self._settings.timeout) from None
 
     async def _in_thread(self, model: Model, upload: Upload, heatmap: bool) -> Values:
@@ -174,7 +172,7 @@ class ScoringQueue:
 
 
 def _answer(model: Model, upload: Upload, heatmap: bool) -> tuple[Values, str | None]:
-    """The row as `pvqae score` has it, and on request the heatmap as base64 of a PNG."""
+    """Return the row as `pvqae score` has it, and on request the heatmap as base64 of a PNG."""
     try:
         row, scored = batch.one(model.detector, upload.data, upload.name, model.version)
     except DataError as error:

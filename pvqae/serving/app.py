@@ -89,7 +89,8 @@ class Health(BaseModel):
 class Ready(BaseModel):
     """`rejected`: a newer version that does not answer, and what kind of error it met. `on_disk`: what the folder that
     the model was loaded from holds now. The model answers from memory, as it was verified, whatever that is: "replaced"
-    by another bundle, "damaged" or "gone". To load what is there, start the service again."""
+    by another bundle, "damaged" or "gone". To load what is there, start the service again.
+    """
 
     ready: bool
     model: str
@@ -102,7 +103,7 @@ class Ready(BaseModel):
 def make(
     slot: ModelSlot, settings: Service, metrics: Metrics, token: str = "", prepare: Callable[[], None] = lambda: None
 ) -> AccessMiddleware:
-    """The ASGI app. `prepare` runs once in the thread that scores."""
+    """Make the ASGI app. `prepare` runs once in the thread that scores."""
     scoring = ScoringQueue(slot, settings, metrics, prepare)
     # No docs pages: they load scripts from elsewhere. /openapi.json stays.
     app = FastAPI(
@@ -122,13 +123,13 @@ def _described(statuses: dict[int, str]) -> _Responses:
 
 
 def _problems(token: str) -> _Responses:
-    """What the door may say to any request."""
+    """Return what `AccessMiddleware` may answer to any request."""
     who = {401: "no token"} if token else {421: "not sent to this machine"}
     return _described({413: "too much", 429: "too often", 503: "not now, but later", **who})
 
 
 def _explain(app: FastAPI, metrics: Metrics) -> None:
-    """Every error as JSON in our words."""
+    """Answer every error as JSON in our words."""
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
@@ -148,7 +149,7 @@ def _explain(app: FastAPI, metrics: Metrics) -> None:
         return JSONResponse(body("internal", str(error)), 500)
 
     async def unforeseen(request: Request, error: Exception) -> Response:
-        return JSONResponse(body("internal", "expected an answer, found a fault of the service; see its log"), 500)
+        return JSONResponse(body("internal", "internal error; see the service log"), 500)
 
     for kind, handler in (
         *((Refused, refused), (HTTPException, http), (RequestValidationError, invalid)),
@@ -160,13 +161,15 @@ def _explain(app: FastAPI, metrics: Metrics) -> None:
 def _add_probes(app: FastAPI, slot: ModelSlot, scoring: ScoringQueue) -> None:
     @app.get("/health")
     async def health() -> Health:
-        """Whether the process answers at all."""
+        """Say whether the process answers at all."""
         return Health(status="alive")
 
     @app.get("/ready", responses=_described({503: "no model yet"}))
     async def ready() -> Ready:
-        """Whether a model is loaded: 503 until then. A folder that was changed since is said, and no reason not to be
-        ready: what answers is what was verified."""
+        """Say whether a model is loaded: 503 until then.
+
+        `on_disk` says if its folder has changed since; the service stays ready, for it answers with what was verified.
+        """
         model, failure = scoring.model(), slot.failure
         return Ready(
             ready=True,
@@ -181,12 +184,12 @@ def _add_probes(app: FastAPI, slot: ModelSlot, scoring: ScoringQueue) -> None:
 def _add_state(app: FastAPI, slot: ModelSlot, metrics: Metrics, scoring: ScoringQueue, problems: _Responses) -> None:
     @app.get("/metrics", response_class=PlainTextResponse, responses=problems)
     async def prometheus() -> Response:
-        """For Prometheus."""
+        """Return metrics for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/model", responses=problems)
     async def card() -> Card:
-        """The model card: what answers, how its threshold was found, from what it was made."""
+        """Return the model card: what answers, how its threshold was found, what it was made from."""
         failure = slot.failure
         rejected = {"version": failure.version, "error": f"{failure.kind}: {failure.text}"} if failure else None
         return Card(**scoring.model().card(), rejected=rejected)
@@ -202,7 +205,7 @@ def _add_scoring(app: FastAPI, settings: Service, scoring: ScoringQueue, problem
                 async with asyncio.timeout(settings.timeout):
                     found = await answers.read(request, limit, many)
             except TimeoutError:
-                text = f"expected the whole request within {settings.timeout:g} s, found less; send it again"
+                text = f"the request did not arrive within {settings.timeout:g} s; send it again"
                 raise Refused(408, "slow", text) from None
         return await scoring.rows(found, heatmap)
 

@@ -68,7 +68,7 @@ class _Journal:
         self._base.close()
 
     def find(self, sha256: str) -> Values | None:
-        """The result for an image's bytes."""
+        """Return the result for an image's bytes; None if it is not known."""
         row = self._base.execute("SELECT record FROM results WHERE sha256 = ?", (sha256,)).fetchone()
         return json.loads(row[0]) if row else None
 
@@ -77,7 +77,7 @@ class _Journal:
         self._base.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (sha256, text))
 
     def sha256_of(self, identity: str) -> str:
-        """The hash of what a store calls `identity`, "" when it was never fetched."""
+        """Return the hash of what a store calls `identity`; "" if it was never fetched."""
         row = self._base.execute("SELECT sha256 FROM known WHERE identity = ?", (identity,)).fetchone()
         return str(row[0]) if row else ""
 
@@ -86,7 +86,7 @@ class _Journal:
             self._base.execute("INSERT OR REPLACE INTO known VALUES (?, ?)", (identity, sha256))
 
     def enlist(self, path: str, identity: str, modified: str) -> None:
-        """One image of this run, in the order of the output."""
+        """Add one image to this run, in the order of the output."""
         columns = "INSERT INTO listing (path, identity, modified) VALUES (?, ?, ?)"
         self._base.execute(columns, (path, identity, modified))
 
@@ -94,7 +94,7 @@ class _Journal:
         return int(self._base.execute("SELECT count(*) FROM listing").fetchone()[0])
 
     def listed(self) -> Iterator[tuple[int, str, str, str, str, str]]:
-        """number, path, identity, modified, sha256, reason; may be settled meanwhile."""
+        """Yield number, path, identity, modified, sha256, reason; images may be settled meanwhile."""
         number = 0
         while row := self._base.execute(
             "SELECT * FROM listing WHERE number > ? ORDER BY number LIMIT 1", (number,)
@@ -103,12 +103,12 @@ class _Journal:
             yield row
 
     def settle(self, number: int, sha256: str, reason: str) -> None:
-        """What came of a listed image: its hash, or why it has none."""
+        """Record what became of a listed image: its hash, or why it has none."""
         self._base.execute("UPDATE listing SET sha256 = ?, reason = ? WHERE number = ?", (sha256, reason, number))
 
 
 def rows(detector: Detector, source: Source, version: str = "") -> Iterator[Values]:
-    """A row per image, at once, nothing kept."""
+    """Yield a row per image as soon as it is scored, and keep nothing."""
     with tempfile.TemporaryDirectory() as scratch:
         for item in source.items():
             try:
@@ -152,7 +152,7 @@ def run(detector: Detector, source: Source, out: Path, version: str = "", heatma
 def _settle(
     detector: Detector, journal: _Journal, source: Source, item: Item, scratch: Path, out: Path | None
 ) -> tuple[str, bool]:
-    """The image's hash, and whether it had to be scored. `out`: the folder that needs its heatmap."""
+    """Return the image's hash, and whether it had to be scored. `out`: the folder that needs its heatmap."""
     sha256 = journal.sha256_of(item.identity)
     if sha256 and _done(journal, sha256, out):
         return sha256, False
@@ -183,7 +183,7 @@ def _picture(sha256: str) -> str:
 
 
 def _record(detector: Detector, file: Path) -> tuple[Values, Scored | None]:
-    """What an image's bytes and the bundle determine."""
+    """Return all that depends on the image's bytes and the bundle alone."""
     try:
         pixels, captured = batch_source.read(file, bits=detector.scorer.image.bits)
     except DataError as error:
@@ -197,7 +197,7 @@ def _judged(detector: Detector, pixels: images.Floats, captured: str) -> tuple[V
     scored = detector.score(pixels)
     numbers = [scored.image_score, *(scored.parts[name] for name in PARTS)]
     if not all(map(math.isfinite, numbers)):
-        return {"error": f"expected finite scores, found {numbers}; calibrate this class again"}, None
+        return {"error": f"a score is not finite: {numbers}; calibrate this class again"}, None
     shares = level_shares(scored.levels, detector.config["model"]["levels"])
     return {
         "error": "",
@@ -210,9 +210,9 @@ def _judged(detector: Detector, pixels: images.Floats, captured: str) -> tuple[V
 
 
 def one(detector: Detector, data: bytes, name: str, version: str = "") -> tuple[Values, Scored | None]:
-    """The row of an image whose bytes are at hand, and its result unless it could not be scored.
+    """Return the row of an image given as bytes, and its result unless it could not be scored.
 
-    Raises `DataError`, naming the image `name`, where the bytes are no image within the limits.
+    Raises `DataError`, naming the image `name`, if the bytes are no image within the limits.
     """
     pixels, header = images.decode(data, name, detector.scorer.image.bits)
     record, scored = _judged(detector, pixels, header.captured_at)
@@ -220,12 +220,12 @@ def one(detector: Detector, data: bytes, name: str, version: str = "") -> tuple[
 
 
 def failed(detector: Detector, data: bytes, name: str, error: str, version: str = "") -> Values:
-    """The row of an image that `one` could not score."""
+    """Return the row of an image that `one` could not score."""
     return batch_rows.of(detector, version, name, hashlib.sha256(data).hexdigest(), "", {"error": error})
 
 
 def heatmap(detector: Detector, scored: Scored) -> "pictures.Bytes":
-    """The map over the picture, on the scale that the calibration fixed: as in the report."""
+    """Draw the map over the picture, on the scale that the calibration fixed: as in the report."""
     from pvqae.report import pictures  # with scipy.ndimage: not for scores alone
 
     small, card = pictures.thumbnail(scored.picture), detector.card

@@ -21,14 +21,14 @@ EXITS = {"none": 0, "drift": DRIFTED, "insufficient": INSUFFICIENT}
 
 
 def prepare() -> None:
-    """Threads and determinism of this process, as the evaluation has them."""
+    """Set threads and determinism of this process, as the evaluation has them."""
     runtime.apply(runtime.plan(config.Compute(), 1))
 
 
 def score(folder: Path, images: Sequence[Path], out: Path | None, heatmaps: bool, table: bool) -> int:
-    """Score to `out`, or to stdout without it; returns the exit code."""
+    """Score to `out`, or to stdout without it; return the exit code."""
     if heatmaps and out is None:
-        raise ConfigError("--heatmaps: expected a folder to write them to, found none; add --out FOLDER")
+        raise ConfigError("--heatmaps needs a folder to write them to; add --out FOLDER")
     prepare()
     detector, source = bundles.load(folder), batch_source.Files(tuple(images))
     if out is not None:
@@ -59,7 +59,8 @@ def sentence(found: batch.Outcome, out: Path) -> str:
 
 def judge(bundle: Sealed, scores: Path, settings: config.Drift, name: str) -> "Report":
     """Judge the scores below `scores` against the profile of a `bundle` (its files); writes drift.json and drift.html
-    there."""
+    there.
+    """
     from pvqae.drift import drift_report, profile  # its statistics and charts: not for a score
 
     threshold = bundles.threshold(bundle)
@@ -70,7 +71,7 @@ def judge(bundle: Sealed, scores: Path, settings: config.Drift, name: str) -> "R
 
 
 def drift(folder: Path, scores: Path, settings: config.Drift, as_json: bool = False) -> int:
-    """Print the verdict, or drift.json; returns the exit code."""
+    """Print the verdict, or drift.json; return the exit code."""
     bundle = bundles.read(folder)
     facts = bundle.json("config.json", bundles.REPAIR)
     report = judge(bundle, scores, settings, f"{facts.get('dataset')}/{facts.get('category')}")

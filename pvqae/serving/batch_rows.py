@@ -21,7 +21,10 @@ JSONL, CSV = "scores.jsonl", "scores.csv"
 
 
 def of(detector: Detector, version: str, path: str, sha256: str, modified: str, record: Values) -> Values:
-    """A row of the output. margin = score - threshold: above 0 is a defect. decision "" means not scored."""
+    """Return a row of the output.
+
+    margin = score - threshold: above 0 is a defect. decision "" means not scored.
+    """
     score, threshold = record.get("score"), detector.threshold
     return {
         "path": path,
@@ -41,7 +44,7 @@ def of(detector: Detector, version: str, path: str, sha256: str, modified: str, 
 
 
 def write(out: Path, found: Iterable[Values], levels: int) -> tuple[int, int]:
-    """Both files, whole or not at all; the numbers of defects and of failures."""
+    """Write both files, whole or not at all; return the numbers of defects and of failures."""
     parts = [out / f"{name}.part" for name in (JSONL, CSV)]
     defects = failed = 0
     with ExitStack() as stack:
@@ -62,27 +65,27 @@ def as_json(row: Values) -> str:
 
 
 def columns(levels: int) -> list[str]:
-    """The columns of the CSV."""
+    """Return the columns of the CSV."""
     first = ("path", "sha256", "taken", "score", "threshold", "decision", "margin", "version", "bundle_sha256")
     shares = [f"level_{r}" for r in range(levels)]
     return [*first, *PARTS, *shares, *STATISTICS, "heatmap", "error"]
 
 
 def read(folder: Path) -> Iterator[Values]:
-    """The rows of a folder's scores.jsonl. Raises `DataError` when it has none, or a line is no such row."""
+    """Yield the rows of a folder's scores.jsonl. Raises `DataError` if there is none, or a line is no such row."""
     file = folder / JSONL
     if not file.is_file():
         command = f"pvqae score BUNDLE IMAGES --out {shlex.quote(str(folder))}"
-        raise DataError(f"{file}: expected scores, found no file; write it with `{command}`")
+        raise DataError(f"{file}: no scores there; write them with `{command}`")
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if (row := _row(line)) is None:
-                raise DataError(f"{file}, line {number}: expected a scored image; write it again with `pvqae score`")
+                raise DataError(f"{file}, line {number}: not a scored image; write the file again with `pvqae score`")
             yield row
 
 
 def _row(line: bytes) -> Values | None:
-    """None where the line is no row of a scores.jsonl."""
+    """Return the row in a line; None if it is no row of a scores.jsonl."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,6 +1,7 @@
 """Where the images of a batch come from, files and folders here, a bucket in the flows; and which can be scored.
 
-Needs numpy and Pillow alone, as all that it imports: an exported detector carries it."""
+Needs numpy and Pillow alone, as all that it imports: an exported detector carries it.
+"""
 
 import datetime
 import os
@@ -17,8 +18,9 @@ from pvqae.samples import images
 
 @dataclass(frozen=True)
 class Item:
-    """An image where it lies. `identity` names its content where the store does (else ""), so that it need not be
-    fetched again; `modified` is ISO 8601 in UTC, or "" where it is not known."""
+    """An image in its place. `identity` names its content where the store does (else ""), so that it need not be
+    fetched again; `modified` is ISO 8601 in UTC, or "" where it is not known.
+    """
 
     path: str
     identity: str = ""
@@ -30,7 +32,7 @@ class Source(Protocol):
 
     def items(self) -> Iterable[Item]: ...
     def file(self, item: Item, scratch: Path) -> Path:
-        """A local file of the item, below `scratch` if it was fetched. Raises `PvqaeError` or `OSError`."""
+        """Return a local file of the item, below `scratch` if it was fetched. Raises `PvqaeError` or `OSError`."""
         ...
 
 
@@ -41,13 +43,13 @@ class Files:
     places: tuple[Path, ...]
 
     def items(self) -> Iterator[Item]:
-        """Also what is not there, and folders that can't be listed: `file` says what is wrong with them.
+        """Yield the images, also missing ones and folders that can't be listed: `file` says what is wrong with them.
 
-        Raises `DataError` where none of the places is there.
+        Raises `DataError` if none of the places exists.
         """
         if self.places and not any(place.exists() or place.is_symlink() for place in self.places):
             found = ", ".join(map(str, self.places[:3]))
-            raise DataError(f"{found}: expected an image or a folder of images, found nothing; correct the path")
+            raise DataError(f"{found}: no image or folder of images there; correct the path")
         for place in self.places:
             if place.is_dir():
                 yield from _in_folder(place)
@@ -57,11 +59,11 @@ class Files:
     def file(self, item: Item, scratch: Path) -> Path:
         path = Path(item.path)
         if path.is_symlink() and path not in self.places and not any(map(partial(_below, path), self.places)):
-            raise DataError(f"{path}: expected a file of this folder, found a link that leaves it; copy the file")
+            raise DataError(f"{path}: a link that leaves its folder is not followed; copy the file")
         if not path.exists():
             raise DataError(
-                f"{path}: expected an image, found no file: it is gone, or its name is not UTF-8 or has control "
-                "characters, here as \\x.. codes; rename it"
+                f"{path}: no such file: it is gone, or its name is not UTF-8 or has control characters, "
+                "shown here as \\x.. codes; rename it"
             )
         return path
 
@@ -84,12 +86,12 @@ def _in_folder(place: Path) -> Iterator[Item]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a name in a folder or bucket is meant as an image: other files there are not our business."""
+    """Return whether a name in a folder or bucket has the suffix of an image; hidden files are left alone."""
     return Path(name).suffix.lower() in images.SUFFIXES and not Path(name).name.startswith(".")
 
 
 def _item(path: Path) -> Item:
-    """Named as tables can hold it: a spreadsheet takes what starts with = + - @ for a formula."""
+    """Name a file so that tables can hold it: a spreadsheet takes what starts with = + - @ for a formula."""
     name = shown(path.as_posix())
     name = f"./{name}" if name.startswith(("=", "+", "-", "@")) else name
     try:
@@ -100,9 +102,9 @@ def _item(path: Path) -> Item:
 
 
 def read(file: Path, bits: images.Bits = "auto") -> tuple[images.Floats, str]:
-    """Pixels, and the camera's own note of when they were taken; `bits` as in `images.read`.
+    """Return pixels, and the camera's own note of when they were taken; `bits` as in `images.read`.
 
-    Raises `DataError` in words that hold wherever the file lies.
+    Raises `DataError` in words that do not depend on where the file is.
     """
     try:
         return images.read(file, bits=bits), images.header(file, bits=bits).captured_at
@@ -111,7 +113,7 @@ def read(file: Path, bits: images.Bits = "auto") -> tuple[images.Floats, str]:
 
 
 def unfit(pixels: images.Floats) -> str:
-    """Why an image of such sides is not scored, "" when it is."""
+    """Return why an image of such sides is not scored, "" if it is."""
     smallest, largest = images.SIDES
     if min(pixels.shape[:2]) >= smallest and max(pixels.shape[:2]) <= largest:
         return ""

@@ -38,7 +38,7 @@ class _Latency:
 
 @contextmanager
 def _service(bundle: Path) -> Iterator[str]:
-    """A service of `bundle` on a free port; yields its address. Raises `PvqaeError` when it does not start."""
+    """Start a service of `bundle` on a free port; yield its address. Raises `PvqaeError` if it does not start."""
     free = ("--port", "0", "--host", "127.0.0.1", "--set", "service.rate=0")
     command = [sys.executable, "-m", "pvqae.cli.main", "serve", str(bundle), *free]
     environ = {key: value for key, value in os.environ.items() if key != "PVQAE_TOKEN"}
@@ -49,19 +49,17 @@ def _service(bundle: Path) -> Iterator[str]:
             assert process.stdout is not None
             line = process.stdout.readline()
             if " at http" not in line:
-                raise PvqaeError(
-                    f"expected a service, found none; see what `pvqae serve {shlex.quote(str(bundle))}` says"
-                )
+                raise PvqaeError(f"the service did not start; see what `pvqae serve {shlex.quote(str(bundle))}` says")
             yield line.rpartition(" at ")[2].strip()
         finally:
             process.terminate()
 
 
 def bench(bundle: Path, places: Sequence[Path], requests: int, clients: int) -> list[_Latency]:
-    """One client alone, then `clients` at once. Raises `DataError` where `places` have no image."""
+    """Measure one client alone, then `clients` at once. Raises `DataError` if `places` have no image."""
     bodies = [Path(item.path).read_bytes() for item in islice(Files(tuple(places)).items(), 50)]
     if not bodies:
-        raise DataError(f"{', '.join(map(str, places))}: expected images, found none")
+        raise DataError(f"{', '.join(map(str, places))}: no images")
     with _service(bundle) as where:
         _send(where, bodies, iter(range(_WARM)), [])
         return [_measure(where, bodies, requests, number) for number in dict.fromkeys((1, clients))]
@@ -77,13 +75,13 @@ def _measure(where: str, bodies: Sequence[bytes], requests: int, clients: int) -
         thread.join()
     whole = time.perf_counter() - start
     if len(seconds) != requests:
-        raise PvqaeError(f"expected {requests} answers, found {len(seconds)}; look at what the service says")
+        raise PvqaeError(f"{len(seconds)} of {requests} requests were answered; look at what the service says")
     p50, p99 = np.percentile(np.array(seconds) * 1000, [50, 99])
     return _Latency(clients, requests, float(p50), float(p99), requests / whole)
 
 
 def _send(where: str, bodies: Sequence[bytes], numbers: Iterator[int], seconds: list[float]) -> None:
-    """Requests one after another until `numbers`, which the clients share, has no more."""
+    """Send requests one after another until `numbers`, which the clients share, has no more."""
     with http.Session() as session:
         for number in numbers:
             start = time.perf_counter()

@@ -84,7 +84,7 @@ class _RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client → tokens, when
 
     def take(self, client: str) -> None:
-        """Raises `Refused` (429) when the client's bucket is empty."""
+        """Take a token of the client's. Raises `Refused` (429) if its bucket is empty."""
         if not self._rate:
             return
         now = self._clock()
@@ -97,8 +97,8 @@ class _RateLimit:
             raise Refused(
                 429,
                 "rate",
-                f"expected at most {self._rate:g} requests per second (at once {self._burst}) from one client, found "
-                "more; wait, or send several images per request to /v1/score/batch",
+                f"more than {self._rate:g} requests per second ({self._burst} at once) from one client; wait, or send "
+                "several images per request to /v1/score/batch",
                 (1 - tokens) / self._rate,
             )
 
@@ -111,9 +111,9 @@ class ConcurrencyLimit:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Raises `Refused` (503) when all are taken."""
+        """Hold one place. Raises `Refused` (503) if all are taken."""
         if self.taken >= self._size:
-            text = f"expected at most {self._size} requests {self._what} at once, found all places taken; try again"
+            text = f"{self._size} requests are {self._what} already, the most at once; try again"
             raise Refused(503, "busy", text, 1)
         self.taken += 1
         try:
@@ -136,7 +136,7 @@ HEADERS: Mapping[str, str] = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach, or mean, `host`: a name or an address."""
+    """Return whether `host`, a name or an address, is reachable from this machine alone."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -150,7 +150,7 @@ def names_this_machine(host: str) -> bool:
 
 
 def as_get(scope: Scope, send: Send) -> tuple[Scope, Send]:
-    """A HEAD request, of a monitor or a load balancer, as GET whose body is not sent."""
+    """Treat a HEAD request, of a monitor or a load balancer, as GET whose body is not sent."""
     if scope["method"] != "HEAD":
         return scope, send
 
@@ -205,16 +205,18 @@ class AccessMiddleware:
             kind, _, given = headers.get("authorization", "").partition(" ")
             same = hmac.compare_digest(given.strip().encode(), self._token.encode())
             if kind.lower() != "bearer" or not same:
-                raise Refused(401, "token", "expected the header `Authorization: Bearer TOKEN`, found none that fits")
+                raise Refused(401, "token", "the header `Authorization: Bearer TOKEN` is missing or has another token")
         else:
             # A page in this machine's browser may let its own name point here; it can't choose this header.
             if not names_this_machine(host := headers.get("host", "")):
                 raise Refused(
-                    421, "host", f"expected a request to this machine, found one to {host[:80]!r}; set a token"
+                    421,
+                    "host",
+                    f"without a token only this machine is served, the request names {host[:80]!r}; set a token",
                 )
 
     def _bounded(self, receive: Receive) -> Receive:
-        """`receive` that stops a body which grows beyond the limit, whatever its length was said to be."""
+        """Return a `receive` that stops a body beyond the limit, even if its announced length was within it."""
         total = 0
 
         async def receiving() -> Message:

@@ -28,23 +28,23 @@ _Background = Callable[[threading.Event], None]
 
 
 def params_here(overrides: tuple[str, ...] = (), file: Path = Path("params.yaml")) -> Params:
-    """The params of this folder; the defaults where it has none."""
+    """Return the params of this folder; the defaults if it has none."""
     return config.load(file if file.is_file() else os.devnull, overrides)
 
 
 def settings_of(params: Params, host: str | None, port: int | None) -> Service:
-    """The section `service` with what the command line says; port 0 takes any free one."""
+    """Return the section `service` with what the command line says; port 0 takes any free one."""
     changes = {"host": host, "port": port}
     return params.service.model_copy(update={key: value for key, value in changes.items() if value is not None})
 
 
 def token_of(file: Path | None, environ: Mapping[str, str] = os.environ) -> str:
-    """The token from `file`, else from PVQAE_TOKEN, "" without both. Raises `ConfigError` for a short one."""
+    """Return the token from `file`, else from PVQAE_TOKEN; "" without both. Raises `ConfigError` for a short one."""
     where = str(file) if file else TOKEN
     try:
         token = (file.read_text("utf-8") if file else environ.get(TOKEN, "")).strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: expected a file with the token, found {error}") from None
+        raise ConfigError(f"{where}: no readable file with the token: {error}") from None
     if (file or token) and len(token) < _SHORTEST:
         raise ConfigError(
             f"{where}: expected a token of at least {_SHORTEST} characters, found {len(token)}; make one by "
@@ -54,12 +54,15 @@ def token_of(file: Path | None, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def listen(settings: Service, token: str) -> socket.socket:
-    """The bound socket. Raises `ConfigError` for a host of others without a token, or a port that is taken."""
+    """Return the bound socket.
+
+    Raises `ConfigError` for a non-loopback host without a token, or a port that is taken.
+    """
     host = settings.host
     if not token and not is_loopback(host):
         raise ConfigError(
-            f"service.host: expected 127.0.0.1 or a token, found {host} without one: whoever reaches this port could "
-            f"use the service; add --token-file FILE or set {TOKEN}, and put TLS in front of it"
+            f"service.host: {host} needs a token, otherwise everyone who reaches this port could use the service; add "
+            f"--token-file FILE or set {TOKEN}, and put TLS in front of it"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -75,7 +78,7 @@ def listen(settings: Service, token: str) -> socket.socket:
 
 
 def _prepared(params: Params) -> Callable[[], None]:
-    """Sets the threads of the thread that calls it, as the evaluation has them."""
+    """Return a function that sets the threads of the thread that calls it, as the evaluation has them."""
     plan = runtime.plan(params.compute, 1)
     return lambda: runtime.apply(plan)
 
@@ -115,7 +118,7 @@ def run(
 
 
 def _until_stopped(server: "uvicorn.Server", connection: socket.socket) -> None:
-    """uvicorn raises the signal again when it has stopped well; here that is no failure."""
+    """Serve until a signal: uvicorn raises it again after a clean stop, which is no failure here."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run(sockets=[connection])
@@ -127,7 +130,7 @@ def address(connection: socket.socket) -> str:
 
 
 def serve(folder: Path, params: Params, settings: Service, token: str, tell: Callable[[str], None]) -> None:
-    """`pvqae serve`: one bundle of this machine. Raises `IntegrityError` before anything listens."""
+    """Serve one bundle of this machine: `pvqae serve`. Raises `IntegrityError` before anything listens."""
     metrics = Metrics()
     slot = ModelSlot(metrics)
     _prepared(params)()

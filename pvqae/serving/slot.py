@@ -1,4 +1,4 @@
-"""The model that answers, and its exchange: a new one is loaded and tried beside the old, then takes its place.
+"""The model that answers, and its exchange: a new one is tried while the old one answers, then takes its place.
 
 A request takes the model once, at its start, and keeps it to its end; so an exchange drops nothing.
 """
@@ -32,7 +32,8 @@ _SAID: dict[Found, str] = {
 
 class _Origin:
     """The folder that a detector was loaded from, looked at again: the detector does not need it any more, but a person
-    who changed it may think that it answers."""
+    who changed it may think that it answers.
+    """
 
     def __init__(self, bundle: Sealed) -> None:
         self._folder, self._sha256 = bundle.folder, bundle.sha256
@@ -40,7 +41,7 @@ class _Origin:
         self._found: Found = "same"
 
     def look(self) -> Found:
-        """What is there now. Files are read only after their sizes or times have changed; a change is logged once."""
+        """Return what is there now; files are read only after a size or time has changed, a change is logged once."""
         if (state := _state(self._folder)) != self._state:
             found = self._compared()
             if found != self._found:
@@ -58,7 +59,7 @@ class _Origin:
 
 
 def _state(folder: Path) -> object:
-    """What a change of any file below `folder` changes, without reading one: of what is no longer there, the error."""
+    """Return a value that changes with any file below `folder`, none of which is read; else the error."""
     try:
         stats = {path.name: path.stat() for path in folder.iterdir()}
     except OSError as error:
@@ -85,7 +86,7 @@ class Model:
         return f"{self.detector.config['dataset']}/{self.detector.config['category']}"
 
     def card(self) -> dict[str, Any]:
-        """What a client may know of it; the scores of single calibration images are left out."""
+        """Return what a client may know of it; the scores of single calibration images are left out."""
         facts = self.detector.config
         return {
             **{key: facts[key] for key in ("dataset", "category", "image", "model", "score", "health")},
@@ -105,9 +106,7 @@ def load(bundle: Sealed, version: str = "", lineage: Mapping[str, str] | None = 
     side = int(detector.config["image"]["size"])
     found = detector.score(np.full((side, side, 3), 0.5, dtype=np.float32)).image_score
     if not math.isfinite(found):
-        raise CalibrationError(
-            f"{bundle.folder}: expected a finite score of a grey image, found {found}; train it again"
-        )
+        raise CalibrationError(f"{bundle.folder}: scores a grey image {found}, not a finite number; train it again")
     return Model(detector, version, lineage or {}, _Origin(bundle))
 
 
@@ -147,6 +146,6 @@ class ModelSlot:
 
 
 def described(model: Model) -> str:
-    """In words: version and bundle."""
+    """Return version and bundle in words."""
     version = f"version {model.version}, " if model.version else ""
     return f"{version}bundle {model.detector.sha256[:12]}"

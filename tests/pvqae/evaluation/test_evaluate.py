@@ -146,7 +146,7 @@ def test_maps_of_passed_images_are_not_kept(make_class: Make, tmp_path: Path) ->
         (lambda made: made.scored[1:], "s000"),
         (lambda made: [*made.scored, made.scored[3]], "s003: scored twice"),
         (lambda made: made.with_scored(2, sample_id="stranger"), "stranger"),
-        (lambda made: made.with_scored(2, image_score=float("nan")), "raw/good/002.png: expected finite"),
+        (lambda made: made.with_scored(2, image_score=float("nan")), "raw/good/002.png: a score is not finite"),
         (lambda made: made.with_scored(2, draw=lambda name: np.full((64, 64), np.nan, np.float32)), "raw/good/002.png"),
     ],
 )
