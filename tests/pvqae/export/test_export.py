@@ -240,7 +240,7 @@ def test_a_difference_leaves_nothing(
 ) -> None:
     folder, out = saved(scorer, tmp_path / "bundle"), tmp_path / "deep" / "out"
     monkeypatch.setattr(export, "_write_graph", lambda detector, path: path.write_bytes(b"graph"))
-    with pytest.raises(ParityError, match="run.py failed"):
+    with pytest.raises(ParityError, match=r"run\.py failed"):
         export.export(folder, out, files, str)
     off = parity.Parity(3, 2e-4, 1e-6, "worst.png", 1.0, 1.0)
     monkeypatch.setattr(parity, "check", lambda *_: off)
