@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pvqae.core import runtime
 from pvqae.samples import images
 
 runtime.complete_environment()  # tests ask servers of this machine, also where a company's proxy is set
+# A busy machine is no fault of the code: how long an example takes is not judged.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
