@@ -1,4 +1,7 @@
-"""Make the secrets that compose.yaml refers to; what exists stays. Run: python infra/make_secrets.py"""
+"""Make the secrets that compose.yaml refers to; what exists stays.
+
+Run: python infra/make_secrets.py
+"""
 
 import json
 import secrets
