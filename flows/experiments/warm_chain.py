@@ -22,8 +22,8 @@ from pvqae.core.layout import Layout
 from pvqae.datasets import splits
 from pvqae.evaluation import stage
 from pvqae.prior import learn
-from pvqae.samples import classes, manifest, rows
-from pvqae.samples.rows import TRAINING
+from pvqae.samples import classes, manifest
+from pvqae.samples.manifest import TRAINING
 from pvqae.training import network, warm
 
 FIGURES = ("image_auroc", "pixel_auroc", "s_prior_image_auroc", "s_recon_image_auroc", "prior_cross_entropy")
@@ -55,7 +55,7 @@ class Link(Layout):
 
 def bench(layout: Layout, params: config.Params, category: str, batches: int) -> str:
     """Run `warm_chain` on a workspace's class; return the table, and how far its end is from scratch."""
-    found = pd.concat([manifest.read(layout.class_rows(category, part)) for part in rows.PARTS])
+    found = pd.concat([manifest.read(layout.class_rows(category, part)) for part in manifest.PARTS])
     work = layout.work(f"warm-{category}", network.work_key(layout.class_rows(category, "normals"), params))
     table = warm_chain(params, found, layout.data, work / str(batches), batches)
     last, scratch = table.iloc[-2], table.iloc[-1]
@@ -123,7 +123,7 @@ def _begin(link: Link, category: str, frame: pd.DataFrame, before: Link | None) 
     write_text(link.classes_file, config.dump_yaml(content))
     normals = frame[frame["split"].isin(TRAINING)]
     manifest.write(normals, link.network_rows(category))
-    for part, wanted in rows.PARTS.items():
+    for part, wanted in manifest.PARTS.items():
         manifest.write(frame[frame["split"].isin(wanted)], link.class_rows(category, part))
 
 

@@ -23,7 +23,6 @@ from pvqae.core.files import digest
 from pvqae.core.layout import Layout
 from pvqae.evaluation.metrics import image_auroc
 from pvqae.samples import images, manifest
-from pvqae.samples import rows as checked
 
 if TYPE_CHECKING:
     from pvqae.inference.bundle import Detector
@@ -66,7 +65,7 @@ def workspace_of(root: Path, params: config.Params, dataset: str, manifest_sha25
 def _frozen_rows(space: Workspace, category: str) -> pd.DataFrame:
     """Read the class's gate rows and check each file. Raises `DataError` or `IntegrityError` where they differ."""
     file = space.layout.class_rows(category, "gate")
-    rows = checked.read(space.layout, file)
+    rows = manifest.read_rows(space.layout, file)
     listed = _gate_rows(space.layout, files.digest(space.layout.manifest))
     listed = listed[listed["category"] == category]
     if list(rows["sha256"]) != list(listed["sha256"]) or list(rows["sample_id"]) != list(listed["sample_id"]):
@@ -82,7 +81,7 @@ def _frozen_rows(space: Workspace, category: str) -> pd.DataFrame:
 @lru_cache(maxsize=1)
 def _gate_rows(layout: Layout, sha256: str) -> pd.DataFrame:
     """Read the gate rows of all classes once for many verdicts; `sha256` is that of the manifest now."""
-    every = checked.read(layout, layout.manifest)
+    every = manifest.read_rows(layout, layout.manifest)
     return every.loc[every["split"] == "gate", ["sample_id", "category", "sha256"]]
 
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pvqae.core.errors import DataError
-from pvqae.datasets import inspection
+from pvqae.datasets import facts, inspection
 from pvqae.datasets.layouts import Found
-from pvqae.samples import images, manifest
+from pvqae.samples import images
 
 _Thumb = NDArray[np.float16]
 _T = 32
@@ -154,11 +154,11 @@ def _exposure_misfit(image: Known, own: Sequence[Known]) -> str:
     rows = [(other.category, *(getattr(other, name) for name in _STATISTICS)) for other in [*own, image]]
     frame = pd.DataFrame(rows, columns=["category", *_STATISTICS])
     learnt = pd.Series([True] * len(own) + [False])
-    if not manifest.shows_something(frame, frame["std"], learnt).iloc[-1]:
+    if not facts.shows_something(frame, frame["std"], learnt).iloc[-1]:
         return f"the picture is blank: its grey levels spread by {image.std:g}"
-    limit = _SHARE_OF_LIMIT * manifest.LIMIT
+    limit = _SHARE_OF_LIMIT * facts.LIMIT
     for name in _STATISTICS:
-        away = float(manifest.deviations(frame, frame[name], learnt).iloc[-1])
+        away = float(facts.deviations(frame, frame[name], learnt).iloc[-1])
         if abs(away) > limit:
             return f"expected {name} within {limit:g} robust sigmas of its class, found {away:.1f}"
     return ""

@@ -23,8 +23,7 @@ from pvqae.inference import bundle
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scorer
 from pvqae.prior.prior import prior_facts
-from pvqae.samples import classes, images
-from pvqae.samples import rows as checked
+from pvqae.samples import classes, images, manifest
 
 _RETAKEN = 4  # images of a fit that are taken again
 
@@ -44,7 +43,7 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     member = known.member(category)
     runtime.apply(runtime.plan(params.compute, len(known.networks)))
     file = layout.class_rows(category, "normals")
-    rows = splits.assign_folds(checked.read(layout, file), params.calibration)
+    rows = splits.assign_folds(manifest.read_rows(layout, file), params.calibration)
     fits = splits.fits(rows)
     found = {fit: fitting.load_networks(layout, params, member.network, member.prior, fit) for fit in fits}
     store = Store(layout.features, params.compute.cache_gb)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pvqae.samples import classes, manifest
+from pvqae.datasets import facts
+from pvqae.samples import classes
 from pvqae.samples.images import SIDES
 from pvqae.samples.manifest import COLUMNS, LABELS, NUMBERS, SPLITS
 
@@ -103,7 +104,7 @@ def of_manifest() -> list[Rule]:
 
 
 def of_images() -> list[Rule]:
-    """Return what is expected of the rows with the facts of `pvqae.samples.rows`."""
+    """Return what is expected of the rows with the facts of `pvqae.datasets.facts`."""
     again = "then run `python -m flows data add NAME ROOT`"
     rebuild = "delete data/manifest.csv and data/statistics.csv and build them again with `dvc repro manifest`"
     export = f"export these images again as 8 or 16 bit grey or RGB, {again}"
@@ -111,7 +112,7 @@ def of_images() -> list[Rule]:
     remove = f"remove the copies from the dataset's folder, {again}"
     masks = f"correct the files in the dataset's folder, {again}"
     look = f"look at these images; restore or remove the broken ones, {again}"
-    limit = manifest.LIMIT
+    limit = facts.LIMIT
     deviates = "within {} robust sigmas of its class's training normals".format(f"{limit:g}")
     return [
         _between("width", *SIDES, "{} to {} pixels wide".format(*SIDES), sides),
@@ -130,17 +131,17 @@ def of_images() -> list[Rule]:
         _holds("not_inverted", "no image looks like a negative of its class", look, warning=True),
         _holds("has_statistics", "every image was measured", rebuild),
         _holds("shows_something", "no normal is blank", look),
-        *(_between(f"{name}_deviation", -limit, limit, f"{name} is {deviates}", look) for name in manifest.STATISTICS),
+        *(_between(f"{name}_deviation", -limit, limit, f"{name} is {deviates}", look) for name in facts.STATISTICS),
         # Not an error: the held-out normals teach nothing, and an odd one among them may be there to be judged.
         *(
             _between(f"{name}_deviation_held_out", -limit, limit, f"{name} is {deviates}", look, warning=True)
-            for name in manifest.STATISTICS
+            for name in facts.STATISTICS
         ),
     ]
 
 
 def of_classes(min_normals: int) -> list[Rule]:
-    """Return what is expected of the table of classes of `pvqae.samples.rows`."""
+    """Return what is expected of the table of classes of `pvqae.datasets.facts`."""
     add = "bring the dataset in with `python -m flows data add NAME ROOT`, which writes data/classes.yaml"
     again = "see data/quarantine.csv for what was left out; repair it, then run `python -m flows data add NAME ROOT`"
     more = "add images of good parts, or lower data.min_normals or data.shares"

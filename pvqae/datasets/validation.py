@@ -21,15 +21,15 @@ from pvqae.core.config import Params
 from pvqae.core.errors import DataError, ValidationFailed
 from pvqae.core.files import write_text
 from pvqae.core.layout import Layout
-from pvqae.datasets import leftover, rules
+from pvqae.datasets import facts, leftover, rules
 from pvqae.datasets.leftover import Left
 from pvqae.datasets.rules import Outcome, Summary
-from pvqae.samples import classes, manifest, rows
+from pvqae.samples import classes, manifest
 
 _SHOWN = 10  # rows that a message and a page name per expectation
 # Columns of few different values: as categories they cost a byte or two a row. A million rows then fit.
 _REPEATED = ("category", "split", "label", "kind", "mask_path", *manifest.NUMBERS, "source", "captured_at")
-_MEASURED = ("sha256", *manifest.STATISTICS, "lowest", "highest", "skew")
+_MEASURED = ("sha256", *facts.STATISTICS, "lowest", "highest", "skew")
 _Checked = tuple[Outcome, Any]  # with Great Expectations' own result, which the page is rendered from
 
 
@@ -43,7 +43,7 @@ def check(layout: Layout, params: Params) -> Summary:
     left: the two reports are then written all the same, and data/rows does not exist. Raises `ConfigError` for an
     unusable classes.yaml, `DataError` for a missing or unreadable table.
     """
-    rows.clear(layout)
+    manifest.clear_rows(layout)
     known = classes.read(layout.classes_file, params.data.name)
     frame = _table(layout.manifest, _REPEATED)
     checked = _run("manifest", frame, rules.of_manifest(), ["sample_id", "path"])
@@ -62,7 +62,7 @@ def check(layout: Layout, params: Params) -> Summary:
     write_text(layout.reports / "validation.json", rules.report(summary, outcomes))
     if not left:
         raise ValidationFailed(f"{message}\nOpen {summary.docs}")
-    rows.write(frame[~frame["category"].isin(held)], known, layout)
+    manifest.write_rows(frame[~frame["category"].isin(held)], known, layout)
     return summary
 
 
@@ -94,8 +94,8 @@ def _statistics(path: Path) -> pd.DataFrame:
 def _run_typed(
     frame: pd.DataFrame, statistics: pd.DataFrame, known: classes.Classes, data: Path, params: Params
 ) -> list[_Checked]:
-    images = rows.of_images(frame, statistics, data)
-    table = rows.of_classes(frame, known, statistics, params.image.bits)
+    images = facts.of_images(frame, statistics, data)
+    table = facts.of_classes(frame, known, statistics, params.image.bits)
     return [
         *_run("images", images, rules.of_images(), ["sample_id", "path"]),
         *_run("classes", table, rules.of_classes(params.data.min_normals), ["category"]),
@@ -183,7 +183,7 @@ def _summary(
     if quarantined:
         told.append(f"{quarantined} files were left out, for the reasons in data/quarantine.csv")
     told += leftover.told(ignored)
-    sizes = rows.split_sizes(frame) if {"category", "split"} <= set(frame.columns) else {}
+    sizes = facts.split_sizes(frame) if {"category", "split"} <= set(frame.columns) else {}
     names = [frame[column] for column in ("path", "mask_path") if column in frame.columns]
     used = sum(series[series.str.startswith("raw/")].nunique() for series in names)
     files = {"used": used, "in quarantine": quarantined, "ignored": len(ignored)}

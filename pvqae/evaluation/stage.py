@@ -29,7 +29,6 @@ from pvqae.inference import bundle
 from pvqae.inference.scoring import Scored
 from pvqae.report.gallery import Gallery, draw
 from pvqae.samples import classes, manifest
-from pvqae.samples import rows as checked
 from pvqae.samples.geometry import mask_of
 
 Values = dict[str, Any]
@@ -177,7 +176,7 @@ def run(layout: Layout, params: config.Params, category: str) -> dict[str, Any]:
     known = classes.read(layout.classes_file, layout.name)
     network = known.member(category).network
     runtime.apply(runtime.plan(params.compute, len(known.networks)))
-    rows = checked.read(layout, layout.class_rows(category, "test"))
+    rows = manifest.read_rows(layout, layout.class_rows(category, "test"))
     detector = bundle.load(layout.bundle(category))
     pairs = _listed(rows, layout.data)
     scored = track(detector.score_many(pairs, layout.data), f"evaluating {category}", total=len(rows))

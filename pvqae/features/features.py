@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
-from pvqae.core.files import open_regular, resolve
+from pvqae.core.files import open_regular, resolve, whole_file
 from pvqae.core.tensors import checksum, parse_notes, parse_tensors
 from pvqae.features import richness
 from pvqae.model.backbones import Backbone, Features
@@ -83,16 +83,15 @@ class Store:
         return found
 
     def put(self, key: str, tensors: _Tensors) -> None:
+        """Keep the tensors of `key`; where that fails they are absent."""
         if self.folder is None or not self.gigabytes:
             return
-        path = self._path(self.folder, key)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        with contextlib.suppress(OSError, SafetensorError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: x.contiguous() for name, x in tensors.items()}, part, {"sha256": checksum(tensors, key)})
-            os.replace(part, path)
-        with contextlib.suppress(OSError):
-            part.unlink()
+        with (
+            contextlib.suppress(OSError, SafetensorError),
+            whole_file(self._path(self.folder, key), shared=True) as part,
+        ):
+            whole = {name: x.contiguous() for name, x in tensors.items()}
+            save_file(whole, part, {"sha256": checksum(tensors, key)})
 
     def trim(self) -> None:
         """Remove what was not used for longest until the rest fits."""

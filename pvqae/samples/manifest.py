@@ -1,18 +1,19 @@
-"""The manifest: one row per image. Its columns, its one reader and its one writer; paths and hashes of data files.
+"""The manifest, one row per image, and the checked rows of it that training, calibration and evaluation read.
 
-How far an image's statistics are from what its class's training normals show.
+Tables and folders of rows are written whole or not at all; data/rows lists the hashes of its files and of the manifest
+that they come from.
 """
 
 import os
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from pvqae.core.errors import DataError, IntegrityError
-from pvqae.core.files import digest as digest
-from pvqae.core.files import resolve as resolve
-from pvqae.core.files import shown as shown
+from pvqae.core.files import SUMS, digest, resolve, whole_file, write_text
+from pvqae.core.layout import Layout
+from pvqae.samples.classes import Classes
 
 NUMBERS = ("width", "height", "channels", "bit_depth")
 COLUMNS = (
@@ -22,6 +23,9 @@ COLUMNS = (
 )
 SPLITS = ("train", "calibrate", "test", "gate")
 LABELS = ("normal", "defect")
+TRAINING = ("train", "calibrate")  # small classes are calibrated by folds and train on both
+PARTS = {"normals": TRAINING, "test": ("test",), "gate": ("gate",)}
+_MANIFEST = "../manifest.csv"
 
 
 def check(root: Path, path: str, expected: str) -> None:
@@ -34,10 +38,8 @@ def check(root: Path, path: str, expected: str) -> None:
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """Write a table whole or not at all: UTF-8, `\\n`, no index."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    frame.to_csv(part, index=False, lineterminator="\n", encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        frame.to_csv(part, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def write(frame: pd.DataFrame, path: Path) -> None:
@@ -75,53 +77,61 @@ def _check_columns(frame: pd.DataFrame, path: Path) -> None:
         raise DataError(f"{path}: expected the columns {expected}; found {found}; delete it and run `dvc repro`")
 
 
-# Robust sigmas, at most; a sigma is at least 10 % of the value, so a factor of two always passes: bounds find
-# broken exposures and wrong files, not parts that differ. Normals of mtsd, with six exposures, reach 3.1 sigmas, those
-# of bottle, toothbrush and the demo 1.9; a black image is at least 11 away. Of random classes of only eight mtsd
-# normals 1 % would be stopped.
-LIMIT = 8.0
-STATISTICS = ("mean", "std", "sharpness")
-_SMALLEST_SIGMA = 0.1
-_BLANK_SHARE = 0.05  # of the class's median contrast; the least contrast among mtsd's normals is 0.34 of it
-_BLANK_CONTRAST = 1e-4
+def clear_rows(layout: Layout) -> None:
+    """Remove the rows of an earlier check: nothing may train on rows that no longer pass."""
+    shutil.rmtree(layout.rows, ignore_errors=True)
 
 
-def _of_class(values: pd.Series, category: pd.Series, learnt: pd.Series) -> pd.Series:
-    """Return the class's median of `values` over its `learnt` rows, on every row; NaN for a class that has none."""
-    return category.map(values[learnt].groupby(category[learnt]).median())
+def write_rows(frame: pd.DataFrame, classes: Classes, layout: Layout) -> None:
+    """Write one file per network (its classes' normals of train and calibrate) and three per class.
 
-
-def deviations(frame: pd.DataFrame, values: pd.Series, learnt: pd.Series) -> pd.Series:
-    """Return signed distance of each row's value (>= 0) from its class's median, in robust sigmas (1.48 MAD) of its
-    logarithm.
-
-    Logarithms, because exposure multiplies: mtsd's spread is wide, yet black is still far from it. 1 % of the median
-    is added, so zero is far but finite. NaN where the class's median is zero, or there is no value or no class.
+    Classes without rows in `frame` were held back: their files have no rows, which `read` refuses.
     """
-    median = _of_class(values, frame["category"], learnt)
-    scale = median.where(median > 0)
-    logs = pd.Series(np.log((values + 0.01 * scale) / (1.01 * scale)), index=frame.index)
-    centred = logs - _of_class(logs, frame["category"], learnt)
-    sigma = 1.4826 * _of_class(centred.abs(), frame["category"], learnt)
-    return centred / sigma.clip(lower=_SMALLEST_SIGMA)
+    part = layout.rows.with_name("rows.part")
+    shutil.rmtree(part, ignore_errors=True)
+    of_class = {str(name): rows for name, rows in frame.groupby("category")}
+
+    def select(names: tuple[str, ...], splits: tuple[str, ...]) -> pd.DataFrame:
+        rows = pd.concat([of_class.get(name, frame[:0]) for name in names])
+        return rows[rows["split"].isin(splits)]
+
+    for network, names in classes.networks.items():
+        target = part / layout.network_rows(network).relative_to(layout.rows)
+        write(select(names, TRAINING), target)
+    for name in classes.classes:
+        for kind, splits in PARTS.items():
+            target = part / layout.class_rows(name, kind).relative_to(layout.rows)
+            own = part / layout.network_rows(name).relative_to(layout.rows)
+            if splits == TRAINING and classes.networks.get(name) == (name,):  # a class alone in its network
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(own, target)
+            else:
+                write(select((name,), splits), target)
+    _list_rows(part, layout)
+    clear_rows(layout)
+    os.replace(part, layout.rows)
 
 
-def inverted(frame: pd.DataFrame, mean: pd.Series, skew: pd.Series, learnt: pd.Series) -> pd.Series:
-    """Return True for an image far from its class's `learnt` rows whose negative is among them."""
-
-    here = _sigmas(frame, mean, mean, learnt, 0.02) + _sigmas(frame, skew, skew, learnt, 0.2)
-    there = _sigmas(frame, 1 - mean, mean, learnt, 0.02) + _sigmas(frame, -skew, skew, learnt, 0.2)
-    return (here > LIMIT) & (there < here / 4)
-
-
-def _sigmas(frame: pd.DataFrame, values: pd.Series, known: pd.Series, learnt: pd.Series, least: float) -> pd.Series:
-    """Return distance of `values` from the class's median of what is `known`, in robust sigmas of at least `least`."""
-    middle = _of_class(known, frame["category"], learnt)
-    sigma = 1.4826 * _of_class((known - middle).abs(), frame["category"], learnt)
-    return (values - middle).abs() / sigma.clip(lower=least)
+def _list_rows(part: Path, layout: Layout) -> None:
+    """Return the hashes of the rows in the folder `part`, and of the manifest that they come from."""
+    files = {file.relative_to(part).as_posix(): file for file in sorted(part.rglob("*.csv"))}
+    files[_MANIFEST] = layout.manifest
+    lines = [f"{digest(file)}  {name}\n" for name, file in files.items() if file.is_file()]
+    write_text(part / SUMS, "".join(lines))
 
 
-def shows_something(frame: pd.DataFrame, contrast: pd.Series, learnt: pd.Series) -> pd.Series:
-    """Return False for an image with little contrast (standard deviation of its grey levels) against its class."""
-    smallest = (_BLANK_SHARE * _of_class(contrast, frame["category"], learnt)).fillna(0).clip(lower=_BLANK_CONTRAST)
-    return contrast.isna() | (contrast > smallest)
+def read_rows(layout: Layout, path: Path) -> pd.DataFrame:
+    """Return the manifest rows of a file of this folder, or of the manifest itself, as they were checked.
+
+    Raises `IntegrityError` where they were changed since, and as `read`.
+    """
+    name = _MANIFEST if path == layout.manifest else path.relative_to(layout.rows).as_posix()
+    sums = layout.rows / SUMS
+    listed = sums.read_text("utf-8", errors="replace").splitlines() if sums.is_file() else []
+    if listed and path.is_file() and f"{digest(path)}  {name}" not in listed:
+        raise IntegrityError(f"{path}: expected the rows that were checked, found others; run `dvc repro`")
+    found = read(path)
+    if found.empty and path.stem != "gate":
+        text = "expected rows of images that passed the checks, found none; repair what is in"
+        raise DataError(f"{path}: {text} {layout.reports / 'validation.json'} under held_back")
+    return found

@@ -21,8 +21,7 @@ from pvqae.features.features import Store
 from pvqae.model import backbones
 from pvqae.model.autoencoder import load_autoencoder
 from pvqae.model.backbones import cells_of
-from pvqae.samples import classes
-from pvqae.samples import rows as checked
+from pvqae.samples import classes, manifest
 from pvqae.training import loop, warm
 from pvqae.training.run import start
 
@@ -53,7 +52,7 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
     known.network(name)
     plan = runtime.plan(params.compute, len(known.networks))
     runtime.apply(plan)
-    rows = splits.assign_folds(checked.read(layout, layout.network_rows(name)), params.calibration)
+    rows = splits.assign_folds(manifest.read_rows(layout, layout.network_rows(name)), params.calibration)
     parent = warm.load(layout.root / known.parents[name], params)
     key = work_key(layout.network_rows(name), params, parent.sha256 if parent else warm.NONE)
     work = layout.work(f"network-{name}", key)

@@ -25,7 +25,7 @@ from pvqae.features.examples import prepare
 from pvqae.features.features import Store
 from pvqae.inference import bundle
 from pvqae.model import backbones, efficientnet
-from pvqae.samples import classes, images, manifest, rows
+from pvqae.samples import classes, images, manifest
 from pvqae.training import network, run, warm
 from pvqae.training.run import start
 from tests.chaos.conftest import PARAMS
@@ -86,7 +86,7 @@ def dataset(tmp_path: Path, tiny_mvtec: Path) -> Layout:
     graph = {"dataset": "tiny", "networks": one, "classes": {"part": {"network": "part", "prior": "part"}}}
     graph["priors"] = {"part": {"classes": ["part"], "allocations": "models/tiny/networks/part"}}
     layout.classes_file.write_text(yaml.safe_dump(graph))
-    rows.write(manifest.read(layout.manifest), classes.read(layout.classes_file, "tiny"), layout)
+    manifest.write_rows(manifest.read(layout.manifest), classes.read(layout.classes_file, "tiny"), layout)
     return layout
 
 
@@ -131,10 +131,10 @@ def test_checked_rows_and_the_gate_are_refused(dataset: Layout) -> None:
     assert len(measure._frozen_rows(space, "part"))  # type: ignore[arg-type]
 
     def load() -> None:
-        rows.read(dataset, dataset.manifest)
-        for part in rows.PARTS:
-            rows.read(dataset, dataset.class_rows("part", part))
-        rows.read(dataset, dataset.network_rows("part"))
+        manifest.read_rows(dataset, dataset.manifest)
+        for part in manifest.PARTS:
+            manifest.read_rows(dataset, dataset.class_rows("part", part))
+        manifest.read_rows(dataset, dataset.network_rows("part"))
         measure._frozen_rows(space, "part")  # type: ignore[arg-type]
 
     folder = dataset.data / "rows"

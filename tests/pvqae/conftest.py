@@ -26,7 +26,7 @@ from pvqae.model.autoencoder import Autoencoder
 from pvqae.prior import learn
 from pvqae.prior.prior import BudgetPrior
 from pvqae.report.report import report
-from pvqae.samples import classes, images, manifest, rows
+from pvqae.samples import classes, images, manifest
 from pvqae.training import network
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ def variant(workspace: Layout, root: Path, graph: dict[str, object], params: con
     layout.classes_file.write_text(yaml.safe_dump(graph))
     known = classes.read(layout.classes_file, "tiny")
     frame = manifest.read(layout.manifest)
-    rows.write(frame[frame["category"].isin(known.classes)], known, layout)
+    manifest.write_rows(frame[frame["category"].isin(known.classes)], known, layout)
     run_stages(layout, params)
     return layout
 

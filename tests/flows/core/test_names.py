@@ -21,7 +21,7 @@ from pvqae.core.errors import ConfigError, DataError
 from pvqae.core.layout import Layout
 from pvqae.datasets import build, sources, validation
 from pvqae.samples import classes as read_classes
-from pvqae.samples import manifest, rows
+from pvqae.samples import manifest
 from pvqae.samples.classes import _RESERVED
 from tests import names
 
@@ -93,8 +93,10 @@ def test_a_class_is_the_same_from_its_folder_to_its_stages_and_rows(
         assert part == graph
     known = read_classes.read(layout.classes_file, dataset)
     assert set(known.classes) == set(known.networks) == set(known.priors) == found
-    rows.write(frame, known, layout)
-    assert all(set(rows.read(layout, layout.class_rows(name, "normals"))["category"]) <= {name} for name in found)
+    manifest.write_rows(frame, known, layout)
+    assert all(
+        set(manifest.read_rows(layout, layout.class_rows(name, "normals"))["category"]) <= {name} for name in found
+    )
 
     kinds = ("train", "prior", "calibrate", "evaluate")
     assert stages(project) == {

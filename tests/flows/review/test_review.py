@@ -27,8 +27,8 @@ from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError
 from pvqae.core.files import digest
 from pvqae.core.layout import ARRIVED, Layout
-from pvqae.datasets import arrivals, build, sources
-from pvqae.samples import images, rows
+from pvqae.datasets import arrivals, build, facts, sources
+from pvqae.samples import images
 from pvqae.samples import manifest as manifests
 
 PARAMS = config.parse({"data": {"name": "nuts", "source": "folder", "min_normals": 4}})
@@ -249,7 +249,7 @@ def test_a_labelled_defect_needs_no_mask_where_others_have_one(world: World) -> 
     world.apply()
     assert "reviewed" in {found.kind for found in sources.scan("folder", world.raw)}
     build.build(world.root, PARAMS)
-    assert rows._mask_kept(manifests.read(Layout(world.root, "nuts").manifest)).all()
+    assert facts._mask_kept(manifests.read(Layout(world.root, "nuts").manifest)).all()
 
 
 def test_what_the_dataset_has_or_can_not_take_is_said_and_left(world: World) -> None:

@@ -19,7 +19,7 @@ from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError, ValidationFailed
 from pvqae.core.layout import Layout
 from pvqae.datasets import validation
-from pvqae.samples import manifest, rows
+from pvqae.samples import manifest
 
 PARAMS = config.parse({"data": {"name": "tiny", "min_normals": 8}})
 CLASSES = """dataset: tiny
@@ -335,10 +335,10 @@ def test_a_class_that_fails_is_held_back_alone(tmp_path: Path, held: str, name: 
     assert f"class {held} is held back" in str(summary)
     assert _report(layout)["success"] is False
     assert list(_report(layout)["held_back"]) == [held]  # type: ignore[call-overload]
-    assert len(rows.read(layout, layout.network_rows(other))) == 11
+    assert len(manifest.read_rows(layout, layout.network_rows(other))) == 11
     for file in (layout.network_rows(held), layout.class_rows(held, "normals"), layout.class_rows(held, "test")):
         with pytest.raises(DataError, match="held_back"):
-            rows.read(layout, file)
+            manifest.read_rows(layout, file)
 
 
 def test_classes_that_share_a_prior_are_held_back_together(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pvqae.core.layout import Layout
 from pvqae.datasets import rules
-from pvqae.samples import manifest, rows
+from pvqae.samples import manifest
 from pvqae.samples.classes import FROM_SCRATCH, Classes, _Member, _Prior
 
 
@@ -35,7 +35,7 @@ def test_a_class_has_its_own_rows_whoever_shares_its_network(
         dict.fromkeys(networks, FROM_SCRATCH),
     )
     layout = Layout(tmp_path, "tiny")
-    rows.write(frame(), classes, layout)
+    manifest.write_rows(frame(), classes, layout)
     for name, network in network_of.items():
         normals = manifest.read(layout.class_rows(name, "normals"))
         assert list(normals["sample_id"]) == [f"{name}/calibrate", f"{name}/train"]
