@@ -94,9 +94,8 @@ def test_a_class_is_the_same_from_its_folder_to_its_stages_and_rows(
     known = read_classes.read(layout.classes_file, dataset)
     assert set(known.classes) == set(known.networks) == set(known.priors) == found
     manifest.write_rows(frame, known, layout)
-    assert all(
-        set(manifest.read_rows(layout, layout.class_rows(name, "normals"))["category"]) <= {name} for name in found
-    )
+    for name in found:  # a class may have none to train with
+        assert set(manifest.read(layout.class_rows(name, "normals"))["category"]) <= {name}
 
     kinds = ("train", "prior", "calibrate", "evaluate")
     assert stages(project) == {
