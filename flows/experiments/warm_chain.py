@@ -1,8 +1,9 @@
-"""Do warm starts drift? New normals of a class arrive in batches, each training starts from the one before, and the
-last one is compared with a training of the same normals from scratch.
+"""Compare a chain of warm starts with a training from scratch: do warm starts drift?
 
-Every link is a small workspace in which the real stages run, folds and threshold included. All share one feature cache
-that is empty at the start, so the counts say how many images each link has decoded.
+New normals of a class arrive in batches, each training starts from the one before, and the last one is compared with a
+training of the same normals from scratch. Every link is a small workspace in which the real stages run, folds and
+threshold included. All share one feature cache that is empty at the start, so the counts say how many images each link
+has decoded.
 """
 
 import json
@@ -26,12 +27,12 @@ from pvqae.samples import classes, manifest
 from pvqae.samples.manifest import TRAINING
 from pvqae.training import network, warm
 
-FIGURES = ("image_auroc", "pixel_auroc", "s_prior_image_auroc", "s_recon_image_auroc", "prior_cross_entropy")
-SCRATCH = "scratch"
+_FIGURES = ("image_auroc", "pixel_auroc", "s_prior_image_auroc", "s_recon_image_auroc", "prior_cross_entropy")
+_SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
-class Link(Layout):
+class _Link(Layout):
     """A workspace of its own whose images are elsewhere."""
 
     images: Path  # the root of the manifest's paths
@@ -75,13 +76,13 @@ def warm_chain(
     category = str(found["category"].iloc[0])
     arrived = list(_arrivals(found, batches))
     table: list[dict[str, Any]] = []
-    before: Link | None = None
+    before: _Link | None = None
     for number, frame in enumerate(arrived, start=1):
-        link = Link(work / f"link-{number}", params.data.name, data_root)
+        link = _Link(work / f"link-{number}", params.data.name, data_root)
         table.append(_link(params, link, category, frame, before))
         before = link
     # Last: it would fill the cache that the links' counts are about.
-    table.append(_link(params, Link(work / SCRATCH, params.data.name, data_root), category, arrived[-1], None))
+    table.append(_link(params, _Link(work / _SCRATCH, params.data.name, data_root), category, arrived[-1], None))
     return pd.DataFrame(table)
 
 
@@ -95,7 +96,9 @@ def _arrivals(found: pd.DataFrame, batches: int) -> Iterator[pd.DataFrame]:
         yield found[~learnt | found["group_id"].isin(groups[:last])]
 
 
-def _link(params: config.Params, link: Link, category: str, frame: pd.DataFrame, before: Link | None) -> dict[str, Any]:
+def _link(
+    params: config.Params, link: _Link, category: str, frame: pd.DataFrame, before: _Link | None
+) -> dict[str, Any]:
     file = link.root / "row.json"
     if not file.exists():
         _begin(link, category, frame, before)
@@ -107,7 +110,7 @@ def _link(params: config.Params, link: Link, category: str, frame: pd.DataFrame,
     return row
 
 
-def _begin(link: Link, category: str, frame: pd.DataFrame, before: Link | None) -> None:
+def _begin(link: _Link, category: str, frame: pd.DataFrame, before: _Link | None) -> None:
     """Write the files that the stages of a link read."""
     if before is not None:
         parent = link.root / "data" / "parents" / category
@@ -127,7 +130,7 @@ def _begin(link: Link, category: str, frame: pd.DataFrame, before: Link | None) 
         manifest.write(frame[frame["split"].isin(wanted)], link.class_rows(category, part))
 
 
-def _row(link: Link, category: str, frame: pd.DataFrame, figures: dict[str, Any]) -> dict[str, Any]:
+def _row(link: _Link, category: str, frame: pd.DataFrame, figures: dict[str, Any]) -> dict[str, Any]:
     folder = link.network(category)
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
     shipped = [entry for entry in history if entry["fold"] == "full"]
@@ -143,5 +146,5 @@ def _row(link: Link, category: str, frame: pd.DataFrame, figures: dict[str, Any]
         "seconds": timing["train_seconds"],
         "reconstruction": float(np.mean([entry["reconstruction"] for entry in shipped[-5:]])),
         "codebook_usage": figures["codebook_usage"],
-        **{key: figures[key] for key in FIGURES},
+        **{key: figures[key] for key in _FIGURES},
     }
