@@ -1,4 +1,4 @@
-"""Compare a chain of warm starts with a training from scratch: do warm starts drift?
+"""Compare a chain of warm starts with a training from scratch, to see whether warm starts drift.
 
 New normals of a class arrive in batches, each training starts from the one before, and the last one is compared with a
 training of the same normals from scratch. Every link is a small workspace in which the real stages run, folds and
