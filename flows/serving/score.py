@@ -62,7 +62,7 @@ class Result:
     @property
     def lines(self) -> tuple[str, ...]:
         """What was scored and judged, for people."""
-        words = (f"{self.model} version {self.version}: {batch_cli.sentence(self.found, self.out)}",)
+        words = (f"{self.model} version {self.version}: {self.found.sentence(self.out)}",)
         if self.drift is None:
             return words
         earlier = self.drift.since != self.drift.report.since
@@ -94,7 +94,7 @@ def score(
         batch_cli.prepare()
         bundle = bundle_of(project, registry, model, version)
         found = batch.run(bundles.parse(bundle), _source_of(where), folder, version, heatmaps)
-        log.info("%s", batch_cli.sentence(found, folder))
+        log.info("%s", found.sentence(folder))
 
         # 3. Drift.
         judged = _judge(bundle, folder, params.drift, model, version, PrefectEvents()) if judge_drift else None

@@ -115,7 +115,7 @@ def _add(seen: _Seen, scorer: Scorer, kind: str, image: images.Floats, mask: ima
     seen.image_scores.append(scores)
 
 
-def over_kinds(kind_n: list[str], scores: NDArray[np.float64]) -> float:
+def _over_kinds(kind_n: list[str], scores: NDArray[np.float64]) -> float:
     """Return the image AUROC as the mean over the kinds: each against all normals, whose kind is ""."""
     kinds, values = np.array(kind_n), []
     for kind in sorted(set(kind_n) - {""}):
@@ -125,7 +125,7 @@ def over_kinds(kind_n: list[str], scores: NDArray[np.float64]) -> float:
 
 
 def _image_auroc(seen: _Seen, use: Readout) -> float:
-    return over_kinds(seen.kinds, np.array([scores[use] for scores in seen.image_scores]))
+    return _over_kinds(seen.kinds, np.array([scores[use] for scores in seen.image_scores]))
 
 
 def _pixel_auroc(seen: _Seen, use: Readout) -> float:

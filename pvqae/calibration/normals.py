@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pvqae.core import config, seeding, tensors
-from pvqae.inference.measures import Level, pooled
+from pvqae.inference.measures import Level
 from pvqae.inference.readout import Normal
 from pvqae.model.backbones import cells_of
 from pvqae.model.codebook import cover
@@ -72,7 +72,7 @@ def _at(x_nChw: Tensor, valid_nhw: Tensor, drawn: Tensor) -> Tensor:
     """Return the pooled vectors of the drawn cells, a few views at a time: all at once would fill the memory."""
     views, parts = valid_nhw[0].numel(), []
     for start in range(0, len(x_nChw), _CHUNK):
-        part = pooled(x_nChw[start : start + _CHUNK].float())
+        part = Level.pooled(x_nChw[start : start + _CHUNK].float())
         inside = drawn[(drawn >= start * views) & (drawn < (start + _CHUNK) * views)] - start * views
         parts.append(part.movedim(1, -1).flatten(0, 2)[inside])
     return torch.cat(parts)

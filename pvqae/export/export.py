@@ -55,17 +55,9 @@ _OUTPUTS = {  # shapes by the letters of `onnx_graph`
 
 
 def run(folder: Path, out: Path, images: Path | None, tell: Callable[[str], None]) -> Parity:
-    """Export with parity checked on the images below `images`.
-
-    Without any, it is checked on the class's test images in this workspace, else on made-up ones.
-    """
-    if images is not None:
-        return export(folder, out, parity.in_folder(images), tell)
-    if found := parity.of_class(folder, Path.cwd()):
-        return export(folder, out, found, tell)
+    """Export with parity checked on the images that `parity.sample` finds."""
     with tempfile.TemporaryDirectory() as scratch:
-        tell("no test images of the class here: the parity is checked on made-up images; better name some, --images")
-        return export(folder, out, parity.made_up(Path(scratch)), tell)
+        return export(folder, out, parity.sample(folder, images, Path(scratch), tell), tell)
 
 
 def export(folder: Path, out: Path, images: Sequence[Path], tell: Callable[[str], None] = print) -> Parity:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvqae.core import config
-from pvqae.inference import measures, readout
+from pvqae.inference import readout
 from pvqae.inference.measures import Level, measure
 from pvqae.inference.scoring import PARTS, Scorer
 from pvqae.model.autoencoder import Allocation, Autoencoder, Output, merge
@@ -44,8 +44,8 @@ class _BatchedLevel(Level):
     """The distances of all views in one product."""
 
     def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
-        least = measures.to_nearest(self.vectors(x_BChw).flatten(0, 1), self.codes)
-        return measures.smoothed(least.view(valid_Bhw.shape), valid_Bhw)
+        least = self.to_nearest(self.vectors(x_BChw).flatten(0, 1), self.codes)
+        return self.smoothed(least.view(valid_Bhw.shape), valid_Bhw)
 
 
 class _BatchedAutoencoder(Autoencoder):

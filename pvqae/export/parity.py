@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +109,20 @@ def _away(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(away.max()) if np.isfinite(away).all() else np.inf
 
 
-def of_class(bundle: Path, root: Path) -> list[Path]:
+def sample(bundle: Path, folder: Path | None, scratch: Path, tell: Callable[[str], None]) -> list[Path]:
+    """Return the images to check parity on: those below `folder`.
+
+    Without it: the test images of the class in this workspace, else made-up ones, which are written to `scratch`.
+    """
+    if folder is not None:
+        return _in_folder(folder)
+    if found := _of_class(bundle, Path.cwd()):
+        return found
+    tell("no test images of the class here: parity is checked on made-up images; better name some with --images")
+    return _made_up(scratch)
+
+
+def _of_class(bundle: Path, root: Path) -> list[Path]:
     """Return the test images of a bundle's class in the workspace `root`; none if its manifest does not know them."""
     facts = json.loads((bundle / "config.json").read_text("utf-8")) if (bundle / "config.json").is_file() else {}
     layout = Layout(root, facts.get("dataset", ""))
@@ -120,14 +133,14 @@ def of_class(bundle: Path, root: Path) -> list[Path]:
     return [layout.data / path for path in mine["path"] if (layout.data / path).is_file()]
 
 
-def in_folder(folder: Path) -> list[Path]:
+def _in_folder(folder: Path) -> list[Path]:
     """Return all images below `folder`."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images; correct the path")
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.SUFFIXES and path.is_file())
 
 
-def made_up(folder: Path) -> list[Path]:
+def _made_up(folder: Path) -> list[Path]:
     """Write soft noise in several shapes to `folder`; return the files."""
     rng, files = np.random.default_rng(0), []
     for number, (height, width) in enumerate(_SHAPES):

@@ -47,7 +47,7 @@ class Level:
 
     def vectors(self, x_BChw: Tensor) -> Tensor:
         """Return the white vectors of the cells, B x h*w x C."""
-        return (pooled(x_BChw).flatten(2).transpose(1, 2) - self.mean) @ self.whitening
+        return (self.pooled(x_BChw).flatten(2).transpose(1, 2) - self.mean) @ self.whitening
 
     def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
         """Return the distance of each cell to the nearest code, smoothed over 3x3 cells, B x h x w.
@@ -60,32 +60,32 @@ class Level:
             others = None if without_group is None else self.owners != without_group[index]
             every = others is None or not others.any()  # or its part owns all
             codes, squares = (self.codes, self.squares) if every else (self.codes[others], self.squares[others])
-            maps.append(torch.cat([to_nearest(part, codes, squares) for part in vectors.split(_CELLS)]))
-        return smoothed(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
+            maps.append(torch.cat([self.to_nearest(part, codes, squares) for part in vectors.split(_CELLS)]))
+        return self.smoothed(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
 
+    @staticmethod
+    def to_nearest(vectors_nC: Tensor, codes_KC: Tensor, squares_K: Tensor | None = None) -> Tensor:
+        """Return the distance of each of n vectors to its nearest code.
 
-def to_nearest(vectors_nC: Tensor, codes_KC: Tensor, squares_K: Tensor | None = None) -> Tensor:
-    """Return the distance of each of n vectors to its nearest code.
+        It is computed from the two again: `nearest` works with a difference of large squares, of which nothing but
+        rounding is left where a vector is a code, as on a plain background.
+        """
+        return (vectors_nC - codes_KC[nearest(vectors_nC, codes_KC, squares_K)[1]]).square().sum(1).sqrt()
 
-    It is computed from the two again: `nearest` works with a difference of large squares, of which nothing but rounding
-    is left where a vector is a code, as on a plain background.
-    """
-    return (vectors_nC - codes_KC[nearest(vectors_nC, codes_KC, squares_K)[1]]).square().sum(1).sqrt()
+    @staticmethod
+    def smoothed(distances_Bhw: Tensor, valid_Bhw: Tensor) -> Tensor:
+        """Return the mean over 3x3 cells, padding taking the value of the nearest image cell."""
+        grid = repeat_border(distances_Bhw, valid_Bhw)
+        return F.avg_pool2d(grid[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
+    @staticmethod
+    def pooled(x_BChw: Tensor) -> Tensor:
+        """Return the mean over 3x3 cells.
 
-def smoothed(distances_Bhw: Tensor, valid_Bhw: Tensor) -> Tensor:
-    """Return the mean over 3x3 cells, padding taking the value of the nearest image cell."""
-    grid = repeat_border(distances_Bhw, valid_Bhw)
-    return F.avg_pool2d(grid[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
-
-
-def pooled(x_BChw: Tensor) -> Tensor:
-    """Return the mean over 3x3 cells.
-
-    Cells on padding count: their pixels repeat the image's border, and leaving them out makes border cells noisier
-    (measured: docs/experiments/trials.md).
-    """
-    return F.avg_pool2d(x_BChw, 3, 1, 1, count_include_pad=False)
+        Cells on padding count: their pixels repeat the image's border, and leaving them out makes border cells noisier
+        (measured: docs/experiments/trials.md).
+        """
+        return F.avg_pool2d(x_BChw, 3, 1, 1, count_include_pad=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +139,17 @@ class Raw:
         budget = self.budget
         return Raw(self.maps, self.valid, lambda: budget)
 
+    @staticmethod
+    def joined(runs: "list[Raw]") -> "Raw":
+        """Return the views of several runs as one batch."""
+        if len(runs) == 1:
+            return runs[0]
+        return Raw(
+            {name: torch.cat([run.maps[name] for run in runs]) for name in runs[0].maps},
+            {name: torch.cat([run.valid[name] for run in runs]) for name in runs[0].valid},
+            lambda: Budget(*(torch.cat([getattr(run.budget, field.name) for run in runs]) for field in fields(Budget))),
+        )
+
     def view(self, index: int) -> "Raw":
         """Return one view as a batch of its own."""
         only = slice(index, index + 1)
@@ -147,17 +158,6 @@ class Raw:
             {name: x[only] for name, x in self.valid.items()},
             lambda: Budget(*(getattr(self.budget, field.name)[only] for field in fields(Budget))),
         )
-
-
-def join(runs: list[Raw]) -> Raw:
-    """Return the views of several runs as one batch."""
-    if len(runs) == 1:
-        return runs[0]
-    return Raw(
-        {name: torch.cat([run.maps[name] for run in runs]) for name in runs[0].maps},
-        {name: torch.cat([run.valid[name] for run in runs]) for name in runs[0].valid},
-        lambda: Budget(*(torch.cat([getattr(run.budget, field.name) for run in runs]) for field in fields(Budget))),
-    )
 
 
 def _cross_entropy(expected: Expected, logits_BNR: Tensor) -> Tensor:

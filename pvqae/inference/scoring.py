@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pvqae.core import config
 from pvqae.inference import readout
-from pvqae.inference.measures import Budget, Networks, Raw, join, measure
+from pvqae.inference.measures import Budget, Networks, Raw, measure
 from pvqae.inference.readout import SCALES, Normal, Readout
 from pvqae.model.backbones import Backbone, Features, repeat_border
 from pvqae.samples import geometry, images
@@ -98,7 +98,7 @@ class Scorer:
         some = [replace(canvas, views=canvas.views[i : i + _CHUNK]) for i in range(0, len(canvas.views), _CHUNK)]
         runs = (measure(self.networks, *through(self.networks.backbone, part)) for part in some)
         # Of many views no run may wait with its features for a question that perhaps nobody asks.
-        return canvas, join([run.settled() for run in runs] if len(some) > 1 else list(runs))
+        return canvas, Raw.joined([run.settled() for run in runs] if len(some) > 1 else list(runs))
 
     def from_features(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Scored:
         """Score an image whose views went through the backbone before; its picture is that of `canvas`."""

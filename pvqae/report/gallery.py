@@ -7,7 +7,7 @@ import base64
 import heapq
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +127,17 @@ class _Choice:
     n: int
     drawn: int
 
+    @property
+    def filters(self) -> list[Values]:
+        """Each key's values with the number of pictures, in the order of the page."""
+        cards = [
+            card | {"class": name} for name, own in self.groups.items() for group in own for card in group["cards"]
+        ]
+        return [
+            {"key": key, "values": sorted(Counter(card[key] for card in cards).items())}
+            for key in ("class", "kind", "outcome")
+        ]
+
 
 def choose(classes: Sequence["ClassReport"], budget: int = _BUDGET) -> _Choice:
     """Choose the most telling pictures within `budget` bytes: first of each group in turn, weakest classes first.
@@ -145,15 +156,6 @@ def choose(classes: Sequence["ClassReport"], budget: int = _BUDGET) -> _Choice:
         kept[number].append(entry)
     groups = {classes[number].name: _sections(classes[number], entries) for number, entries in kept.items()}
     return _Choice(groups, sum(map(len, kept.values())), len(entries))
-
-
-def filters(groups: Iterable[tuple[str, list[Values]]]) -> list[Values]:
-    """Return the filters of the gallery: each key's values with the number of pictures, in the order of the page."""
-    cards = [card | {"class": name} for name, own in groups for group in own for card in group["cards"]]
-    return [
-        {"key": key, "values": sorted(Counter(card[key] for card in cards).items())}
-        for key in ("class", "kind", "outcome")
-    ]
 
 
 def _area(one: "ClassReport") -> float:

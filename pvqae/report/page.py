@@ -83,7 +83,7 @@ def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: 
         + [(one.name, text) for one in classes for text in _warnings(one)],
         classes=views,
         shown=shown,
-        filters=gallery.filters(shown.groups.items()),
+        filters=shown.filters,
         heat=_gradient(pictures.HEAT),
         size=_SIZE,
     )

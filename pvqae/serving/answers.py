@@ -20,7 +20,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pvqae.core.config import Service
-from pvqae.core.errors import DataError
 from pvqae.report import pictures
 from pvqae.serving import batch
 from pvqae.serving.batch_rows import Values
@@ -33,7 +32,7 @@ _MULTIPART, _JSON = "multipart/form-data", "application/json"
 
 
 @dataclass(frozen=True)
-class Upload:
+class _Upload:
     """An image's bytes, and the name that its sender gave it."""
 
     name: str
@@ -66,7 +65,7 @@ def schema(many: bool, limit: int) -> dict[str, Any]:
     return {"required": True, "content": {_MULTIPART: {"schema": form}, _JSON: {"schema": text}}}
 
 
-async def read(request: Request, limit: int, many: bool) -> list[Upload]:
+async def read(request: Request, limit: int, many: bool) -> list[_Upload]:
     """Return the images of a request, at least one and at most `limit`. Raises `Refused` (400, 413, 415)."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == _MULTIPART:
@@ -78,7 +77,7 @@ async def read(request: Request, limit: int, many: bool) -> list[Upload]:
     raise Refused(415, "content_type", f"expected {_MULTIPART} or {_JSON}, found {kind[:80] or 'no content type'!r}")
 
 
-async def _from_form(request: Request, limit: int, key: str) -> list[Upload]:
+async def _from_form(request: Request, limit: int, key: str) -> list[_Upload]:
     try:
         async with request.form(max_files=max(_PARTS, limit + 1), max_fields=1) as form:
             parts = form.multi_items()
@@ -87,7 +86,7 @@ async def _from_form(request: Request, limit: int, key: str) -> list[Upload]:
                 found = ", ".join(sorted({name[:80] for name, _ in parts})) or "none"
                 raise Refused(400, "request", f"expected files in parts named {key!r}, found the parts {found}")
             _bounded(files, limit)
-            return [Upload((part.filename or "image")[:_NAME], await part.read()) for part in files]
+            return [_Upload((part.filename or "image")[:_NAME], await part.read()) for part in files]
     except (HTTPException, FormParserError) as error:
         found = error.detail if isinstance(error, HTTPException) else str(error)
         raise Refused(400, "request", f"broken {_MULTIPART} body: {found}") from None
@@ -98,7 +97,7 @@ def _bounded(images: Sequence[object], limit: int) -> None:
         raise Refused(413, "too_many", f"more than {limit} images in a request; send them in several")
 
 
-def _from_json(data: bytes, limit: int, many: bool) -> list[Upload]:
+def _from_json(data: bytes, limit: int, many: bool) -> list[_Upload]:
     try:
         found = _Pictures.model_validate_json(data).images if many else [_Picture.model_validate_json(data)]
     except ValidationError as error:
@@ -106,7 +105,7 @@ def _from_json(data: bytes, limit: int, many: bool) -> list[Upload]:
         lines = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in error.errors()[:5]]
         raise Refused(400, "request", f"not the JSON that /openapi.json describes: {'; '.join(lines)}") from None
     _bounded(found, limit)
-    return [Upload(item.name, _bytes(item)) for item in found]
+    return [_Upload(item.name, _bytes(item)) for item in found]
 
 
 def _bytes(item: _Picture) -> bytes:
@@ -140,7 +139,7 @@ class ScoringQueue:
             raise Refused(503, "not_ready", "no model is loaded yet; ask /ready and try again", 5)
         return self._holder.current
 
-    async def rows(self, uploads: Sequence[Upload], heatmap: bool) -> list[Values]:
+    async def rows(self, uploads: Sequence[_Upload], heatmap: bool) -> list[Values]:
         """Return a row per image, all by the same model; a place in the queue is held meanwhile.
 
         Raises `Refused` (503) if the queue is full, no model is loaded, or the time is up: images that did not begin by
@@ -155,11 +154,11 @@ class ScoringQueue:
                 text = f"scoring timed out after {self._settings.timeout:g} s; retry later"
                 raise Refused(503, "timeout", text, self._settings.timeout) from None
 
-    async def _in_thread(self, model: Model, upload: Upload, heatmap: bool) -> Values:
+    async def _in_thread(self, model: Model, upload: _Upload, heatmap: bool) -> Values:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._one, model, upload, heatmap)
 
-    def _one(self, model: Model, upload: Upload, heatmap: bool) -> Values:
+    def _one(self, model: Model, upload: _Upload, heatmap: bool) -> Values:
         start = time.perf_counter()
         row, drawn = _answer(model, upload, heatmap)
         if row["error"]:
@@ -171,12 +170,9 @@ class ScoringQueue:
         return {**row, "heatmap": drawn}
 
 
-def _answer(model: Model, upload: Upload, heatmap: bool) -> tuple[Values, str | None]:
+def _answer(model: Model, upload: _Upload, heatmap: bool) -> tuple[Values, str | None]:
     """Return the row as `pvqae score` has it, and on request the heatmap as base64 of a PNG."""
-    try:
-        row, scored = batch.one(model.detector, upload.data, upload.name, model.version)
-    except DataError as error:
-        return batch.failed(model.detector, upload.data, upload.name, str(error), model.version), None
+    row, scored = batch.one(model.detector, upload.data, upload.name, model.version)
     if not heatmap or scored is None:
         return row, None
     return row, base64.b64encode(pictures.png(batch.heatmap(model.detector, scored))).decode()

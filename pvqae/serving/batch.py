@@ -42,6 +42,13 @@ class Outcome:
     defects: int
     failed: int
 
+    def sentence(self, out: Path) -> str:
+        """Return the numbers in words; `out` is the folder with the scores."""
+        return (
+            f"{self.images} images: {self.scored} scored now, {self.defects} above the threshold, {self.failed} not "
+            f"scored (column error of {out / batch_rows.CSV})"
+        )
+
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS results (sha256 TEXT PRIMARY KEY, record TEXT NOT NULL);
@@ -210,18 +217,14 @@ def _judged(detector: Detector, pixels: images.Floats, captured: str) -> tuple[V
 
 
 def one(detector: Detector, data: bytes, name: str, version: str = "") -> tuple[Values, Scored | None]:
-    """Return the row of an image given as bytes, and its result unless it could not be scored.
-
-    Raises `DataError`, naming the image `name`, if the bytes are no image within the limits.
-    """
-    pixels, header = images.decode(data, name, detector.scorer.image.bits)
-    record, scored = _judged(detector, pixels, header.captured_at)
+    """Return the row of an image given as bytes, and its result unless it could not be scored."""
+    try:
+        pixels, header = images.decode(data, name, detector.scorer.image.bits)
+    except DataError as error:
+        record, scored = {"error": str(error)}, None
+    else:
+        record, scored = _judged(detector, pixels, header.captured_at)
     return batch_rows.of(detector, version, name, hashlib.sha256(data).hexdigest(), "", record), scored
-
-
-def failed(detector: Detector, data: bytes, name: str, error: str, version: str = "") -> Values:
-    """Return the row of an image that `one` could not score."""
-    return batch_rows.of(detector, version, name, hashlib.sha256(data).hexdigest(), "", {"error": error})
 
 
 def heatmap(detector: Detector, scored: Scored) -> "pictures.Bytes":

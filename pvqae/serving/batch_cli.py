@@ -33,7 +33,7 @@ def score(folder: Path, images: Sequence[Path], out: Path | None, heatmaps: bool
     detector, source = bundles.load(folder), batch_source.Files(tuple(images))
     if out is not None:
         found = batch.run(detector, source, out, heatmaps=heatmaps)
-        print(sentence(found, out))
+        print(found.sentence(out))
         return SOME_FAILED if found.failed else 0
     failed = 0
     writer = csv.DictWriter(
@@ -48,13 +48,6 @@ def score(folder: Path, images: Sequence[Path], out: Path | None, heatmaps: bool
         else:
             print(batch_rows.as_json(row), flush=True)
     return SOME_FAILED if failed else 0
-
-
-def sentence(found: batch.Outcome, out: Path) -> str:
-    return (
-        f"{found.images} images: {found.scored} scored now, {found.defects} above the threshold, {found.failed} not "
-        f"scored (column error of {out / batch_rows.CSV})"
-    )
 
 
 def judge(bundle: Sealed, scores: Path, settings: config.Drift, name: str) -> "Report":

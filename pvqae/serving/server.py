@@ -15,7 +15,7 @@ from pvqae.core.config import Params, Service
 from pvqae.core.errors import ConfigError
 from pvqae.inference import bundle as bundles
 from pvqae.serving.middleware import Metrics, is_loopback
-from pvqae.serving.slot import ModelSlot, described, load
+from pvqae.serving.slot import ModelSlot, load
 
 if TYPE_CHECKING:
     import uvicorn
@@ -136,5 +136,5 @@ def serve(folder: Path, params: Params, settings: Service, token: str, tell: Cal
     _prepared(params)()
     slot.put(load(bundles.read(folder)))
     assert slot.current is not None
-    what = f"{slot.current.name}, {described(slot.current)}"
+    what = f"{slot.current.name}, {slot.current.described}"
     run(slot, metrics, params, settings, token, lambda where: tell(f"serving {what} at {where}"))

@@ -85,6 +85,12 @@ class Model:
     def name(self) -> str:
         return f"{self.detector.config['dataset']}/{self.detector.config['category']}"
 
+    @property
+    def described(self) -> str:
+        """Version and bundle in words."""
+        version = f"version {self.version}, " if self.version else ""
+        return f"{version}bundle {self.detector.sha256[:12]}"
+
     def card(self) -> dict[str, Any]:
         """Return what a client may know of it; the scores of single calibration images are left out."""
         facts = self.detector.config
@@ -134,7 +140,7 @@ class ModelSlot:
         self._metrics.model.labels(model.name, model.version, model.detector.sha256).set(1)
         self._metrics.ready.set(1)
         self._metrics.loads.labels("loaded").inc()
-        _log.info("%s answers now: %s", model.name, described(model))
+        _log.info("%s answers now: %s", model.name, model.described)
 
     def keep(self, version: str, error: Exception, outcome: str = "rejected") -> None:
         """Go on with what there is: `version` could not be loaded (`rejected`), or is not known (`unreachable`)."""
@@ -143,9 +149,3 @@ class ModelSlot:
         if failure != self.failure:  # said once, not at every look
             _log.error("version %s does not answer: %s: %s", version or "?", failure.kind, failure.text)
         self.failure = failure
-
-
-def described(model: Model) -> str:
-    """Return version and bundle in words."""
-    version = f"version {model.version}, " if model.version else ""
-    return f"{version}bundle {model.detector.sha256[:12]}"

@@ -5,7 +5,7 @@ from pvqae.calibration.normals import _rounded as rounded
 from pvqae.calibration.normals import _whitening as whitening
 from pvqae.calibration.normals import fit_level
 from pvqae.core import config
-from pvqae.inference.measures import Level, pooled
+from pvqae.inference.measures import Level
 
 
 def features(seed: int = 0, views: int = 4, side: int = 6) -> torch.Tensor:
@@ -76,8 +76,8 @@ def test_a_large_ridge_leaves_the_correlations_alone() -> None:
 
 def test_pooling_is_the_mean_over_neighbours() -> None:
     x = features(1).float()
-    torch.testing.assert_close(pooled(x)[0, :, 3, 4], x[0, :, 2:5, 3:6].mean((1, 2)))
-    torch.testing.assert_close(pooled(x)[0, :, 0, 0], x[0, :, :2, :2].mean((1, 2)))
+    torch.testing.assert_close(Level.pooled(x)[0, :, 3, 4], x[0, :, 2:5, 3:6].mean((1, 2)))
+    torch.testing.assert_close(Level.pooled(x)[0, :, 0, 0], x[0, :, :2, :2].mean((1, 2)))
 
 
 def test_a_known_vector_is_at_no_distance_before_smoothing() -> None:
