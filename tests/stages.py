@@ -56,6 +56,13 @@ def named(verb: str, root: Path = ROOT) -> set[str]:
     return found
 
 
+def command(verb: str, root: Path = ROOT) -> str:
+    """Return the last word of the command line that the stage runs, without its argument: `build` of `data build`."""
+    stage = yaml.safe_load((root / "dvc.yaml").read_text("utf-8"))["stages"][verb]
+    words = [word for word in stage.get("do", stage)["cmd"].split()[1:] if "$" not in word and "/" not in word]
+    return str(words[-1])
+
+
 def shortest(verb: str, root: Path = ROOT) -> list[str]:
     """Return the folders and files to name: a folder where all of it is imported."""
     left, found = imported(verb, root), []

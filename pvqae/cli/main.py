@@ -88,7 +88,7 @@ def _data_check(as_json: _Json = False) -> None:
 @app.command("train", epilog="Example: pvqae train brick", rich_help_panel=STAGES)
 def _train(network: Annotated[str, typer.Argument(help="A network of data/classes.yaml.")]) -> None:
     """Train a network's autoencoder (and its folds); a killed training is resumed."""
-    from pvqae.prior import learn as stage
+    from pvqae.training import network as stage
 
     stage.train(*workspace(), network)
 
