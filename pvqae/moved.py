@@ -11,6 +11,7 @@ from types import ModuleType
 MOVED = {
     **{f"pvqae.{name}": f"pvqae.core.{name}" for name in ("config", "errors", "files", "layout", "runtime", "seeding")},
     **{f"pvqae.datasets.{name}": f"pvqae.samples.{name}" for name in ("classes", "geometry", "images", "manifest")},
+    "pvqae.inference.memory": "pvqae.inference.measures",
     **{f"pvqae.training.{name}": f"pvqae.features.{name}" for name in ("examples", "features", "richness")},
     "pvqae.evaluation.batch": "pvqae.serving.batch",
     "pvqae.evaluation.report": "pvqae.report.report",

@@ -264,7 +264,7 @@ def test_what_can_t_be_exported_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match="efficientnet_lite0"):
         export.export(folder, out, files, str)
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="new folder or an earlier export"):
+    with pytest.raises(ConfigError, match="neither a new folder nor an earlier export"):
         export.export(folder, tmp_path, files, str)
     with pytest.raises(DataError, match="folder of images"):
         export.run(folder, out, tmp_path / "absent", str)
