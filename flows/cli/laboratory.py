@@ -10,16 +10,19 @@ from flows.cli.shared import project, registry
 from pvqae.cli.console import workspace
 
 app = typer.Typer()
-bench = typer.Typer(no_args_is_help=True, help="Measure what the documentation claims.")
+bench = typer.Typer(no_args_is_help=True, help="Reproduce the measurements in the documentation.")
 
 
 @app.command("experiment", epilog="Example: python -m flows experiment lambda", rich_help_panel="The method")
 def _experiment(
-    name: Annotated[str, typer.Argument(help="An experiment's name, all, or list.")],
+    name: Annotated[str, typer.Argument(help="An experiment's name; all runs every one, list shows the names.")],
     quick: Annotated[bool, typer.Option("--quick", help="The demo only, tiny; its numbers mean nothing.")] = False,
     data: Annotated[str, typer.Option(help="Folder with mvtec and mtsd; default $PVQAE_DATASETS.")] = "",
 ) -> None:
-    """Answer an open question of the method with numbers, on a page of docs/experiments. After a kill run it again."""
+    """Answer an open question of the method with numbers, on a page of docs/experiments.
+
+    If it is interrupted, run it again to continue.
+    """
     if name == "list":
         from flows.experiments.catalogue import EXPERIMENTS
 
@@ -86,7 +89,7 @@ def _smallest(category: Annotated[str, typer.Argument(help="A class with a bundl
 @bench.command("warm", epilog="Example: python -m flows bench warm brick --batches 3")
 def _warm(
     category: Annotated[str, typer.Argument(help="A class whose data is built and checked.")],
-    batches: Annotated[int, typer.Option(help="In how many batches its normals arrive.")] = 5,
+    batches: Annotated[int, typer.Option(help="Number of batches in which the normals arrive.")] = 5,
 ) -> None:
     """Compare a chain of warm starts, each from the one before, with a training from scratch. Run again to go on."""
     from flows.experiments import warm_chain

@@ -14,7 +14,7 @@ from flows.cli.shared import Json, Overrides, notifier, project, project_root, r
 from pvqae.cli.console import FAILED, console
 
 app = typer.Typer()
-services = typer.Typer(no_args_is_help=True, help="Real servers on this machine.")
+services = typer.Typer(no_args_is_help=True, help="Start, stop and inspect the servers on this machine.")
 PANEL = "Machines, servers, triggers"
 
 
@@ -22,7 +22,7 @@ PANEL = "Machines, servers, triggers"
 def _doctor(as_json: Json = False) -> None:
     """Check what is installed, the device, the servers and the project; say what is wrong and how to repair it.
 
-    Exit code 1: something is bad.
+    Exit code 1: a problem was found.
     """
     from flows.upkeep import doctor as doctors
     from pvqae.cli import checks
@@ -34,7 +34,7 @@ def _doctor(as_json: Json = False) -> None:
 
 @app.command("deploy", epilog="Example: python -m flows deploy", rich_help_panel=PANEL)
 def _deploy() -> None:
-    """Register the schedule and the triggers of infra/prefect.yaml at the Prefect server."""
+    """Register the schedule and the triggers of infra/prefect.yaml with the Prefect server."""
     root = project()
     from flows.machines import worker as deployments
     from pvqae.core import config
@@ -47,7 +47,7 @@ def _deploy() -> None:
 def _worker(
     pool: Annotated[str, typer.Option(help="The work pool to work for.")] = "pvqae-train",
     name: Annotated[str, typer.Option(help="This worker's name; default: the machine and the folder.")] = "",
-    limit: Annotated[int, typer.Option(min=1, help="Flow runs at once.")] = 1,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of concurrent flow runs.")] = 1,
     device: Annotated[
         str, typer.Option(help="Run one training at a time on this device: a GPU's index, or any name.")
     ] = "",
@@ -128,7 +128,7 @@ def _up(overrides: Overrides = []) -> None:  # noqa: B006  # typer reads the def
 
 @services.command("down", epilog="Example: python -m flows services down")
 def _down() -> None:
-    """Stop the servers and all they started; flows use the built-in ones again. Data and keys stay."""
+    """Stop the servers and every process they started; flows use the built-in ones again. Data and keys stay."""
     from flows.machines import control
 
     root = project_root()

@@ -85,7 +85,7 @@ def _retrain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would come in and be decided.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Take in the images that arrived at landing.url, decide whether to train and say why, train, ask the gate.
+    """Take in the images that arrived at landing.url and decide, with reasons, whether to train and run the gate.
 
     Bad files go to .pvqae/arrivals/DATASET/quarantine, doubtful ones to .pvqae/review/DATASET, each with a list.
     """

@@ -11,7 +11,7 @@ from flows.cli.shared import Json, Overrides, guarded_server, project, project_r
 from pvqae.cli.console import FAILED, INSUFFICIENT, console, quiet, to_json
 
 app = typer.Typer()
-promote = typer.Typer(no_args_is_help=True, help="Which version is champion.")
+promote = typer.Typer(no_args_is_help=True, help="Choose, inspect or roll back the champion.")
 PANEL = "Versions in use"
 Dataset = Annotated[str, typer.Argument(help="The dataset's name.")]
 Class = Annotated[str, typer.Argument(metavar="CLASS", help="The class of the model pvqae-DATASET-CLASS.")]
@@ -57,7 +57,7 @@ def _score(
     "drift", epilog="Example: python -m flows drift pvqae-demo-brick@champion s3://camera/today", rich_help_panel=PANEL
 )
 def _drift(name: Model, source: Source, out: Out = "", as_json: Json = False) -> None:
-    """Score the new images, then compare all of them with the version's trusted normals; drift sends an event.
+    """Score the new images, then compare all of them with the version's trusted normals; drift is also sent as an event.
 
     Exit code 0: no drift, 3: drift, 4: too few images or normals to tell.
     """
@@ -74,7 +74,7 @@ def _serve(
     ] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Override service.port.")] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the token that callers must send; default: PVQAE_TOKEN, if set.")
+        Path | None, typer.Option(help="File with the token that clients must send; default: PVQAE_TOKEN, if set.")
     ] = None,
     overrides: Overrides = [],  # noqa: B006  # typer reads the default
 ) -> None:
@@ -192,7 +192,7 @@ def _rollback(
 
 @promote.command("power", epilog="Example: python -m flows promote power --draws 200")
 def _power(draws: Annotated[int, typer.Option(min=1, help="Simulated gates per row.")] = 500) -> None:
-    """Simulate how reliably the gate decides with the project's limits, by the number of parts at it."""
+    """Simulate how reliably the gate decides with the project's limits, for several numbers of gate parts."""
     root = project_root()
     from flows.gate import power
     from pvqae.core import config

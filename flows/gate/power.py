@@ -1,6 +1,6 @@
 """How sure the gate is at a given size, by simulation: `python -m flows promote power`.
 
-Scores are drawn, then judged by the very rules that judge a real challenger. Models of the same quality differ by
+Scores are drawn, then judged by the same rules that judge a real challenger. Models of the same quality differ by
 their training's randomness: `_AGREEMENT` is the correlation of two of them on images of one label, `_PART` the share of
 variance that the images of one part have in common. Both were measured (docs/decisions/11-gate.md).
 """

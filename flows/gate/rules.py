@@ -121,7 +121,9 @@ def _worst_kind(found: Measured, limits: Gate) -> Rule:
 
 def _finds(found: Measured, limits: Gate) -> Rule:
     """Break on a threshold above all that the detector was tried on: it finds nothing, whatever its AUROC."""
-    text = f"{found.tried[1]} of {found.tried[0]} above its threshold" if found.tried else "an older bundle, not tried"
+    text = "unknown: the bundle is too old to record it"
+    if found.tried:
+        text = f"{found.tried[1]} of {found.tried[0]} above its threshold"
     return _rule("its own synthetic defects", not blind(found.tried), text)
 
 
