@@ -73,15 +73,6 @@ class State:
     message: str = ""
 
 
-class Pool(Protocol):
-    """What the flows need of a work pool: `PrefectPool`, or `fakes.FakePool` in tests."""
-
-    def ask(self, parameters: Mapping[str, Any], key: str, title: str) -> str: ...
-    def state(self, run: str) -> State: ...
-    def cancel(self, run: str) -> None: ...
-    def workers(self) -> int: ...
-
-
 class PrefectPool:
     """The deployment `deployment` ("flow/name") on the work pool `name`."""
 

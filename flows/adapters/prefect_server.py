@@ -33,49 +33,53 @@ def answers(url: str, patience: float = _QUICK) -> bool:
         return False
 
 
-def make_pool(api: str, pool: str) -> None:
-    """Make a process work pool, unless it exists."""
-    made = requests.post(f"{api}/work_pools/", json={"name": pool, "type": "process"}, timeout=10)
-    if made.status_code != 409:
-        made.raise_for_status()
-
-
 _SILENT = "pvqae: a run without a sign of life has crashed"
 
 
-def make_heartbeat(api: str, patience: float) -> None:
-    """Make an automation: a flow run whose machine died is Crashed after `patience` seconds, not Running for ever."""
-    ends = ["Completed", "Failed", "Cancelled", "Crashed"]
-    trigger = {
-        "type": "event",
-        "posture": "Proactive",
-        "after": ["prefect.flow-run.heartbeat"],
-        "expect": ["prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)],
-        "match": {"prefect.resource.id": ["prefect.flow-run.*"]},
-        "for_each": ["prefect.resource.id"],
-        "threshold": 1,
-        "within": patience,
-    }
-    message = f"no sign of life for {patience:.0f} s: the machine or its network is gone"
-    action = {"type": "change-flow-run-state", "state": "CRASHED", "message": message}
-    body = {"name": _SILENT, "enabled": True, "trigger": trigger, "actions": [action]}
-    asked = {"automations": {"name": {"any_": [_SILENT]}}}
-    found = requests.post(f"{api}/automations/filter", json=asked, timeout=10)
-    found.raise_for_status()
-    for known in found.json():
-        requests.delete(f"{api}/automations/{known['id']}", timeout=10).raise_for_status()
-    requests.post(f"{api}/automations/", json=body, timeout=10).raise_for_status()
+class PrefectApi:
+    """The API of a lasting server at `api`, .../api: its work pools, automations and workers."""
 
+    def __init__(self, api: str) -> None:
+        self._api = api
 
-def worker_online(api: str, pool: str, worker: str, since: float) -> bool:
-    """Tell whether the worker has shown a sign of life after `since` (seconds of the epoch)."""
-    try:
-        found = requests.post(f"{api}/work_pools/{pool}/workers/filter", json={}, timeout=_QUICK)
+    def make_pool(self, pool: str) -> None:
+        """Make a process work pool, unless it exists."""
+        made = requests.post(f"{self._api}/work_pools/", json={"name": pool, "type": "process"}, timeout=10)
+        if made.status_code != 409:
+            made.raise_for_status()
+
+    def make_heartbeat(self, patience: float) -> None:
+        """Make an automation: a flow run whose machine died is Crashed after `patience` seconds, not left Running."""
+        ends = ["Completed", "Failed", "Cancelled", "Crashed"]
+        trigger = {
+            "type": "event",
+            "posture": "Proactive",
+            "after": ["prefect.flow-run.heartbeat"],
+            "expect": ["prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)],
+            "match": {"prefect.resource.id": ["prefect.flow-run.*"]},
+            "for_each": ["prefect.resource.id"],
+            "threshold": 1,
+            "within": patience,
+        }
+        message = f"no sign of life for {patience:.0f} s: the machine or its network is gone"
+        action = {"type": "change-flow-run-state", "state": "CRASHED", "message": message}
+        body = {"name": _SILENT, "enabled": True, "trigger": trigger, "actions": [action]}
+        asked = {"automations": {"name": {"any_": [_SILENT]}}}
+        found = requests.post(f"{self._api}/automations/filter", json=asked, timeout=10)
         found.raise_for_status()
-        rows = [row for row in found.json() if row["name"] == worker and row["status"] == "ONLINE"]
-        return any(datetime.fromisoformat(row["last_heartbeat_time"]).timestamp() >= since - 1 for row in rows)
-    except (requests.RequestException, ValueError):
-        return False
+        for known in found.json():
+            requests.delete(f"{self._api}/automations/{known['id']}", timeout=10).raise_for_status()
+        requests.post(f"{self._api}/automations/", json=body, timeout=10).raise_for_status()
+
+    def worker_online(self, pool: str, worker: str, since: float) -> bool:
+        """Tell whether the worker has shown a sign of life after `since` (seconds of the epoch)."""
+        try:
+            found = requests.post(f"{self._api}/work_pools/{pool}/workers/filter", json={}, timeout=_QUICK)
+            found.raise_for_status()
+            rows = [row for row in found.json() if row["name"] == worker and row["status"] == "ONLINE"]
+            return any(datetime.fromisoformat(row["last_heartbeat_time"]).timestamp() >= since - 1 for row in rows)
+        except (requests.RequestException, ValueError):
+            return False
 
 
 _API = "PREFECT_API_URL"

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import requests
@@ -19,15 +19,6 @@ if TYPE_CHECKING:  # all three are slow to import, and psycopg2 is there only wi
 _QUICK = 3.0  # seconds for one answer
 _CHAMPIONS = f"""select m.name, a.version from registered_models m
 left join registered_model_aliases a on a.name = m.name and a.alias = 'champion' where m.name like '{OURS}%'"""
-
-
-class Probe(Protocol):
-    """What the doctor asks: `ServerProbe`, or `fakes.FakeProbe` in tests."""
-
-    def answers(self, url: str) -> bool: ...
-    def pools(self, api: str) -> dict[str, int]: ...
-    def champions(self, uri: str) -> dict[str, str]: ...
-    def trouble(self, remote: Mapping[str, str]) -> str: ...
 
 
 class ServerProbe:

@@ -28,7 +28,7 @@ from PIL import Image
 from flows.adapters.tracking import Metric, Promotion, Registry, own_database
 from flows.adapters.tracking import RegistryError as RegistryError
 from flows.core import lineage
-from flows.core.lineage import MODEL, OURS, Owner, owners
+from flows.core.lineage import MODEL, OURS, Owner
 
 # By its path: importing it would import torch.
 _CODE = Path(__file__).with_name("model_code.py")
@@ -319,7 +319,7 @@ class Mlflow:
         """Return whose a model is by its tags; without them by its name, if that says, or by its runs."""
         if {_DATASET, _CATEGORY} <= set(model.tags):
             return Owner(model.tags[_DATASET], model.tags[_CATEGORY])
-        possible = owners(model.name) if MODEL.fullmatch(model.name) else []
+        possible = Owner.possible(model.name) if MODEL.fullmatch(model.name) else []
         if len(possible) == 1:
             return possible[0]
         for version in model.latest_versions:

@@ -66,7 +66,7 @@ def _watch() -> None:
     root = project()
     from flows.retrain import watch as watching
 
-    watching.watch(watching.Watcher(root, notifier(), _say))
+    watching.Watcher(root, notifier(), _say).watch()
 
 
 @app.command("arrived", epilog="Example: python -m flows arrived parts --class gravel", rich_help_panel=PANEL)

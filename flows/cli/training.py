@@ -136,8 +136,8 @@ def _verify(
     if as_json:
         print(to_json(found))
     else:
-        console().print(verification.table(found))
-        print(verification.sentence(found))
+        console().print(found.table())
+        print(found.sentence())
     if not found.accepted:
         raise typer.Exit(FAILED)
 

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 NONE = "none"  # stated: "no parent" is a fact, an absent tag is a fault
 
@@ -35,6 +35,10 @@ class Lineage:
         return {key: str(value) for key, value in asdict(self).items()}
 
 
+OURS = "pvqae-"
+MODEL = re.compile(OURS + r"[a-z0-9][A-Za-z0-9_-]*")
+
+
 @dataclass(frozen=True, order=True)
 class Owner:
     """Whose model a registered one is, kept as its tags: pvqae-a-b-c can be one of the dataset a, or of a-b."""
@@ -45,21 +49,17 @@ class Owner:
     def __str__(self) -> str:
         return f"class {self.category} of dataset {self.dataset}"
 
-
-OURS = "pvqae-"
-MODEL = re.compile(OURS + r"[a-z0-9][A-Za-z0-9_-]*")
+    @classmethod
+    def possible(cls, model: str) -> list[Self]:
+        """Return everything that a model of this name can be of."""
+        words = model.removeprefix(OURS).split("-")
+        found = [cls("-".join(words[:i]), "-".join(words[i:])) for i in range(1, len(words))]
+        return [owner for owner in found if owner.dataset and owner.category[:1].isalnum()]
 
 
 def model_name(dataset: str, category: str) -> str:
     """Return the name of a class's registered model."""
     return f"{OURS}{dataset}-{category}"
-
-
-def owners(model: str) -> list[Owner]:
-    """Return everything that a model of this name can be of."""
-    words = model.removeprefix(OURS).split("-")
-    found = [Owner("-".join(words[:i]), "-".join(words[i:])) for i in range(1, len(words))]
-    return [owner for owner in found if owner.dataset and owner.category[:1].isalnum()]
 
 
 def artifact_key(*words: str) -> str:

@@ -19,7 +19,6 @@ from flows.versions import policy, version_bundles
 from flows.workspace.workspace import Workspace
 from pvqae.core import config, files
 from pvqae.core.errors import DataError, IntegrityError
-from pvqae.core.files import digest
 from pvqae.core.layout import Layout
 from pvqae.evaluation.metrics import image_auroc
 from pvqae.samples import images, manifest
@@ -45,21 +44,6 @@ class Findings:
     measured: Measured
     scores: pd.DataFrame
     list_sha256: str  # of the list of gate images with their hashes
-
-
-def workspace_of(root: Path, params: config.Params, dataset: str, manifest_sha256: str) -> Workspace:
-    """Return the workspace that still has the manifest of a version. Raises `DataError` when none has."""
-    place = root / ".pvqae" / "runs" / dataset
-    spaces = [Workspace(root, root, params)] if params.data.name == dataset else []
-    if (place / "params.yaml").exists():
-        spaces.append(Workspace(root, place, config.load(place / "params.yaml")))
-    for space in spaces:
-        if space.layout.manifest.exists() and digest(space.layout.manifest) == manifest_sha256:
-            return space
-    raise DataError(
-        f"{dataset}: the gate needs the manifest {manifest_sha256[:12]} that the challenger was made from, and no "
-        "workspace has it; run `python -m flows train` with that version's params again (nothing is trained again)"
-    )
 
 
 def _frozen_rows(space: Workspace, category: str) -> pd.DataFrame:
@@ -164,7 +148,7 @@ def _facts(
         **statistics.compared(scores.get("champion"), scores["challenger"], kinds, defect, groups, limits),
         own_auroc=image_auroc(defect, scores["challenger"]),
         tried=policy.tried_of(card),
-        alarms=statistics.alarms(own, list(normals["group_id"]), challenger.threshold, limits.alarm_confidence)
+        alarms=statistics.Alarms.of(own, list(normals["group_id"]), challenger.threshold, limits.alarm_confidence)
         if len(normals)
         else None,
         promised=float(card["interval_95"][1]),

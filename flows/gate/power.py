@@ -63,7 +63,7 @@ def _draw(parts: int, auroc: float, worse_by: float, agreement: float, seed: int
     return replace(
         _NOTHING_WRONG,
         **statistics.compared(champion, challenger, kinds, kinds != "good", names * (1 + len(GATE_KINDS)), limits),
-        alarms=statistics.alarms(challenger[:parts], names, chosen.value, limits.alarm_confidence),
+        alarms=statistics.Alarms.of(challenger[:parts], names, chosen.value, limits.alarm_confidence),
         promised=chosen.interval_95[1],
     )
 

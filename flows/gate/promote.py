@@ -2,23 +2,23 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from flows.adapters.tracking import Registry, RegistryError
+from flows.adapters.tracking import Promotion, Registry, RegistryError
 from flows.core import lineage, locks
 from flows.gate import measure as measuring
 from flows.gate.measure import Findings, Pair
-from flows.gate.rules import Verdict, judge, promotable
+from flows.gate.rules import Verdict, judge
 from flows.versions import promotions, report_page
 from flows.versions.promotions import PromotionError
 from flows.versions.version_bundles import fetch
 from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.config import Gate
-from pvqae.core.errors import IntegrityError, PvqaeError
-from pvqae.core.files import write_text
+from pvqae.core.errors import DataError, IntegrityError, PvqaeError
+from pvqae.core.files import digest, write_text
 from pvqae.samples import manifest
 
 _Measure = Callable[[Pair], Findings]
@@ -68,13 +68,28 @@ def verdict_on(
     with workspace.working_on(root, dataset) as supervisor:
 
         def measure(pair: Pair) -> Findings:
-            space = measuring.workspace_of(root, params, dataset, pair.tags["manifest_sha256"])
+            space = _workspace_of(root, params, dataset, pair.tags["manifest_sha256"])
             return measuring.measure(space, category, pair, params.gate, params.compute, supervisor)
 
         asked = VerdictRequest(trigger, reason, override)
         verdict = decide(registry, root, dataset, category, measure, params.gate, asked)
     _show_in_prefect(lineage.model_name(dataset, category), verdict)
     return verdict
+
+
+def _workspace_of(root: Path, params: config.Params, dataset: str, manifest_sha256: str) -> workspace.Workspace:
+    """Return the workspace that still has the manifest of a version. Raises `DataError` when none has."""
+    place = root / ".pvqae" / "runs" / dataset
+    spaces = [workspace.Workspace(root, root, params)] if params.data.name == dataset else []
+    if (place / "params.yaml").exists():
+        spaces.append(workspace.Workspace(root, place, config.load(place / "params.yaml")))
+    for space in spaces:
+        if space.layout.manifest.exists() and digest(space.layout.manifest) == manifest_sha256:
+            return space
+    raise DataError(
+        f"{dataset}: the gate needs the manifest {manifest_sha256[:12]} that the challenger was made from, and no "
+        "workspace has it; run `python -m flows train` with that version's params again (nothing is trained again)"
+    )
 
 
 def decide(
@@ -99,7 +114,7 @@ def decide(
     forbidden = _forbids(tags)
     if asked.override and forbidden:
         raise PromotionError(f"{name} version {challenger} can't be promoted, not by override: {'; '.join(forbidden)}")
-    taken_back = promotions.rolled_back(log).get(challenger)
+    taken_back = _rolled_back(log).get(challenger)
     flaws = forbidden + ((f"was rolled back: {taken_back}",) if taken_back else ())
 
     # 3. Both bundles as they were evaluated, the measuring, the rules.
@@ -113,7 +128,7 @@ def decide(
         _record(registry, name, verdict, found, asked, Path(place))
 
     # 5. The move, if nobody moved the champion meanwhile.
-    if not (asked.override or promotable(verdict, limits)):
+    if not (asked.override or verdict.promotable(limits)):
         return verdict
     reasons = (f"override: {asked.override}",) if asked.override else (f"{asked.trigger}: {asked.reason}",)
     kind = "override" if asked.override else "gate" if champion else "initial"
@@ -129,6 +144,11 @@ def decide(
             expected=verdict.champion,
         )
     return replace(verdict, promoted=True)
+
+
+def _rolled_back(log: Sequence[Promotion]) -> dict[str, str]:
+    """Return the versions that a person took back, with the reason: the gate does not promote them again."""
+    return {entry.from_version: entry.reasons[0] for entry in log if entry.kind == "rollback"}
 
 
 def _opponent(registry: Registry, name: str, champion: str | None, place: Path, asked: VerdictRequest) -> Path | None:

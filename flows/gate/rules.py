@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from flows.gate.statistics import Alarms, Comparison, groups_needed
+from flows.gate.statistics import Alarms, Comparison
 from flows.versions.policy import PARITY_TOLERANCE, blind
 from pvqae.core.config import Gate
 
@@ -67,6 +67,10 @@ class Verdict:
         did = "is champion now" if self.promoted else "was not promoted"
         return f"{model} version {self.version} against {self.champion}: {self.outcome}; it {did}"
 
+    def promotable(self, limits: Gate) -> bool:
+        """Tell whether the verdict makes the challenger champion."""
+        return self.outcome == "pass" or (self.outcome == "insufficient" and limits.insufficient_promotes)
+
 
 def _rule(name: str, kept: bool, text: str) -> Rule:
     return Rule(name, "kept" if kept else "broken", text)
@@ -103,7 +107,7 @@ def _non_inferior(found: Measured, limits: Gate) -> Rule:
         return Rule(name, "kept", text)
     if seen.difference < -limits.margin:
         return Rule(name, "broken", text)
-    needed = max(groups_needed(seen, limits.margin, limits.confidence), seen.groups + 1)
+    needed = max(seen.groups_needed(limits.margin, limits.confidence), seen.groups + 1)
     return Rule(name, "undecided", f"{text}; about {needed} parts would decide it, there are {seen.groups}")
 
 
@@ -199,8 +203,3 @@ def judge(found: Measured, limits: Gate) -> Verdict:
     states = {rule.state for rule in rules}
     outcome: _Outcome = "refused" if "broken" in states else "insufficient" if "undecided" in states else "pass"
     return Verdict(outcome, False, tuple(map(str, rules)), asdict(found))
-
-
-def promotable(verdict: Verdict, limits: Gate) -> bool:
-    """Tell whether the verdict makes the challenger champion."""
-    return verdict.outcome == "pass" or (verdict.outcome == "insufficient" and limits.insufficient_promotes)

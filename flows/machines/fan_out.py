@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from flows.adapters import dvc_command
-from flows.adapters.prefect_client import Pool, PoolError, State
+from flows.adapters.prefect_client import PoolError, State
 from flows.adapters.versioning import Handover, StageFailed
 from flows.core.processes import Cancelled
 
@@ -120,12 +120,21 @@ def _nearest(graph: Mapping[str, Sequence[str]], name: str) -> list[str]:
     return [need for need in graph[name] if need in graph and need not in further]
 
 
+class _Pool(Protocol):
+    """What the flows need of a work pool: `PrefectPool`, or `fakes.FakePool` in tests."""
+
+    def ask(self, parameters: Mapping[str, Any], key: str, title: str) -> str: ...
+    def state(self, run: str) -> State: ...
+    def cancel(self, run: str) -> None: ...
+    def workers(self) -> int: ...
+
+
 class FanOut:
     """Has stages done by a pool. `job_of` makes the job of some stages; `stopped` says whether the flow is ending."""
 
     def __init__(
         self,
-        pool: Pool,
+        pool: _Pool,
         versioning: Handover,
         job_of: Callable[[Sequence[str]], JobSpec],
         stopped: Callable[[], bool],

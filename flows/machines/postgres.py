@@ -5,7 +5,6 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -84,14 +83,3 @@ def _initdb(cluster: Path, secret: Path) -> None:
     )
     if done.returncode:
         raise ServiceError(f"postgres: its database can't be made in {cluster}:\n{done.stderr[-2000:]}")
-
-
-def upgrade(files: ServiceFiles, store: str, env: Mapping[str, str], version: str) -> None:
-    """Bring the tables of an older MLflow to `version`; a fresh database is filled by the server itself."""
-    marker = files.home / "mlflow-version"
-    if marker.exists() and marker.read_text("utf-8") != version:
-        command = [sys.executable, "-m", "mlflow", "db", "upgrade", store]
-        done = subprocess.run(command, env=dict(env), capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ServiceError(f"mlflow: its database can't be brought to version {version}:\n{done.stderr[-2000:]}")
-    marker.write_text(version, "utf-8")

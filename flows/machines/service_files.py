@@ -1,15 +1,12 @@
 """Where the services of a project keep their files, the secrets that they share, and the environment of clients."""
 
 import json
-import os
 import secrets
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flows.adapters.dvc_files import write_private
-from flows.core import environment
 from pvqae.core.config import Services
 from pvqae.core.errors import PvqaeError
 
@@ -120,41 +117,31 @@ class ServiceFiles:
         """The environment in which every flow uses these services."""
         return {"PREFECT_API_URL": self.prefect_api, "MLFLOW_TRACKING_URI": self.mlflow} | self.s3_env
 
+    def secrets(self) -> Secrets:
+        """Return the secrets of this project, made at the first call; write the files that servers and clients read.
 
-def clean_env() -> dict[str, str]:
-    """Return our environment without what would point a server at another one."""
-    foreign = ("PREFECT_", "MLFLOW_", "AWS_", "GIT_", "PG", "WEED_")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign) or key == "AWS_CA_BUNDLE"}
-    path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
-    return kept | environment.QUIET | {"PATH": path, "PYTHONUNBUFFERED": "1"}
+        Raises `ServiceError` when secrets.json is damaged: new secrets would lock the old data out.
+        """
+        file = self.home / "secrets.json"
+        self.home.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            token: Callable[[int], str] = secrets.token_hex
+            write_private(file, json.dumps(asdict(Secrets(token(24), token(10), token(24), token(32))), indent=1))
+        try:
+            found = Secrets(**json.loads(file.read_text("utf-8")))
+        except (ValueError, TypeError):
+            raise ServiceError(
+                f"{file} is damaged; put it back from a copy, or remove {self.home} with all data of the services"
+            ) from None
+        self._write_client_files(found)
+        return found
 
-
-def secrets_of(files: ServiceFiles) -> Secrets:
-    """Return the secrets of this project, made at the first call, and write the files that servers and clients read.
-
-    Raises `ServiceError` when secrets.json is damaged: new secrets would lock the old data out.
-    """
-    file = files.home / "secrets.json"
-    files.home.mkdir(parents=True, exist_ok=True)
-    if not file.exists():
-        token: Callable[[int], str] = secrets.token_hex
-        write_private(file, json.dumps(asdict(Secrets(token(24), token(10), token(24), token(32))), indent=1))
-    try:
-        found = Secrets(**json.loads(file.read_text("utf-8")))
-    except (ValueError, TypeError):
-        raise ServiceError(
-            f"{file} is damaged; put it back from a copy, or remove {files.home} with all data of the services"
-        ) from None
-    _write_client_files(files, found)
-    return found
-
-
-def _write_client_files(files: ServiceFiles, found: Secrets) -> None:
-    keys = f"[default]\naws_access_key_id = {found.s3_key_id}\naws_secret_access_key = {found.s3_secret}\n"
-    write_private(files.aws_file, keys)
-    write_private(files.aws_config, f"[default]\nregion = {REGION}\n")
-    write_private(files.pgpass_file, f"{HOST}:*:*:pvqae:{found.postgres_password}\n")
-    credentials = [{"accessKey": found.s3_key_id, "secretKey": found.s3_secret}]
-    actions = ["Admin", "Read", "List", "Tagging", "Write"]
-    identity = {"name": "pvqae", "credentials": credentials, "actions": actions}
-    write_private(files.s3_file, json.dumps({"identities": [identity]}))
+    def _write_client_files(self, found: Secrets) -> None:
+        keys = f"[default]\naws_access_key_id = {found.s3_key_id}\naws_secret_access_key = {found.s3_secret}\n"
+        write_private(self.aws_file, keys)
+        write_private(self.aws_config, f"[default]\nregion = {REGION}\n")
+        write_private(self.pgpass_file, f"{HOST}:*:*:pvqae:{found.postgres_password}\n")
+        credentials = [{"accessKey": found.s3_key_id, "secretKey": found.s3_secret}]
+        actions = ["Admin", "Read", "List", "Tagging", "Write"]
+        identity = {"name": "pvqae", "credentials": credentials, "actions": actions}
+        write_private(self.s3_file, json.dumps({"identities": [identity]}))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from flows.adapters import prefect_server
+from flows.adapters.prefect_server import PrefectApi
 from flows.core import environment
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, PvqaeError
@@ -58,5 +58,5 @@ def deploy(root: Path, settings: config.Services, environ: Mapping[str, str] = o
     done = subprocess.run(words, cwd=root, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PvqaeError(f"{_FILE}: the server refused it:\n{(done.stdout + done.stderr).strip()[-2000:]}")
-    prefect_server.make_heartbeat(environ["PREFECT_API_URL"], _PATIENCE)
+    PrefectApi(environ["PREFECT_API_URL"]).make_heartbeat(_PATIENCE)
     return tuple(re.findall(r"Deployment '([^']+)'", done.stdout))

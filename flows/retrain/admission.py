@@ -17,9 +17,10 @@ from flows.adapters.landing import Landing, Object
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc, Versioning
 from flows.core import classes, lineage
-from flows.retrain import arrivals, index, labels, watch
+from flows.retrain import arrivals, labels, watch
 from flows.retrain.arrivals import Champions, Taken
-from flows.retrain.ledger import Entry, IntakePaths, Ledger, release, write_lists
+from flows.retrain.index import Index
+from flows.retrain.ledger import Entry, IntakePaths, Ledger
 from flows.retrain.retrain_policy import ClassFacts, Facts
 from flows.versions import promotions
 from flows.workspace import workspace
@@ -86,21 +87,21 @@ def _take_in(
     paths: IntakePaths, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions
 ) -> Taken:
     """Look at every new object of the landing area; keep the accepted ones next to the dataset."""
-    release(paths, ledger)
+    ledger.release(paths)
     if (area := watch.landing_area(paths.root, params)) is None:
         return Taken()
     items, waiting = _new_objects(area, params, ledger, categories, champions)
     if not items:
-        write_lists(paths, ledger)
+        ledger.write_lists(paths)
         return Taken((), (), waiting)
     known = index_of(paths, params)
     return arrivals.Intake(area, paths, ledger, known, champions.screen, params).take(items, waiting)
 
 
-def index_of(paths: IntakePaths, params: Params) -> index.Index:
+def index_of(paths: IntakePaths, params: Params) -> Index:
     """Index the images of the dataset."""
     raw = Layout(paths.root, paths.dataset).raw
-    return index.build(sources.scan(params.data.source, raw), raw, paths.home / "index.npz", params.image.bits)
+    return Index.build(sources.scan(params.data.source, raw), raw, paths.home / "index.npz", params.image.bits)
 
 
 def recorder(project: Path, params: Params) -> Callable[[str], str]:
@@ -128,7 +129,7 @@ def admit(
             ledger.append([replace(entry, state="lost", reason=str(error))])
     if not accepted:
         return ()
-    signed = labels.signatures(paths, ledger)
+    signed = labels.Log(paths.labels).signatures(ledger.entries("accepted", "versioned"))
     arrived.sign(raw, signed)
     dvc.version_dataset(paths.dataset)
     record(_message(paths.dataset, accepted, signed))

@@ -16,8 +16,8 @@ from typing import Any
 from flows.adapters.landing import Landing, LandingError, Object, listed
 from flows.adapters.tracking import Registry
 from flows.core import lineage
-from flows.retrain.index import Index, Known, known
-from flows.retrain.ledger import Entry, IntakePaths, Ledger, State, put, write_lists
+from flows.retrain.index import Index, Known
+from flows.retrain.ledger import Entry, IntakePaths, Ledger, State, put
 from flows.versions import promotions
 from pvqae.core import config, errors
 from pvqae.core.errors import DataError, PvqaeError
@@ -161,7 +161,7 @@ def decide(
     """
     if copy := index.copy_of(entry.sha256):
         return replace(entry, state="duplicate", reason=f"the same file as {copy}", name=""), None
-    image = known(file, entry.key, entry.category, normal, params.image.bits)
+    image = Known.read(file, entry.key, entry.category, normal, params.image.bits)
     misfit = image if isinstance(image, str) else index.misfit(image) if normal else ""
     if isinstance(image, str) or misfit:
         return replace(entry, state="quarantined", reason=misfit), None
@@ -170,15 +170,6 @@ def decide(
         reason = f"the same photograph as {other}: thumbnails correlate by {alike:.4f}"
         return replace(entry, state="duplicate", reason=reason, name=""), None
     return accept(entry, file), image
-
-
-def remember(index: Index, paths: IntakePaths, entries: Iterable[Entry], bits: images.Bits) -> None:
-    """Add the kept images of `entries` to the index: they are on their way into the dataset, or held."""
-    for entry in entries:
-        file = paths.file(entry)
-        image = known(file, entry.key, entry.category, not entry.defect, bits) if file and file.exists() else "gone"
-        if isinstance(image, Known):
-            index.add(image)
 
 
 class Intake:
@@ -204,7 +195,7 @@ class Intake:
         shutil.rmtree(self._paths.incoming, ignore_errors=True)  # half downloads
         self._paths.incoming.mkdir(parents=True)
         held = self._ledger.entries("accepted", "review")
-        remember(self._index, self._paths, held, self._params.image.bits)
+        self._index.remember(self._paths, held, self._params.image.bits)
         entries: list[Entry] = []
         failed: dict[Object, str] = {}
         left, tired, since = list(items), 0, time.monotonic()
@@ -221,7 +212,7 @@ class Intake:
             if tired and tired % _PATIENCE == 0 and not self._goes_on(since):
                 break
         self._ledger.tried(failed)
-        write_lists(self._paths, self._ledger)
+        self._ledger.write_lists(self._paths)
         rest = Counter({"the landing area does not answer": len(left)}) if left else Counter[str]()
         return Taken(tuple(entries), tuple(failed.values()), Counter(waiting) + rest)
 

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from flows.retrain.ledger import Entry, IntakePaths
 from pvqae.core.errors import DataError
 from pvqae.datasets import facts, inspection
 from pvqae.datasets.layouts import Found
@@ -46,26 +47,26 @@ class Known:
     sharpness: float
     thumb: _Thumb
 
+    @classmethod
+    def read(cls, path: Path, name: str, category: str, normal: bool, bits: images.Bits = "auto") -> Self | str:
+        """Decode a file with `image.bits`; return why it can't be read where it can't, without the file's name."""
+        facts = inspection.inspect(Path(path.name), path.parent, bits)
+        if isinstance(facts, str):
+            return facts.removeprefix(f"{path.name}: ")
+        try:
+            thumb = _thumbnail(images.read(path, bits=bits))
+        except DataError as error:
+            return str(error)
+        header = facts.header
+        return cls(
+            name, category, normal, facts.sha256, header.width, header.height, **vars(facts.statistics), thumb=thumb
+        )
+
 
 def _thumbnail(image: images.Floats) -> _Thumb:
     """Reduce an image (H0, W0, 3) by area to (T, T)."""
     grey = Image.fromarray(image.mean(axis=2, dtype=np.float32) * np.float32(255))
     return np.asarray(grey.resize((_T, _T), Image.Resampling.BOX), dtype=np.float16)
-
-
-def known(path: Path, name: str, category: str, normal: bool, bits: images.Bits = "auto") -> Known | str:
-    """Decode a file with `image.bits`; return why it can't be read where it can't, without the file's name."""
-    facts = inspection.inspect(Path(path.name), path.parent, bits)
-    if isinstance(facts, str):
-        return facts.removeprefix(f"{path.name}: ")
-    try:
-        thumb = _thumbnail(images.read(path, bits=bits))
-    except DataError as error:
-        return str(error)
-    header = facts.header
-    return Known(
-        name, category, normal, facts.sha256, header.width, header.height, **vars(facts.statistics), thumb=thumb
-    )
 
 
 class _Thumbs:
@@ -129,6 +130,34 @@ class Index:
         own = [other for other in self._classes.get(image.category, []) if other.normal]
         return (_size_misfit(image, own) or _exposure_misfit(image, own)) if own else ""
 
+    @classmethod
+    def build(cls, found: Sequence[Found], raw: Path, cache: Path, bits: images.Bits = "auto") -> Self:
+        """Index a dataset's images; decode only those that the file `cache` lacks, and leave out unreadable ones."""
+        before = _load(cache)
+        states = [f"{_state(item, raw)}|{bits}" for item in found]
+        with ThreadPoolExecutor() as pool:
+
+            def look(pair: tuple[Found, str]) -> Known | str:
+                item, state = pair
+                return before.get(state) or Known.read(
+                    item.path, item.path.relative_to(raw).as_posix(), item.category, item.label == "normal", bits
+                )
+
+            seen = list(pool.map(look, zip(found, states, strict=True)))
+        after = {state: image for state, image in zip(states, seen, strict=True) if isinstance(image, Known)}
+        if after.keys() != before.keys():
+            _save(after, cache)
+        return cls(after.values())
+
+    def remember(self, paths: IntakePaths, entries: Iterable[Entry], bits: images.Bits) -> None:
+        """Add the kept images of `entries`: they are on their way into the dataset, or held."""
+        for entry in entries:
+            file = paths.file(entry)
+            if file and file.exists():
+                image = Known.read(file, entry.key, entry.category, not entry.defect, bits)
+                if isinstance(image, Known):
+                    self.add(image)
+
 
 def _normalised(x: NDArray[np.float32]) -> NDArray[np.float32]:
     centred = x - x.mean(axis=-1, keepdims=True)
@@ -162,25 +191,6 @@ def _exposure_misfit(image: Known, own: Sequence[Known]) -> str:
         if abs(away) > limit:
             return f"expected {name} within {limit:g} robust sigmas of its class, found {away:.1f}"
     return ""
-
-
-def build(found: Sequence[Found], raw: Path, cache: Path, bits: images.Bits = "auto") -> Index:
-    """Index a dataset's images; decode only those that the file `cache` does not know, leave out unreadable ones."""
-    before = _load(cache)
-    states = [f"{_state(item, raw)}|{bits}" for item in found]
-    with ThreadPoolExecutor() as pool:
-
-        def look(pair: tuple[Found, str]) -> Known | str:
-            item, state = pair
-            return before.get(state) or known(
-                item.path, item.path.relative_to(raw).as_posix(), item.category, item.label == "normal", bits
-            )
-
-        seen = list(pool.map(look, zip(found, states, strict=True)))
-    after = {state: image for state, image in zip(states, seen, strict=True) if isinstance(image, Known)}
-    if after.keys() != before.keys():
-        _save(after, cache)
-    return Index(after.values())
 
 
 def _state(item: Found, raw: Path) -> str:

@@ -1,12 +1,13 @@
 """What people said about images: an append-only file. The newest line about an image counts, and undo is a line too."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from flows.core import lines, locks
-from flows.retrain.ledger import Entry, IntakePaths, Ledger
+from flows.retrain.ledger import Entry
 from pvqae.core.layout import ARRIVED
 
 Word = Literal["good", "defect", "skip", "undo", "applied"]
@@ -92,15 +93,14 @@ class Log:
         found = (standing for standing in self.standing().values() if not standing.applied)
         return [standing.label for standing in found if standing.label.label != "skip"]
 
-
-def signatures(paths: IntakePaths, ledger: Ledger) -> list[dict[str, str]]:
-    """Return who labelled what when, of images that are in the dataset or about to be, as rows of labels.csv."""
-    standing = Log(paths.labels).standing()
-    return [
-        _row(entry, standing[entry.sha256].label)
-        for entry in ledger.entries("accepted", "versioned")
-        if entry.sha256 in standing and standing[entry.sha256].label.fits(entry)
-    ]
+    def signatures(self, entries: Iterable[Entry]) -> list[dict[str, str]]:
+        """Return who labelled which of the images of `entries` when, as rows of labels.csv; only labels that fit."""
+        standing = self.standing()
+        return [
+            _row(entry, standing[entry.sha256].label)
+            for entry in entries
+            if entry.sha256 in standing and standing[entry.sha256].label.fits(entry)
+        ]
 
 
 def _row(entry: Entry, label: Label) -> dict[str, str]:

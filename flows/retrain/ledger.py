@@ -90,6 +90,28 @@ class Ledger:
         """Return the present entry of each object, in the order in which they came; of `states` only, if any."""
         return [entry for entry in self._last.values() if not states or entry.state in states]
 
+    def release(self, paths: "IntakePaths") -> None:
+        """Accept the held images that a person has moved to accepted/CLASS of the review folder."""
+        for entry in self.entries("review", "accepted"):
+            file = paths.review / "accepted" / entry.category / entry.name
+            if not file.is_file():
+                continue
+            if entry.state == "review":
+                accepted = replace(entry, state="accepted", reason="accepted by a person in review")
+                paths.keep(file, accepted)
+                self.append([accepted])
+            file.unlink()
+
+    def write_lists(self, paths: "IntakePaths") -> None:
+        """Write quarantine.csv and review.csv for people, in the folders of these files: one line per object."""
+        for state, folder, name in (
+            ("quarantined", paths.home / "quarantine", "quarantine"),
+            ("review", paths.review, "review"),
+        ):
+            rows = [_listed(entry, paths.file(entry), folder) for entry in self.entries() if entry.state == state]
+            if rows or folder.is_dir():
+                write_table(folder / f"{name}.csv", ("class", "object", "bytes", "reason", "score", "file"), rows)
+
 
 def _tries(file: Path) -> dict[str, int]:
     """Read the counts, none where the file is damaged: it only says what is tried first."""
@@ -164,30 +186,6 @@ def put(source: Path, target: Path) -> None:
     with source.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(source, target)
-
-
-def release(paths: IntakePaths, ledger: Ledger) -> None:
-    """Accept the held images that a person has moved to accepted/CLASS of the review folder."""
-    for entry in ledger.entries("review", "accepted"):
-        file = paths.review / "accepted" / entry.category / entry.name
-        if not file.is_file():
-            continue
-        if entry.state == "review":
-            accepted = replace(entry, state="accepted", reason="accepted by a person in review")
-            paths.keep(file, accepted)
-            ledger.append([accepted])
-        file.unlink()
-
-
-def write_lists(paths: IntakePaths, ledger: Ledger) -> None:
-    """Write quarantine.csv and review.csv for people, in the folders of these files: one line per object."""
-    for state, folder, name in (
-        ("quarantined", paths.home / "quarantine", "quarantine"),
-        ("review", paths.review, "review"),
-    ):
-        rows = [_listed(entry, paths.file(entry), folder) for entry in ledger.entries() if entry.state == state]
-        if rows or folder.is_dir():
-            write_table(folder / f"{name}.csv", ("class", "object", "bytes", "reason", "score", "file"), rows)
 
 
 def _listed(entry: Entry, file: Path | None, folder: Path) -> tuple[Any, ...]:

@@ -125,6 +125,13 @@ class Watcher:
                 wrong = f"{error}; trying again"
             self._note(dataset, wrong)
 
+    def watch(self) -> None:
+        """Look every `landing.poll` seconds until the process ends."""
+        while True:
+            self.look()
+            assert self.settings is not None
+            time.sleep(self.settings.landing.poll)
+
     def _settings(self) -> Params:
         try:
             self.settings = config.load(self.root / "params.yaml")
@@ -164,11 +171,3 @@ class Watcher:
         for category, count in sorted(Counter(item.key.partition("/")[0] for item in fresh).items()):
             self.say(f"{dataset}: {count} new images of {category}")
             announce(self.notifier, dataset, category, f"{category}/", count)
-
-
-def watch(watcher: Watcher) -> None:
-    """Look every `landing.poll` seconds until the process ends."""
-    while True:
-        watcher.look()
-        assert watcher.settings is not None
-        time.sleep(watcher.settings.landing.poll)

@@ -14,10 +14,10 @@ from pathlib import Path
 from flows.adapters.landing import LandingError
 from flows.adapters.versioning import Versioning
 from flows.retrain.admission import admit, counted, index_of
-from flows.retrain.arrivals import decide, remember
+from flows.retrain.arrivals import decide
 from flows.retrain.index import Index
 from flows.retrain.labels import KIND, Label, Log
-from flows.retrain.ledger import Entry, IntakePaths, Ledger, write_lists
+from flows.retrain.ledger import Entry, IntakePaths, Ledger
 from flows.review.items import Item
 from pvqae.core.config import Params
 from pvqae.core.errors import DataError
@@ -67,7 +67,7 @@ class Applier:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         done = [(label, text) for label, text in outcomes if not text.startswith(_WAITS)]
         self._log.append(*(replace(label, label="applied", when=now, note=text) for label, text in done))
-        write_lists(self._paths, self._ledger)
+        self._ledger.write_lists(self._paths)
         return Applied(outcomes, admitted, version)
 
     def _settle(self, label: Label, find: Callable[[str], Item | None]) -> str:
@@ -128,5 +128,5 @@ class Applier:
     def _index(self) -> Index:
         """Of the dataset, and of what is on its way there."""
         index = index_of(self._paths, self._params)
-        remember(index, self._paths, self._ledger.entries("accepted"), self._params.image.bits)
+        index.remember(self._paths, self._ledger.entries("accepted"), self._params.image.bits)
         return index

@@ -4,6 +4,7 @@ The rows that a stage writes, {"phase", "fold", "step", "loss", ...}, become cur
 """
 
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,8 +15,8 @@ from flows.adapters.tracking import Metric, Registry, as_metrics
 from flows.core import lines
 from flows.train.stages import Done
 from flows.versions.registration import read_json
-from flows.workspace import workspace
-from flows.workspace.workspace import Workspace
+from flows.workspace.workspace import Workspace, flat_params
+from pvqae.core.files import write_text
 
 _PERIOD = 1.0  # seconds between looks at a growing file
 _PLACE = ("phase", "fold", "step")  # which row it is, not what it says
@@ -28,7 +29,7 @@ def flow_run(registry: Registry, space: Workspace, flow: str, tags: Mapping[str,
 
     The caller holds the lock that such flows exclude each other with.
     """
-    found = workspace.end_dead_runs(registry, space.root, _experiment(space), flow)
+    found = _end_dead_runs(registry, space.root, _experiment(space), flow)
     run = registry.start(_experiment(space), f"{flow} {space.params.data.name}", tags={**tags, **found})
     try:
         yield run
@@ -36,6 +37,20 @@ def flow_run(registry: Registry, space: Workspace, flow: str, tags: Mapping[str,
         registry.finish(run, ending(error))
         raise
     registry.finish(run)
+
+
+def _end_dead_runs(registry: Registry, root: Path, experiment: str, flow: str) -> dict[str, str]:
+    """End the runs of `flow` (train, retrain) of the project at `root` that MLflow shows as running for ever.
+
+    Their flows were killed. To be called under the lock that flows of this kind exclude each other with: the dead one
+    held it, so none of them can be alive. Return the tags by which the next flow finds this one's.
+    """
+    file = root / ".pvqae" / "project"  # names this copy of the project, whatever the machine or container is called
+    if not file.exists():
+        write_text(file, uuid.uuid4().hex)
+    tags = {"pvqae.project": file.read_text("utf-8"), "pvqae.flow": flow}
+    registry.end_open(experiment, tags)
+    return tags
 
 
 def ending(error: BaseException | None) -> str:
@@ -187,7 +202,7 @@ class Recorder:
         for member in self._members("networks", network):
             run = self.run(member, "train")
             self._registry.tag(run, {**tags, "network": network})
-            self._registry.params(run, workspace.flat_params(self._space.params))
+            self._registry.params(run, flat_params(self._space.params))
 
     def _fitted(self, prior: str, tags: dict[str, str]) -> None:
         runs = [self.run(member, "prior") for member in self._members("priors", prior)]

@@ -5,9 +5,10 @@ import shlex
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 from flows.adapters import git
-from flows.adapters.probes import Probe, ServerProbe
+from flows.adapters.probes import ServerProbe
 from flows.core import environment
 from pvqae.cli import checks, diagnosis
 from pvqae.cli.checks import Check
@@ -20,7 +21,16 @@ _UP = "python -m flows services up"
 _DOWN = "python -m flows services down"
 
 
-def examine(start: Path, outside: Probe | None = None, environ: Mapping[str, str] = os.environ) -> list[Check]:
+class _Probe(Protocol):
+    """What the doctor asks: `ServerProbe`, or `fakes.FakeProbe` in tests."""
+
+    def answers(self, url: str) -> bool: ...
+    def pools(self, api: str) -> dict[str, int]: ...
+    def champions(self, uri: str) -> dict[str, str]: ...
+    def trouble(self, remote: Mapping[str, str]) -> str: ...
+
+
+def examine(start: Path, outside: _Probe | None = None, environ: Mapping[str, str] = os.environ) -> list[Check]:
     """Return every check, in the order in which a person would repair them; stop at what all others need."""
     found = without_services(start, needed="flows")
     root = find_root(start)
@@ -72,7 +82,7 @@ def _code(root: Path) -> list[Check]:
     ]
 
 
-def _remote(root: Path, outside: Probe) -> Check:
+def _remote(root: Path, outside: _Probe) -> Check:
     """Check where DVC pushes data and models at the end of a flow."""
     from flows.adapters import dvc_files
 
@@ -89,7 +99,7 @@ def _remote(root: Path, outside: Probe) -> Check:
     return Check("DVC remote", "ok", environment.shown(section["url"]))
 
 
-def _prefect(api: str, outside: Probe) -> Check:
+def _prefect(api: str, outside: _Probe) -> Check:
     if not api:
         return Check("Prefect", "ok", "no server set: each flow starts one of its own, and no schedule runs")
     if outside.answers(f"{api}/health"):
@@ -102,7 +112,7 @@ def _prefect(api: str, outside: Probe) -> Check:
     )
 
 
-def _pools(api: str, params: config.Params, outside: Probe) -> list[Check]:
+def _pools(api: str, params: config.Params, outside: _Probe) -> list[Check]:
     """Check the pool of schedules and triggers, and the one that trains classes elsewhere, for living workers."""
     if not api or not outside.answers(f"{api}/health"):
         return []
@@ -130,7 +140,7 @@ def _pool(name: str, found: Mapping[str, int], needed: bool) -> Check:
     return Check(title, "ok", f"{found[name]} living workers")
 
 
-def _mlflow(uri: str, outside: Probe) -> Check:
+def _mlflow(uri: str, outside: _Probe) -> Check:
     if not uri.startswith("http"):
         return Check("MLflow", "ok", environment.shown(uri))
     if outside.answers(f"{uri}/health"):
@@ -138,7 +148,7 @@ def _mlflow(uri: str, outside: Probe) -> Check:
     return Check("MLflow", "bad", f"nothing answers at {environment.shown(uri)}", f"{_UP}, or {_DOWN} to go on without")
 
 
-def _champions(uri: str, outside: Probe) -> Check:
+def _champions(uri: str, outside: _Probe) -> Check:
     try:
         found = outside.champions(uri)
     except OSError as error:

@@ -63,11 +63,6 @@ def champions(log: Sequence[Promotion]) -> list[str]:
     return found
 
 
-def rolled_back(log: Sequence[Promotion]) -> dict[str, str]:
-    """Return the versions that a person took back, with the reason: the gate does not promote them again."""
-    return {entry.from_version: entry.reasons[0] for entry in log if entry.kind == "rollback"}
-
-
 def complete(registry: Registry, name: str) -> None:
     """Make every alias what the log's last entry of it says, after a kill between log and alias or a move by hand.
 

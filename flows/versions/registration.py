@@ -10,7 +10,7 @@ from flows.adapters.tracking import Registry
 from flows.core import lineage, locks
 from flows.core.processes import Supervisor
 from flows.versions import policy, promotions, version_bundles, warm_start
-from flows.versions.version_bundles import bundle_sha256, parity
+from flows.versions.version_bundles import bundle_sha256, compare_scores
 from flows.workspace.workspace import Workspace
 from pvqae.core import files
 from pvqae.core.files import digest
@@ -122,9 +122,10 @@ class Registrar:
         return next((alias for alias in ("champion", "challenger") if self._registry.alias(name, alias) == version), "")
 
     def _facts(self, category: str, exported: Path, tags: dict[str, str]) -> policy.Facts:
+        evaluated = self._space.layout.class_report(category) / "images.csv"
         health = read_json(exported / "config.json").get("health", {})
         return policy.Facts(
-            parity_difference=parity(self._supervisor, self._space, category, exported, self._threads()),
+            parity_difference=compare_scores(self._supervisor, self._space, exported, evaluated, self._threads()),
             missing_lineage=lineage.missing(tags),
             uncommitted=self._uncommitted,
             level_shares=tuple(health.get("level_shares") or ()),

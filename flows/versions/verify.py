@@ -51,6 +51,22 @@ class Verification:
     accepted: bool
     tolerance: str
 
+    def table(self) -> Table:
+        """Return the comparisons in 80 columns: hashes are cut to 12 digits."""
+        shown = Table("what", "registered", "rebuilt", "same", box=box.SIMPLE_HEAD, show_edge=False)
+        words = {True: "yes", False: "NO", None: "differs, ignored"}
+        for row in self.rows:
+            shown.add_row(row.what, row.recorded[:12], row.rebuilt[:12], words[row.same])
+        return shown
+
+    def sentence(self) -> str:
+        """Return the outcome in a sentence."""
+        what = f"{self.name} version {self.version}"
+        if self.reproduced:
+            return f"{what}: reproduced, the rebuilt bundle has the registered hash"
+        verdict = "within" if self.accepted else "NOT within"
+        return f"{what}: rebuilt with another hash, {verdict} the tolerance ({self.tolerance})"
+
 
 def run(root: Path, name: str, version: str, say: Callable[[str], None] = lambda line: None) -> Verification:
     """Rebuild version `version` of model `name` and compare it with what is registered.
@@ -173,21 +189,3 @@ def _score_rows(original: Path, rebuilt: Path, layout: Layout, category: str, li
 
 def _records(file: Path) -> list[dict[Any, Any]]:
     return manifest.read(file).to_dict("records")
-
-
-def table(found: Verification) -> Table:
-    """Return the comparisons in 80 columns: hashes are cut to 12 digits."""
-    shown = Table("what", "registered", "rebuilt", "same", box=box.SIMPLE_HEAD, show_edge=False)
-    words = {True: "yes", False: "NO", None: "differs, ignored"}
-    for row in found.rows:
-        shown.add_row(row.what, row.recorded[:12], row.rebuilt[:12], words[row.same])
-    return shown
-
-
-def sentence(found: Verification) -> str:
-    """Return the outcome in a sentence."""
-    what = f"{found.name} version {found.version}"
-    if found.reproduced:
-        return f"{what}: reproduced, the rebuilt bundle has the registered hash"
-    verdict = "within" if found.accepted else "NOT within"
-    return f"{what}: rebuilt with another hash, {verdict} the tolerance ({found.tolerance})"

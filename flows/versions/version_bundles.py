@@ -30,18 +30,13 @@ def export(supervisor: Supervisor, space: Workspace, bundle: Path, out: Path) ->
     _pvqae(supervisor, space, f"{bundle}: packing it for the registry", "pack", str(bundle), str(out))
 
 
-def parity(supervisor: Supervisor, space: Workspace, category: str, exported: Path, threads: int) -> float | None:
-    """Return the largest difference between the evaluated scores and the exported bundle's in a fresh process.
-
-    None when no image was compared. As many `threads` as the evaluation had: another number sums in another order,
-    which alone changes a score of 31 by 1.6e-5 (measured); with the same number the difference is 0.
-    Raises `PvqaeError` when the check itself fails.
-    """
-    return compare_scores(supervisor, space, exported, space.layout.class_report(category) / "images.csv", threads)
-
-
 def compare_scores(supervisor: Supervisor, space: Workspace, bundle: Path, images: Path, threads: int) -> float | None:
-    """Return the same against any table `images` with sample_id, path and image_score."""
+    """Return the largest difference between the scores of `images` and a bundle's in a fresh process.
+
+    `images` is a table with sample_id, path and image_score; None when no image was compared. As many `threads` as its
+    scores were made with: another number sums in another order, which alone changes a score of 31 by 1.6e-5 (measured);
+    with the same number the difference is 0. Raises `PvqaeError` when the check itself fails.
+    """
     words = ["parity", str(bundle), str(images), str(space.layout.data)]
     words += ["--rows", str(_PARITY_ROWS), "--threads", str(threads)]
     lines = _pvqae(supervisor, space, f"{images}: the parity check", *words)

@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 from flows.adapters import dvc_files, git
-from flows.adapters.tracking import Registry
 from flows.core import classes, environment, locks
 from flows.core.processes import Supervisor
 from pvqae.core import config
@@ -188,17 +186,3 @@ def _sync_code(space: Workspace) -> None:
         if not target.is_file() or target.read_bytes() != source.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-
-
-def end_dead_runs(registry: Registry, root: Path, experiment: str, flow: str) -> dict[str, str]:
-    """End the runs of `flow` (train, retrain) of the project at `root` that MLflow shows as running for ever.
-
-    Their flows were killed. To be called under the lock that flows of this kind exclude each other with: the dead one
-    held it, so none of them can be alive. Return the tags by which the next flow finds this one's.
-    """
-    file = root / ".pvqae" / "project"  # names this copy of the project, whatever the machine or container is called
-    if not file.exists():
-        write_text(file, uuid.uuid4().hex)
-    tags = {"pvqae.project": file.read_text("utf-8"), "pvqae.flow": flow}
-    registry.end_open(experiment, tags)
-    return tags

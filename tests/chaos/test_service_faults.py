@@ -16,8 +16,9 @@ import mlflow
 import pytest
 
 from flows.core import locks
-from flows.machines import control, service_processes
+from flows.machines import control
 from flows.machines.service_files import ServiceFiles
+from flows.machines.service_processes import ServiceProcesses
 from flows.workspace import workspace
 from pvqae.core.config import Services
 from pvqae.training.run import Timer
@@ -73,7 +74,7 @@ def killed_in(plant: Project, service: str, moment: str, seed: int) -> tuple[lis
             [*projects.FLOWS, *words], cwd=plant.root, env=plant.environ, stdout=out, stderr=subprocess.STDOUT
         )
     until(lambda: moment in log.read_text(errors="replace"), flow)
-    for process in service_processes.members(ServiceFiles(plant.root, plant.settings), service):
+    for process in ServiceProcesses(ServiceFiles(plant.root, plant.settings)).members(service):
         os.kill(process.pid, signal.SIGKILL)
     time.sleep(LONG_ENOUGH)
     assert plant.up().returncode == 0

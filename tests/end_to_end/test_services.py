@@ -17,8 +17,9 @@ import psutil
 import pytest
 import requests
 
-from flows.machines import control, service_processes
+from flows.machines import control
 from flows.machines.service_files import ServiceFiles
+from flows.machines.service_processes import ServiceProcesses
 from pvqae.core.config import Services
 from pvqae.datasets import demo
 from tests.end_to_end.test_train_flow import Clone, clone
@@ -66,7 +67,7 @@ class Project:
         return [
             item
             for name in self.status()
-            for item in service_processes.members(ServiceFiles(self.root, self.settings), name)
+            for item in ServiceProcesses(ServiceFiles(self.root, self.settings)).members(name)
         ]
 
 
@@ -190,7 +191,7 @@ def test_up_starts_again_only_what_a_kill_has_ended(project: Project, trained: s
 
 
 def test_a_flow_says_what_to_do_when_a_service_has_died(project: Project) -> None:
-    living = service_processes.members(ServiceFiles(project.root, project.settings), "prefect")
+    living = ServiceProcesses(ServiceFiles(project.root, project.settings)).members("prefect")
     for process in living:
         process.kill()
     psutil.wait_procs(living, timeout=5)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.gate import measure
+from flows.gate import measure, promote
 from flows.gate.measure import Pair
 from flows.versions import version_bundles
 from flows.workspace.workspace import Workspace
@@ -89,12 +89,12 @@ def test_a_list_that_is_not_the_manifests_is_refused(space: Workspace) -> None:
 
 def test_the_workspace_is_the_one_with_the_versions_manifest(space: Workspace) -> None:
     known = digest(space.layout.manifest)
-    assert measure.workspace_of(space.root, space.params, "x", known) == space
+    assert promote._workspace_of(space.root, space.params, "x", known) == space
     other = space.params.model_copy(update={"data": config.Data(name="y")})
     with pytest.raises(DataError, match="no workspace has it"):
-        measure.workspace_of(space.root, other, "x", known)
+        promote._workspace_of(space.root, other, "x", known)
     with pytest.raises(DataError, match="no workspace has it"):
-        measure.workspace_of(space.root, space.params, "x", "0" * 64)
+        promote._workspace_of(space.root, space.params, "x", "0" * 64)
 
 
 def test_both_sides_are_measured_on_the_same_images(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flows.gate.power import _NOTHING_WRONG
-from flows.gate.rules import RULES, Measured, judge, promotable
+from flows.gate.rules import RULES, Measured, judge
 from flows.gate.statistics import Alarms, Comparison
 from flows.versions import policy
 from pvqae.calibration import thresholds
@@ -59,7 +59,7 @@ def test_a_sound_challenger_passes_with_a_line_per_rule() -> None:
     assert verdict.outcome == "pass"
     assert len(verdict.lines) == len(RULES)
     assert all(line.startswith("kept: ") for line in verdict.lines)
-    assert promotable(verdict, LIMITS)
+    assert verdict.promotable(LIMITS)
 
 
 @pytest.mark.parametrize(("rule", "changed", "said"), BROKEN)
@@ -68,7 +68,7 @@ def test_one_broken_rule_refuses_and_says_its_figures(rule: str, changed: dict[s
     assert state(rule, found) == "broken"
     verdict = judge(found, LIMITS)
     assert verdict.outcome == "refused"
-    assert not promotable(verdict, Gate(insufficient_promotes=True))
+    assert not verdict.promotable(Gate(insufficient_promotes=True))
     (line,) = [line for line in verdict.lines if line.startswith("broken: ")]
     assert said in line
 
@@ -82,8 +82,8 @@ def test_too_little_to_tell_promotes_only_where_the_params_say_so(
     verdict = judge(found, LIMITS)
     assert verdict.outcome == "insufficient"
     assert said in " ".join(verdict.lines)
-    assert not promotable(verdict, LIMITS)
-    assert promotable(verdict, Gate(insufficient_promotes=True))
+    assert not verdict.promotable(LIMITS)
+    assert verdict.promotable(Gate(insufficient_promotes=True))
 
 
 def test_the_number_of_parts_that_would_decide_follows_the_spread() -> None:

@@ -76,13 +76,13 @@ def test_kinds_are_compared_with_all_normals() -> None:
 
 
 def test_alarms_are_bounded_as_the_exact_binomial_bound_says() -> None:
-    found = statistics.alarms(np.arange(40.0), OWN[:40], 29.5, 0.95)
+    found = statistics.Alarms.of(np.arange(40.0), OWN[:40], 29.5, 0.95)
     assert (found.rate, found.n, found.groups) == (0.25, 40, 40)
     expected = binomtest(10, 40, alternative="greater").proportion_ci(0.95, method="exact").low
     assert found.low == pytest.approx(expected)
-    few = statistics.alarms(np.arange(40.0), [str(number // 4) for number in range(40)], 29.5, 0.95)
+    few = statistics.Alarms.of(np.arange(40.0), [str(number // 4) for number in range(40)], 29.5, 0.95)
     assert few.low < found.low
-    assert statistics.alarms(np.zeros(5), OWN[:5], 1.0, 0.95).low == 0
+    assert statistics.Alarms.of(np.zeros(5), OWN[:5], 1.0, 0.95).low == 0
 
 
 def test_a_simulated_gate_has_the_quality_it_was_asked_for() -> None:

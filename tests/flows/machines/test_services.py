@@ -22,7 +22,8 @@ from flows.cli import machines
 from flows.core import environment
 from flows.machines import catalogue, control, postgres, service_processes
 from flows.machines.catalogue import Service
-from flows.machines.service_files import HOST, Secrets, ServiceError, ServiceFiles, clean_env, secrets_of
+from flows.machines.service_files import HOST, Secrets, ServiceError, ServiceFiles
+from flows.machines.service_processes import ServiceProcesses
 from pvqae.core.config import Services
 from pvqae.core.errors import ConfigError
 from tests.containers import ALONE, DOCKER, SHUT, UNNAMED, contained
@@ -39,7 +40,7 @@ def files(tmp_path: Path) -> Iterator[ServiceFiles]:
     found = ServiceFiles(tmp_path, control.on_free_ports(Services(timeout=20)))
     found.home.mkdir(parents=True)
     yield found
-    for process in service_processes.members(found, "one"):
+    for process in ServiceProcesses(found).members("one"):
         process.kill()
 
 
@@ -53,8 +54,8 @@ def service(files: ServiceFiles, code: str, needs: tuple[str, ...] = ()) -> Serv
         name="one",
         port=port,
         command=(sys.executable, "-c", code),
-        env=clean_env(),
-        answers=lambda since: service_processes.holder(port) is not None,
+        env=catalogue._clean_env(),
+        answers=lambda since: control._holder(port) is not None,
         needs=needs,
         cwd=files.root,
     )
@@ -74,44 +75,44 @@ def test_up_starts_once_and_down_leaves_nothing(only: ServiceFiles) -> None:
     env = control.up(only.root, only.settings, said.append)
     [before] = control.status(only.root, only.settings)
     assert before.health == "healthy"
-    assert len(service_processes.members(only, "one")) == 2
+    assert len(ServiceProcesses(only).members("one")) == 2
     control.up(only.root, only.settings, said.append)
     [after] = control.status(only.root, only.settings)
     assert after.pid == before.pid
     assert said[1] == "one: runs already"
     assert json.loads(only.env_file.read_text()) == env
     control.down(only.root, only.settings)
-    assert service_processes.members(only, "one") == []
+    assert ServiceProcesses(only).members("one") == []
     assert not only.env_file.exists()
     assert not only.pid_file("one").exists()
 
 
 def test_children_of_a_killed_leader_are_found_and_ended(only: ServiceFiles) -> None:
     control.up(only.root, only.settings)
-    leader = service_processes.leader(only, "one")
+    leader = ServiceProcesses(only).leader("one")
     assert leader
     leader.kill()
     leader.wait(5)
-    assert service_processes.leader(only, "one") is None
-    assert len(service_processes.members(only, "one")) == 1
+    assert ServiceProcesses(only).leader("one") is None
+    assert len(ServiceProcesses(only).members("one")) == 1
     control.down(only.root, only.settings)
-    assert service_processes.members(only, "one") == []
+    assert ServiceProcesses(only).members("one") == []
 
 
 def test_what_ignores_its_signal_is_killed(files: ServiceFiles) -> None:
-    service_processes.start(files, "one", (sys.executable, "-c", STUBBORN), clean_env(), files.root)
-    while len(service_processes.members(files, "one")) < 2:
+    ServiceProcesses(files).start("one", (sys.executable, "-c", STUBBORN), catalogue._clean_env(), files.root)
+    while len(ServiceProcesses(files).members("one")) < 2:
         time.sleep(0.02)
-    service_processes.stop(files, {"one": signal.SIGTERM}, patience=0.3)
-    assert service_processes.members(files, "one") == []
+    ServiceProcesses(files).stop({"one": signal.SIGTERM}, patience=0.3)
+    assert ServiceProcesses(files).members("one") == []
 
 
 def test_a_pid_file_that_names_somebody_else_harms_nobody(files: ServiceFiles) -> None:
     other = psutil.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         files.pid_file("one").write_text(str(other.pid))
-        assert service_processes.leader(files, "one") is None
-        service_processes.stop(files, {"one": signal.SIGTERM}, patience=0.1)
+        assert ServiceProcesses(files).leader("one") is None
+        ServiceProcesses(files).stop({"one": signal.SIGTERM}, patience=0.1)
         assert other.poll() is None
     finally:
         other.kill()
@@ -121,14 +122,14 @@ def test_a_pid_file_that_names_somebody_else_harms_nobody(files: ServiceFiles) -
 def test_a_leader_that_may_not_be_looked_at_is_known_by_its_start(
     files: ServiceFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = service_processes.start(files, "one", (sys.executable, "-c", PATIENT), clean_env(), files.root)
+    started = ServiceProcesses(files).start("one", (sys.executable, "-c", PATIENT), catalogue._clean_env(), files.root)
     with monkeypatch.context() as patch:
         patch.setattr(service_processes, "has_mark", lambda process, key, value: None)
-        assert service_processes.leader(files, "one") == started
-        assert started in service_processes.members(files, "one")
+        assert ServiceProcesses(files).leader("one") == started
+        assert started in ServiceProcesses(files).members("one")
         for other in (f"{started.pid} {started.create_time() - 60}", f"{started.pid}"):  # a pid that came round again
             files.pid_file("one").write_text(other)
-            assert service_processes.leader(files, "one") is None
+            assert ServiceProcesses(files).leader("one") is None
 
 
 def test_a_taken_port_names_who_has_it_and_the_key(only: ServiceFiles) -> None:
@@ -170,13 +171,13 @@ def test_no_log_of_an_unknown_service(files: ServiceFiles) -> None:
 
 
 def test_secrets_stay_and_are_private(files: ServiceFiles) -> None:
-    first = secrets_of(files)
-    assert secrets_of(files) == first
+    first = files.secrets()
+    assert files.secrets() == first
     for file in ("secrets.json", "aws-credentials", "aws-config", "pgpass", "s3.json"):
         assert stat.S_IMODE((files.home / file).stat().st_mode) == 0o600
     (files.home / "secrets.json").write_text("{")
     with pytest.raises(ServiceError, match="is damaged"):
-        secrets_of(files)
+        files.secrets()
 
 
 def test_no_secret_is_in_a_command_or_in_the_environment_of_clients(files: ServiceFiles) -> None:
@@ -190,7 +191,7 @@ def test_every_service_comes_after_what_it_needs_and_ends_before_it(files: Servi
     order = [name for names, _ in catalogue.ENDINGS for name in names]
     assert sorted(order) == sorted(catalogue.SERVICES)
     for name, make in catalogue.SERVICES.items():
-        for needed in make(files, secrets_of(files)).needs:
+        for needed in make(files, files.secrets()).needs:
             assert list(catalogue.SERVICES).index(needed) < list(catalogue.SERVICES).index(name)
             assert order.index(name) < order.index(needed)
     assert sum(patience for _, patience in catalogue.ENDINGS) < 10
@@ -199,7 +200,7 @@ def test_every_service_comes_after_what_it_needs_and_ends_before_it(files: Servi
 def test_free_ports_differ() -> None:
     found = service_processes.free_ports(20)
     assert len(set(found)) == 20
-    assert all(service_processes.holder(port) is None for port in found)
+    assert all(control._holder(port) is None for port in found)
 
 
 def test_services_remote_comes_and_goes(tmp_path: Path) -> None:

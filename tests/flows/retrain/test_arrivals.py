@@ -25,7 +25,7 @@ from flows.retrain import admission, arrivals, index, ledger
 from flows.retrain.admission import admit
 from flows.retrain.arrivals import Intake, Taken
 from flows.retrain.index import Index
-from flows.retrain.ledger import Entry, IntakePaths, Ledger, release
+from flows.retrain.ledger import Entry, IntakePaths, Ledger
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
 from pvqae.core.layout import ARRIVED
@@ -83,7 +83,7 @@ class World:
         return IntakePaths(self.root, "nuts")
 
     def index(self) -> Index:
-        return index.build(sources.scan("folder", self.raw), self.raw, self.places.home / "index.npz")
+        return Index.build(sources.scan("folder", self.raw), self.raw, self.places.home / "index.npz")
 
     def arrived(self) -> list[str]:
         below = self.raw / ARRIVED
@@ -92,7 +92,7 @@ class World:
     def run(self) -> Taken:
         """What the retrain flow does with the dataset's lock held."""
         ledger = Ledger(self.places.ledger)
-        release(self.places, ledger)
+        ledger.release(self.places)
         items, waiting = arrivals.new_objects(self.shelf, ledger, ["nut"], ["nut"], 1000)
         taken = Intake(self.shelf, self.places, ledger, self.index(), screen, PARAMS).take(items, waiting)
         self.dvc.listings[""] = frozenset(self.arrived())

@@ -320,7 +320,7 @@ def test_a_death_at_any_line_of_apply_neither_loses_nor_doubles(
     monkeypatch.setattr(index, "_exposure_misfit", lambda image, own: "")
     template = World(tmp_path / "template")
     template.make(normals=3)
-    index.build(sources.scan("folder", template.raw), template.raw, template.places.home / "index.npz")
+    index.Index.build(sources.scan("folder", template.raw), template.raw, template.places.home / "index.npz")
     desk = template.desk()
     for name, word in (("h21", "defect"), ("h20", "good"), ("32", "good")):
         desk.label(by_name(desk, name), word, "Ada")  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def test_an_equal_bundle_is_reproduced_whatever_the_timings(clone: Layout) -> No
     assert {row.what: row.same for row in found.rows} == {
         **{"environment": True, "network": True, "timing": None, "manifest": True, "bundle": True},
     }
-    assert "has the registered hash" in verify.sentence(found)
+    assert "has the registered hash" in found.sentence()
 
 
 @pytest.mark.parametrize(("away", "accepted"), [(0.1, True), (3.0, False)])
@@ -81,7 +81,7 @@ def test_another_bundle_is_judged_by_its_scores(
     assert states["environment"] is None
     assert states["mean score difference"] is accepted
     assert states["image AUROC"] is True
-    assert ("NOT within" in verify.sentence(found)) is not accepted
+    assert ("NOT within" in found.sentence()) is not accepted
 
 
 def test_a_version_of_another_manifest_is_not_reproduced(clone: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
