@@ -57,7 +57,7 @@ def _score(
     "drift", epilog="Example: python -m flows drift pvqae-demo-brick@champion s3://camera/today", rich_help_panel=PANEL
 )
 def _drift(name: Model, source: Source, out: Out = "", as_json: Json = False) -> None:
-    """Score the new images, then compare all of them with the version's trusted normals; drift is also sent as an event.
+    """Score the new images, then compare all of them with the version's trusted normals; drift sends an event, too.
 
     Exit code 0: no drift, 3: drift, 4: too few images or normals to tell.
     """
