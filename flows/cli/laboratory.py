@@ -54,7 +54,7 @@ def _accuracy(
 
     names = re.findall(r"[^\s,]+", classes or ("demo" if quick else ""))
     params = config.load("params.yaml", (*(accuracy.QUICK if quick else ()), *(set_ or [])))
-    runtime.apply(runtime.plan(params.compute, 1))
+    runtime.plan(params.compute, 1).apply()
     work = Path(".pvqae/bench")
     chosen = subjects.load(subjects.choose(subjects.find_places(data), names), work / "data", params)
     numbers = [int(seed) for seed in re.findall(r"\d+", "0" if quick else seeds)]

@@ -63,7 +63,7 @@ def _to_canvas(maps_Bhw: Tensor, valid_Bhw: Tensor, canvas: geometry.Canvas) -> 
     """Enlarge bilinearly to model pixels, then blur."""
     side = canvas.views[0].valid.shape[0]
     full = F.interpolate(repeat_border(maps_Bhw, valid_Bhw)[:, None], (side, side), mode="bilinear")[:, 0]
-    return geometry.stitch(canvas, [readout.blur(view, _SIGMA).numpy() for view in full])
+    return canvas.stitch([readout.blur(view, _SIGMA).numpy() for view in full])
 
 
 def _features_of(of: Batch | Examples) -> Features:

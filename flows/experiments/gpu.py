@@ -74,7 +74,7 @@ def _small(row: dict[Any, Any], source: Path, folder: Path, bits: images.Bits) -
 def _judge(folder: Path, work: Path, overrides: tuple[str, ...]) -> Row:
     """Return the figures of the class packed in `folder`; trained first, or trained on."""
     params = config.load(folder / "params.yaml", overrides)
-    runtime.apply(runtime.plan(params.compute, 1))
+    runtime.plan(params.compute, 1).apply()
     subject = Subject(folder.resolve().name, manifest.read(folder / "manifest.csv"), folder)
     figures = trained.train(params, subject, work).figures()
     write_text(work / "figures.json", json.dumps(figures, indent=1))

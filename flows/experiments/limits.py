@@ -31,7 +31,7 @@ _CELLS = (4.0, 2.83, 2.0, 1.41, 1.0, 0.71, 0.5, 0.35)  # diameters, in cells of 
 
 def _opened(layout: Layout, params: config.Params, category: str) -> tuple[Detector, pd.DataFrame]:
     """Load the class's bundle and the rows of its normals that the shipped fit has not learned from."""
-    runtime.apply(runtime.plan(params.compute, 1))
+    runtime.plan(params.compute, 1).apply()
     detector = bundle.load(layout.bundle(category))
     rows = manifest.read(layout.manifest)
     splits = ["calibrate", "test", "gate"] if detector.card["method"] == "held_out" else ["test", "gate"]

@@ -89,7 +89,7 @@ def _conduct(
 ) -> Iterator[FinishedRun]:
     """Do the runs that are not done yet; all of them become runs of the tracking server below one parent."""
     _source()
-    runtime.apply(replace(runtime.plan(params.compute, 1), threads=torch.get_num_threads()))
+    replace(runtime.plan(params.compute, 1), threads=torch.get_num_threads()).apply()
     todo = experiment.plan(params)
     data = paths.shared / "data"
     found = {c: subjects.load_known(c, paths.datasets, data, params) for c in experiment.classes}

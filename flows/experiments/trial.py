@@ -36,10 +36,10 @@ from pvqae.inference import bundle
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scored, Scorer
 from pvqae.model import backbones
-from pvqae.model.autoencoder import load_autoencoder
+from pvqae.model.autoencoder import Autoencoder
 from pvqae.model.backbones import Backbone, on_grid
 from pvqae.prior import learn
-from pvqae.prior.prior import Prior, load_prior
+from pvqae.prior.prior import Prior, from_tensors
 from pvqae.samples.images import Floats, read
 from pvqae.training import loop, network
 from pvqae.training.run import start
@@ -206,7 +206,7 @@ def trained(params: config.Params, examples: Examples, work: Path, backbone: Bac
     key = key_of(facts, plan.device, plan.precision, subjects.digest_of(examples), source_of(*SOURCES))
     folder = work / "networks" / key
     weights = _weights(params, plan, examples, folder)
-    autoencoder = load_autoencoder(read_tensors(weights), params.model, backbone)
+    autoencoder = Autoencoder.from_tensors(read_tensors(weights), params.model, backbone)
     learned = _prior(params, plan, examples, weights, folder)
     return Networks(backbone, autoencoder, learned, (), None, params.score.prior)
 
@@ -228,7 +228,7 @@ def _prior(params: config.Params, plan: runtime.Plan, examples: Examples, weight
     if not file.exists():
         learned = learn.fit(params, splits.FULL, logits, on_grid(examples.valid, grid), [])
         write_tensors(file, {k: v.contiguous() for k, v in learned.state_dict().items()})
-    return load_prior(file, grid, params.model.levels, params.prior.width)
+    return from_tensors(read_tensors(file), grid, params.model.levels, params.prior.width)
 
 
 def entropies(found: Networks, learnt: Examples, normal: Examples) -> dict[str, float | None]:

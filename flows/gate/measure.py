@@ -82,7 +82,7 @@ def measure(
     from pvqae.inference import bundle
 
     plan = runtime.plan(compute, 1)
-    runtime.apply(plan)
+    plan.apply()
     rows = _frozen_rows(space, category)
     sides = {"challenger": pair.challenger} | ({"champion": pair.champion} if pair.champion else {})
     detectors = {side: bundle.load(folder) for side, folder in sides.items()}

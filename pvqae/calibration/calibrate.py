@@ -1,5 +1,6 @@
 """The verb `pvqae calibrate C`: fit the class's scorer, set its threshold on unseen normals, write its bundle."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from pvqae.features.features import Store
 from pvqae.inference import bundle
 from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scorer
-from pvqae.prior.prior import prior_facts
 from pvqae.samples import classes, images, manifest
 
 _RETAKEN = 4  # images of a fit that are taken again
@@ -41,7 +41,7 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     """Write models/<dataset>/<category>/bundle; returns its sha256."""
     known = classes.read(layout.classes_file, layout.name)
     member = known.member(category)
-    runtime.apply(runtime.plan(params.compute, len(known.networks)))
+    runtime.plan(params.compute, len(known.networks)).apply()
     file = layout.class_rows(category, "normals")
     rows = splits.assign_folds(manifest.read_rows(layout, file), params.calibration)
     fits = splits.fits(rows)
@@ -51,7 +51,7 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     print(f"{category}: {store.counts}", flush=True)
     scorers, table = fit_all(found, examples, rows, params, layout.data)
     judged = _judge(scorers, rows, layout)
-    facts = prior_facts(layout.prior(member.prior), category)
+    facts = json.loads((layout.prior(member.prior) / "facts.json").read_text("utf-8"))[category]
     health = fitting.health(found[splits.FULL], _seen(examples, rows, splits.FULL), facts)
     chosen = thresholds.threshold(judged.frame["score"].to_numpy(), params.calibration.false_alarm_rate)
     method = "held_out" if len(fits) == 1 else "cross_fit"

@@ -111,7 +111,7 @@ def _add(seen: _Seen, scorer: Scorer, kind: str, image: images.Floats, mask: ima
     for use in READOUTS:
         recon = scorer.recon_map(raw, use)
         scores[use] = readout.top_mean(recon[raw.cells], scorer.score.top, len(recon))
-        seen.maps[use].append(geometry.stitch(canvas, scorer.smooth(recon))[::_STRIDE, ::_STRIDE])
+        seen.maps[use].append(canvas.stitch(scorer.smooth(recon))[::_STRIDE, ::_STRIDE])
     seen.image_scores.append(scores)
 
 

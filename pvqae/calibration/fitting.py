@@ -22,9 +22,9 @@ from pvqae.features.examples import Batch, Examples
 from pvqae.inference import measures
 from pvqae.inference.scoring import Scale, Scorer
 from pvqae.model import backbones
-from pvqae.model.autoencoder import load_autoencoder
+from pvqae.model.autoencoder import Autoencoder
 from pvqae.model.backbones import Features, cells_of, on_grid
-from pvqae.prior.prior import load_prior
+from pvqae.prior.prior import from_tensors
 
 _CHUNK = 16
 _RESIDUALS = 20000  # cells that the covariance is taken from; more change nothing
@@ -34,11 +34,11 @@ def load_networks(layout: Layout, params: config.Params, network: str, prior: st
     """Load the trained parts of one fit, its memory still empty."""
     backbone = backbones.make(params.model).eval()
     own = layout.network(network) / f"{fit}.safetensors"
-    weights = own if own.exists() else own.with_name(f"{splits.FULL}.safetensors")  # see `folds.of_networks`
-    autoencoder = load_autoencoder(read_tensors(weights), params.model, backbone)
+    weights = own if own.exists() else own.with_name(f"{splits.FULL}.safetensors")  # see `network._fits_of`
+    autoencoder = Autoencoder.from_tensors(read_tensors(weights), params.model, backbone)
     side = params.image.size // 32
     weights = layout.prior(prior) / f"{fit}.safetensors"
-    learned = load_prior(weights, (side, side), params.model.levels, params.prior.width)
+    learned = from_tensors(read_tensors(weights), (side, side), params.model.levels, params.prior.width)
     return measures.Networks(backbone, autoencoder, learned, (), None, params.score.prior)
 
 

@@ -47,6 +47,24 @@ class Plan:
     def __str__(self) -> str:
         return f"device {self.device}, precision {self.precision}, {self.parallel} at once, {self.threads} threads each"
 
+    def apply(self) -> None:
+        """Set threads, deterministic algorithms and the allocator of this process."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        # Not use_deterministic_algorithms: that imports the compiler, a second of every start.
+        torch.set_deterministic_debug_mode("warn" if self.device == "cuda" else "error")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we read none; filling took 15 % of a step
+        _keep_freed_memory()
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return bf16 autocast where the plan says so; half the time of a training step where the processor has it."""
+        import torch
+
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device, dtype=torch.bfloat16)
+
 
 def cores() -> int:
     """Return how many cores this process may use by its affinity and the quota of its container; at least one."""
@@ -136,17 +154,6 @@ def _divide(compute: "Compute", n_networks: int, gpus: int, fast: bool) -> Plan:
     return Plan("cuda" if gpus else "cpu", precision, parallel, threads)
 
 
-def apply(chosen: Plan) -> None:
-    """Set threads, deterministic algorithms and the allocator of this process."""
-    import torch
-
-    torch.set_num_threads(chosen.threads)
-    # Not use_deterministic_algorithms: that imports the compiler, a second of every start.
-    torch.set_deterministic_debug_mode("warn" if chosen.device == "cuda" else "error")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we read none; filling took 15 % of a step
-    _keep_freed_memory()
-
-
 def _keep_freed_memory() -> None:
     """Keep large blocks: glibc would return each 24 MB activation to the kernel and fault it in again, a third of a
     step.
@@ -157,15 +164,6 @@ def _keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     except (OSError, AttributeError):
         pass  # another C library has another allocator
-
-
-def autocast(chosen: Plan) -> AbstractContextManager[object]:
-    """Return bf16 autocast where the plan says so; half the time of a training step where the processor has it."""
-    import torch
-
-    if chosen.precision == "float32":
-        return nullcontext()
-    return torch.autocast(chosen.device, dtype=torch.bfloat16)
 
 
 def complete_environment(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -214,15 +212,6 @@ def _proxies(environ: MutableMapping[str, str]) -> None:
     listed = [item.strip() for key in ("no_proxy", "NO_PROXY") for item in environ.get(key, "").split(",")]
     hosts = ["*"] if "*" in listed else list(dict.fromkeys([*filter(None, listed), *_LOOPBACK]))
     environ["no_proxy"] = environ["NO_PROXY"] = ",".join(hosts)
-
-
-def writable(folder: Path) -> bool:
-    """Make `folder`; return whether it is there and can be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _private_folder() -> Path:

@@ -92,7 +92,7 @@ def build(root: Path, params: Params) -> Summary:
         frame = pd.concat([frame, pd.DataFrame([row for row, _ in made], columns=frame.columns)], ignore_index=True)
         measured = _measured([facts for _, facts in (*read, *made)])
         out = unreadable + with_spoilt + duplicates + flawed
-        left += leftover.masks_of(found, {path for path, _ in out}, layout.raw)
+        left += _masks_left(found, {path for path, _ in out}, layout.raw)
         _write(layout, frame, out, left, measured, place)
     return Summary(_counts(frame), len(unreadable), len(duplicates), len(flawed), tuple(left), folders)
 
@@ -151,6 +151,12 @@ def _without_duplicates(read: _Read, root: Path) -> tuple[_Read, _Out]:
     return kept, left
 
 
+def _masks_left(found: Sequence[Found], out: set[Path], root: Path) -> list[Left]:
+    """Return the masks of images that are left out, whose paths are in `out`."""
+    own = [f.mask_path.relative_to(root).as_posix() for f in found if f.mask_path and f.path in out]
+    return [Left(shown(name), "other", "the mask of an image that is left out") for name in own]
+
+
 def _grouped(found: Sequence[Found], protocol: str) -> list[Found]:
     """Return `found`; in the random protocol every image is a group of its own."""
     return [replace(f, group_id=f.sample_id) for f in found] if protocol == "random" else list(found)
@@ -158,8 +164,7 @@ def _grouped(found: Sequence[Found], protocol: str) -> list[Found]:
 
 def _splits(found: Sequence[Found], shares: Shares) -> dict[str, str]:
     """Return the split by sample_id. All found images take part: a defect that is left out still spoils its group."""
-    members = [splits.Member(f.category, f.group_id, f.label, f.official) for f in found]
-    return dict(zip((f.sample_id for f in found), splits.assign_splits(members, shares), strict=True))
+    return dict(zip((f.sample_id for f in found), splits.assign_splits(found, shares), strict=True))
 
 
 def _origin(found: Found, raw: Path, source: str, signed: Mapping[str, Mapping[str, str]]) -> str:

@@ -100,7 +100,7 @@ def of_images(frame: pd.DataFrame, statistics: pd.DataFrame, data: Path) -> pd.D
         "mask_present": _mask_kept(frame),
         # `isin` takes ten times as long
         "has_statistics": statistics.index.get_indexer(pd.Index(frame["sha256"])) >= 0,
-        "not_inverted": ~inverted(frame, known["mean"], known["skew"], normal & (frame["split"] == "train")),
+        "not_inverted": ~_inverted(frame, known["mean"], known["skew"], normal & (frame["split"] == "train")),
         "shows_something": ~normal | shows_something(frame, known["std"], normal & (frame["split"] == "train")),
     }
     return pd.concat([frame, pd.DataFrame(facts), _mask_problems(frame, data), _deviations(frame, known)], axis=1)
@@ -174,15 +174,6 @@ def of_classes(frame: pd.DataFrame, classes: Classes, statistics: pd.DataFrame, 
     return table.join(_ranges(frame, statistics, bits).reindex(names, fill_value=""), on="category")
 
 
-def split_sizes(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Return per class, then per split, the number of images."""
-    counts = frame.groupby(["category", "split"]).size().reset_index(name="n")
-    sizes: dict[str, dict[str, int]] = {}
-    for category, split, count in zip(counts["category"], counts["split"], counts["n"], strict=True):
-        sizes.setdefault(category, {})[split] = int(count)
-    return sizes
-
-
 def _of_class(values: pd.Series, category: pd.Series, learnt: pd.Series) -> pd.Series:
     """Return the class's median of `values` over its `learnt` rows, on every row; NaN for a class that has none."""
     return category.map(values[learnt].groupby(category[learnt]).median())
@@ -203,9 +194,8 @@ def deviations(frame: pd.DataFrame, values: pd.Series, learnt: pd.Series) -> pd.
     return centred / sigma.clip(lower=_SMALLEST_SIGMA)
 
 
-def inverted(frame: pd.DataFrame, mean: pd.Series, skew: pd.Series, learnt: pd.Series) -> pd.Series:
+def _inverted(frame: pd.DataFrame, mean: pd.Series, skew: pd.Series, learnt: pd.Series) -> pd.Series:
     """Return True for an image far from its class's `learnt` rows whose negative is among them."""
-
     here = _sigmas(frame, mean, mean, learnt, 0.02) + _sigmas(frame, skew, skew, learnt, 0.2)
     there = _sigmas(frame, 1 - mean, mean, learnt, 0.02) + _sigmas(frame, -skew, skew, learnt, 0.2)
     return (here > LIMIT) & (there < here / 4)

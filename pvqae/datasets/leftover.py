@@ -90,12 +90,6 @@ def total(left: Sequence[Left]) -> str:
     return f"Not looked at: {', '.join(_many(n, kind) for kind, n in sorted(kinds.items())) or 'nothing'}"
 
 
-def masks_of(found: Iterable[Found], out: Collection[Path], root: Path) -> list[Left]:
-    """Return the masks of images that are left out, whose paths are in `out`."""
-    own = [f.mask_path.relative_to(root).as_posix() for f in found if f.mask_path and f.path in out]
-    return [Left(shown(name), _OTHER, "the mask of an image that is left out") for name in own]
-
-
 def folders(found: Iterable[Found], root: Path) -> str:
     """Return where images are and how many, the deepest folders first: one sees that a folder below good/ counts."""
     counts = Counter(f.path.parent for f in found)

@@ -4,7 +4,7 @@ What a check found: told to a person as a message, kept for programs as validati
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,17 @@ class Outcome:
     rows: tuple[str, ...]
     categories: frozenset[str] = frozenset()
 
+    def line(self) -> str:
+        """Return the expectation in words with the rows against it."""
+        more = self.unexpected - len(self.rows)
+        listed = ", ".join(self.rows) + (f" and {more} more" if more > 0 else "")
+        return f"{self.rule.name}: expected {self.rule.words}; {self.unexpected} not: {listed}"
+
+
+def failed(outcomes: Sequence[Outcome], *, warning: bool = False) -> list[Outcome]:
+    """Return the outcomes that stop everything, or those that only warn."""
+    return [outcome for outcome in outcomes if not outcome.success and outcome.rule.warning == warning]
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -196,57 +207,33 @@ class Summary:
         out = [f"class {name} is held back:\n  {reason}" for name, reason in self.held_back.items()]
         return "\n".join([said, *out, *(f"warning: {text}" for text in self.warnings)])
 
+    def message(self, outcomes: Sequence[Outcome]) -> str:
+        """Return the verdict in words, with the rows and the repair of each failed expectation."""
+        stops = failed(outcomes)
+        held = f"{len(outcomes) - len(stops)} of {len(outcomes)} expectations hold for {self.rows} images"
+        lines = [f"  {outcome.line()}\n    repair: {outcome.rule.repair}" for outcome in stops]
+        notes = [f"  warning: {text}" for text in self.warnings]
+        out = f"held back: {', '.join(self.held_back)}" if self.held_back else "nothing is trained"
+        return "\n".join([f"{held}; {out}:" if stops else held, *lines, *notes])
+
+    def report(self, outcomes: Sequence[Outcome]) -> str:
+        """Return the text of validation.json."""
+        expectations = [
+            {"name": o.rule.name, "success": o.success, "unexpected": o.unexpected, "warning": o.rule.warning}
+            for o in outcomes
+        ]
+        values = {
+            "success": not failed(outcomes),
+            "expectations": expectations,
+            "rows": self.rows,
+            "classes": self.classes,
+            "quarantined": self.quarantined,
+            "files": self.files,
+            "warnings": self.warnings,
+            "held_back": self.held_back,
+        }
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
 
 def _listed(parts: dict[str, int]) -> str:
     return ", ".join(f"{part} {count}" for part, count in parts.items())
-
-
-def failed(outcomes: Sequence[Outcome], *, warning: bool = False) -> list[Outcome]:
-    """Return the outcomes that stop everything, or those that only warn."""
-    return [outcome for outcome in outcomes if not outcome.success and outcome.rule.warning == warning]
-
-
-def line(outcome: Outcome) -> str:
-    """Return an expectation in words with the rows against it."""
-    more = outcome.unexpected - len(outcome.rows)
-    listed = ", ".join(outcome.rows) + (f" and {more} more" if more > 0 else "")
-    return f"{outcome.rule.name}: expected {outcome.rule.words}; {outcome.unexpected} not: {listed}"
-
-
-def held_back(outcomes: Sequence[Outcome], names: Iterable[str]) -> dict[str, str]:
-    """Return, for each class of `names`, the failed expectations of its own rows with their repairs."""
-    stops = failed(outcomes)
-    found = {}
-    for name in sorted(names):
-        own = [f"\n  {line(one)}\n    repair: {one.rule.repair}" for one in stops if name in one.categories]
-        found[name] = "".join(own).strip() or "it shares its network or prior with a class that is"
-    return found
-
-
-def message(outcomes: Sequence[Outcome], summary: Summary) -> str:
-    """Return the verdict in words, with the rows and the repair of each failed expectation."""
-    stops = failed(outcomes)
-    held = f"{len(outcomes) - len(stops)} of {len(outcomes)} expectations hold for {summary.rows} images"
-    lines = [f"  {line(outcome)}\n    repair: {outcome.rule.repair}" for outcome in stops]
-    notes = [f"  warning: {text}" for text in summary.warnings]
-    out = f"held back: {', '.join(summary.held_back)}" if summary.held_back else "nothing is trained"
-    return "\n".join([f"{held}; {out}:" if stops else held, *lines, *notes])
-
-
-def report(summary: Summary, outcomes: Sequence[Outcome]) -> str:
-    """Return the text of validation.json."""
-    expectations = [
-        {"name": o.rule.name, "success": o.success, "unexpected": o.unexpected, "warning": o.rule.warning}
-        for o in outcomes
-    ]
-    values = {
-        "success": not failed(outcomes),
-        "expectations": expectations,
-        "rows": summary.rows,
-        "classes": summary.classes,
-        "quarantined": summary.quarantined,
-        "files": summary.files,
-        "warnings": summary.warnings,
-        "held_back": summary.held_back,
-    }
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

@@ -9,27 +9,17 @@ A class with many normals learns from train and is judged on calibrate. Networks
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pvqae.core.config import Calibration, Score, Shares
+from pvqae.core.config import Calibration, Shares
 from pvqae.core.errors import DataError
+from pvqae.datasets.layouts import Found
 
 FULL = "full"
 _HELD_OUT = -1  # in column `fold`: the class is judged on its calibrate split
-
-
-@dataclass(frozen=True)
-class Member:
-    """What decides an image's split: its group (one physical part), its label, and the source's own split if any."""
-
-    category: str
-    group_id: str
-    label: str  # normal | defect
-    official: str | None  # train | test | gate | arrived | None
 
 
 def fraction(salt: str, group_id: str) -> float:
@@ -53,8 +43,8 @@ def _of_normals(group_id: str, shares: Shares, has_test: bool, arrived: bool) ->
     return "train"
 
 
-def assign_splits(members: Sequence[Member], shares: Shares) -> list[str]:
-    """Return the split of each member, in order: train, calibrate, gate or test.
+def assign_splits(found: Sequence[Found], shares: Shares) -> list[str]:
+    """Return the split of each image, in order: train, calibrate, gate or test.
 
     A group is never divided. One with a defect, or with an image of an official test split, is test as a whole: the
     other exposures of a defective part are not normal. One with an image that the user set aside for the gate is gate.
@@ -64,12 +54,12 @@ def assign_splits(members: Sequence[Member], shares: Shares) -> list[str]:
     """
     if shares.calibrate + shares.gate + shares.test >= 1:
         raise DataError(f"data.shares: expected a sum below 1, found {shares}; lower one in params.yaml")
-    has_test = {m.category for m in members if m.official == "test"}
-    fixed = {m.group_id: "gate" for m in members if m.official == "gate"}
-    fixed |= {m.group_id: "test" for m in members if m.official == "test" or (m.label == "defect" and not m.official)}
+    has_test = {f.category for f in found if f.official == "test"}
+    fixed = {f.group_id: "gate" for f in found if f.official == "gate"}
+    fixed |= {f.group_id: "test" for f in found if f.official == "test" or (f.label == "defect" and not f.official)}
     return [
-        fixed.get(m.group_id) or _of_normals(m.group_id, shares, m.category in has_test, m.official == "arrived")
-        for m in members
+        fixed.get(f.group_id) or _of_normals(f.group_id, shares, f.category in has_test, f.official == "arrived")
+        for f in found
     ]
 
 
@@ -83,28 +73,6 @@ def assign_folds(rows: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
 def fits(rows: pd.DataFrame) -> list[str]:
     """Return the fits that rows with a column `fold` need: `full`, then one per fold."""
     return [FULL, *(f"fold-{k}" for k in sorted(set(rows["fold"]) - {_HELD_OUT}))]
-
-
-def network_fits(rows: pd.DataFrame, score: Score) -> list[str]:
-    """Return the fits that need a network of their own. Where the image score reads the memory alone, a network can't
-    move a threshold, so none is trained per fold: the memory and its statistics still are fitted per fold.
-    """
-    return [FULL] if score.recon == "memory" and score.fusion == "recon" else fits(rows)
-
-
-def check_folds(rows: pd.DataFrame) -> None:
-    """Check that every fit learns each class from two groups at least: a part is judged by what the others taught.
-
-    Raises `DataError` naming the class, the fit and what was found.
-    """
-    for fit in fits(rows):
-        seen = rows[learns(rows, fit)].groupby("category")["group_id"].nunique()
-        for category in sorted(set(rows["category"])):
-            if seen.get(category, 0) < 2:
-                raise DataError(
-                    f"{category}, {fit}: expected training normals of at least 2 groups (parts), found "
-                    f"{seen.get(category, 0)}; add images of other parts, or lower calibration.folds"
-                )
 
 
 def _number(fit: str) -> int:

@@ -8,6 +8,7 @@ Its own page loads styles and scripts from five public servers, links to pages t
 """
 
 import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,7 +44,7 @@ def check(layout: Layout, params: Params) -> Summary:
     left: the two reports are then written all the same, and data/rows does not exist. Raises `ConfigError` for an
     unusable classes.yaml, `DataError` for a missing or unreadable table.
     """
-    manifest.clear_rows(layout)
+    shutil.rmtree(layout.rows, ignore_errors=True)  # nothing may train on rows that no longer pass
     known = classes.read(layout.classes_file, params.data.name)
     frame = _table(layout.manifest, _REPEATED)
     checked = _run("manifest", frame, rules.of_manifest(), ["sample_id", "path"])
@@ -56,10 +57,10 @@ def check(layout: Layout, params: Params) -> Summary:
     held = known.sharing(name for outcome in stops for name in outcome.categories)
     left = not any(outcome.rule.whole for outcome in stops) and any(name not in held for name in known.classes)
     summary = _summary(frame, outcomes, len(_table(layout.quarantine)), _ignored(layout.ignored), layout)
-    summary = replace(summary, held_back=rules.held_back(outcomes, held) if left else {})
-    message = rules.message(outcomes, summary)
+    summary = replace(summary, held_back=_held_back(outcomes, held) if left else {})
+    message = summary.message(outcomes)
     write_text(summary.docs, _page(params.data.name, message, checked))
-    write_text(layout.reports / "validation.json", rules.report(summary, outcomes))
+    write_text(layout.reports / "validation.json", summary.report(outcomes))
     if not left:
         raise ValidationFailed(f"{message}\nOpen {summary.docs}")
     manifest.write_rows(frame[~frame["category"].isin(held)], known, layout)
@@ -179,16 +180,35 @@ def _ignored(path: Path) -> list[Left]:
 def _summary(
     frame: pd.DataFrame, outcomes: Sequence[Outcome], quarantined: int, ignored: Sequence[Left], layout: Layout
 ) -> Summary:
-    told = [rules.line(outcome) for outcome in rules.failed(outcomes, warning=True)]
+    told = [outcome.line() for outcome in rules.failed(outcomes, warning=True)]
     if quarantined:
         told.append(f"{quarantined} files were left out, for the reasons in data/quarantine.csv")
     told += leftover.told(ignored)
-    sizes = facts.split_sizes(frame) if {"category", "split"} <= set(frame.columns) else {}
+    sizes = _split_sizes(frame) if {"category", "split"} <= set(frame.columns) else {}
     names = [frame[column] for column in ("path", "mask_path") if column in frame.columns]
     used = sum(series[series.str.startswith("raw/")].nunique() for series in names)
     files = {"used": used, "in quarantine": quarantined, "ignored": len(ignored)}
     docs = layout.reports / "data_docs" / "index.html"
     return Summary(len(frame), sizes, quarantined, files, tuple(told), docs)
+
+
+def _split_sizes(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Return per class, then per split, the number of images."""
+    counts = frame.groupby(["category", "split"]).size().reset_index(name="n")
+    sizes: dict[str, dict[str, int]] = {}
+    for category, split, count in zip(counts["category"], counts["split"], counts["n"], strict=True):
+        sizes.setdefault(category, {})[split] = int(count)
+    return sizes
+
+
+def _held_back(outcomes: Sequence[Outcome], names: set[str]) -> dict[str, str]:
+    """Return, for each class of `names`, the failed expectations of its own rows with their repairs."""
+    stops = rules.failed(outcomes)
+    found = {}
+    for name in sorted(names):
+        own = [f"\n  {one.line()}\n    repair: {one.rule.repair}" for one in stops if name in one.categories]
+        found[name] = "".join(own).strip() or "it shares its network or prior with a class that is"
+    return found
 
 
 def _page(dataset: str, message: str, checked: Sequence[_Checked]) -> str:

@@ -175,7 +175,7 @@ def run(layout: Layout, params: config.Params, category: str) -> dict[str, Any]:
     """Write reports/<dataset>/classes/<category>/; returns its metrics."""
     known = classes.read(layout.classes_file, layout.name)
     network = known.member(category).network
-    runtime.apply(runtime.plan(params.compute, len(known.networks)))
+    runtime.plan(params.compute, len(known.networks)).apply()
     rows = manifest.read_rows(layout, layout.class_rows(category, "test"))
     detector = bundle.load(layout.bundle(category))
     pairs = _listed(rows, layout.data)

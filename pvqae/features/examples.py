@@ -57,7 +57,7 @@ class Learned(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """All views: half precision, about 1 MB of features per view at 256 px; many are in files (`Column`)."""
+    """All views: half precision, about 1 MB of features per view at 256 px; many are in files (`_Column`)."""
 
     rows: Tensor  # n, the row of the frame that each view comes from
     images: Tensor | None
@@ -120,7 +120,7 @@ class _Chosen:
         return self.examples.batch(self.indices[indices], device)
 
 
-class Column:
+class _Column:
     """Tensors of one shape but for the first axis, appended one by one and read as one; beyond a bound they are in an
     anonymous memory-mapped file, which the system reads as it is asked.
 
@@ -188,13 +188,13 @@ def prepare(
         raise DataError("there are no training images: expected rows in the manifest with split train")
     store = store or Store()
     reader = Reader(data_root, image, backbone, measure, device, store)
-    columns: dict[str, Column] = {}
+    columns: dict[str, _Column] = {}
     expected = rows["sha256"] if "sha256" in rows else [""] * len(rows)
     pairs = zip(rows["path"], expected, strict=True)
     for position, (path, sha256) in enumerate(track(pairs, "reading images", total=len(rows))):
         one = reader.read(path, sha256)
         for name, x in _columns(torch.full((len(one.valid),), position), one).items():
-            columns.setdefault(name, Column(store.folder)).append(x)
+            columns.setdefault(name, _Column(store.folder)).append(x)
     store.trim()
     return _examples({name: column.tensor() for name, column in columns.items()})
 
@@ -203,12 +203,12 @@ def retake(
     rows: pd.DataFrame, positions: list[int], data_root: Path, image: config.Image, backbone: Backbone, seed: int
 ) -> Examples:
     """Return the views of the images at some `positions` of `rows`, taken again (see `Reader.retake`)."""
-    reader, columns = Reader(data_root, image, backbone, "none", "cpu", Store()), dict[str, Column]()
+    reader, columns = Reader(data_root, image, backbone, "none", "cpu", Store()), dict[str, _Column]()
     for position in positions:
         path = str(rows["path"].iloc[position])
         one = reader.retake(path, seeding.numpy_generator(seed, "retake", path))
         for name, x in _columns(torch.full((len(one.valid),), position), one).items():
-            columns.setdefault(name, Column()).append(x)
+            columns.setdefault(name, _Column()).append(x)
     return _examples({name: column.tensor() for name, column in columns.items()})
 
 

@@ -117,7 +117,7 @@ class Scorer:
             return self.image_part(name, part_map(self.for_image, name)[raw.cells], len(raw.cells))
 
         def draw(name: str) -> _Map:
-            return geometry.stitch(canvas, self.smooth(part_map(self.for_map, name)))
+            return canvas.stitch(self.smooth(part_map(self.for_map, name)))
 
         fused, score = readout.FUSION_MAP[self.score.fusion], readout.FUSIONS[self.score.fusion](image_part)
         return Scored(sample_id, score, image_part, lambda: raw.budget, draw, fused, canvas)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvqae.core import config
 from pvqae.core.config import Model
 from pvqae.model import backbones
 from pvqae.model.backbones import Features, Spec
@@ -40,20 +39,6 @@ class Allocation(NamedTuple):
 def as_onehot(levels_Bhw: Tensor, n_levels: int) -> Tensor:
     """Convert B x h x w integers to B x R x h x w floats."""
     return F.one_hot(levels_Bhw, n_levels).movedim(-1, 1).float()
-
-
-def random_onehot(shape_BRhw: torch.Size, generator: torch.Generator) -> Tensor:
-    """Return a level drawn evenly for every cell."""
-    batch, levels, *grid = shape_BRhw
-    return as_onehot(torch.randint(levels, (batch, *grid), generator=generator), levels)
-
-
-def gumbel_onehot(logits_BRhw: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """Sample by hard straight-through Gumbel-softmax: one-hot forward, the soft choice's gradient backward."""
-    uniform = torch.rand(logits_BRhw.shape, generator=generator).clamp(1e-9, 1 - 1e-7).to(logits_BRhw.device)
-    soft = ((logits_BRhw - torch.log(-torch.log(uniform))) / temperature).softmax(dim=1)
-    hard = as_onehot(soft.argmax(dim=1), logits_BRhw.shape[1])
-    return hard + soft - soft.detach()
 
 
 class _Router(nn.Module):
@@ -205,13 +190,13 @@ class Autoencoder(nn.Module):
         target: Tensor = features.target if self.spec.decoder == "pixels" else self.scale_target(features.target)
         return target
 
-
-def load_autoencoder(weights: dict[str, Tensor], model: config.Model, backbone: backbones.Backbone) -> Autoencoder:
-    """Return the autoencoder of a weights file's tensors, in evaluation mode; load a trained backbone, too."""
-    tensors = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-    autoencoder = Autoencoder(model, backbone.spec)
-    for prefix, module in (("autoencoder.", autoencoder), ("backbone.", backbone)):
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if own:
-            module.load_state_dict(own)
-    return autoencoder.eval().requires_grad_(False)
+    @classmethod
+    def from_tensors(cls, weights: dict[str, Tensor], model: Model, backbone: backbones.Backbone) -> "Autoencoder":
+        """Return the autoencoder of a weights file's tensors, in evaluation mode; load a trained backbone, too."""
+        tensors = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+        autoencoder = cls(model, backbone.spec)
+        for prefix, module in (("autoencoder.", autoencoder), ("backbone.", backbone)):
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if own:
+                module.load_state_dict(own)
+        return autoencoder.eval().requires_grad_(False)

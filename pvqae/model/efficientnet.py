@@ -6,6 +6,7 @@ compares the two.
 """
 
 import hashlib
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -129,6 +130,15 @@ def _checkpoint() -> bytes:
     return data
 
 
+def _writable(folder: Path) -> bool:
+    """Make `folder`; return whether it is there and can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
 def _cached_weights() -> Path:
     """Return the folded weights as safetensors in the user's cache, or a private folder where that can't be written:
     converted once from the installed package, and again where the file is no longer what was written.
@@ -143,7 +153,7 @@ def _cached_weights() -> Path:
         if sealed(target) is not None:
             return target
         data = data or _checkpoint()  # before a folder is made
-        if runtime.writable(target.parent):
+        if _writable(target.parent):
             break
     tensors = _folded(torch.load(BytesIO(data), map_location="cpu", weights_only=True))
     write_tensors(target, {name: tensor.contiguous() for name, tensor in tensors.items()})

@@ -27,16 +27,13 @@ from pvqae.prior.prior import (
     Clustered,
     Expected,
     Prior,
-    centres,
-    describe,
     expect,
     level_frequencies,
-    most_clusters,
-    random_masks,
 )
 from pvqae.samples import classes
 
 _BATCH = 32
+_LEAST = 8  # views a cluster must have: fewer teach a prior nothing but themselves
 _CELLS = 51200  # expected at once: each is asked in a pass of its view's own
 
 
@@ -97,6 +94,16 @@ def _loss(expected: Expected, logits_BNR: Tensor, counted_BN: Tensor) -> Tensor:
     return (entropy + gaussian)[counted_BN].mean()
 
 
+def _random_masks(batch: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Return B x N booleans: 15-60 % of the cells hidden, half of them as 3x3 blocks (a defect is no lone cell)."""
+    height, width = grid
+    ratio = 0.15 + 0.45 * torch.rand(batch, 1, generator=generator)
+    single = torch.rand(batch, height * width, generator=generator) < ratio / 2
+    seeds = (torch.rand(batch, 1, height, width, generator=generator) < (ratio / 2 / 9)[..., None, None]).float()
+    blocks = F.max_pool2d(seeds, 3, 1, 1).flatten(1) > 0
+    return single | blocks
+
+
 def fit(
     params: config.Params,
     fit_name: str,
@@ -116,7 +123,7 @@ def fit(
     for step in track(range(settings.steps), f"{phase} {fit_name}", total=settings.steps):
         draws = seeding.generator(params.seed, phase, fit_name, step)
         chosen = torch.randint(len(tokens), (_BATCH,), generator=draws)
-        masked = random_masks(_BATCH, prior.grid, draws)
+        masked = _random_masks(_BATCH, prior.grid, draws)
         expected = prior(tokens[chosen], masked, padding[chosen])
         value = _loss(expected, tokens[chosen], masked & ~padding[chosen])
         optimiser.zero_grad()
@@ -131,15 +138,38 @@ def fit(
     return prior
 
 
+def _most_clusters(settings: config.Prior) -> int:
+    """Return how many priors a group may have."""
+    return settings.clusters if settings.grouping == "clustered" else 1
+
+
+def _centres(described_BF: Tensor, most: int, seed: int) -> Tensor:
+    """Return k-means centres k x F, k <= `most` and so few that each has `_LEAST` views. The same on every run."""
+    different = len(np.unique(described_BF.numpy(), axis=0))
+    for k in range(min(most, len(described_BF) // _LEAST, different), 1, -1):
+        labels = _labels(described_BF, k, seed)
+        if torch.bincount(labels, minlength=k).min() >= _LEAST:
+            # Not k-means' own centres: its threads add up in any order.
+            return torch.stack([described_BF[labels == c].mean(0) for c in range(k)])
+    return described_BF.mean(0, keepdim=True)
+
+
+def _labels(described_BF: Tensor, k: int, seed: int) -> Tensor:
+    from sklearn.cluster import KMeans  # a second that the other groupings save
+
+    found = KMeans(k, n_init=10, random_state=seed % 2**32).fit_predict(described_BF.double().numpy())
+    return torch.from_numpy(found).long()
+
+
 def fit_group(
     params: config.Params, fit_name: str, logits: Tensor, valid: Tensor, history: list[dict[str, object]]
 ) -> Prior:
     """Return one prior of the given views, or one per cluster of them; a fold's clusters are its own, too."""
-    most = most_clusters(params.prior)
+    most = _most_clusters(params.prior)
     if most == 1:
         return fit(params, fit_name, logits, valid, history)
     seed = seeding.derive(params.seed, "clusters", fit_name)
-    middles = centres(describe(logits, valid), most, seed).half().float()  # as a bundle keeps them
+    middles = _centres(Clustered.describe(logits, valid), most, seed).half().float()  # as a bundle keeps them
     chosen = Clustered(middles, []).assign(logits, valid)
     parts = [
         fit(params, fit_name, logits[chosen == c], valid[chosen == c], history, f"prior-{c}")
@@ -166,7 +196,7 @@ def cross_entropies(prior: Prior, seen: tuple[Tensor, Tensor], unseen: tuple[Ten
 def train(layout: Layout, params: config.Params, group: str) -> None:
     """Fit the prior of `group` and its folds; writes models/<dataset>/priors/<group>/ whole or not at all."""
     item = classes.read(layout.classes_file, layout.name).prior(group)
-    runtime.apply(runtime.Plan("cpu", "float32", 1, 1))  # operations this small only lose by a second thread
+    runtime.Plan("cpu", "float32", 1, 1).apply()  # operations this small only lose by a second thread
     found = _read(layout.root / item.allocations, list(item.classes))
     history: list[dict[str, object]] = []
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in item.classes}

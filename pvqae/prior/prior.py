@@ -4,20 +4,13 @@ B batch; N = h*w coarse cells; R levels; d width; k clusters; F numbers that des
 budgets: a defect can't explain itself by its looks.
 """
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvqae.core import config
-from pvqae.core.tensors import read_tensors
-
 _REGIONS = 4  # an allocation is described by the mean logits of 4 x 4 regions
-_LEAST = 8  # views a cluster must have: fewer teach a prior nothing but themselves
 
 
 class Expected(NamedTuple):
@@ -99,16 +92,6 @@ class BudgetPrior(nn.Module):
         return out
 
 
-def random_masks(batch: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Return B x N booleans: 15-60 % of the cells hidden, half of them as 3x3 blocks (a defect is no lone cell)."""
-    height, width = grid
-    ratio = 0.15 + 0.45 * torch.rand(batch, 1, generator=generator)
-    single = torch.rand(batch, height * width, generator=generator) < ratio / 2
-    seeds = (torch.rand(batch, 1, height, width, generator=generator) < (ratio / 2 / 9)[..., None, None]).float()
-    blocks = F.max_pool2d(seeds, 3, 1, 1).flatten(1) > 0
-    return single | blocks
-
-
 def _complementary_masks(grid: tuple[int, int], spacing: int = 4) -> tuple[Tensor, Tensor]:
     """Return `asked` and `hidden`, each passes x N: every cell is asked in exactly one pass, in which its 3x3 is
     hidden.
@@ -150,8 +133,20 @@ class Clustered(nn.Module):
 
     def assign(self, logits_BRhw: Tensor, valid_Bhw: Tensor) -> Tensor:
         """Return the cluster of each view, B."""
-        away = torch.cdist(describe(logits_BRhw, valid_Bhw), self.centres, compute_mode="donot_use_mm_for_euclid_dist")
+        away = torch.cdist(
+            self.describe(logits_BRhw, valid_Bhw), self.centres, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         return away.argmin(1)
+
+    @staticmethod
+    def describe(logits_BRhw: Tensor, valid_Bhw: Tensor) -> Tensor:
+        """Return mean router logits of each region's valid cells, B x F; zero where a region is all padding."""
+        height, width = valid_Bhw.shape[-2:]
+        regions = (min(_REGIONS, height), min(_REGIONS, width))
+        valid = valid_Bhw[:, None].float()
+        share = F.adaptive_avg_pool2d(valid, regions)
+        total = F.adaptive_avg_pool2d(logits_BRhw.float() * valid, regions)
+        return (total / share.clamp_min(1e-6)).flatten(1)
 
 
 Prior = BudgetPrior | Clustered
@@ -193,39 +188,6 @@ def _expect_single(prior: BudgetPrior, logits_BRhw: Tensor, valid_Bhw: Tensor) -
     return Expected(*(part[rows, place] for part in every))
 
 
-def describe(logits_BRhw: Tensor, valid_Bhw: Tensor) -> Tensor:
-    """Return mean router logits of each region's valid cells, B x F; zero where a region is all padding."""
-    height, width = valid_Bhw.shape[-2:]
-    regions = (min(_REGIONS, height), min(_REGIONS, width))
-    valid = valid_Bhw[:, None].float()
-    share = F.adaptive_avg_pool2d(valid, regions)
-    total = F.adaptive_avg_pool2d(logits_BRhw.float() * valid, regions)
-    return (total / share.clamp_min(1e-6)).flatten(1)
-
-
-def centres(described_BF: Tensor, most: int, seed: int) -> Tensor:
-    """Return k-means centres k x F, k <= `most` and so few that each has `_LEAST` views. The same on every run."""
-    different = len(np.unique(described_BF.numpy(), axis=0))
-    for k in range(min(most, len(described_BF) // _LEAST, different), 1, -1):
-        labels = _labels(described_BF, k, seed)
-        if torch.bincount(labels, minlength=k).min() >= _LEAST:
-            # Not k-means' own centres: its threads add up in any order.
-            return torch.stack([described_BF[labels == c].mean(0) for c in range(k)])
-    return described_BF.mean(0, keepdim=True)
-
-
-def _labels(described_BF: Tensor, k: int, seed: int) -> Tensor:
-    from sklearn.cluster import KMeans  # a second that the other groupings save
-
-    found = KMeans(k, n_init=10, random_state=seed % 2**32).fit_predict(described_BF.double().numpy())
-    return torch.from_numpy(found).long()
-
-
-def most_clusters(settings: config.Prior) -> int:
-    """Return how many priors a group may have."""
-    return settings.clusters if settings.grouping == "clustered" else 1
-
-
 def from_tensors(tensors: dict[str, Tensor], grid: tuple[int, int], levels: int, width: int) -> Prior:
     """Return the prior whose state these tensors are, in evaluation mode."""
     found: Prior = BudgetPrior(grid, levels, width)
@@ -233,15 +195,4 @@ def from_tensors(tensors: dict[str, Tensor], grid: tuple[int, int], levels: int,
         found = Clustered(centres_kF.clone(), [BudgetPrior(grid, levels, width) for _ in centres_kF])
     found.load_state_dict(tensors)
     found.eval().requires_grad_(False)
-    return found
-
-
-def load_prior(weights: Path, grid: tuple[int, int], levels: int, width: int) -> Prior:
-    """Return the prior of a weights file, in evaluation mode."""
-    return from_tensors(read_tensors(weights), grid, levels, width)
-
-
-def prior_facts(folder: Path, category: str) -> dict[str, float | None]:
-    """Return `prior_cross_entropy` and `frequency_cross_entropy` of a class's unseen normals, in nats per cell."""
-    found: dict[str, float | None] = json.loads((folder / "facts.json").read_text("utf-8"))[category]
     return found

@@ -51,6 +51,22 @@ class Canvas:
     width: int
     views: tuple[View, ...]
 
+    def stitch(self, maps: Sequence[NDArray[np.floating]]) -> Floats:
+        """Return one map (H, W) from one (S, S) map per view, padding dropped.
+
+        Overlaps are averaged with weights that fall to the view's border, so that no seam shows where a view ends.
+        """
+        if len(self.views) == 1:
+            return maps[0][self.views[0].inside].astype(np.float32)
+        total, weight = np.zeros((2, self.height, self.width))
+        for view, values in zip(self.views, maps, strict=True):
+            side = len(view.valid)
+            ramp = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)) / side
+            tent = np.outer(ramp, ramp)[view.inside]
+            total[view.place] += tent * values[view.inside]
+            weight[view.place] += tent
+        return (total / weight).astype(np.float32)
+
 
 def _resize(image: Floats, height: int, width: int) -> Floats:
     """Return antialiased (H, W, C) of a float image: torch keeps 16 bit precision and is as fast as Pillow on 8 bit."""
@@ -152,20 +168,3 @@ def canvas(image: Floats, params: config.Image) -> Canvas:
     else letterbox.
     """
     return _ASPECTS[params.aspect](image, params)
-
-
-def stitch(canvas: Canvas, maps: Sequence[NDArray[np.floating]]) -> Floats:
-    """Return one map (H, W) from one (S, S) map per view, padding dropped.
-
-    Overlaps are averaged with weights that fall to the view's border, so that no seam shows where a view ends.
-    """
-    if len(canvas.views) == 1:
-        return maps[0][canvas.views[0].inside].astype(np.float32)
-    total, weight = np.zeros((2, canvas.height, canvas.width))
-    for view, values in zip(canvas.views, maps, strict=True):
-        side = len(view.valid)
-        ramp = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)) / side
-        tent = np.outer(ramp, ramp)[view.inside]
-        total[view.place] += tent * values[view.inside]
-        weight[view.place] += tent
-    return (total / weight).astype(np.float32)

@@ -77,11 +77,6 @@ def _check_columns(frame: pd.DataFrame, path: Path) -> None:
         raise DataError(f"{path}: expected the columns {expected}; found {found}; delete it and run `dvc repro`")
 
 
-def clear_rows(layout: Layout) -> None:
-    """Remove the rows of an earlier check: nothing may train on rows that no longer pass."""
-    shutil.rmtree(layout.rows, ignore_errors=True)
-
-
 def write_rows(frame: pd.DataFrame, classes: Classes, layout: Layout) -> None:
     """Write one file per network (its classes' normals of train and calibrate) and three per class.
 
@@ -108,7 +103,7 @@ def write_rows(frame: pd.DataFrame, classes: Classes, layout: Layout) -> None:
             else:
                 write(select((name,), splits), target)
     _list_rows(part, layout)
-    clear_rows(layout)
+    shutil.rmtree(layout.rows, ignore_errors=True)
     os.replace(part, layout.rows)
 
 

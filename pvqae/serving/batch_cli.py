@@ -22,7 +22,7 @@ EXITS = {"none": 0, "drift": DRIFTED, "insufficient": INSUFFICIENT}
 
 def prepare() -> None:
     """Set threads and determinism of this process, as the evaluation has them."""
-    runtime.apply(runtime.plan(config.Compute(), 1))
+    runtime.plan(config.Compute(), 1).apply()
 
 
 def score(folder: Path, images: Sequence[Path], out: Path | None, heatmaps: bool, table: bool) -> int:

@@ -80,7 +80,7 @@ def listen(settings: Service, token: str) -> socket.socket:
 def _prepared(params: Params) -> Callable[[], None]:
     """Return a function that sets the threads of the thread that calls it, as the evaluation has them."""
     plan = runtime.plan(params.compute, 1)
-    return lambda: runtime.apply(plan)
+    return plan.apply
 
 
 def run(

@@ -4,35 +4,37 @@ What changes over the steps is a function of the step alone, so that a resumed r
 one: the order of the views, the learning rate, the allocation, the weight of the budget.
 """
 
+import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pvqae.core import config, runtime, seeding
+from pvqae.core import config, seeding
 from pvqae.core.progress import track
 from pvqae.features.examples import Batch, Learned
-from pvqae.model.autoencoder import Allocation, Output, gumbel_onehot, random_onehot
+from pvqae.model.autoencoder import Allocation, Output, as_onehot
 from pvqae.model.backbones import Features, on_grid
 from pvqae.model.codebook import usage
 from pvqae.training import losses
 from pvqae.training.losses import Discriminator
-from pvqae.training.run import History, Run, Timer, fit_scales, restore_checkpoint, save_checkpoint, spread
+from pvqae.training.run import Run, spread
+
+_MAX_SECONDS = 10.0  # of work that a kill may cost
 
 
 def fit(run: Run, examples: Learned, folder: Path, what: str) -> None:
     """Train to the last step. Resumes from a checkpoint in `folder`, appends to `folder/progress.jsonl`."""
     train, file = run.params.train, folder / "checkpoint.safetensors"
-    found = restore_checkpoint(file, run.modules, run.optimisers)
-    run.facts |= found or {}
-    if found:
+    if run.restore(file):
         print(f"{what}: resumed at step {run.facts['step']} of {train.steps}", flush=True)
     elif not run.autoencoder.codebook.started:  # a warm start brings its scales and its codebook
-        fit_scales(run, examples)
-    history = History(folder / "progress.jsonl", before=run.facts["step"])
-    timer, warm = Timer(), _warmup_steps(train)
+        run.fit_scales(examples)
+    history = _History(folder / "progress.jsonl", before=run.facts["step"])
+    timer, warm = _Timer(), _warmup_steps(train)
 
     remaining = range(run.facts["step"], train.steps)
     for step in track(remaining, what, total=train.steps, start=run.facts["step"]):
@@ -44,7 +46,7 @@ def fit(run: Run, examples: Learned, folder: Path, what: str) -> None:
         history.append({"phase": phase, "fold": run.name, "step": step} | _step(run, examples, step))
         run.facts["step"] = step + 1
         if timer.due() or step + 1 in (warm, train.steps):
-            save_checkpoint(file, run.modules, run.optimisers, run.facts)
+            run.save(file)
 
 
 def _step(run: Run, examples: Learned, step: int) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def _step(run: Run, examples: Learned, step: int) -> dict[str, Any]:
     batch = _maybe_flip(run, batch, step)
     weight = _budget_weight(run, step)
 
-    with runtime.autocast(run.plan):
+    with run.plan.autocast():
         features = run.features(batch)
         codes = run.autoencoder.codes(features)
         coarse = on_grid(batch.valid, codes[0].shape[-2:])
@@ -70,7 +72,7 @@ def _step(run: Run, examples: Learned, step: int) -> dict[str, Any]:
     if run.autoencoder.codebook.started:
         run.autoencoder.codebook.update(output.merged.detach(), output.indices)
 
-    run.facts["spent"] = float(losses.spend(allocation.onehot.detach(), coarse))
+    run.facts["spent"] = float(losses.budget_loss(allocation.onehot.detach(), torch.ones_like(batch.cost), coarse))
     values = {"loss": loss.item(), "reconstruction": reconstruction.item(), "commitment": output.commitment.item()}
     return values | {"budget_weight": weight, "spent": run.facts["spent"]} | _health(run, output, coarse) | extra
 
@@ -88,12 +90,12 @@ def _adversarial(
     an untrained critic ruins reconstructions).
     """
     fake = output.reconstruction.float()
-    judged = losses.hinge(critic(batch.images), critic(fake.detach()))
+    judged = critic.hinge(critic(batch.images), critic(fake.detach()))
     _descend(run.optimisers["discriminator"], judged)
     if step < run.params.train.steps // 2:
         return loss, {"discriminator": judged.item(), "adversarial_weight": 0.0}
-    fooled = losses.adversarial(critic(fake))
-    weight = losses.adaptive_weight(reconstruction, fooled, run.autoencoder.decoder.get_parameter("output.weight"))
+    fooled = critic.adversarial(critic(fake))
+    weight = critic.adaptive_weight(reconstruction, fooled, run.autoencoder.decoder.get_parameter("output.weight"))
     return loss + weight * fooled, {"discriminator": judged.item(), "adversarial_weight": weight.item()}
 
 
@@ -150,13 +152,27 @@ def _allocate(run: Run, codes: list[Tensor], valid_Bhw: Tensor, step: int) -> Al
     run.autoencoder.router.observe(codes, valid_Bhw)
     train, logits = run.params.train, run.autoencoder.router(codes)
     draws = seeding.generator(run.params.seed, run.name, "allocation", step)
-    random = random_onehot(logits.shape, draws).to(logits.device)
+    random = _random_onehot(logits.shape, draws).to(logits.device)
     if step < _warmup_steps(train):
         return Allocation(logits, random)
     hot, cold = train.temperature
-    chosen = gumbel_onehot(logits, hot + (cold - hot) * _ramp(train, step), draws)
+    chosen = _gumbel_onehot(logits, hot + (cold - hot) * _ramp(train, step), draws)
     dice = torch.rand(logits[:, :1].shape, generator=draws).to(logits.device) < train.random_cells
     return Allocation(logits, torch.where(dice, random, chosen))
+
+
+def _random_onehot(shape_BRhw: torch.Size, generator: torch.Generator) -> Tensor:
+    """Return a level drawn evenly for every cell."""
+    batch, levels, *grid = shape_BRhw
+    return as_onehot(torch.randint(levels, (batch, *grid), generator=generator), levels)
+
+
+def _gumbel_onehot(logits_BRhw: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """Sample by hard straight-through Gumbel-softmax: one-hot forward, the soft choice's gradient backward."""
+    uniform = torch.rand(logits_BRhw.shape, generator=generator).clamp(1e-9, 1 - 1e-7).to(logits_BRhw.device)
+    soft = ((logits_BRhw - torch.log(-torch.log(uniform))) / temperature).softmax(dim=1)
+    hard = as_onehot(soft.argmax(dim=1), logits_BRhw.shape[1])
+    return hard + soft - soft.detach()
 
 
 @torch.no_grad()
@@ -213,3 +229,34 @@ def _maybe_flip(run: Run, batch: Batch, step: int) -> Batch:
     """Return the batch, or its mirror image on every other draw where params allow it."""
     draw = torch.rand((), generator=seeding.generator(run.params.seed, run.name, "flip", step))
     return batch.mirrored() if run.params.train.horizontal_flip and draw < 0.5 else batch
+
+
+class _Timer:
+    """Says when the next checkpoint is due."""
+
+    def __init__(self, seconds: float = _MAX_SECONDS):
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return False
+        self.last = now
+        return True
+
+
+class _History:
+    """Rows of numbers, one JSON object a line, without wall-clock: the same run writes the same bytes."""
+
+    def __init__(self, path: Path, before: int | None = None):
+        """Keep the rows of steps below `before` (a resumed run repeats the others); None keeps none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        old = path.read_text("utf-8").splitlines() if path.exists() and before else []
+        kept = [line for line in old if line.endswith("}") and json.loads(line)["step"] < (before or 0)]
+        path.write_text("".join(line + "\n" for line in kept), "utf-8")
+        self.path = path
+
+    def append(self, row: dict[str, Any]) -> None:
+        rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(rounded) + "\n")

@@ -110,12 +110,6 @@ def costs(levels: int) -> Tensor:
     return torch.tensor([4.0 ** (r - levels + 1) for r in range(levels)])
 
 
-def spend(onehot_BRhw: Tensor, valid_Bhw: Tensor) -> Tensor:
-    """Return mean cost per valid cell, within [4^(1-R), 1]."""
-    cost_Bhw = torch.einsum("brhw,r->bhw", onehot_BRhw, costs(onehot_BRhw.shape[1]).to(onehot_BRhw))
-    return cost_Bhw[valid_Bhw].mean()
-
-
 def budget_loss(onehot_BRhw: Tensor, entropy_Bhw: Tensor, valid_Bhw: Tensor) -> Tensor:
     """Return (1/N) sum_i H_i sum_r b_ir c_r over valid cells: entropy within [0, 1], high entropy means low richness
     and makes fine codes dear (paper).
@@ -170,7 +164,7 @@ def automatic_kappa(gain_n: Tensor, cost_n: Tensor, lambda_max: float, levels: i
 
 
 class Discriminator(nn.Module):
-    """B x 3 x S x S → logits B x 1 x S/8 x S/8."""
+    """The adversarial critic and its losses: B x 3 x S x S → logits B x 1 x S/8 x S/8."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -184,22 +178,22 @@ class Discriminator(nn.Module):
         logits: Tensor = self.body(x_B3SS)
         return logits
 
+    @staticmethod
+    def hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """Return the discriminator's loss; 2 when it can't tell."""
+        return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
 
-def hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Return the discriminator's loss; 2 when it can't tell."""
-    return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
+    @staticmethod
+    def adversarial(fake_logits: Tensor) -> Tensor:
+        """Return the decoder's loss: be taken for real."""
+        return -fake_logits.mean()
 
-
-def adversarial(fake_logits: Tensor) -> Tensor:
-    """Return the decoder's loss: be taken for real."""
-    return -fake_logits.mean()
-
-
-def adaptive_weight(reconstruction: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
-    """Weigh the adversarial loss: |grad L_rec| / (|grad L_adv| + 1e-4) at the decoder's last
-    layer, capped (paper; the cap is ours).
-    """
-    (rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (adv,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
-    weight: Tensor = (rec.norm() / (adv.norm() + 1e-4)).clamp(max=_WEIGHT_CAP).detach()
-    return weight
+    @staticmethod
+    def adaptive_weight(reconstruction: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
+        """Weigh the adversarial loss: |grad L_rec| / (|grad L_adv| + 1e-4) at the decoder's last
+        layer, capped (paper; the cap is ours).
+        """
+        (rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+        (adv,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
+        weight: Tensor = (rec.norm() / (adv.norm() + 1e-4)).clamp(max=_WEIGHT_CAP).detach()
+        return weight

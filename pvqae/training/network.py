@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pvqae.core import config, files, runtime
-from pvqae.core.errors import IntegrityError
+from pvqae.core.errors import DataError, IntegrityError
 from pvqae.core.files import seal, sealed, whole_folder, write_tensors, write_text
 from pvqae.core.layout import Layout
 from pvqae.core.tensors import parse_tensors
@@ -19,7 +19,7 @@ from pvqae.datasets import splits
 from pvqae.features.examples import Examples, Learned, prepare
 from pvqae.features.features import Store
 from pvqae.model import backbones
-from pvqae.model.autoencoder import load_autoencoder
+from pvqae.model.autoencoder import Autoencoder
 from pvqae.model.backbones import cells_of
 from pvqae.samples import classes, manifest
 from pvqae.training import loop, warm
@@ -51,15 +51,15 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
     known = classes.read(layout.classes_file, layout.name)
     known.network(name)
     plan = runtime.plan(params.compute, len(known.networks))
-    runtime.apply(plan)
+    plan.apply()
     rows = splits.assign_folds(manifest.read_rows(layout, layout.network_rows(name)), params.calibration)
     parent = warm.load(layout.root / known.parents[name], params)
     key = work_key(layout.network_rows(name), params, parent.sha256 if parent else warm.NONE)
     work = layout.work(f"network-{name}", key)
     print(f"network {name}: {len(rows)} normals, {plan}", flush=True)
 
-    splits.check_folds(rows)
-    fits = splits.network_fits(rows, params.score)
+    _check_folds(rows)
+    fits = _fits_of(rows, params.score)
     backbone = backbones.make(params.model).to(plan.device).eval()
     store = Store(layout.features, params.compute.cache_gb)
     examples = prepare(rows, layout.data, params.image, backbone, params.train.richness, plan.device, store)
@@ -77,6 +77,28 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
     _hand_over(layout, name, work, finished, rows, examples, logits, _origin(parent, origins))
     facts = {"train_seconds": round(time.monotonic() - begun, 1), "reading": store.counts.facts()}
     write_text(layout.timing(name), json.dumps(facts))
+
+
+def _fits_of(rows: pd.DataFrame, score: config.Score) -> list[str]:
+    """Return the fits that need a network of their own. Where the image score reads the memory alone, a network can't
+    move a threshold, so none is trained per fold: the memory and its statistics still are fitted per fold.
+    """
+    return [splits.FULL] if score.recon == "memory" and score.fusion == "recon" else splits.fits(rows)
+
+
+def _check_folds(rows: pd.DataFrame) -> None:
+    """Check that every fit learns each class from two groups at least: a part is judged by what the others taught.
+
+    Raises `DataError` naming the class, the fit and what was found.
+    """
+    for fit in splits.fits(rows):
+        seen = rows[splits.learns(rows, fit)].groupby("category")["group_id"].nunique()
+        for category in sorted(set(rows["category"])):
+            if seen.get(category, 0) < 2:
+                raise DataError(
+                    f"{category}, {fit}: expected training normals of at least 2 groups (parts), found "
+                    f"{seen.get(category, 0)}; add images of other parts, or lower calibration.folds"
+                )
 
 
 def _origin(parent: warm.Parent | None, obstacles: dict[str, str]) -> dict[str, object]:
@@ -123,7 +145,7 @@ def half(x: Tensor) -> Tensor:
 def allocations(params: config.Params, plan: runtime.Plan, weights: dict[str, Tensor], examples: Examples) -> Tensor:
     """Return router logits of every view, n x R x h x w in half precision: all that the prior needs."""
     backbone = backbones.make(params.model).to(plan.device).eval()
-    autoencoder = load_autoencoder(weights, params.model, backbone).to(plan.device)
+    autoencoder = Autoencoder.from_tensors(weights, params.model, backbone).to(plan.device)
     found = []
     for _, batch in examples.batches(64, plan.device):
         features = batch.features or backbone(batch.images)

@@ -1,11 +1,10 @@
-"""One fit as it is trained: its modules and optimisers, its checkpoint on disk, its history.
+"""One fit as it is trained: its modules and optimisers, its checkpoint on disk.
 
 A checkpoint is one safetensors file without pickle and without random state: randomness comes from the seed and the
 step (`pvqae.core.seeding`), so a resumed run draws what an uninterrupted one draws.
 """
 
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from pvqae.model.backbones import Backbone, Features, on_grid
 from pvqae.training.losses import ERRORS, LOSSES, Discriminator
 
 _Optimisers = dict[str, torch.optim.Optimizer]
-_MAX_SECONDS = 10.0  # of work that a kill may cost
 
 
 @dataclass
@@ -70,6 +68,27 @@ class Run:
         height, width = output.allocation.onehot.shape[-2:]
         return F.adaptive_avg_pool2d(errors[:, None], (height, width))[:, 0]
 
+    def fit_scales(self, examples: Learned) -> None:
+        """Fit per-channel scales of frozen features to a few hundred views; pixels need none."""
+        if self.backbone is not None:
+            return
+        batch = examples.batch(spread(len(examples), 256), self.plan.device)
+        assert batch.features is not None
+        for scale, x in zip(self.autoencoder.scales, batch.features.levels, strict=True):
+            scale.fit(x, on_grid(batch.valid, x.shape[-2:]))
+        target = batch.features.target
+        self.autoencoder.scale_target.fit(target, on_grid(batch.valid, target.shape[-2:]))
+
+    def save(self, path: Path) -> None:
+        """Write everything that the next step needs."""
+        _save_checkpoint(path, self.modules, self.optimisers, self.facts)
+
+    def restore(self, path: Path) -> bool:
+        """Go on from a checkpoint; return whether there is a (readable) one."""
+        found = _restore_checkpoint(path, self.modules, self.optimisers)
+        self.facts |= found or {}
+        return bool(found)
+
 
 def start(params: config.Params, plan: runtime.Plan, name: str) -> Run:
     """Return a run at step 0, all weights (of a trained backbone, too) drawn from the seed and the run's name."""
@@ -91,18 +110,6 @@ def start(params: config.Params, plan: runtime.Plan, name: str) -> Run:
 
 def _adam(module: nn.Module, train: config.Train) -> torch.optim.AdamW:
     return torch.optim.AdamW(module.parameters(), lr=train.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-
-
-def fit_scales(run: Run, examples: Learned) -> None:
-    """Fit per-channel scales of frozen features to a few hundred views; pixels need none."""
-    if run.backbone is not None:
-        return
-    batch = examples.batch(spread(len(examples), 256), run.plan.device)
-    assert batch.features is not None
-    for scale, x in zip(run.autoencoder.scales, batch.features.levels, strict=True):
-        scale.fit(x, on_grid(batch.valid, x.shape[-2:]))
-    target = batch.features.target
-    run.autoencoder.scale_target.fit(target, on_grid(batch.valid, target.shape[-2:]))
 
 
 def spread(count: int, most: int) -> Tensor:
@@ -128,7 +135,7 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def save_checkpoint(path: Path, network: nn.Module, optimisers: _Optimisers, facts: dict[str, Any]) -> None:
+def _save_checkpoint(path: Path, network: nn.Module, optimisers: _Optimisers, facts: dict[str, Any]) -> None:
     """Write everything that the next step needs; `facts` are small JSON values."""
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     for name, optimiser in optimisers.items():
@@ -140,7 +147,7 @@ def save_checkpoint(path: Path, network: nn.Module, optimisers: _Optimisers, fac
         save_file(whole, part, {"facts": text, "sha256": checksum(whole, text)})
 
 
-def restore_checkpoint(path: Path, network: nn.Module, optimisers: _Optimisers) -> dict[str, Any] | None:
+def _restore_checkpoint(path: Path, network: nn.Module, optimisers: _Optimisers) -> dict[str, Any] | None:
     """Load into `network` and `optimisers`; the facts, or None where there is no (readable) checkpoint."""
     try:
         data = path.read_bytes()
@@ -157,34 +164,3 @@ def restore_checkpoint(path: Path, network: nn.Module, optimisers: _Optimisers) 
     for name, optimiser in optimisers.items():
         _restore_optimiser(name, optimiser, tensors)
     return facts
-
-
-class Timer:
-    """Says when the next checkpoint is due."""
-
-    def __init__(self, seconds: float = _MAX_SECONDS):
-        self.seconds, self.last = seconds, time.monotonic()
-
-    def due(self) -> bool:
-        now = time.monotonic()
-        if now - self.last < self.seconds:
-            return False
-        self.last = now
-        return True
-
-
-class History:
-    """Rows of numbers, one JSON object a line, without wall-clock: the same run writes the same bytes."""
-
-    def __init__(self, path: Path, before: int | None = None):
-        """Keep the rows of steps below `before` (a resumed run repeats the others); None keeps none."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        old = path.read_text("utf-8").splitlines() if path.exists() and before else []
-        kept = [line for line in old if line.endswith("}") and json.loads(line)["step"] < (before or 0)]
-        path.write_text("".join(line + "\n" for line in kept), "utf-8")
-        self.path = path
-
-    def append(self, row: dict[str, Any]) -> None:
-        rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rounded) + "\n")

@@ -25,7 +25,7 @@ SMALL = ("image.size=64", "memory.codes=64", "train.batch=4")
 def params(quick: bool, *overrides: str) -> config.Params:
     """The shipped params with what a bench changes; `quick`: of small images. One thread: ratios on it travel."""
     found = config.load(PROJECT / "params.yaml", ("compute.threads=1", *(SMALL if quick else ()), *overrides))
-    runtime.apply(runtime.plan(found.compute, 1))
+    runtime.plan(found.compute, 1).apply()
     return found
 
 

@@ -22,7 +22,7 @@ from pvqae.model import layers
 from pvqae.model.layers import _PixelDecoder
 from pvqae.samples import geometry, images
 from pvqae.training import loop, losses
-from pvqae.training.run import fit_scales, start
+from pvqae.training.run import start
 from tests.bench.rows import Row, Size, at_least, at_most, seconds, side_by_side
 from tests.bench.subject import context, params
 
@@ -98,7 +98,7 @@ def frozen(size: Size) -> list[Row]:
     found = context("bottle", size.quick)
     params, paths = found.params, _paths(found)
     run = start(params, runtime.plan(params.compute, 1), "full")
-    fit_scales(run, found.examples)
+    run.fit_scales(found.examples)
     steps, batch = size.of(2, 6), params.train.batch
     kept = seconds(lambda: [loop._step(run, found.examples, step) for step in range(steps)]) / steps
     read = seconds(lambda: [_read(found, paths[i % len(paths)]) for i in range(size.of(4, 2 * batch))])

@@ -191,13 +191,13 @@ def small(seed: int) -> tuple[nn.Module, dict[str, torch.optim.Optimizer]]:
 
 def test_a_checkpoint_is_ignored(tmp_path: Path) -> None:
     begun, file = time.monotonic(), tmp_path / "work" / "checkpoint.safetensors"
-    run.save_checkpoint(file, *small(0), {"step": 3, "spent": 0.25})
-    assert run.restore_checkpoint(file, *small(1)) == {"step": 3, "spent": 0.25}
+    run._save_checkpoint(file, *small(0), {"step": 3, "spent": 0.25})
+    assert run._restore_checkpoint(file, *small(1)) == {"step": 3, "spent": 0.25}
 
     def check(_: Path) -> str:
         module, optimisers = small(1)
         before = [x.clone() for x in module.state_dict().values()]
-        if run.restore_checkpoint(file, module, optimisers) is not None:
+        if run._restore_checkpoint(file, module, optimisers) is not None:
             return "used"
         same = all(torch.equal(a, b) for a, b in zip(before, module.state_dict().values(), strict=True))
         return "" if same else "half used"

@@ -124,7 +124,7 @@ def test_in_the_folder_of_checkpoints(planted: bytes, tmp_path: Path) -> None:
     network = torch.nn.Linear(3, 2)
     for name in ("checkpoint.safetensors", *PLACES):
         (tmp_path / name).write_bytes(planted)
-        assert run.restore_checkpoint(tmp_path / name, network, {}) is None
+        assert run._restore_checkpoint(tmp_path / name, network, {}) is None
 
 
 def test_in_the_cache_of_features(planted: bytes, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from flows.machines.service_files import ServiceFiles
 from flows.machines.service_processes import ServiceProcesses
 from flows.workspace import workspace
 from pvqae.core.config import Services
-from pvqae.training.run import Timer
+from pvqae.training.loop import _Timer
 from tests.chaos import projects
 from tests.chaos.figures import Figure, record, size
 from tests.chaos.projects import DATASET, MODEL, settings
@@ -153,7 +153,7 @@ def test_who_waits_for_a_dataset_says_so_and_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("jump", [-(10.0**7), 10.0**7])
 def test_the_time_between_checkpoints_does_not_follow_the_clock(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
-    timer = Timer(seconds=60)
+    timer = _Timer(seconds=60)
     monkeypatch.setattr(time, "time", lambda: jump)
     assert not timer.due()
     timer.last -= 61

@@ -17,12 +17,12 @@ from pvqae.calibration.calibrate import calibrate
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import digest
 from pvqae.core.layout import Layout
+from pvqae.core.tensors import read_tensors
 from pvqae.datasets import splits
 from pvqae.evaluation import stage
 from pvqae.inference import bundle
 from pvqae.model import backbones
 from pvqae.prior import learn, prior
-from pvqae.prior.prior import load_prior
 from pvqae.samples import manifest
 from pvqae.training import network
 
@@ -297,7 +297,7 @@ def test_one_network_and_clustered_priors_need_no_label(workspace: Layout, tmp_p
     for name in ("cloth", "plate"):
         shipped = bundle.load(layout.bundle(name)).scorer.networks.prior
         assert isinstance(shipped, prior.Clustered)
-        trained = load_prior(layout.prior("all") / "full.safetensors", (2, 2), 3, 16)
+        trained = prior.from_tensors(read_tensors(layout.prior("all") / "full.safetensors"), (2, 2), 3, 16)
         assert all(torch.equal(value, trained.state_dict()[key]) for key, value in shipped.state_dict().items())
     facts = read(layout.prior("all") / "facts.json")
     assert facts["cloth"] != facts["plate"]

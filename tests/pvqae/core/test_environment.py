@@ -182,7 +182,7 @@ def test_a_cache_that_may_only_be_read_is_used(nameless: Path, monkeypatch: pyte
     monkeypatch.setenv("XDG_CACHE_HOME", str(nameless / "warm"))
     made = efficientnet._cached_weights()
     assert made.is_relative_to(nameless / "warm")
-    monkeypatch.setattr(runtime, "writable", lambda folder: False)
+    monkeypatch.setattr(efficientnet, "_writable", lambda folder: False)
     assert efficientnet._cached_weights() == made
 
 

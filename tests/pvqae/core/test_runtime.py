@@ -40,7 +40,7 @@ def test_bf16_is_chosen_only_where_the_processor_has_it(
 def test_autocast_follows_the_plan() -> None:
     x = torch.ones(2, 2)
     for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
-        with runtime.autocast(runtime.Plan("cpu", precision, 1, 1)):
+        with runtime.Plan("cpu", precision, 1, 1).autocast():
             assert (x @ x).dtype == dtype
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pvqae.core.config import Shares
 from pvqae.datasets import arrivals, sources, splits
 from pvqae.datasets.layouts import pictures
-from pvqae.datasets.splits import Member
+from tests.pvqae.datasets.test_splits import member
 
 SHA = "0123456789abcdef" * 4
 
@@ -72,11 +72,11 @@ def test_every_layout_finds_what_arrived(tmp_path: Path, source: str, first: str
 @pytest.mark.parametrize("official", ["train", None])
 def test_what_arrived_reaches_the_gate_only_if_it_was_set_aside(official: str | None) -> None:
     shares = Shares()
-    arrived = [Member("nut", f"nut/arrived/{n}", "normal", "arrived") for n in range(2000)]
-    before = [Member("nut", f"nut/good/{n}", "normal", official) for n in range(500)]
+    arrived = [member("nut", f"nut/arrived/{n}", "normal", "arrived") for n in range(2000)]
+    before = [member("nut", f"nut/good/{n}", "normal", official) for n in range(500)]
     counts = Counter(splits.assign_splits(arrived + before, shares)[:2000])
     assert counts["gate"] == 0
     assert counts["calibrate"] / 2000 == pytest.approx(shares.calibrate, abs=0.03)
     assert counts["test"] / 2000 == pytest.approx(shares.test, abs=0.03)
-    together = [Member("nut", "nut/arrived/p", "normal", "arrived"), Member("nut", "nut/arrived/p", "normal", "gate")]
+    together = [member("nut", "nut/arrived/p", "normal", "arrived"), member("nut", "nut/arrived/p", "normal", "gate")]
     assert splits.assign_splits(together, shares) == ["gate", "gate"]

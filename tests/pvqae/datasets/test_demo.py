@@ -42,9 +42,8 @@ def test_every_class_has_images_for_every_split(tmp_path: Path) -> None:
     """A hash of only 12 groups could leave a split empty; the cells' names are chosen so that it does not."""
     demo.make(tmp_path)
     found = sources.scan("demo", tmp_path)
-    members = [splits.Member(f.category, f.group_id, f.label, f.official) for f in found]
-    chosen = splits.assign_splits(members, config.load(Path(__file__).parents[3] / "params.yaml").data.shares)
-    sizes = Counter((m.category, split) for m, split in zip(members, chosen, strict=True))
+    chosen = splits.assign_splits(found, config.load(Path(__file__).parents[3] / "params.yaml").data.shares)
+    sizes = Counter((f.category, split) for f, split in zip(found, chosen, strict=True))
     for category in demo.TURNS:
         for split, least in {"train": 24, "calibrate": 8, "test": 32, "gate": 4}.items():
             assert sizes[category, split] >= least

@@ -8,6 +8,7 @@ from pvqae.core.config import Calibration
 from pvqae.core.errors import DataError
 from pvqae.datasets import splits
 from pvqae.datasets.splits import _fold_of
+from pvqae.training.network import _check_folds
 
 
 @st.composite
@@ -89,9 +90,9 @@ def normals(groups: int) -> pd.DataFrame:
 def test_a_class_of_one_part_is_refused_with_its_name(kfold_below: int) -> None:
     rows = splits.assign_folds(normals(1), Calibration(kfold_below=kfold_below))
     with pytest.raises(DataError, match=r"a, f.*at least 2 groups.*add images of other parts"):
-        splits.check_folds(rows)
+        _check_folds(rows)
 
 
 @pytest.mark.parametrize("kfold_below", [0, 100])
 def test_many_parts_are_enough(kfold_below: int) -> None:
-    splits.check_folds(splits.assign_folds(normals(40), Calibration(kfold_below=kfold_below)))
+    _check_folds(splits.assign_folds(normals(40), Calibration(kfold_below=kfold_below)))

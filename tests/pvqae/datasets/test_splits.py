@@ -1,4 +1,5 @@
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -7,19 +8,24 @@ from hypothesis import strategies as st
 from pvqae.core.config import Shares
 from pvqae.core.errors import DataError
 from pvqae.datasets import splits
-from pvqae.datasets.splits import Member
+from pvqae.datasets.layouts import Found
+
+
+def member(category: str, group_id: str, label: str, official: str | None) -> Found:
+    return Found(Path(), "", category, label, "", None, group_id, official)
+
 
 groups = st.integers(0, 30).map(lambda i: f"part/{i}")
 members = st.lists(
-    st.builds(Member, st.just("part"), groups, st.sampled_from(["normal"] * 5 + ["defect"]), st.none()), max_size=60
+    st.builds(member, st.just("part"), groups, st.sampled_from(["normal"] * 5 + ["defect"]), st.none()), max_size=60
 )
 officials = st.lists(
-    st.builds(Member, st.just("part"), groups, st.just("normal"), st.sampled_from(["train", "test"])), max_size=60
+    st.builds(member, st.just("part"), groups, st.just("normal"), st.sampled_from(["train", "test"])), max_size=60
 )
 
 
 @given(members | officials)
-def test_a_group_is_never_divided(rows: list[Member]) -> None:
+def test_a_group_is_never_divided(rows: list[Found]) -> None:
     found = defaultdict(set)
     for member, split in zip(rows, splits.assign_splits(rows, Shares()), strict=True):
         found[member.group_id].add(split)
@@ -27,20 +33,20 @@ def test_a_group_is_never_divided(rows: list[Member]) -> None:
 
 
 @given(members)
-def test_a_group_with_a_defect_is_test_and_nothing_else_learns_from_it(rows: list[Member]) -> None:
+def test_a_group_with_a_defect_is_test_and_nothing_else_learns_from_it(rows: list[Found]) -> None:
     defective = {m.group_id for m in rows if m.label == "defect"}
     for member, split in zip(rows, splits.assign_splits(rows, Shares()), strict=True):
         assert member.group_id not in defective or split == "test"
 
 
 @given(members, members)
-def test_adding_normals_moves_no_old_image(rows: list[Member], more: list[Member]) -> None:
+def test_adding_normals_moves_no_old_image(rows: list[Found], more: list[Found]) -> None:
     normals = [m for m in more if m.label == "normal"]
     assert splits.assign_splits(rows + normals, Shares())[: len(rows)] == splits.assign_splits(rows, Shares())
 
 
 @given(officials)
-def test_an_official_test_split_is_kept_and_gets_nothing_else(rows: list[Member]) -> None:
+def test_an_official_test_split_is_kept_and_gets_nothing_else(rows: list[Found]) -> None:
     official = {m.group_id for m in rows if m.official == "test"}
     for member, split in zip(rows, splits.assign_splits(rows, Shares()), strict=True):
         if official:
@@ -49,13 +55,13 @@ def test_an_official_test_split_is_kept_and_gets_nothing_else(rows: list[Member]
 
 def test_shares_are_met() -> None:
     shares = Shares(calibrate=0.15, gate=0.1, test=0.2)
-    found = splits.assign_splits([Member("part", f"part/{i}", "normal", None) for i in range(4000)], shares)
+    found = splits.assign_splits([member("part", f"part/{i}", "normal", None) for i in range(4000)], shares)
     for split, share in {"calibrate": 0.15, "gate": 0.1, "test": 0.2, "train": 0.55}.items():
         assert found.count(split) / 4000 == pytest.approx(share, abs=0.03)
 
 
 def test_an_official_test_of_one_class_takes_nothing_from_another() -> None:
-    rows = [Member("a", f"a/{i}", "normal", None) for i in range(200)] + [Member("b", "b/0", "normal", "test")]
+    rows = [member("a", f"a/{i}", "normal", None) for i in range(200)] + [member("b", "b/0", "normal", "test")]
     assert splits.assign_splits(rows, Shares()) == [*splits.assign_splits(rows[:-1], Shares()), "test"]
 
 

@@ -47,7 +47,7 @@ def test_views_and_stitched_maps_are_the_project_s(shape: tuple[int, int], setti
         np.testing.assert_allclose(mine.pixels, theirs.pixels, atol=1e-6)
     maps = np.random.default_rng(2).random((len(found), 64, 64), dtype=np.float32)
     stitched = run_exported._stitch((height, width), found, maps)
-    np.testing.assert_array_equal(stitched, geometry.stitch(canvas, list(maps)))
+    np.testing.assert_array_equal(stitched, canvas.stitch(list(maps)))
 
 
 def test_what_it_carries_needs_numpy_onnxruntime_and_pillow_alone(tmp_path: Path) -> None:

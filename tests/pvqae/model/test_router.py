@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from pvqae.model import autoencoder
-from pvqae.model.autoencoder import Allocation, _Router, as_onehot, gumbel_onehot, merge, random_onehot
+from pvqae.model.autoencoder import Allocation, _Router, as_onehot, merge
+from pvqae.training.loop import _gumbel_onehot, _random_onehot
 
 LEVELS = [1, 2, 3, 4]
 
@@ -31,26 +32,26 @@ def test_logits_are_per_coarse_cell_and_bounded(levels: int) -> None:
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 5.0])
 def test_every_choice_is_one_hot(levels: int, temperature: float) -> None:
     logits = 3 * torch.randn(4, levels, 3, 5, generator=draws())
-    chosen = gumbel_onehot(logits, temperature, draws())
+    chosen = _gumbel_onehot(logits, temperature, draws())
     assert chosen.shape == logits.shape
     assert is_onehot(chosen)
-    assert is_onehot(random_onehot(logits.shape, draws()))
+    assert is_onehot(_random_onehot(logits.shape, draws()))
 
 
 def test_gumbel_frequencies_follow_the_softmax() -> None:
     logits = torch.tensor([0.0, 1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 200, 200)
-    frequencies = gumbel_onehot(logits, 1.0, draws()).mean((0, 2, 3))
+    frequencies = _gumbel_onehot(logits, 1.0, draws()).mean((0, 2, 3))
     torch.testing.assert_close(frequencies, torch.tensor([0.0, 1.0, -1.0]).softmax(0), atol=0.01, rtol=0)
 
 
 def test_random_levels_are_even() -> None:
-    frequencies = random_onehot(torch.Size((1, 4, 100, 100)), draws()).mean((0, 2, 3))
+    frequencies = _random_onehot(torch.Size((1, 4, 100, 100)), draws()).mean((0, 2, 3))
     torch.testing.assert_close(frequencies, torch.full((4,), 0.25), atol=0.02, rtol=0)
 
 
 def test_the_generator_decides_alone() -> None:
     logits = torch.randn(2, 3, 8, 8)
-    first, again, other = (gumbel_onehot(logits, 1.0, draws(seed)) for seed in (1, 1, 2))
+    first, again, other = (_gumbel_onehot(logits, 1.0, draws(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -75,7 +76,7 @@ def test_each_cell_gets_its_own_level() -> None:
 def test_the_gradient_reaches_every_branch_and_the_logits_through_a_hard_choice(levels: int) -> None:
     maps = [x.requires_grad_() for x in pyramid(levels)]
     logits = torch.zeros(2, levels, 2, 2, requires_grad=True)
-    merged = merge(maps, gumbel_onehot(logits, 1.0, draws()))
+    merged = merge(maps, _gumbel_onehot(logits, 1.0, draws()))
     (merged * torch.randn(merged.shape, generator=draws())).sum().backward()
     assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in maps)
     assert logits.grad is not None

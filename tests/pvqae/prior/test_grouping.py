@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pvqae.core import config
-from pvqae.prior import prior
+from pvqae.prior import learn, prior
 from pvqae.prior import prior as single
 from pvqae.prior.prior import BudgetPrior
 from pvqae.samples import classes
@@ -34,7 +34,7 @@ def prior_of(seed: int) -> BudgetPrior:
 @pytest.fixture
 def two_sides() -> prior.Clustered:
     logits = torch.cat([halves(20, 0), halves(20, 1)])
-    centres = prior.centres(prior.describe(logits, everywhere(logits)), 2, seed=0)
+    centres = learn._centres(prior.Clustered.describe(logits, everywhere(logits)), 2, seed=0)
     return prior.Clustered(centres, [prior_of(1), prior_of(2)]).eval()
 
 
@@ -45,7 +45,7 @@ def test_every_class_is_in_exactly_one_group(name: str) -> None:
 
 
 def test_only_clustered_may_have_several_priors() -> None:
-    most = {name: prior.most_clusters(config.Prior(grouping=name, clusters=3)) for name in classes.GROUPINGS}
+    most = {name: learn._most_clusters(config.Prior(grouping=name, clusters=3)) for name in classes.GROUPINGS}
     assert most == {"per_class": 1, "universal": 1, "clustered": 3}
 
 
@@ -83,18 +83,18 @@ def test_padding_does_not_say_where_a_view_belongs() -> None:
     logits, valid = halves(2, 0), everywhere(halves(2, 0))
     valid[:, 5:] = False
     garbage = torch.where(valid[:, None], logits, torch.full_like(logits, 5.0))
-    assert torch.equal(prior.describe(logits, valid), prior.describe(garbage, valid))
+    assert torch.equal(prior.Clustered.describe(logits, valid), prior.Clustered.describe(garbage, valid))
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 1), (15, 1), (16, 2), (200, 4)])
 def test_no_cluster_is_too_small_to_learn_from(count: int, most: int) -> None:
     described = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
-    found = prior.centres(described, 4, seed=0)
+    found = learn._centres(described, 4, seed=0)
     assert 1 <= len(found) <= most
-    assert torch.bincount(torch.cdist(described, found).argmin(1)).min() >= min(count, prior._LEAST)
+    assert torch.bincount(torch.cdist(described, found).argmin(1)).min() >= min(count, learn._LEAST)
 
 
 def test_equal_views_are_one_cluster_and_a_second_run_gives_the_same() -> None:
-    assert len(prior.centres(torch.ones(40, 6), 4, seed=0)) == 1
+    assert len(learn._centres(torch.ones(40, 6), 4, seed=0)) == 1
     described = torch.randn(60, 6, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(prior.centres(described, 4, seed=5), prior.centres(described, 4, seed=5))
+    assert torch.equal(learn._centres(described, 4, seed=5), learn._centres(described, 4, seed=5))

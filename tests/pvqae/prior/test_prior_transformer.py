@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pvqae.prior.prior import BudgetPrior, _complementary_masks, _turns, expect, random_masks
+from pvqae.prior.learn import _random_masks
+from pvqae.prior.prior import BudgetPrior, _complementary_masks, _turns, expect
 
 GRIDS = [(1, 1), (2, 2), (4, 4), (8, 8), (3, 7)]
 
@@ -130,10 +131,10 @@ def test_padding_takes_no_part() -> None:
 
 
 def test_masks_hide_the_asked_for_share_partly_in_blocks() -> None:
-    masks = random_masks(4000, (8, 8), draws())
+    masks = _random_masks(4000, (8, 8), draws())
     assert masks.shape == (4000, 64)
     assert 0.25 < masks.float().mean() < 0.40  # the middle of 15-60 %, less what overlaps
-    assert torch.equal(masks, random_masks(4000, (8, 8), draws()))
+    assert torch.equal(masks, _random_masks(4000, (8, 8), draws()))
     grid = masks.view(-1, 8, 8)
     rights = grid[:, :, :-1] & grid[:, :, 1:]
     assert rights.float().mean() > 1.3 * grid.float().mean() ** 2  # neighbours hide together

@@ -217,7 +217,7 @@ def test_every_layout_covers_the_canvas_once_stitched(aspect: str, height: int, 
         top, left = max(view.top, 0), max(view.left, 0)
         values[view.valid] = smooth[top : top + view.height, left : left + view.width].ravel()
         maps.append(values)
-    np.testing.assert_allclose(geometry.stitch(laid, maps), smooth, atol=1e-6)
+    np.testing.assert_allclose(laid.stitch(maps), smooth, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 250), (250, 100)])
@@ -243,7 +243,7 @@ def test_letterbox_keeps_the_picture_in_its_valid_part() -> None:
 
 def test_tiles_show_no_seam() -> None:
     laid = geometry.canvas(np.zeros((64, 160, 3), dtype=np.float32), params("tile"))
-    steps = geometry.stitch(laid, [np.full((64, 64), float(i)) for i, _ in enumerate(laid.views)])
+    steps = laid.stitch([np.full((64, 64), float(i)) for i, _ in enumerate(laid.views)])
     assert np.abs(np.diff(steps, axis=1)).max() < 0.2  # a hard border would jump by 0.5 or 1
 
 

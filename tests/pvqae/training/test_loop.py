@@ -8,7 +8,7 @@ import torch
 
 from pvqae.core import config, runtime
 from pvqae.features.examples import Examples
-from pvqae.training import loop, run
+from pvqae.training import loop
 from pvqae.training.run import Run, start
 
 Params = Callable[..., config.Params]
@@ -118,7 +118,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, fatal: int, saved: set[int]) -> N
         return real(run, examples, number)
 
     monkeypatch.setattr(loop, "_step", step)
-    monkeypatch.setattr(run.Timer, "due", lambda self: done[0] in saved)
+    monkeypatch.setattr(loop._Timer, "due", lambda self: done[0] in saved)
 
 
 @pytest.mark.parametrize(
