@@ -12,7 +12,7 @@ from pvqae.cli import processes
 from pvqae.cli.console import CliGroup, console, leave, quiet, to_json, workspace
 from pvqae.core import runtime
 
-STAGES, USE, ABOUT = "Stages, on params.yaml of the current folder", "A bundle in use", "Looking and measuring"
+STAGES, USE, ABOUT = "Stages, on params.yaml of the current folder", "A bundle in use", "Diagnosis and benchmarks"
 app = typer.Typer(
     cls=CliGroup,
     no_args_is_help=True,
@@ -52,7 +52,7 @@ def _data_demo(
 def _data_fetch(
     name: Annotated[str, typer.Argument(help="mvtec, btad or mtsd.")],
     out: Annotated[Path, typer.Argument(help="Folder to make, e.g. downloads/mvtec.")],
-    url: Annotated[str | None, typer.Option(help="Another address of the archive.")] = None,
+    url: Annotated[str | None, typer.Option(help="Download the archive from this URL instead.")] = None,
     sha256: Annotated[
         str | None, typer.Option(help="The archive's hash; by default it is recorded now and enforced later.")
     ] = None,
@@ -77,7 +77,7 @@ def _data_build() -> None:
 
 @data.command("check", epilog="Example: pvqae data check --json")
 def _data_check(as_json: _Json = False) -> None:
-    """Validate the manifest with Great Expectations; write data/rows only if it passes."""
+    """Validate the manifest with Great Expectations; write data/rows for the classes that pass."""
     from pvqae.datasets import validation
 
     with quiet(as_json):
@@ -86,7 +86,7 @@ def _data_check(as_json: _Json = False) -> None:
 
 
 @app.command("train", epilog="Example: pvqae train brick", rich_help_panel=STAGES)
-def _train(network: Annotated[str, typer.Argument(help="A network of data/classes.yaml.")]) -> None:
+def _train(network: Annotated[str, typer.Argument(help="A network named in data/classes.yaml.")]) -> None:
     """Train a network's autoencoder (and its folds); a killed training is resumed."""
     from pvqae.training import network as stage
 
@@ -94,7 +94,7 @@ def _train(network: Annotated[str, typer.Argument(help="A network of data/classe
 
 
 @app.command("prior", epilog="Example: pvqae prior brick", rich_help_panel=STAGES)
-def _prior(group: Annotated[str, typer.Argument(help="A prior of data/classes.yaml.")]) -> None:
+def _prior(group: Annotated[str, typer.Argument(help="A prior named in data/classes.yaml.")]) -> None:
     """Train a budget prior on the allocations of normal images."""
     from pvqae.prior import learn as stage
 
@@ -141,7 +141,7 @@ def _score(
         Path | None,
         typer.Option(help="Folder for scores.jsonl and scores.csv; only new images are scored. Default: stdout."),
     ] = None,
-    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Draw them below OUT/heatmaps.")] = False,
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Write heatmaps to OUT/heatmaps.")] = False,
     table: Annotated[bool, typer.Option("--csv", help="CSV to stdout instead of a JSON object per line.")] = False,
 ) -> None:
     """Score images with a bundle. Exit code 1: some images could not be scored; their rows say why."""
@@ -213,7 +213,7 @@ def _pack(bundle: _Bundle, out: Annotated[Path, typer.Argument(help="Folder to m
 def _parity(
     bundle: _Bundle,
     images: Annotated[Path, typer.Argument(help="Table of an evaluation: sample_id, path, image_score.")],
-    data: Annotated[Path, typer.Argument(help="Folder that the paths are below.")],
+    data: Annotated[Path, typer.Argument(help="Folder that the paths are relative to.")],
     rows: Annotated[int, typer.Option(min=1, help="Number of images, evenly spread.")] = 16,
     threads: Annotated[
         int, typer.Option(min=1, help="As in the evaluation: another number sums in another order.")
@@ -245,7 +245,7 @@ def _bench_serve(
 def _doctor(as_json: _Json = False) -> None:
     """Show what is installed, which device there is, how the project is; what is wrong, and how to repair it.
 
-    Exit code 1: something is bad. `python -m flows doctor` looks at servers and versions, too.
+    Exit code 1: a problem was found. `python -m flows doctor` looks at servers and versions, too.
     """
     from pvqae.cli import checks, diagnosis
 

@@ -24,7 +24,7 @@ SMALLEST_GROUPS = 8  # of normals, and at least as many in a batch: from fewer t
 
 
 @dataclass(frozen=True)
-class Figure:
+class _Figure:
     """One feature of a batch against normals; `ks` above `limit` is drift."""
 
     name: str
@@ -43,7 +43,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Share:
+class _Share:
     """Images above the threshold."""
 
     above: int
@@ -67,8 +67,8 @@ class Comparison:
     n_normal: int
     n_groups: int
     detectable_shift: float  # smallest shift of a bell-shaped feature, in deviations, that exceeds the widest limit
-    figures: tuple[Figure, ...]
-    share: Share
+    figures: tuple[_Figure, ...]
+    share: _Share
 
     @property
     def drifted(self) -> tuple[str, ...]:
@@ -167,13 +167,13 @@ class Null:
             self._share(batch[SCORE].to_numpy(np.float64)),
         )
 
-    def _figure(self, name: str, values: _Numbers) -> Figure:
+    def _figure(self, name: str, values: _Numbers) -> _Figure:
         normal = self._normals[name].to_numpy(np.float64)
         distance = _ks(name, normal, values)
         edges = _edges(self._normals[name])
         counts = [np.diff(np.searchsorted(np.sort(v), edges, side="right"), prepend=0)[None] for v in (normal, values)]
         middle, spread = float(np.median(normal)), max(float(normal.std()), 1e-9)
-        return Figure(
+        return _Figure(
             name,
             distance,
             self._limit * self._scales[name],
@@ -185,7 +185,7 @@ class Null:
             (float(np.median(values)) - middle) / spread,
         )
 
-    def _share(self, scores: _Numbers) -> Share:
+    def _share(self, scores: _Numbers) -> _Share:
         from scipy.stats import binomtest
 
         above, n = int((scores > self._threshold).sum()), len(scores)
@@ -194,7 +194,7 @@ class Null:
         excess = above / n - normal
         ratio = excess / self._scales[ABOVE]
         limit = self._limit * self._scales[ABOVE]
-        return Share(above, n, (float(interval.low), float(interval.high)), normal, excess, limit, self._p(ratio))
+        return _Share(above, n, (float(interval.low), float(interval.high)), normal, excess, limit, self._p(ratio))
 
 
 def _splits(rng: np.random.Generator, draws: int, groups: int, wanted: float) -> tuple[_Numbers, _Numbers, float]:

@@ -101,7 +101,7 @@ def count(anomaly_map: NDArray[np.floating], mask: Bools) -> PixelCounts:
     Raises `ValueError` for a map that is not finite or not of the mask's size.
     """
     if anomaly_map.shape != mask.shape:
-        raise ValueError(f"the map is {anomaly_map.shape} and its mask {mask.shape}; expected one size")
+        raise ValueError(f"the map is {anomaly_map.shape} and its mask {mask.shape}; expected the same size")
     bins, inverse = np.unique(_bins(_finite(anomaly_map)), return_inverse=True)
     inverse, size = inverse.reshape(mask.shape), len(bins)
     normal = np.bincount(inverse[~mask], minlength=size).astype(np.float64)

@@ -59,7 +59,7 @@ Item = TypeVar("Item", bound=Judgeable)
 
 
 @dataclass(frozen=True, eq=False)
-class Judged(Generic[Item]):
+class _Judged(Generic[Item]):
     """One image's result with the truth about it."""
 
     row: dict[Any, Any]  # of the manifest
@@ -69,7 +69,7 @@ class Judged(Generic[Item]):
     counts: PixelCounts | None  # of the fused map
 
 
-def evaluate(
+def _evaluate(
     rows: pd.DataFrame,
     scored: Iterable[Scored],
     card: Values,
@@ -123,7 +123,7 @@ def _has_masks(rows: pd.DataFrame) -> bool:
 
 def judge(
     rows: pd.DataFrame, scored: Iterable[Item], data_root: Path, pixels: dict[str, PixelMetrics]
-) -> Iterator[Judged[Item]]:
+) -> Iterator[_Judged[Item]]:
     """Yield each of `scored`, one result per manifest row in any order, with the truth about its image.
 
     On the way the maps are added to `pixels`, by the names of the parts and "fused"; without any mask it stays empty.
@@ -139,7 +139,7 @@ def judge(
             raise DataError(f"{row['path']}: a score is not finite: {scores}; calibrate this class again")
         mask = mask_of(row["mask_path"], item.anomaly_map.shape, data_root) if masked else None
         counts = None if mask is None else _count(pixels, item, mask, row["path"])
-        yield Judged(row, item, scores, mask, counts)
+        yield _Judged(row, item, scores, mask, counts)
     if left or rows.empty:
         reason = f"no score for {next(iter(left))} and {len(left) - 1} others" if left else "no test rows"
         raise DataError(f"each test row needs a score: {reason}; add test images or score all of them")
@@ -156,7 +156,7 @@ def _count(pixels: dict[str, PixelMetrics], item: Judgeable, mask: NDArray[np.bo
     return fused
 
 
-def _row(one: Judged[Scored], threshold: float) -> Values:
+def _row(one: _Judged[Scored], threshold: float) -> Values:
     """Return the image's row of images.csv."""
     decision = "defect" if is_defect(one.item.image_score, threshold) else "normal"
     return {
@@ -180,7 +180,7 @@ def run(layout: Layout, params: config.Params, category: str) -> dict[str, Any]:
     detector = bundle.load(layout.bundle(category))
     pairs = _listed(rows, layout.data)
     scored = track(detector.score_many(pairs, layout.data), f"evaluating {category}", total=len(rows))
-    return evaluate(
+    return _evaluate(
         rows,
         scored,
         detector.card,

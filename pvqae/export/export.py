@@ -95,7 +95,7 @@ def _refuse(detector: Detector) -> None:
     if backbone not in _BACKBONES:
         raise ConfigError(
             f"model.backbone: export knows {', '.join(_BACKBONES)}, found {backbone}; use the bundle itself, or "
-            "add the backbone to pvqae.export.export._BACKBONES and look at the parity"
+            "add the backbone to pvqae.export.export._BACKBONES and check the parity report"
         )
 
 

@@ -209,7 +209,7 @@ class Detector:
         return chosen
 
 
-def main() -> None:
+def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "images",
@@ -264,4 +264,4 @@ def _scored(detector: Detector, source: Files, item: Item, target: Path | None) 
 
 
 if __name__ == "__main__":
-    main()
+    _main()

@@ -49,13 +49,6 @@ class Readout:
 READOUTS = tuple(Readout(levels, scale) for scale in ("location", "global") for levels in LEVELS)
 
 
-def counted(maps: dict[str, Tensor], levels: str) -> dict[str, Tensor]:
-    """Return the maps without the memory's levels that don't count."""
-    memory = sorted(name for name in maps if name.startswith("memory_"))
-    dropped = set(memory) - set(memory[LEVELS[levels] :])
-    return {name: values for name, values in maps.items() if name not in dropped}
-
-
 RECON: dict[str, Callable[[dict[str, Tensor]], list[Tensor]]] = {
     # Which normalised maps add up to S_recon.
     "memory": lambda maps: [m for name, m in maps.items() if name.startswith("memory_")],

@@ -138,7 +138,7 @@ class Scorer:
     def recon(self, maps: dict[str, Tensor], levels: str) -> Tensor:
         """Return the sum of the maps that count, on the finest grid of all, V x H x W."""
         grid = max((tuple(x.shape[-2:]) for x in maps.values()), key=lambda g: g[0])
-        chosen = readout.RECON[self.score.recon](readout.counted(maps, levels))
+        chosen = readout.RECON[self.score.recon](_counted(maps, levels))
         return torch.stack([_to_grid(x, grid) for x in chosen]).sum(0)
 
     def recon_map(self, raw: Raw, use: Readout) -> Tensor:
@@ -196,6 +196,13 @@ def through(backbone: Backbone, canvas: geometry.Canvas) -> tuple[Features, Tens
     pixels = torch.from_numpy(np.stack([view.pixels for view in canvas.views]))
     valid = torch.from_numpy(np.stack([view.valid for view in canvas.views]))
     return backbone(pixels.contiguous(memory_format=torch.channels_last)), valid
+
+
+def _counted(maps: dict[str, Tensor], levels: str) -> dict[str, Tensor]:
+    """Return the maps without the memory's levels that don't count."""
+    memory = sorted(name for name in maps if name.startswith("memory_"))
+    dropped = set(memory) - set(memory[readout.LEVELS[levels] :])
+    return {name: values for name, values in maps.items() if name not in dropped}
 
 
 def _to_grid(maps_VHW: Tensor, grid: tuple[int, ...]) -> Tensor:

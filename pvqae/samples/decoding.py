@@ -269,7 +269,7 @@ def _refuse_deep_colour(image: Image.Image, bits: Bits) -> None:
     if bits in ("auto", 16) or image.mode in _DEEP or not any(";16" in str(tile[3]) for tile in image.tile):  # type: ignore[attr-defined]
         return
     raise UnusableError(
-        f"expected grey for image.bits {bits}, found 16 bit colour; save it with 8 bit a channel, or as 16 bit grey"
+        f"expected grey for image.bits {bits}, found 16 bit colour; save it with 8 bits per channel, or as 16 bit grey"
     )
 
 

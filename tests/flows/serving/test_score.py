@@ -8,7 +8,7 @@ from flows.serving import score
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import Sealed
-from pvqae.drift.drift import Comparison, Figure, Share
+from pvqae.drift.drift import Comparison, _Figure, _Share
 from pvqae.drift.drift_report import Report
 from pvqae.drift.drift_report import _Verdict as Verdict
 from pvqae.serving import batch_cli
@@ -60,8 +60,8 @@ def test_sources_and_places(tmp_path: Path) -> None:
 
 
 def report(verdict: Verdict, since: str = "2026-01-02") -> Report:
-    figure = Figure("brightness", 0.6, 0.3, 0.001, 1.0, 0.3, 0.6, 0.5, 2.0)
-    found = Comparison(40, 60, 20, 1.0, (figure,), Share(1, 40, (0.0, 0.1), 0.05, -0.02, 0.1, 1.0))
+    figure = _Figure("brightness", 0.6, 0.3, 0.001, 1.0, 0.3, 0.6, 0.5, 2.0)
+    found = Comparison(40, 60, 20, 1.0, (figure,), _Share(1, 40, (0.0, 0.1), 0.05, -0.02, 0.1, 1.0))
     return Report(verdict, f"{verdict}.", since if verdict == "drift" else "", found, ())
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from pvqae.evaluation.stage import evaluate
+from pvqae.evaluation.stage import _evaluate
 from pvqae.inference.measures import Budget
 from pvqae.inference.scoring import Scored
 from pvqae.samples.geometry import Canvas, View
@@ -60,7 +60,7 @@ class Made:
         """Evaluate with CARD and HEALTH; `card` and `health` in `changes` replace some of their keys."""
         card, health = CARD | changes.pop("card", {}), HEALTH | changes.pop("health", {})
         scored = iter(changes.pop("scored", self.scored))
-        return evaluate(self.rows, scored, card, health, HISTORY, out, self.data, fusion="gated", **changes)
+        return _evaluate(self.rows, scored, card, health, HISTORY, out, self.data, fusion="gated", **changes)
 
     def with_scored(self, index: int, **changes: Any) -> list[Scored]:
         """The scored images, one of them changed."""
