@@ -84,7 +84,7 @@ def _check_ids(found: Sequence[Found]) -> None:
     twice = [str(f.path) for f in found if counts[f.sample_id] > 1]
     if twice:
         raise DataError(
-            f"expected one image per name, found several that differ only in their file extension: {', '.join(twice[:6])}; "
+            f"expected one image per name, found several of other extensions: {', '.join(twice[:6])}; "
             "rename or remove one of each"
         )
 
