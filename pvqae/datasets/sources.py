@@ -15,7 +15,7 @@ from pvqae.samples.classes import unusable
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """`parts` gives the folder of each category below a root, none if the layout is another; `images` scans one."""
 
     parts: Callable[[Path], dict[str, Path]]
@@ -29,22 +29,22 @@ def _cells(category: str, folder: Path) -> list[Found]:
 
 
 _SPLIT = "CATEGORY/train/good/*  CATEGORY/test/KIND/*  CATEGORY/ground_truth/KIND/*_mask.png"
-SOURCES: dict[str, _Source] = {
-    "mvtec": _Source(layouts.split_parts, layouts.split, _SPLIT),
-    "btad": _Source(
+SOURCES: dict[str, Source] = {
+    "mvtec": Source(layouts.split_parts, layouts.split, _SPLIT),
+    "btad": Source(
         layouts.split_parts,
         layouts.split,
         "CATEGORY/train/ok/*  CATEGORY/test/ok/*  CATEGORY/test/ko/*  CATEGORY/ground_truth/ko/*  (bmp or png)",
     ),
-    "folder": _Source(
+    "folder": Source(
         layouts.folder_parts,
         layouts.kinds,
         "[CATEGORY/]good/*  [CATEGORY/]KIND/*  [CATEGORY/]masks/KIND/* (masks optional); or images of good parts only",
     ),
-    "mtsd": _Source(
+    "mtsd": Source(
         mtsd.parts, mtsd.scan, "MT_Free/Imgs/exp1_num_12.jpg  MT_Crack/Imgs/exp1_num_34.jpg and .png (mask)"
     ),
-    "demo": _Source(layouts.split_parts, _cells, _SPLIT),
+    "demo": Source(layouts.split_parts, _cells, _SPLIT),
 }
 
 

@@ -167,7 +167,7 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 
 
 def test_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
-    with pytest.raises(LandingError, match="found none"):
+    with pytest.raises(LandingError, match="there is no folder"):
         list(open_landing(str(tmp_path / "nowhere")).objects())
 
 
