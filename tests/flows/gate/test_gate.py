@@ -111,7 +111,7 @@ def test_both_sides_are_measured_on_the_same_images(space: Workspace, monkeypatc
         return 0.0
 
     monkeypatch.setattr(bundle, "load", lambda folder: sides[folder.name])
-    monkeypatch.setattr(runtime, "apply", lambda plan: None)
+    monkeypatch.setattr(runtime.Plan, "apply", lambda plan: None)
     monkeypatch.setattr(version_bundles, "compare_scores", compared)
     pair = Pair(folders["challenger"], folders["champion"], {}, ("a flaw",))
     limits = config.Gate(draws=100, min_kind=1)
