@@ -309,7 +309,7 @@ def test_a_folds_clusters_learn_without_the_folds_parts(
     workspace: Layout, tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other allocations of fold 0's own parts change every fit that learns from them, but not fold 0's."""
-    monkeypatch.setattr(prior, "_LEAST", 1)
+    monkeypatch.setattr(learn, "_LEAST", 1)
     layout = Layout(tmp_path / "copy", "tiny")
     shutil.copytree(workspace.root, layout.root)
     params = tiny.params(prior={"grouping": "clustered", "clusters": 2, "steps": 2, "width": 16})
