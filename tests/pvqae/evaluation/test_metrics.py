@@ -177,5 +177,5 @@ def test_a_value_that_is_not_finite_is_an_error(bad: float) -> None:
 
 
 def test_a_mask_of_another_size_is_an_error() -> None:
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="the same size"):
         PixelMetrics().add(np.ones((4, 4), np.float32), np.zeros((4, 5), bool))
