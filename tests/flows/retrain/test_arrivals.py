@@ -5,12 +5,9 @@ import hashlib
 import io
 import os
 import shutil
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import pytest
@@ -33,6 +30,7 @@ from pvqae.datasets import sources, splits
 from pvqae.datasets.arrivals import file_name, group_id
 from pvqae.samples import images
 from pvqae.samples.images import Floats
+from tests.flows.deaths import Killed, traced
 
 SIZE = 48
 PARAMS = config.parse({"landing": {"max_bytes": 100_000}})
@@ -345,38 +343,7 @@ def test_an_accepted_image_that_is_gone_is_told_of_fetched_again_and_stops_no_ot
     assert Object("nut/x.png", "e", 1) not in Ledger(world.places.ledger)
 
 
-class Killed(BaseException):
-    """As SIGKILL as a test can be: nothing that catches `Exception` sees it."""
-
-
 WATCHED = tuple(str(module.__file__) for module in (arrivals, admission, ledger))
-Spot = tuple[str, int, int]  # file, line, how often it was reached before
-
-
-def traced(work: Callable[[], object], at: Spot | None) -> Counter[tuple[str, int]]:
-    """Run `work`, and die just before `at`; how often each watched line was reached."""
-    seen: Counter[tuple[str, int]] = Counter()
-
-    def local(frame: FrameType, event: str, _: object) -> Callable[..., object]:
-        if event == "line":
-            place = (frame.f_code.co_filename, frame.f_lineno)
-            if at == (*place, seen[place]):
-                raise Killed
-            seen[place] += 1
-        return local
-
-    def each(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:
-        return local if frame.f_code.co_filename in WATCHED else None
-
-    before = sys.gettrace()
-    sys.settrace(each)
-    try:
-        work()
-    except Killed:
-        pass
-    finally:
-        sys.settrace(before)
-    return seen
 
 
 # What a killed line had just opened is closed by the collector, as a kernel would close it.
@@ -397,14 +364,14 @@ def test_a_death_at_any_line_neither_loses_nor_doubles(tmp_path: Path, monkeypat
         return World(tmp_path / name, FakeLanding(content))
 
     undisturbed = fresh("whole")
-    reached = traced(undisturbed.run, None)
+    reached = traced(undisturbed.run, WATCHED, None)
     expected = undisturbed.state()
     assert len(undisturbed.arrived()) == 2
     spots = {(*place, n) for place, count in reached.items() for n in (0, count - 1)}
     assert len(spots) > 100
     for number, spot in enumerate(sorted(spots)):
         world = fresh(f"dies-{number}")
-        traced(world.run, spot)
+        traced(world.run, WATCHED, spot)
         world.run()
         assert world.state() == expected, spot
         assert len(world.commits) == 1, spot

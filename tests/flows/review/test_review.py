@@ -4,12 +4,8 @@ import csv
 import json
 import os
 import shutil
-import sys
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import pytest
@@ -30,6 +26,7 @@ from pvqae.core.layout import ARRIVED, Layout
 from pvqae.datasets import arrivals, build, facts, sources
 from pvqae.samples import images
 from pvqae.samples import manifest as manifests
+from tests.flows.deaths import traced
 
 PARAMS = config.parse({"data": {"name": "nuts", "source": "folder", "min_normals": 4}})
 
@@ -276,40 +273,14 @@ def test_a_damaged_line_of_scores_hides_no_other_image(world: World) -> None:
     world.score({3: 6.0, 34: 7.0, 35: 8.0})
     file = world.root / "scores/pvqae-nuts-nut/belt/scores.jsonl"
     before = set(shown(world.desk(), "near"))
+    assert len(before) > 2
     first, second, *others = file.read_text("utf-8").splitlines()
     file.write_text("\n".join([first, second[: len(second) // 2], '{"score": 3}', *others, ""]), "utf-8")
     assert len(before - set(shown(world.desk(), "near"))) <= 1
 
 
-class Killed(BaseException):
-    """As SIGKILL as a test can be: nothing that catches `Exception` sees it."""
-
-
 # What they call of the log appends whole lines or nothing, which has tests of its own.
 WATCHED = tuple(str(module.__file__) for module in (admission, apply, arrivals_, ledger))
-
-
-def traced(work: Callable[[], object], at: tuple[str, int, int] | None) -> Counter[tuple[str, int]]:
-    """Run `work`, and die just before `at` (file, line, how often reached before); how often each line was reached."""
-    seen: Counter[tuple[str, int]] = Counter()
-
-    def local(frame: FrameType, event: str, _: object) -> Callable[..., object]:
-        if event == "line":
-            place = (frame.f_code.co_filename, frame.f_lineno)
-            if at == (*place, seen[place]):
-                raise Killed
-            seen[place] += 1
-        return local
-
-    before = sys.gettrace()
-    sys.settrace(lambda frame, event, _: local if frame.f_code.co_filename in WATCHED else None)
-    try:
-        work()
-    except Killed:
-        pass
-    finally:
-        sys.settrace(before)
-    return seen
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -331,14 +302,14 @@ def test_a_death_at_any_line_of_apply_neither_loses_nor_doubles(
         return World(tmp_path / "copy")
 
     undisturbed = fresh("whole")
-    reached = traced(undisturbed.apply, None)
+    reached = traced(undisturbed.apply, WATCHED, None)
     expected = undisturbed.state()
     assert len(undisturbed.arrived()) == 3
     spots = {(*place, count - 1) for place, count in reached.items()}
     assert len(spots) > 60
     for spot in sorted(spots):
         world = fresh("dies")
-        traced(world.apply, spot)
+        traced(world.apply, WATCHED, spot)
         world.apply()
         assert world.state()[0] == expected[0], spot
         assert world.state()[1:2] == expected[1:2], spot

@@ -1,8 +1,6 @@
 """Pixels of fewer bits than their file: told at the check, and read with their range after its repair."""
 
 import ast
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from pvqae.core.errors import DataError, ValidationFailed
 from pvqae.core.layout import Layout
 from pvqae.datasets import build, validation
 from pvqae.samples import images, manifest
+from tests.pvqae.samples.test_images import deep_png
 
 ROOT = Path(__file__).parents[3]
 BITS = (8, 10, 12)
@@ -84,18 +83,9 @@ def test_eight_bit_files_and_files_that_state_their_range_are_read_as_ever(tmp_p
             np.testing.assert_array_equal(images.read(tmp_path / name, bits=bits), expected)
 
 
-def deep_colour(values: np.ndarray) -> bytes:
-    """A 16 bit RGB PNG by hand: Pillow writes none."""
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    parts = {b"IHDR": struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)}
-    parts |= {b"IDAT": zlib.compress(rows), b"IEND": b""}
-    chunks = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts.items()]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
 def test_deep_colour_of_few_bits_is_refused_and_what_it_says_helps(tmp_path: Path) -> None:
     values = np.rint(np.dstack([scene(n) for n in range(3)]) * 4095).astype(np.uint16)
-    (tmp_path / "a.png").write_bytes(deep_colour(values))
+    (tmp_path / "a.png").write_bytes(deep_png(values))
     with pytest.raises(DataError, match=r"expected grey for image.bits 12, found 16 bit colour; save it with 8 bit"):
         images.read(tmp_path / "a.png", bits=12)
     Image.fromarray((values >> 4).astype(np.uint8)).save(tmp_path / "a.png")

@@ -43,7 +43,7 @@ def test_sixteen_bit_keeps_its_precision(tmp_path: Path, suffix: str) -> None:
     assert images.header(path) == images.Header(9, 6, 1, 16, "")
 
 
-def _deep_png(values: np.ndarray) -> bytes:
+def deep_png(values: np.ndarray) -> bytes:
     """A 16 bit RGB PNG by hand: Pillow writes none."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     parts = {b"IHDR": struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)}
@@ -54,7 +54,7 @@ def _deep_png(values: np.ndarray) -> bytes:
 
 def test_sixteen_bit_colour_is_read_as_eight_bit(tmp_path: Path) -> None:
     values = RNG.integers(0, 65536, (6, 9, 3), dtype=np.uint16)
-    (tmp_path / "a.png").write_bytes(_deep_png(values))
+    (tmp_path / "a.png").write_bytes(deep_png(values))
     assert images.header(tmp_path / "a.png") == images.Header(9, 6, 3, 8, "")
     np.testing.assert_allclose(images.read(tmp_path / "a.png"), values / 65535, atol=1 / 255)
 
