@@ -47,9 +47,10 @@ def classes(params: Params, categories: Sequence[str]) -> dict[str, Any]:
 
 def without(graph: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Return the graph without the classes `names`, and without the networks and priors that served only them."""
-    left = {name: item for name, item in graph["classes"].items() if name not in set(names)}
+    dropped = set(names)
+    left = {name: item for name, item in graph["classes"].items() if name not in dropped}
     parts = {
-        part: {name: item for name, item in graph[part].items() if set(item["classes"]) & set(left)}
+        part: {name: item for name, item in graph[part].items() if not dropped.issuperset(item["classes"])}
         for part in ("networks", "priors")
     }
     return {**graph, **parts, "classes": left}

@@ -15,7 +15,9 @@ from typing import Any, Protocol, Self
 from flows.adapters import dvc_command
 from flows.adapters.prefect_client import PoolError, State
 from flows.adapters.versioning import Handover, StageFailed
+from flows.core import classes
 from flows.core.processes import Cancelled
+from pvqae.samples.classes import connected
 
 _POLL = 2.0  # seconds between two looks at a run
 _PATIENCE = 120.0  # seconds without any living worker after which waiting has no point
@@ -71,10 +73,7 @@ def part_of_classes(content: Mapping[str, Any], wanted: Iterable[str]) -> dict[s
     for stage in wanted:
         kind, _, name = stage.partition("@")
         found |= set(content[kinds[kind]][name]["classes"] if kind in kinds else [name])
-    while more := {name for group in groups if found & set(group) for name in group} - found:
-        found |= more
-    parts = {part: {k: v for k, v in content[part].items() if found & set(v["classes"])} for part in kinds.values()}
-    return {**content, **parts, "classes": {k: v for k, v in content["classes"].items() if k in found}}
+    return classes.without(content, set(content["classes"]) - connected(groups, found))
 
 
 def above(graph: Mapping[str, Sequence[str]], stages: Iterable[str]) -> set[str]:

@@ -100,10 +100,10 @@ def train(
             chains = fan_out.chains(wanted) if pool else stages.each(wanted)  # elsewhere a class in one go
             parallel = min(stages.MOST, len(chains)) if pool else plan.parallel
             made, broken = run(chains, Pipeline(dvc, changed, recorder, pool), parallel=parallel, before=ready)
-            graph = _evaluated(space, graph, made, broken)
+            unfit += broken
+            graph = _evaluated(space, graph, made, unfit)
             report_only = Pipeline(dvc, frozenset({"report"}), recorder)
             reported, unreported = run(stages.each({"report": ()}), report_only, parallel=1)
-            unfit += broken
             if unreported:
                 raise PvqaeError("\n".join([*unfit, *unreported]))
             done += made + reported

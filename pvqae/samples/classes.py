@@ -58,17 +58,21 @@ class Classes:
 
     def sharing(self, names: Iterable[str]) -> set[str]:
         """Return `names` with all classes that share a network or a prior with one of them, directly or not."""
-        groups = [set(group) for group in self.networks.values()] + [set(one.classes) for one in self.priors.values()]
-        found = set(names)
-        while more := set().union(*(group for group in groups if group & found)) - found:
-            found |= more
-        return found
+        return connected([*self.networks.values(), *(one.classes for one in self.priors.values())], names)
 
 
 def _of(known: Mapping[str, T], name: str, what: str) -> T:
     if name not in known:
         raise ConfigError(f"data/classes.yaml has no {what} {name!r}; expected one of: {', '.join(sorted(known))}")
     return known[name]
+
+
+def connected(groups: Iterable[Iterable[str]], names: Iterable[str]) -> set[str]:
+    """Return `names` with all that are in a group with one of them, directly or through others."""
+    sets, found = [set(group) for group in groups], set(names)
+    while more := set().union(*(group for group in sets if group & found)) - found:
+        found |= more
+    return found
 
 
 def unusable(name: str) -> str:
