@@ -1,8 +1,7 @@
 """Fixtures that several packages share: real images where they are, and a tiny dataset made on the spot."""
 
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +22,18 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def datasets_root() -> Path:
-    """The folder with real images (mtsd, mvtec); tests that need it are skipped where it is absent."""
-    root = Path(os.environ.get("PVQAE_DATASETS", Path(__file__).parents[2] / "shared" / "datasets"))
-    if not root.is_dir():
-        pytest.skip(f"no real images at {root}: set PVQAE_DATASETS")
-    return root
+def real_dataset() -> Callable[[str, str], Path]:
+    """Where the real images of a class are, by source and class; a test that asks is skipped where they are absent."""
+    from flows.experiments import subjects
+
+    def find(source: str, category: str) -> Path:
+        places = subjects.find_places(subjects.dataset_roots())
+        for place in places:
+            if (place.source, place.category) == (source, category) and place.folder is not None:
+                return place.folder
+        pytest.skip(f"no real images of {category} ({source}): set PVQAE_DATASETS")
+
+    return find
 
 
 @pytest.fixture

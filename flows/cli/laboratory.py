@@ -10,6 +10,13 @@ from flows.cli.shared import project, registry
 from pvqae.cli.console import workspace
 
 app = typer.Typer()
+_DATA = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Folder with mvtec/, btad/, mtsd/ or folder/, or one such layout; repeatable. Default: $PVQAE_DATASETS, "
+        "several separated as in $PATH, or ../shared/datasets."
+    ),
+]
 bench = typer.Typer(no_args_is_help=True, help="Reproduce the measurements in the documentation.")
 
 
@@ -17,7 +24,7 @@ bench = typer.Typer(no_args_is_help=True, help="Reproduce the measurements in th
 def _experiment(
     name: Annotated[str, typer.Argument(help="An experiment's name; all runs every one, list shows the names.")],
     quick: Annotated[bool, typer.Option("--quick", help="The demo only, tiny; its numbers mean nothing.")] = False,
-    data: Annotated[str, typer.Option(help="Folder with mvtec and mtsd; default $PVQAE_DATASETS.")] = "",
+    data: _DATA = None,
 ) -> None:
     """Answer an open question of the method with numbers, on a page of docs/experiments.
 
@@ -31,16 +38,13 @@ def _experiment(
     from flows.experiments import runs
 
     root = project()
-    for page in runs.run(root, name, registry(root), quick, data):
+    for page in runs.run(root, name, registry(root), quick, data or ()):
         print(page)
 
 
 @bench.command("accuracy", epilog="Example: python -m flows bench accuracy --quick")
 def _accuracy(
-    data: Annotated[
-        Path | None,
-        typer.Option(envvar="PVQAE_DATASETS", help="Folder with mvtec/, btad/, mtsd/ or folder/, or one such layout."),
-    ] = None,
+    data: _DATA = None,
     classes: Annotated[str, typer.Option(help="E.g. bottle,toothbrush,magnetic_tile,demo; empty: all found.")] = "",
     seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0,1,2",
     methods: Annotated[str, typer.Option(help="E.g. pvqae,patchcore_1,control; empty: all.")] = "",
@@ -56,7 +60,9 @@ def _accuracy(
     params = config.load("params.yaml", (*(accuracy.QUICK if quick else ()), *(set_ or [])))
     runtime.plan(params.compute, 1).apply()
     work = Path(".pvqae/bench")
-    chosen = subjects.load(subjects.choose(subjects.find_places(data), names), work / "data", params)
+    chosen = subjects.load(
+        subjects.choose(subjects.find_places(subjects.dataset_roots(data or ())), names), work / "data", params
+    )
     numbers = [int(seed) for seed in re.findall(r"\d+", "0" if quick else seeds)]
     asked = accuracy.known_methods(re.findall(r"[^\s,]+", methods))
     result = accuracy.run(chosen, params, numbers, work, methods=asked, tell=lambda words: typer.echo(words, err=True))

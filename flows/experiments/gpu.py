@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from flows.experiments import runs, subjects, trained
+from flows.experiments import subjects, trained
 from flows.experiments.catalogue import CLASSES, Row
 from flows.experiments.subjects import Subject
 from pvqae.core import config, runtime
@@ -81,13 +81,13 @@ def _judge(folder: Path, work: Path, overrides: tuple[str, ...]) -> Row:
     return figures
 
 
-def _pack_known(name: str, data: str) -> Path:
+def _pack_known(name: str, data: list[str]) -> Path:
     root = Path.cwd()
     if name not in CLASSES:
         raise ConfigError(f"no class {name}; choose one of {', '.join(CLASSES)}")
     work = root / ".pvqae" / "experiments" / "shared" / "data"
     params = config.load(root / "params.yaml")
-    return pack(root, subjects.load_known(name, runs.datasets_root(root, data), work, params))
+    return pack(root, subjects.load_known(name, subjects.dataset_roots(data), work, params))
 
 
 def _main() -> None:
@@ -95,7 +95,9 @@ def _main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--pack", metavar="CLASS", help=f"one of {', '.join(CLASSES)}")
     what.add_argument("--work", type=Path, help="folder of checkpoints and figures")
-    parser.add_argument("--data", default="", help="folder with mvtec and mtsd; default $PVQAE_DATASETS")
+    parser.add_argument(
+        "--data", action="append", default=[], help="folder with mvtec or mtsd; default $PVQAE_DATASETS"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a param")
     given = parser.parse_args()
     try:

@@ -1,9 +1,8 @@
 """Do an experiment's runs and keep each as a JSON file: a kill costs at most one run. `python -m flows experiment`."""
 
 import json
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -31,11 +30,11 @@ _SOURCES = (
 
 @dataclass(frozen=True)
 class _Paths:
-    """Where experiments keep things: `home` for all of them, one folder each; `datasets` where images come from."""
+    """Where experiments keep things: `home` for all of them, one folder each; `roots` where images come from."""
 
     home: Path
     name: str
-    datasets: Path
+    roots: tuple[Path, ...]
 
     @property
     def folder(self) -> Path:
@@ -48,24 +47,20 @@ class _Paths:
         return self.home / "shared"
 
 
-def datasets_root(root: Path, given: str) -> Path:
-    """Return where the folders mvtec and mtsd are."""
-    return Path(given or os.environ.get("PVQAE_DATASETS", "") or root.parent / "shared" / "datasets").expanduser()
-
-
-def run(root: Path, name: str, registry: Registry, quick: bool = False, datasets: str = "") -> list[Path]:
+def run(root: Path, name: str, registry: Registry, quick: bool = False, data: Sequence[str] = ()) -> list[Path]:
     """Do the experiment `name` (or all) of the project at `root`; returns the pages written.
 
     Pages are written to docs/experiments; those of a quick run, whose numbers mean nothing, to its folder below .pvqae.
-    Raises `ConfigError` for an unknown name and `DataError` where a dataset is missing.
+    `data` is what `subjects.dataset_roots` takes. Raises `ConfigError` for an unknown name and `DataError` where a
+    dataset is missing.
     """
     names = list(catalogue.EXPERIMENTS) if name == "all" else [name]
-    return [_one(root, one, registry, quick, datasets_root(root, datasets)) for one in names]
+    return [_one(root, one, registry, quick, tuple(subjects.dataset_roots(data))) for one in names]
 
 
-def _one(root: Path, name: str, registry: Registry, quick: bool, datasets: Path) -> Path:
+def _one(root: Path, name: str, registry: Registry, quick: bool, roots: tuple[Path, ...]) -> Path:
     experiment = catalogue.find(name)
-    paths = _Paths(root / ".pvqae" / "experiments", f"{name}-quick" if quick else name, datasets)
+    paths = _Paths(root / ".pvqae" / "experiments", f"{name}-quick" if quick else name, roots)
     experiment = experiment.quick() if quick else experiment
     done = list(_conduct(name, experiment, config.load(root / "params.yaml"), paths, registry))
     folder = paths.folder / "page" if quick else root / "docs" / "experiments"
@@ -92,7 +87,7 @@ def _conduct(
     replace(runtime.plan(params.compute, 1), threads=torch.get_num_threads()).apply()
     todo = experiment.plan(params)
     data = paths.shared / "data"
-    found = {c: subjects.load_known(c, paths.datasets, data, params) for c in experiment.classes}
+    found = {c: subjects.load_known(c, paths.roots, data, params) for c in experiment.classes}
     with _tracked(registry, name, None, {"experiment": name}) as parent:
         for number, planned in enumerate(todo, start=1):
             print(f"{name}: run {number} of {len(todo)}: {planned}", flush=True)

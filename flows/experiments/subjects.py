@@ -52,18 +52,34 @@ class Place:
     folder: Path | None
 
 
-def find_places(data: Path | None) -> list[Place]:
-    """List the classes below `data`, and the demo's.
+def dataset_roots(given: Sequence[Path | str] = ()) -> list[Path]:
+    """Return the folders that hold datasets: those `given`, else those of $PVQAE_DATASETS, separated as in $PATH, else
+    shared/datasets beside the project and its folder `more`, where they are there.
 
-    `data` holds folders named after sources (mvtec, btad, mtsd, folder), or is itself laid out as one of them.
+    Raises `DataError` for a folder that was named and is missing.
     """
-    origins: list[tuple[str, Path]] = []
-    if data is not None:
+    named = [Path(folder) for folder in given or os.environ.get("PVQAE_DATASETS", "").split(os.pathsep) if folder]
+    for folder in named:
+        if not folder.expanduser().is_dir():
+            raise DataError(f"{folder}: expected a folder with datasets, found none; mend --data or PVQAE_DATASETS")
+    shared = _PROJECT.parent / "shared" / "datasets"
+    return [folder.expanduser() for folder in named] or [s for s in (shared, shared / "more") if s.is_dir()]
+
+
+def find_places(roots: Sequence[Path]) -> list[Place]:
+    """List the classes below `roots`, and the demo's. Of a class that two roots have, the first one's counts.
+
+    A root holds folders named after sources (mvtec, btad, mtsd, folder), or is itself laid out as one of them.
+    """
+    found: dict[tuple[str, str], Place] = {}
+    for root in roots:
         named = [name for name in sources.SOURCES if name != _DEMO]
-        origins = [(name, data / name) for name in named if (data / name).is_dir()]
-        origins = origins or [(name, data) for name in named if _parts(name, data)][:1]
-    found = [Place(source, name, folder) for source, folder in origins for name in sorted(_parts(source, folder))]
-    return found + [Place(_DEMO, name, None) for name in sorted(demo.TURNS)]
+        origins = [(name, root / name) for name in named if (root / name).is_dir()]
+        origins = origins or [(name, root) for name in named if _parts(name, root)][:1]
+        for source, folder in origins:
+            for name in sorted(_parts(source, folder)):
+                found.setdefault((source, name), Place(source, name, folder))
+    return [*found.values(), *(Place(_DEMO, name, None) for name in sorted(demo.TURNS))]
 
 
 def _parts(source: str, root: Path) -> dict[str, Path]:
@@ -107,17 +123,16 @@ def load(places: Sequence[Place], folder: Path, params: config.Params) -> list[S
     return subjects
 
 
-def load_known(name: str, datasets: Path, folder: Path, params: config.Params) -> Subject:
-    """Read the class `name` of the catalogue; `datasets` holds the folders mvtec and mtsd.
-
-    Raises `DataError` where its images are not there.
-    """
+def load_known(name: str, roots: Sequence[Path], folder: Path, params: config.Params) -> Subject:
+    """Read the class `name` of the catalogue below `roots`. Raises `DataError` where its images are not there."""
     known = CLASSES[name]
     mates = {one.category for one in CLASSES.values() if one.dataset == known.dataset}
-    there = find_places(datasets if datasets.is_dir() else None)
-    places = [place for place in there if place.source == known.dataset and place.category in mates]
+    places = [place for place in find_places(roots) if place.source == known.dataset and place.category in mates]
     if known.category not in {place.category for place in places}:
-        raise DataError(f"{datasets / known.dataset}: no images of {known.category}; set PVQAE_DATASETS or give --data")
+        searched = ", ".join(map(str, roots)) or "no folder"
+        raise DataError(
+            f"{known.dataset}: no images of {known.category} in {searched}; set PVQAE_DATASETS or give --data"
+        )
     found = next(one for one in load(places, folder, params) if one.name == known.category)
     chosen = [fraction("experiment", group) < known.share for group in found.rows["group_id"]]
     return Subject(name, found.rows[chosen].reset_index(drop=True), found.root)
@@ -228,9 +243,10 @@ def each_image(examples: Examples, rows: pd.DataFrame, image: config.Image) -> I
     for position, (height, width) in enumerate(zip(rows["height"], rows["width"], strict=True)):
         batch = examples.batch((examples.rows == position).nonzero()[:, 0])
         assert batch.features is not None, "only frozen features are kept"
-        yield _ImageViews(position, batch.features, batch.valid, _geometry(int(height), int(width), image))
+        yield _ImageViews(position, batch.features, batch.valid, blank_canvas(int(height), int(width), image))
 
 
 @lru_cache(maxsize=8)
-def _geometry(height: int, width: int, image: config.Image) -> geometry.Canvas:
+def blank_canvas(height: int, width: int, image: config.Image) -> geometry.Canvas:
+    """Return the canvas of an image of this size, with black pixels."""
     return geometry.canvas(np.zeros((height, width, 3), dtype=np.float32), image)

@@ -1,7 +1,6 @@
 """What the benches of training and inference are about: one class of real photographs where there are some, else of the
 demo, with its views read and a scorer fitted by few steps: what is timed does not depend on how long was trained."""
 
-import os
 from functools import cache
 from pathlib import Path
 
@@ -32,8 +31,7 @@ def params(quick: bool, *overrides: str) -> config.Params:
 @cache
 def context(name: str, quick: bool, *overrides: str) -> BenchmarkContext:
     """A class's rows and views. `name`, or the demo's brick where the datasets are absent or `quick` is asked for."""
-    data = Path(os.environ.get("PVQAE_DATASETS", PROJECT.parent / "shared" / "datasets"))
-    places = subjects.find_places(data if data.is_dir() else None)
+    places = subjects.find_places(subjects.dataset_roots())
     known = name if not quick and any(place.category == name for place in places) else "brick"
     chosen = params(quick, *overrides)
     (subject,) = subjects.load(subjects.choose(places, [known]), WORK / "data", chosen)

@@ -50,7 +50,7 @@ def test_an_unknown_name_is_a_users_error(root: Path) -> None:
 
 def test_a_packed_class_trains_where_nothing_else_of_the_project_is(root: Path, tmp_path: Path) -> None:
     work = root / ".pvqae" / "experiments" / "shared" / "data"
-    subject = subjects.load_known("brick", Path(), work, config.load(root / "params.yaml"))
+    subject = subjects.load_known("brick", [], work, config.load(root / "params.yaml"))
     for name in gpu.CODE:
         (root / name).symlink_to(PROJECT / name)
     folder = gpu.pack(root, subject)

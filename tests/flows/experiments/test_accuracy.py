@@ -1,6 +1,7 @@
 """The accuracy bench: kept results, means, paired differences, files, and the command."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cloth(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    places = subjects.choose(subjects.find_places(root), ["cloth"])
+    places = subjects.choose(subjects.find_places([root]), ["cloth"])
     return subjects.load(places, tmp_path_factory.mktemp("built"), PARAMS)[0]
 
 
@@ -168,13 +169,27 @@ def test_the_means_of_kept_counts_are_the_exact_figures(
 
 
 def test_classes_are_found_below_folders_named_after_sources(root: Path) -> None:
-    places = subjects.find_places(root)
+    places = subjects.find_places([root])
     assert (places[0].source, places[0].category) == ("mvtec", "cloth")
     assert [p.category for p in subjects.choose(places, [])] == ["cloth"]
     assert [p.category for p in subjects.choose(places, ["demo"])] == ["brick", "grass", "gravel"]
-    assert subjects.find_places(root / "mvtec")[0].category == "cloth", "one layout by itself"
+    assert subjects.find_places([root / "mvtec"])[0].category == "cloth", "one layout by itself"
     with pytest.raises(DataError, match="no class screw; there are cloth, brick"):
         subjects.choose(places, ["screw"])
+
+
+def test_several_roots_are_searched_and_the_first_one_with_a_class_counts(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = tmp_path / "more"
+    for name in ("cloth", "screw"):
+        shutil.copytree(root / "mvtec/cloth", more / "mvtec" / name)
+    monkeypatch.setenv("PVQAE_DATASETS", os.pathsep.join(map(str, (root, more))))
+    places = [place for place in subjects.find_places(subjects.dataset_roots()) if place.source != "demo"]
+    assert [(p.category, p.folder) for p in places] == [("cloth", root / "mvtec"), ("screw", more / "mvtec")]
+    assert subjects.dataset_roots([str(more)]) == [more], "what is given comes before the environment"
+    with pytest.raises(DataError, match=r"nowhere: expected a folder with datasets, found none; mend --data"):
+        subjects.dataset_roots([tmp_path / "nowhere"])
 
 
 def test_the_subject_is_what_a_workspace_would_have(cloth: Subject, root: Path, tmp_path: Path) -> None:

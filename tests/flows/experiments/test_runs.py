@@ -121,5 +121,5 @@ def test_an_unknown_experiment_is_told_which_there_are() -> None:
 
 def test_a_missing_dataset_is_told_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="PVQAE_DATASETS"):
-        subjects.load_known("bottle", tmp_path / "nowhere", tmp_path / "work", config.Params())
+        subjects.load_known("bottle", [tmp_path / "nowhere"], tmp_path / "work", config.Params())
     assert not list((tmp_path / "work").glob("*"))

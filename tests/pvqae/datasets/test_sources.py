@@ -1,5 +1,6 @@
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -171,10 +172,8 @@ def test_every_photograph_of_mtsd_has_one_tile() -> None:
     assert sum(size in (6, 7) for size in sizes.values()) > 200
 
 
-def test_real_mtsd(datasets_root: Path) -> None:
-    if not (datasets_root / "mtsd").is_dir():
-        pytest.skip(f"no mtsd in {datasets_root}")
-    found = sources.scan("mtsd", datasets_root / "mtsd")
+def test_real_mtsd(real_dataset: Callable[[str, str], Path]) -> None:
+    found = sources.scan("mtsd", real_dataset("mtsd", "magnetic_tile"))
     kinds = {"good": 952, "blowhole": 115, "break": 85, "crack": 57, "fray": 32, "uneven": 103}
     assert Counter(f.kind for f in found) == kinds
     groups = Counter(f.group_id for f in found)
@@ -184,10 +183,8 @@ def test_real_mtsd(datasets_root: Path) -> None:
     assert any(f.label == "normal" and f.group_id in defective for f in found)
 
 
-def test_real_mvtec(datasets_root: Path) -> None:
-    if not (datasets_root / "mvtec").is_dir():
-        pytest.skip(f"no mvtec in {datasets_root}")
-    found = sources.scan("mvtec", datasets_root / "mvtec")
+def test_real_mvtec(real_dataset: Callable[[str, str], Path]) -> None:
+    found = sources.scan("mvtec", real_dataset("mvtec", "bottle"))
     assert Counter((f.category, f.official, f.label) for f in found) == {
         ("bottle", "train", "normal"): 209,
         ("bottle", "test", "normal"): 20,
