@@ -16,6 +16,8 @@ FIGURES = {
     "image AUROC": "image_auroc",
     "pixel AUROC": "pixel_auroc",
     "AUPRO": "aupro",
+    "AUPRO 0.05": "aupro_005",
+    "pixel F1": "pixel_f1_max",
     "threshold": "threshold",
     "false alarms": "false_alarm_rate",
 }
@@ -52,7 +54,7 @@ class ClassesFailed(PvqaeError):  # noqa: N818 - it names an outcome, not a faul
 
 
 def _cell(value: Any) -> str:
-    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _version_text(version: Registered) -> str:
@@ -79,11 +81,12 @@ def rows(summary: Summary) -> list[dict[str, str]]:
 
 
 def table(summary: Summary) -> Table:
-    """Return a table that fits 80 columns: headers wrap, figures and names don't."""
+    """Return a table that fits 80 columns: headers and versions wrap, figures and names don't."""
     shown = Table(title=f"{summary.dataset}: {summary.report}", title_justify="left", box=box.SIMPLE_HEAD)
     shown.show_edge, shown.pad_edge, shown.padding = False, False, (0, 1, 0, 0)
     for name in rows(summary)[0]:
-        widest = max(map(len, [*name.split(), *(row[name] for row in rows(summary))]))
+        cells = [row[name] for row in rows(summary)]
+        widest = max(map(len, [*name.split(), *(" ".join(cells).split() if name == "version" else cells)]))
         shown.add_column(name, justify="left" if name in ("class", "version") else "right", width=widest)
     for row in rows(summary):
         shown.add_row(*row.values(), style="bold" if row["class"] == "mean" else None)

@@ -32,6 +32,8 @@ def of_class(
         "image_auroc": metrics.image_auroc(defect, scores),
         "pixel_auroc": pixel_auroc["fused"],
         "aupro": pixels["fused"].aupro() if pixels else None,
+        "aupro_005": pixels["fused"].aupro(0.05) if pixels else None,
+        "pixel_f1_max": pixels["fused"].f1_max() if pixels else None,
         "f1_max": metrics.f1_max(defect, scores),
         "threshold": float(threshold),
         "false_alarm_rate": rates.false_alarm,

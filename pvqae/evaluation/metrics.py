@@ -135,7 +135,7 @@ def pixel_aupro(normal: Floats, region: Floats, limit: float = 0.3) -> float | N
 
 
 class PixelMetrics:
-    """Pixel AUROC and AUPRO of any number of maps in 25 MB."""
+    """Pixel AUROC, AUPRO and F1 of any number of maps in 25 MB."""
 
     def __init__(self) -> None:
         self._normal, self._defect, self._region = np.zeros((3, 1 << _BITS))
@@ -157,6 +157,13 @@ class PixelMetrics:
     def aupro(self, limit: float = 0.3) -> float | None:
         """Return the AUPRO over all regions of all maps, see `pixel_aupro`."""
         return pixel_aupro(self._normal, self._region, limit)
+
+    def f1_max(self) -> float | None:
+        """Return the best F1 of the masked pixels of all maps, over all thresholds between bins."""
+        if not self._defect.any():
+            return None
+        hits, alarms = np.cumsum(self._defect[::-1]), np.cumsum(self._normal[::-1])
+        return float(np.max(2 * hits / (hits + alarms + hits[-1])))
 
 
 def _region_weights(mask: Bools) -> Floats:

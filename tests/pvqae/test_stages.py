@@ -27,7 +27,7 @@ from pvqae.samples import manifest
 from pvqae.training import network
 
 IMAGE_KEYS = {"image_auroc", "f1_max", "threshold", "false_alarm_rate", "miss_rate", "fusion", "kinds"}
-PIXEL_KEYS = {"pixel_auroc", "aupro"}
+PIXEL_KEYS = {"pixel_auroc", "aupro", "aupro_005", "pixel_f1_max"}
 PART_KEYS = {f"{part}_{kind}_auroc" for part in ("s_prior", "s_recon", "product") for kind in ("image", "pixel")}
 HEALTH_KEYS = {"prior_cross_entropy", "frequency_cross_entropy", "level_shares", "codebook_usage"}
 COUNT_KEYS = {"n_normal", "n_defect", "latency_ms", "train_seconds"}

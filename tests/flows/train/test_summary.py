@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import main
@@ -12,7 +13,8 @@ from flows.train import summary
 from flows.train.summary import Summary
 from flows.versions.registration import Registered
 
-FIGURES = {"image_auroc": 0.91234, "pixel_auroc": None, "aupro": None, "threshold": 3.0, "false_alarm_rate": 0.0}
+FIGURES = {"image_auroc": 0.91234, "pixel_auroc": None, "aupro": None, "aupro_005": 0.7, "pixel_f1_max": 0.6,
+           "threshold": 3.0, "false_alarm_rate": 0.0}  # fmt: skip
 NEW = Registered("part", "1", True, "champion", ("parity holds",))
 RESULT = Summary(
     dataset="x",
@@ -29,9 +31,23 @@ RESULT = Summary(
 
 def test_one_row_per_class_and_the_mean() -> None:
     part, mean = summary.rows(RESULT)
-    assert (part["class"], part["image AUROC"], part["pixel AUROC"]) == ("part", "0.9123", "-")
+    assert (part["class"], part["image AUROC"], part["pixel AUROC"]) == ("part", "0.912", "-")
+    assert (part["AUPRO 0.05"], part["pixel F1"]) == ("0.700", "0.600")
     assert part["version"] == "1 champion (new)"
     assert mean["class"] == "mean"
+
+
+def test_the_table_fits_a_terminal_whole_with_a_long_name(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = dict.fromkeys(summary.FIGURES.values(), 0.98765) | {"threshold": 123.45678}
+    found = {"classes": {"magnetic_tile": figures}, "mean": figures}
+    version = replace(NEW, category="magnetic_tile", version="12")
+    Console(width=80).print(summary.table(replace(RESULT, figures=found, versions=(version,))))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = next(line for line in lines if "magnetic_tile" in line)
+    assert "0.988 0.988 0.988 0.988" in " ".join(shown.split())
+    assert "123.457" in shown
+    assert "…" not in "".join(lines)
 
 
 def test_a_run_without_work_says_so_plainly() -> None:

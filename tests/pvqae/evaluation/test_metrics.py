@@ -109,6 +109,17 @@ def test_aupro_agrees_with_the_definition(seed: int, ties: bool, limit: float) -
     assert found == pytest.approx(_pro_by_hand(maps, limit), abs=1e-9 if ties else 2e-3)
 
 
+@settings(max_examples=20, deadline=None)
+@given(seeds, st.booleans())
+def test_the_best_pixel_f1_is_the_best_over_all_thresholds(seed: int, ties: bool) -> None:
+    maps = _maps(seed, ties)
+    heat = np.concatenate([one.ravel() for one, _ in maps])
+    mask = np.concatenate([one.ravel() for _, one in maps])
+    called = [heat >= threshold for threshold in np.unique(heat)]
+    best = max(2 * (one & mask).sum() / (one.sum() + mask.sum()) for one in called)
+    assert best - (0 if ties else 5e-3) <= _measured(maps).f1_max() + 1e-12 <= best + 2e-12
+
+
 def test_aupro_weighs_regions_alike_whatever_their_size() -> None:
     mask = np.zeros((20, 20), dtype=bool)
     mask[:10, :10], mask[15, 15] = True, True
@@ -163,6 +174,7 @@ def test_pixel_figures_are_none_without_defect_or_without_normal_pixels() -> Non
     for mask in (np.zeros((4, 4), bool), np.ones((4, 4), bool)):
         pixels = _measured([(heat, mask)])
         assert (pixels.auroc(), pixels.aupro()) == (None, None)
+        assert pixels.f1_max() == (1.0 if mask.all() else None)
     assert PixelMetrics().auroc() is None
 
 
