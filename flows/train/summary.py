@@ -18,6 +18,7 @@ FIGURES = {
     "AUPRO": "aupro",
     "AUPRO 0.05": "aupro_005",
     "pixel F1": "pixel_f1_max",
+    "Seg F1": "seg_f1",
     "threshold": "threshold",
     "false alarms": "false_alarm_rate",
 }

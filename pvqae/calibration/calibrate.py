@@ -35,6 +35,8 @@ class _Judged:
     frame: pd.DataFrame  # sample_id, group_id, score
     peaks: NDArray[np.float64]  # highest map value of each
     medians: NDArray[np.float64]  # median map value of each
+    curves: list[tuple[NDArray[np.float64], NDArray[np.float64]]]  # `thresholds.area_curve` of each one's map
+    pixels: int  # of all maps
 
 
 def calibrate(layout: Layout, params: config.Params, category: str) -> str:
@@ -59,6 +61,8 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     health["readouts"] = table.round(4).to_dict("records")
     card = thresholds.card(chosen, judged.frame, judged.peaks, middle, method, files.digest(file))
     shipped = scorers[splits.FULL]
+    groups, target = list(judged.frame["group_id"]), params.calibration.pixel_false_alarm_area
+    card["pixel"] = thresholds.pixel_card(judged.curves, groups, target, judged.pixels)
     card["synthetic"] = choice.tried(
         shipped, chosen.value, _pictures(rows, choice.TRIED, layout.data, params.image.bits, "trying defects")
     )
@@ -123,7 +127,7 @@ def _pictures(
 
 def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> _Judged:
     """Score every normal that a fit may judge, through the one scoring path."""
-    parts, peaks, medians = [], [], []
+    parts, peaks, medians, curves, pixels = [], [], [], [], 0
     for fit, scorer in scorers.items():
         mine = rows[splits.judges(rows, fit)]
         pairs = zip(mine["sample_id"], mine["path"], strict=True)
@@ -131,9 +135,11 @@ def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> _J
             parts.append((scored.sample_id, scored.image_score))
             peaks.append(float(scored.anomaly_map.max()))
             medians.append(float(np.median(scored.anomaly_map)))
+            curves.append(thresholds.area_curve(scored.anomaly_map))
+            pixels += scored.anomaly_map.size
     if not parts:
         raise CalibrationError(
             "no normals are left for calibration: expected rows with split calibrate; raise data.shares"
         )
     frame = pd.DataFrame(parts, columns=["sample_id", "score"]).merge(rows[["sample_id", "group_id"]], on="sample_id")
-    return _Judged(frame, np.array(peaks), np.array(medians))
+    return _Judged(frame, np.array(peaks), np.array(medians), curves, pixels)

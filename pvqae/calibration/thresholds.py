@@ -1,4 +1,4 @@
-"""What image scores say: thresholds from normals only, the card that explains them, decisions, and their limits.
+"""What scores and maps say: thresholds from normals only, the card that explains them, decisions, and their limits.
 
 The threshold is the k-th smallest of n scores of normals that the model has not seen, k = ceil((n+1)(1-rate)) (split
 conformal prediction; Vovk et al. 2005): the chance that the next normal exceeds it is at most the target rate, for any
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from pvqae.model.backbones import Spec
 
 _RULE = "k-th smallest of n scores of unseen normals, k = ceil((n + 1) * (1 - target rate)); above it is a defect"
+
+
+_PIXEL_RULE = (
+    "lowest value that at most the target share of the pixels of unseen normals exceeds, every image weighing the "
+    "same; above it a pixel is marked"
+)
+_RANKS = 1000  # values kept of a map, more densely the higher they are: shares are right to about 1 %
+_CANDIDATES = 2048  # pixel thresholds that are compared
+_DRAWS = 1000  # of the bootstrap
 
 
 LEVEL_LIMIT = 0.98  # share of cells on one level above which the allocation has collapsed
@@ -109,6 +118,58 @@ def card(
         "manifest_sha256": manifest_sha256,
         "scores": sorted(float(f"{s:.6g}") for s in judged["score"]),
         **{k: list(v) if isinstance(v, tuple) else v for k, v in facts.items()},
+    }
+
+
+_Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def area_curve(anomaly_map: NDArray[np.floating]) -> _Curve:
+    """Return some values of a map, highest first, and an upper bound of the share of its pixels from each upwards.
+
+    All that a pixel threshold needs of a map, in a hundredth of its size.
+    """
+    values = np.sort(anomaly_map, axis=None)[::-1]
+    ends = _from_the_top(values.size, _RANKS)
+    return values[np.append(0, ends[:-1])].astype(np.float64), ends / values.size
+
+
+def _from_the_top(n: int, most: int) -> NDArray[np.int64]:
+    """Return at most `most` ranks from 1 to `n`: all of the first, then in equal ratios."""
+    return np.unique(np.geomspace(1, n, most).round().astype(np.int64))
+
+
+def pixel_card(curves: Sequence[_Curve], groups: Sequence[str], target: float, pixels: int) -> dict[str, Any]:
+    """Return the pixel threshold with what is known of the area that it marks on good parts: "pixel" of the card.
+
+    `curves`: of the maps of n unseen normals, `groups` theirs, `pixels` the number of all their pixels. `interval_95`
+    is of the mean area that the threshold marks, over draws of the groups with replacement, each with a threshold of
+    its own: pixels of an image and images of a part are not independent. None with a single group. `n_marked` of the
+    n normals have a marked pixel at all.
+    """
+    values = np.unique(np.concatenate([values for values, _ in curves]))
+    some = values[len(values) - _from_the_top(len(values), _CANDIDATES)[::-1]]
+    area_nT = np.array([np.append(0, shares)[np.searchsorted(-own, -some)] for own, shares in curves])
+    area_T = area_nT.mean(0)
+    limit = target * (1 + 1e-9)  # sums of shares are rounded
+    chosen = int((area_T <= limit).argmax())  # nothing is above the highest value
+    names, number = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    interval = None
+    if len(names) > 1:
+        rng = np.random.default_rng(0)
+        times_Dn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_DRAWS)[:, number]
+        drawn_DT = times_Dn @ area_nT / times_Dn.sum(1, keepdims=True)
+        interval = np.quantile(area_T[(drawn_DT <= limit).argmax(1)], [0.025, 0.975]).tolist()
+    return {
+        "threshold": float(some[chosen]),
+        "rule": _PIXEL_RULE,
+        "target_area": target,
+        "area": float(area_T[chosen]),
+        "interval_95": interval,
+        "n": len(curves),
+        "n_groups": len(names),
+        "n_marked": int((area_nT[:, chosen] > 0).sum()),
+        "pixels": pixels,
     }
 
 

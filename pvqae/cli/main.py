@@ -119,7 +119,16 @@ def _evaluate(category: _Category, as_json: _Json = False) -> None:
     if as_json:
         typer.echo(to_json(metrics))
         return
-    shown = ("image_auroc", "pixel_auroc", "aupro", "aupro_005", "pixel_f1_max", "false_alarm_rate", "miss_rate")
+    shown = (
+        "image_auroc",
+        "pixel_auroc",
+        "aupro",
+        "aupro_005",
+        "pixel_f1_max",
+        "seg_f1",
+        "false_alarm_rate",
+        "miss_rate",
+    )
     typer.echo(", ".join(f"{key} {metrics[key]:.4f}" for key in shown if metrics[key] is not None))
 
 

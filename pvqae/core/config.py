@@ -103,6 +103,7 @@ class Score(_Section):
 
 class Calibration(_Section):
     false_alarm_rate: float = Field(0.05, gt=0, lt=1)
+    pixel_false_alarm_area: float = Field(0.001, gt=0, lt=1)
     kfold_below: int = Field(200, ge=0)
     folds: int = Field(4, ge=2)
 

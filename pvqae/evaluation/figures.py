@@ -19,11 +19,17 @@ Values = dict[str, Any]
 
 
 def of_class(
-    images: pd.DataFrame, pixels: dict[str, metrics.PixelMetrics], threshold: float, fusion: str, health: Values
+    images: pd.DataFrame,
+    pixels: dict[str, metrics.PixelMetrics],
+    threshold: float,
+    fusion: str,
+    health: Values,
+    pixel: Values | None = None,
 ) -> Values:
     """Return the content of metrics.json but for its times.
 
-    `images` is images.csv; `pixels` are by map ("fused" and PARTS), empty without masks.
+    `images` is images.csv; `pixels` are by map ("fused" and PARTS), empty without masks; `pixel` is the part
+    of the calibration card about the pixel threshold, if there is one.
     """
     defect, scores = _labels(images), images["image_score"].to_numpy()
     rates = metrics.rates(defect, scores, threshold)
@@ -34,6 +40,9 @@ def of_class(
         "aupro": pixels["fused"].aupro() if pixels else None,
         "aupro_005": pixels["fused"].aupro(0.05) if pixels else None,
         "pixel_f1_max": pixels["fused"].f1_max() if pixels else None,
+        "seg_f1": pixels["fused"].f1() if pixels and pixel else None,
+        "pixel_threshold": pixel["threshold"] if pixel else None,
+        "pixel_false_alarm_area": float(images["marked_area"][~defect].mean()) if pixel and not defect.all() else None,
         "f1_max": metrics.f1_max(defect, scores),
         "threshold": float(threshold),
         "false_alarm_rate": rates.false_alarm,

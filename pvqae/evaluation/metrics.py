@@ -139,6 +139,7 @@ class PixelMetrics:
 
     def __init__(self) -> None:
         self._normal, self._defect, self._region = np.zeros((3, 1 << _BITS))
+        self._called = np.zeros(3, dtype=np.int64)  # pixels marked in the mask, marked outside, missed
 
     def add(self, anomaly_map: NDArray[np.floating], mask: Bools) -> None:
         """Add a map and its mask; arguments and errors of `count`."""
@@ -157,6 +158,15 @@ class PixelMetrics:
     def aupro(self, limit: float = 0.3) -> float | None:
         """Return the AUPRO over all regions of all maps, see `pixel_aupro`."""
         return pixel_aupro(self._normal, self._region, limit)
+
+    def compare(self, marked: Bools, mask: Bools) -> None:
+        """Add the pixels that a fixed threshold marks in an image, for `f1`."""
+        self._called += (marked & mask).sum(), (marked & ~mask).sum(), (mask & ~marked).sum()
+
+    def f1(self) -> float | None:
+        """Return the F1 of the marked pixels of all compared images (SegF1 of MVTec AD 2); None without a defect."""
+        hits, alarms, misses = map(int, self._called)
+        return 2 * hits / (2 * hits + alarms + misses) if hits + misses else None
 
     def f1_max(self) -> float | None:
         """Return the best F1 of the masked pixels of all maps, over all thresholds between bins."""

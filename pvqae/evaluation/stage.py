@@ -96,11 +96,11 @@ def _evaluate(
     pixels: dict[str, PixelMetrics] = {}
     gallery, levels, table = Gallery(pictures), len(health["level_shares"]), {}
     for one in judge(rows, scored, data_root, pixels):
-        row = table[one.item.sample_id] = _row(one, card["threshold"])
+        row = table[one.item.sample_id] = _row(one, card["threshold"]) | _marked(one, card, pixels)
         gallery.offer(row, partial(draw, one.item, one.mask if row["label"] == "defect" else None, card, levels))
     images = pd.DataFrame([table[sample] for sample in rows["sample_id"]])
     times = {"latency_ms": latency_ms, "train_seconds": train_seconds}
-    result = figures.of_class(images, pixels, card["threshold"], fusion, health) | times
+    result = figures.of_class(images, pixels, card["threshold"], fusion, health, card.get("pixel")) | times
     with whole_folder(out) as folder:
         manifest.write_csv(images, folder / "images.csv")
         gallery.write(folder)
@@ -165,6 +165,16 @@ def _row(one: _Judged[Scored], threshold: float) -> Values:
         "decision": decision,
         "outcome": _OUTCOMES[one.row["label"], decision],
     }
+
+
+def _marked(one: _Judged[Scored], card: Values, pixels: dict[str, PixelMetrics]) -> Values:
+    """Return the share of the image that the pixel threshold marks, and compare it with the mask if there is one."""
+    if not card.get("pixel"):  # a bundle from before there was one
+        return {"marked_area": None}
+    marked = one.item.anomaly_map > card["pixel"]["threshold"]
+    if one.mask is not None:
+        pixels["fused"].compare(marked, one.mask)
+    return {"marked_area": float(f"{marked.mean():.6g}")}
 
 
 def _write_json(path: Path, values: Values) -> None:

@@ -57,6 +57,11 @@ class Detector:
     def threshold(self) -> float:
         return float(self.card["threshold"])
 
+    @property
+    def pixel_threshold(self) -> float | None:
+        """Map value above which a pixel is marked; None in bundles of formats and versions that had none."""
+        return float(self.card["pixel"]["threshold"]) if self.card.get("pixel") else None
+
     def score(self, image: Path | str | images.Floats, sample_id: str = "") -> Scored:
         """Score a file, or pixels (H0, W0, 3) in [0, 1]. Raises `DataError` for an unreadable file."""
         pixels = images.read(image, bits=self.scorer.image.bits) if isinstance(image, Path | str) else image
@@ -186,6 +191,8 @@ def _load(files: Sealed) -> Detector:
         raise IntegrityError(f"{files.folder}: expected bundle format {_FORMAT}, found {facts.get('format')}; {REPAIR}")
     card = files.json("calibration.json", REPAIR)
     _check_finite(card["threshold"], card["map_threshold"], *card["map_scale"])
+    if card.get("pixel"):
+        _check_finite(card["pixel"]["threshold"])
     model, image = config.Model(**facts["model"]), config.Image(**facts["image"])
     score = config.Score(**facts["score"])
     backbone = _backbone(files, model, facts["backbone_sha256"])

@@ -93,11 +93,9 @@ def draw(scored: "Scored", mask: NDArray[np.bool_] | None, card: dict[str, Any],
     """Draw the pictures of one image on the card's scale; `mask` (H, W), or None if there is none to show."""
     small = pictures.thumbnail(scored.picture)
     shape = small.shape[0], small.shape[1]
-    low, high = card["map_scale"]
-    heat = pictures.heatmap(small, pictures.shrink(scored.anomaly_map), (low, high), card["map_threshold"])
     files = {
         "picture.webp": pictures.webp(small),
-        "heatmap.webp": pictures.webp(heat),
+        "heatmap.webp": pictures.webp(pictures.over(scored.picture, scored.anomaly_map, card)),
         "levels.png": pictures.png(pictures.level_map(scored.levels, levels, shape)),
         "expected_levels.png": pictures.png(pictures.level_map(scored.expected_levels, levels, shape)),
     }

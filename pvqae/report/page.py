@@ -30,6 +30,10 @@ def percent(value: float | None) -> str:
     return "n/a" if value is None else f"{100 * value:.1f} %"
 
 
+def _area(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.2g} %"
+
+
 def _one_decimal(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.1f}"
 
@@ -69,7 +73,7 @@ def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: 
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(figure=_figure, percent=percent, short=svg.short, words=_words)
+    environment.filters.update(figure=_figure, percent=percent, area=_area, short=svg.short, words=_words)
     shown = gallery.choose(classes)
     views = [_class(one, number, len(classes), versions.get(one.name)) for number, one in enumerate(classes)]
     for view in views:
@@ -162,6 +166,7 @@ def _class(one: "ClassReport", number: int, n_classes: int, version: Values | No
         "slider": _slider(one),
         "levels": _levels(one),
         "marker": _marker(one.card),
+        "outlined_above": pictures.outlined_above(one.card),
         "training": _training(one.curves["training"], min(12, max(2, _CHARTS // n_classes))),
         "version": version,
         "compared": _compared(version["comparison"]) if version and version["comparison"] else [],
@@ -212,9 +217,9 @@ def _rules(verdict: Values) -> list[Values]:
 
 
 def _marker(card: Values) -> float | None:
-    """Return where the map's threshold is on the colour bar, in percent of its width; None outside it."""
+    """Return where the threshold of the outlines is on the colour bar, in percent of its width; None outside it."""
     low, high = card["map_scale"]
-    place = 100 * (card["map_threshold"] - low) / max(high - low, 1e-12)
+    place = 100 * (pictures.outlined_above(card) - low) / max(high - low, 1e-12)
     return round(place, 1) if 0 <= place <= 100 else None
 
 

@@ -5,7 +5,7 @@ Legend: H W pixels of the picture, h w cells of the coarsest grid.
 """
 
 from io import BytesIO
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,17 @@ def heatmap(picture: Bytes, anomaly_map: Floats, scale: tuple[float, float], thr
     grey = picture.mean(axis=-1, keepdims=True)
     mixed = (0.7 * colours(share) + 0.3 * grey).round().astype(np.uint8)
     return outline(mixed, anomaly_map > threshold, colour=(255, 255, 255))
+
+
+def over(picture: Bytes, anomaly_map: NDArray[np.float32], card: dict[str, Any]) -> Bytes:
+    """Draw a map over the picture that the model saw, (H, W, 3), small, on the card's scale, its marks outlined."""
+    low, high = card["map_scale"]
+    return heatmap(thumbnail(picture), shrink(anomaly_map), (low, high), outlined_above(card))
+
+
+def outlined_above(card: dict[str, Any]) -> float:
+    """Return the pixel threshold of a calibration card; older ones have only that of a map's highest value."""
+    return float(card["pixel"]["threshold"] if card.get("pixel") else card["map_threshold"])
 
 
 def outline(picture: Bytes, mask: Bools, colour: tuple[int, int, int] = _OUTLINE) -> Bytes:

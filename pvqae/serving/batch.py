@@ -231,9 +231,7 @@ def heatmap(detector: Detector, scored: Scored) -> "pictures.Bytes":
     """Draw the map over the picture, on the scale that the calibration fixed: as in the report."""
     from pvqae.report import pictures  # with scipy.ndimage: not for scores alone
 
-    small, card = pictures.thumbnail(scored.picture), detector.card
-    low, high = card["map_scale"]
-    return pictures.heatmap(small, pictures.shrink(scored.anomaly_map), (low, high), card["map_threshold"])
+    return pictures.over(scored.picture, scored.anomaly_map, detector.card)
 
 
 def _draw(detector: Detector, scored: Scored, file: Path) -> None:

@@ -27,7 +27,7 @@ from pvqae.samples import manifest
 from pvqae.training import network
 
 IMAGE_KEYS = {"image_auroc", "f1_max", "threshold", "false_alarm_rate", "miss_rate", "fusion", "kinds"}
-PIXEL_KEYS = {"pixel_auroc", "aupro", "aupro_005", "pixel_f1_max"}
+PIXEL_KEYS = {"pixel_auroc", "aupro", "aupro_005", "pixel_f1_max", "seg_f1", "pixel_threshold"}
 PART_KEYS = {f"{part}_{kind}_auroc" for part in ("s_prior", "s_recon", "product") for kind in ("image", "pixel")}
 HEALTH_KEYS = {"prior_cross_entropy", "frequency_cross_entropy", "level_shares", "codebook_usage"}
 COUNT_KEYS = {"n_normal", "n_defect", "latency_ms", "train_seconds"}
@@ -126,6 +126,11 @@ def test_the_card_says_how_the_threshold_was_found(workspace: Layout) -> None:
     assert card["scores"][0] <= card["threshold"] <= card["scores"][-1]
     low, high = card["map_scale"]
     assert low < card["map_threshold"] < high
+    pixel = card["pixel"]
+    assert pixel.keys() >= {"threshold", "rule", "target_area", "area", "interval_95", "n_marked", "pixels"}
+    assert (pixel["n"], pixel["n_groups"]) == (card["n"], card["n_groups"])
+    assert 0 <= pixel["area"] <= pixel["target_area"] == 0.001
+    assert low < pixel["threshold"]
 
 
 def test_the_threshold_comes_from_fits_that_had_not_seen_the_image(workspace: Layout) -> None:

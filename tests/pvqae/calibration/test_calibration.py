@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -98,6 +99,61 @@ def test_the_card_repeats_the_warnings() -> None:
     few = judged(5)
     chosen = threshold(few["score"].to_numpy(), 0.05)
     assert card(chosen, few, np.arange(5.0), 0.0, "cross_fit", "")["warnings"] == list(chosen.warnings) != []
+
+
+def _maps(n: int, seed: int, side: int = 40) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [(rng.exponential(size=(side, side + 5)) * rng.uniform(0.5, 2)).astype(np.float32) for _ in range(n)]
+
+
+def _pixel_card(maps: list[np.ndarray], groups: list[str], target: float) -> dict[str, Any]:
+    curves = [thresholds.area_curve(one) for one in maps]
+    return thresholds.pixel_card(curves, groups, target, sum(one.size for one in maps))
+
+
+@pytest.mark.parametrize("target", [0.001, 0.01, 0.2])
+def test_the_pixel_threshold_marks_the_target_area_of_normals_and_no_more(target: float) -> None:
+    maps = _maps(30, 1)
+    found = _pixel_card(maps, [str(i) for i in range(30)], target)
+    area = np.mean([(one > found["threshold"]).mean() for one in maps])
+    assert target * 0.96 - 2e-5 <= area <= found["area"] + 1e-12 <= target + 2e-12
+    lower = np.quantile(np.concatenate([one.ravel() for one in maps]), 1 - target)  # maps of one size weigh the same
+    assert found["threshold"] == pytest.approx(lower, rel=0.02)
+    assert found["n_marked"] == sum((one > found["threshold"]).any() for one in maps)
+    assert (found["n"], found["n_groups"], found["pixels"]) == (30, 30, 30 * 40 * 45)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_images_weigh_the_same_whatever_their_size() -> None:
+    small, large = np.zeros((10, 10), np.float32), np.zeros((100, 100), np.float32)
+    small[0, :4] = 1.0  # 4 % of one image, .04 % of all pixels
+    assert _pixel_card([small, large], ["a", "b"], 0.03)["threshold"] == 0
+    assert _pixel_card([small, large], ["a", "b"], 0.01)["threshold"] == 1
+
+
+def test_the_interval_of_the_marked_area_holds_for_new_normals() -> None:
+    """Drawn again and again, the area that a threshold marks of very many normals is mostly within what it said."""
+    truth, held, areas = _maps(400, 2, side=16), 0, []
+    for seed in range(60):
+        found = _pixel_card(_maps(30, 100 + seed, side=16), [str(i) for i in range(30)], 0.02)
+        areas.append(np.mean([(one > found["threshold"]).mean() for one in truth]))
+        held += found["interval_95"][0] <= areas[-1] <= found["interval_95"][1]
+    assert np.mean(areas) == pytest.approx(0.02, rel=0.25)
+    assert held >= 0.85 * 60
+
+
+def test_images_of_one_part_count_once_for_the_interval() -> None:
+    maps = _maps(10, 3)
+    alone = _pixel_card(maps, [str(i) for i in range(10)], 0.01)
+    threefold = _pixel_card([one for one in maps for _ in range(3)], [str(i // 3) for i in range(30)], 0.01)
+    assert threefold["interval_95"] == pytest.approx(alone["interval_95"], rel=0.02)
+    assert threefold["threshold"] == alone["threshold"]
+    assert _pixel_card(maps, ["a"] * 10, 0.01)["interval_95"] is None
+
+
+def test_maps_without_any_contrast_mark_nothing() -> None:
+    found = _pixel_card([np.full((8, 8), 2.5, np.float32)] * 3, ["a", "b", "c"], 0.001)
+    assert (found["threshold"], found["area"], found["n_marked"]) == (2.5, 0.0, 0)
 
 
 def test_realised_rates_average_to_the_target_and_repeat_themselves() -> None:

@@ -32,6 +32,10 @@ CARD = {
     "manifest_sha256": "ab" * 32,
     "scores": [1.0, 1.2],
     "warnings": [],
+    "pixel": {
+        **{"threshold": 1.75, "rule": "area of held-out normals", "target_area": 0.001, "area": 0.00098},
+        **{"interval_95": [0.0004, 0.002], "n": 40, "n_groups": 38, "n_marked": 5, "pixels": 40 * 64 * 64},
+    },
 }
 HEALTH = {
     "level_shares": [0.2, 0.5, 0.3],

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from pvqae.core.errors import DataError
 
@@ -19,7 +19,8 @@ Make = Callable[..., Any]
 PARTS = ("s_prior", "s_recon", "product")
 THRESHOLD = 1.5  # of the stand-in's card
 KEYS = [
-    *("image_auroc", "pixel_auroc", "aupro", "aupro_005", "pixel_f1_max"),
+    *("image_auroc", "pixel_auroc", "aupro", "aupro_005", "pixel_f1_max", "seg_f1"),
+    *("pixel_threshold", "pixel_false_alarm_area"),
     *("f1_max", "threshold", "false_alarm_rate", "miss_rate"),
     *(f"{part}_{where}_auroc" for where in ("image", "pixel") for part in PARTS),
     *("fusion", "kinds", "prior_cross_entropy", "frequency_cross_entropy", "level_shares", "codebook_usage"),
@@ -58,13 +59,33 @@ def test_images_csv_has_a_row_per_image_in_order_and_agrees_with_the_rates(make_
     made = make_class()
     result = made.evaluate(tmp_path / "out", scored=made.scored[::-1])
     images = pd.read_csv(tmp_path / "out/images.csv")
-    columns = ["sample_id", "path", "label", "kind", "image_score", *PARTS, "decision", "outcome"]
+    columns = ["sample_id", "path", "label", "kind", "image_score", *PARTS, "decision", "outcome", "marked_area"]
     assert list(images.columns) == columns
     assert list(images["sample_id"]) == list(made.rows["sample_id"])
     counts = images.groupby("label")["outcome"].value_counts()
     assert counts.get(("defect", "miss"), 0) / 10 == result["miss_rate"]
     assert counts.get(("normal", "false_alarm"), 0) / 12 == result["false_alarm_rate"]
     assert ((images["image_score"] > THRESHOLD) == (images["decision"] == "defect")).all()
+
+
+def test_the_pixel_threshold_is_judged_over_all_test_pixels(make_class: Make, tmp_path: Path) -> None:
+    made = make_class()
+    result = made.evaluate(tmp_path / "out")
+    marked = np.stack([one.anomaly_map for one in made.scored]) > result["pixel_threshold"]
+    masks = np.stack([_mask_of(made, place) for place in range(len(made.rows))])
+    assert result["seg_f1"] == pytest.approx(f1_score(masks.ravel(), marked.ravel()), abs=1e-12)
+    assert result["pixel_threshold"] == 1.75
+    assert 0 < result["seg_f1"] <= result["pixel_f1_max"] + 1e-3
+    assert result["pixel_false_alarm_area"] == pytest.approx(marked[:12].mean(), abs=1e-6)
+    images = pd.read_csv(tmp_path / "out/images.csv")
+    assert list(images["marked_area"]) == pytest.approx(list(marked.mean(axis=(1, 2))), abs=1e-6)
+
+
+def test_a_bundle_without_a_pixel_threshold_is_evaluated_without_it(make_class: Make, tmp_path: Path) -> None:
+    result = make_class().evaluate(tmp_path / "out", card={"pixel": None})
+    assert (result["seg_f1"], result["pixel_threshold"], result["pixel_false_alarm_area"]) == (None, None, None)
+    assert result["aupro"] > 0
+    assert pd.read_csv(tmp_path / "out/images.csv")["marked_area"].isna().all()
 
 
 def test_kinds_are_judged_against_all_normals(make_class: Make, tmp_path: Path) -> None:
@@ -81,7 +102,11 @@ def test_kinds_are_judged_against_all_normals(make_class: Make, tmp_path: Path) 
 def test_without_masks_pixel_figures_are_null_and_images_are_judged(make_class: Make, tmp_path: Path) -> None:
     result = make_class(masked=False).evaluate(tmp_path / "out")
     pixel_keys = [key for key in KEYS if "pixel" in key or "aupro" in key]
-    assert [result[key] for key in pixel_keys] == [None] * 7
+    assert {key: result[key] for key in pixel_keys if result[key] is not None}.keys() == {
+        "pixel_threshold",
+        "pixel_false_alarm_area",
+    }
+    assert result["seg_f1"] is None
     assert result["image_auroc"] > 0.5
     entries = json.loads((tmp_path / "out/pictures.json").read_text())
     assert not any("mask" in entry["files"] for entry in entries)
