@@ -29,7 +29,7 @@ MOVED = {
 }
 
 
-class Finder(MetaPathFinder, Loader):
+class _Finder(MetaPathFinder, Loader):
     """Finder of the module at its new place by the old name, with a `DeprecationWarning`."""
 
     def find_spec(
@@ -50,5 +50,5 @@ class Finder(MetaPathFinder, Loader):
 
 def register() -> None:
     """Ask for moved modules last, once per process."""
-    if not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.append(Finder())
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())

@@ -125,13 +125,6 @@ def files_of(root: Path, commit: str) -> list[str]:
     return [name for name in git(root, "ls-tree", "-r", "-z", "--full-tree", "--name-only", commit).split("\0") if name]
 
 
-def all_commits(root: Path) -> set[str]:
-    """Return the commits of every branch, tag and remote, and HEAD."""
-    lines = git(root, "for-each-ref", "--format=%(objecttype) %(*objecttype) %(objectname)").splitlines()
-    named = {line.split()[-1] for line in lines if "commit" in line.split()[:-1]}  # a tag may be of anything
-    return named | {commit for commit in [commit_of(root, "HEAD")] if commit}
-
-
 def _identity(root: Path) -> dict[str, str]:
     known: dict[str, str] = {}
     for role in ("AUTHOR", "COMMITTER"):

@@ -1,10 +1,8 @@
 """What the flows need of a tracking server and model registry, and the project's own database for lack of a server."""
 
-import contextlib
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -107,16 +105,3 @@ def own_database(root: Path) -> str:
                 raise PvqaeError(f"MLflow's database {home / 'mlflow.db'} can't be prepared:\n{done.stderr[-2000:]}")
             marker.touch()
     return uri
-
-
-def prepare_ahead(root: Path) -> None:
-    """Run `own_database` while something else starts, as the first time it takes seconds.
-
-    A caller that needs the database calls `own_database` all the same, waits, and hears of an error.
-    """
-
-    def work() -> None:
-        with contextlib.suppress(PvqaeError):
-            own_database(root)
-
-    threading.Thread(target=work, daemon=True).start()

@@ -5,17 +5,20 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.cli.shared import Json, Overrides, notifier, project, project_root, registry
-from pvqae.cli.console import FAILED, console
+from flows.cli.shared import Json, Overrides, project, project_root, registry
+from pvqae.cli.console import FAILED, console, to_json
+from pvqae.core.errors import ConfigError
 
 app = typer.Typer()
 services = typer.Typer(no_args_is_help=True, help="Start, stop and inspect the servers on this machine.")
 PANEL = "Machines, servers, triggers"
+_COLOURS = {"healthy": "green", "not answering": "red", "stopped": "dim"}  # by a service's health
 
 
 @app.command("doctor", epilog="Example: python -m flows doctor", rich_help_panel=PANEL)
@@ -28,8 +31,7 @@ def _doctor(as_json: Json = False) -> None:
     from pvqae.cli import checks
 
     found = doctors.examine(Path.cwd())
-    checks.show(found, as_json, console())
-    raise typer.Exit(checks.exit_code(found))
+    raise typer.Exit(checks.show(found, as_json, console()))
 
 
 @app.command("deploy", epilog="Example: python -m flows deploy", rich_help_panel=PANEL)
@@ -66,7 +68,7 @@ def _watch() -> None:
     root = project()
     from flows.retrain import watch as watching
 
-    watching.Watcher(root, notifier(), _say).watch()
+    watching.Watcher(root, _notifier(), _say).watch()
 
 
 @app.command("arrived", epilog="Example: python -m flows arrived parts --class gravel", rich_help_panel=PANEL)
@@ -78,8 +80,17 @@ def _arrived(
     project()
     from flows.retrain import watch as watching
 
-    watching.announce(notifier(), dataset, category)
+    watching.announce(_notifier(), dataset, category)
     print(f"told {os.environ['PREFECT_API_URL']}: {watching.EVENT} for {dataset}")
+
+
+def _notifier() -> Any:
+    """Return the client that sends events to Prefect. Raises `ConfigError` without a server."""
+    from flows.adapters.prefect_client import HttpEvents
+
+    if not (api := os.environ.get("PREFECT_API_URL", "")):
+        raise ConfigError("PREFECT_API_URL: no Prefect server is set; run: python -m flows services up")
+    return HttpEvents(api)
 
 
 def _say(line: str) -> None:
@@ -111,7 +122,21 @@ def _gc(
     if not plan.items:
         print(*plan.busy, "nothing to remove", sep="\n")
     else:
-        print(f"{'removed' if done else 'nothing was removed; would free'} {collector.megabytes(plan.items)} MB")
+        print(f"{'removed' if done else 'nothing was removed; would free'} {plan.megabytes} MB")
+
+
+def _show_services(found: Sequence[Any]) -> None:
+    """Print a table in 80 columns with the logs below it."""
+    from rich.table import Table
+
+    table = Table("service", "pid", "port", "health", "MB")
+    for item in found:
+        health = f"[{_COLOURS[item.health]}]{item.health}"
+        table.add_row(item.name, str(item.pid or ""), str(item.port or ""), health, str(item.megabytes or ""))
+    screen = console()
+    screen.print(table)
+    for item in found:
+        screen.print(f"{item.name:10}{item.log}", soft_wrap=True, highlight=False)
 
 
 @services.command("up", epilog="Example: python -m flows services up --set services.mlflow_port=5001")
@@ -123,7 +148,7 @@ def _up(overrides: Overrides = []) -> None:  # noqa: B006  # typer reads the def
     root = project_root()
     settings = config.load(root / "params.yaml", tuple(overrides)).services
     control.up(root, settings)
-    control.show(control.status(root, settings))
+    _show_services(control.status(root, settings))
 
 
 @services.command("down", epilog="Example: python -m flows services down")
@@ -142,7 +167,7 @@ def _status(as_json: Annotated[bool, typer.Option("--json", help="For programs."
 
     root = project_root()
     found = control.status(root, control.last_settings(root))
-    control.show(found, as_json)
+    print(to_json(found)) if as_json else _show_services(found)
     if any(item.health != "healthy" for item in found):
         raise typer.Exit(FAILED)
 

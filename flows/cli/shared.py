@@ -2,7 +2,6 @@
 
 import atexit
 import logging
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,15 +70,6 @@ def registry(root: Path, strict: bool = True) -> Any:
     if wrong:
         print(f"{wrong}\nlooking at {uri} all the same", file=sys.stderr)
     return found
-
-
-def notifier() -> Any:
-    """Return the client that sends events to Prefect. Raises `ConfigError` without a server."""
-    from flows.adapters.prefect_client import HttpEvents
-
-    if not (api := os.environ.get("PREFECT_API_URL", "")):
-        raise ConfigError("PREFECT_API_URL: no Prefect server is set; run: python -m flows services up")
-    return HttpEvents(api)
 
 
 def _without_tracebacks(record: logging.LogRecord) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -55,14 +56,21 @@ def _train(
 
 
 def _prepare_database(root: Path, params: str, overrides: list[str]) -> None:
-    """Create the project's own tracking database, if runs go there, while everything else starts."""
+    """Create the project's own tracking database, if runs go there, while everything else starts: it takes seconds.
+
+    Whoever needs the database asks for it all the same, waits, and hears of an error.
+    """
     from flows.adapters import tracking
     from flows.workspace import workspace
+
+    def work() -> None:
+        with contextlib.suppress(PvqaeError):
+            tracking.own_database(root)
 
     with contextlib.suppress(PvqaeError):  # the flow says it
         setting = workspace.choose(root, params, tuple(overrides)).params.flow.tracking_uri
         if setting == "auto" and not os.environ.get("MLFLOW_TRACKING_URI"):
-            tracking.prepare_ahead(root)
+            threading.Thread(target=work, daemon=True).start()
 
 
 @app.command(
@@ -107,14 +115,13 @@ def _retrain(
 def _show(result: "Summary") -> None:
     """Print a training's table, what happened, and what to type next."""
     from flows.adapters import prefect_server
-    from flows.train import summary
 
     screen = console()
-    screen.print(summary.table(result))
-    for line in summary.sentences(result):
+    screen.print(result.table())
+    for line in result.sentences():
         screen.print(line, style="bold red" if line.startswith("NOT REGISTERED") else None, highlight=False)
     opener = "open" if sys.platform == "darwin" else "xdg-open"
-    for purpose, command in summary.commands(result, prefect_server.lasting(os.environ), opener):
+    for purpose, command in result.commands(prefect_server.lasting(os.environ), opener):
         screen.print(f"{purpose + ':':18}{command}", soft_wrap=True, highlight=False)
 
 

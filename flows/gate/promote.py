@@ -33,13 +33,6 @@ class VerdictRequest:
     override: str | None = None
 
 
-def run(root: Path, dataset: str, category: str, *, trigger: str, reason: str, override: str | None = None) -> Verdict:
-    """Judge the class as `verdict_on` does, and write the dataset's page."""
-    verdict = verdict_on(root, dataset, category, trigger=trigger, reason=reason, override=override)
-    show(root, dataset, category)
-    return verdict
-
-
 def show(root: Path, dataset: str, category: str = "") -> None:
     """Write the dataset's page: the verdict on a class, or on all, and where the aliases are now."""
     from flows.adapters.registry import open_registry
@@ -50,16 +43,17 @@ def show(root: Path, dataset: str, category: str = "") -> None:
         report_page.refresh(registry, root, dataset, category)
 
 
-def verdict_on(
-    root: Path, dataset: str, category: str, *, trigger: str, reason: str, override: str | None = None
-) -> Verdict:
+def run(
+    root: Path, dataset: str, category: str, *, trigger: str, reason: str, override: str | None = None,
+    page: bool = True,
+) -> Verdict:  # fmt: skip
     """Judge the class's challenger against its champion by the `gate` section of the project's params.yaml.
 
     The champion alias moves if the verdict allows it or `override` says so. The limits are the project's, not those of
-    the run that made the challenger: no run loosens its own gate. Raises `PromotionError` when there is no such model,
-    `IntegrityError` for a bundle or gate image that is not the recorded one, `DataError` when gate images are missing.
+    the run that made the challenger: no run loosens its own gate. Without `page` the caller writes the dataset's page
+    by `show`, once for many classes. Raises `PromotionError` when there is no such model, `IntegrityError` for a bundle
+    or gate image that is not the recorded one, `DataError` when gate images are missing.
     """
-
     from flows.adapters.registry import open_registry
 
     root = root.resolve()
@@ -74,6 +68,8 @@ def verdict_on(
         asked = VerdictRequest(trigger, reason, override)
         verdict = decide(registry, root, dataset, category, measure, params.gate, asked)
     _show_in_prefect(lineage.model_name(dataset, category), verdict)
+    if page:
+        show(root, dataset, category)
     return verdict
 
 

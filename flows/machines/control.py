@@ -6,14 +6,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from rich.console import Console
-from rich.table import Table
 
 from flows.adapters import dvc_files
 from flows.adapters.dvc_files import write_private
@@ -225,21 +223,3 @@ def last_settings(root: Path) -> Services:
         return Services.model_validate_json(ServiceFiles(root.resolve(), would_be).settings_file.read_text("utf-8"))
     except (OSError, ValueError):
         return would_be
-
-
-_COLOURS = {"healthy": "green", "not answering": "red", "stopped": "dim"}
-
-
-def show(found: Sequence[_Status], as_json: bool = False) -> None:
-    """Print a table in 80 columns with the logs below it, or JSON."""
-    if as_json:
-        print(json.dumps([asdict(item) for item in found], indent=1))
-        return
-    table = Table("service", "pid", "port", "health", "MB")
-    for item in found:
-        health = f"[{_COLOURS[item.health]}]{item.health}"
-        table.add_row(item.name, str(item.pid or ""), str(item.port or ""), health, str(item.megabytes or ""))
-    console = Console()
-    console.print(table)
-    for item in found:
-        console.print(f"{item.name:10}{item.log}", soft_wrap=True, highlight=False)

@@ -38,6 +38,20 @@ class JobSpec:
     files: dict[str, str]
     parents: dict[str, tuple[str, str]]
 
+    @classmethod
+    def of(
+        cls,
+        dataset: str,
+        git_sha: str,
+        stages: Sequence[str],
+        files: dict[str, str],
+        parents: Mapping[str, tuple[str, str]],
+    ) -> Self:
+        """Return the job of some stages, with those of all `parents` that they train on from."""
+        networks = {stage.partition("@")[2] for stage in stages if stage.startswith("train@")}
+        kept = {name: version for name, version in parents.items() if name in networks}
+        return cls(dataset, git_sha, tuple(stages), files, kept)
+
     @property
     def key(self) -> str:
         """A name of what is asked for: two jobs with the same key come to the same."""
@@ -194,19 +208,3 @@ def _failure(stages: Sequence[str], state: State) -> StageFailed:
     code = re.search(r"\(exit (-?\d+)\)", state.message)
     known = int(code[1]) if code else (1 if state.kind == "crashed" else None)
     return StageFailed(" ".join(stages), known, f"on a worker, {state.kind}: {state.message}")
-
-
-def job_maker(
-    dataset: str,
-    git_sha: str,
-    files: Callable[[Sequence[str]], Mapping[str, str]],
-    parents: Mapping[str, tuple[str, str]],
-) -> Callable[[Sequence[str]], JobSpec]:
-    """Return what makes the job of some stages of a dataset."""
-
-    def job(stages: Sequence[str]) -> JobSpec:
-        networks = {stage.partition("@")[2] for stage in stages if stage.startswith("train@")}
-        kept = {name: version for name, version in parents.items() if name in networks}
-        return JobSpec(dataset, git_sha, tuple(stages), dict(files(stages)), kept)
-
-    return job

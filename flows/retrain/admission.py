@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from flows.adapters import git
-from flows.adapters.landing import Landing, Object
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc, Versioning
 from flows.core import classes, lineage
@@ -66,21 +65,9 @@ def _would_take(
     """Return what would be looked at; download and change nothing."""
     if (area := watch.landing_area(project, params)) is None:
         return Taken()
-    items, waiting = _new_objects(area, params, ledger, categories, champions)
+    items, waiting = arrivals.new_objects(area, ledger, champions.waits(categories), params.landing.max_objects)
     counts = Counter(item.key.partition("/")[0] for item in items)
     return Taken((), (), waiting + Counter({f"{category}, a dry run": n for category, n in counts.items()}))
-
-
-def _new_objects(
-    area: Landing, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions
-) -> tuple[list[Object], Counter[str]]:
-    """Return `arrivals.new_objects` of the classes with a champion; others wait, with the way to get theirs back."""
-    ready, lost = champions.ready(categories)
-    items, waiting = arrivals.new_objects(area, ledger, categories, ready, params.landing.max_objects)
-    for category, why in lost.items():
-        if count := waiting.pop(arrivals.no_champion(category), 0):
-            waiting[why] = count
-    return items, waiting
 
 
 def _take_in(
@@ -90,18 +77,12 @@ def _take_in(
     ledger.release(paths)
     if (area := watch.landing_area(paths.root, params)) is None:
         return Taken()
-    items, waiting = _new_objects(area, params, ledger, categories, champions)
+    items, waiting = arrivals.new_objects(area, ledger, champions.waits(categories), params.landing.max_objects)
     if not items:
         ledger.write_lists(paths)
         return Taken((), (), waiting)
-    known = index_of(paths, params)
+    known = Index.of(paths, params)
     return arrivals.Intake(area, paths, ledger, known, champions.screen, params).take(items, waiting)
-
-
-def index_of(paths: IntakePaths, params: Params) -> Index:
-    """Index the images of the dataset."""
-    raw = Layout(paths.root, paths.dataset).raw
-    return Index.build(sources.scan(params.data.source, raw), raw, paths.home / "index.npz", params.image.bits)
 
 
 def recorder(project: Path, params: Params) -> Callable[[str], str]:

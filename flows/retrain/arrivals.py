@@ -8,7 +8,7 @@ import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +17,7 @@ from flows.adapters.landing import Landing, LandingError, Object, listed
 from flows.adapters.tracking import Registry
 from flows.core import lineage
 from flows.retrain.index import Index, Known
-from flows.retrain.ledger import Entry, IntakePaths, Ledger, State, put
+from flows.retrain.ledger import Entry, IntakePaths, Ledger, State
 from flows.versions import promotions
 from pvqae.core import config, errors
 from pvqae.core.errors import DataError, PvqaeError
@@ -63,16 +63,17 @@ class Champions:
         """Return the class's champion, "" when it has none. Raises `PromotionError` for one that was deleted."""
         return promotions.held(self._registry, lineage.model_name(self._dataset, category)) or ""
 
-    def ready(self, categories: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """Return the classes that have a champion, and why others have none where that can be told."""
-        found: list[str] = []
-        lost: dict[str, str] = {}
-        for category in categories:
-            try:
-                found += [category] if self.version(category) else []
-            except PvqaeError as error:
-                lost[category] = str(error)
-        return found, lost
+    def waits(self, categories: Iterable[str]) -> dict[str, str]:
+        """Return why the images of each class have to wait, with the repair; "" for a class that has a champion."""
+        return {category: self._wait(category) for category in categories}
+
+    def _wait(self, category: str) -> str:
+        try:
+            if self.version(category):
+                return ""
+            return f"{category} has no champion yet: run `python -m flows train` first"
+        except PvqaeError as error:
+            return str(error)
 
     def screen(self, category: str, path: Path) -> tuple[float, float]:
         """Score a file; return the score and the limit above which a person should look at it.
@@ -111,26 +112,22 @@ def _limit(card: Mapping[str, Any], margin: float) -> float:
     return highest + margin * (highest - statistics.median(scores))
 
 
-def no_champion(category: str) -> str:
-    """Return why a class's images wait."""
-    return f"{category} has no champion yet: run `python -m flows train` first"
-
-
 def new_objects(
-    landing: Landing, ledger: Ledger, classes: Sequence[str], ready: Sequence[str], most: int
+    landing: Landing, ledger: Ledger, waits: Mapping[str, str], most: int
 ) -> tuple[list[Object], Counter[str]]:
     """Return at most `most` objects without a line in the ledger, and why others wait (reason → images).
 
     They are sorted by key, but first come those that failed least often: what never arrives must not keep out what
-    stands behind it. `ready` are the `classes` that have a champion to screen with.
+    stands behind it. `waits`: every class of the dataset, and why its images wait (`Champions.waits`).
     """
     waiting: Counter[str] = Counter()
 
     def why(item: Object) -> str:
         category, slash, _ = item.key.partition("/")
-        if not slash or category not in classes:
-            return f"{category if slash else 'no class'} is no class of the dataset ({', '.join(classes)})"
-        return "" if category in ready else no_champion(category)
+        if slash and category in waits:
+            return waits[category]
+        found = f"{category}/" if slash else "no folder"
+        return f"expected CLASS/FILE with one of the classes {', '.join(waits)}; found {found}: move them"
 
     def usable(item: Object) -> bool:
         if reason := why(item):
@@ -227,8 +224,7 @@ class Intake:
     def _one(self, item: Object) -> Entry:
         incoming = self._paths.incoming / item.id
         entry, image = self._decide(item, incoming)
-        if target := self._paths.file(entry):
-            put(incoming, target)
+        self._paths.put(incoming, entry)
         incoming.unlink(missing_ok=True)
         self._ledger.append([entry])
         if image:

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flows.retrain.ledger import Entry, IntakePaths
+from pvqae.core.config import Params
 from pvqae.core.errors import DataError
-from pvqae.datasets import facts, inspection
+from pvqae.core.layout import Layout
+from pvqae.datasets import facts, inspection, sources
 from pvqae.datasets.layouts import Found
 from pvqae.samples import images
 
@@ -148,6 +150,12 @@ class Index:
         if after.keys() != before.keys():
             _save(after, cache)
         return cls(after.values())
+
+    @classmethod
+    def of(cls, paths: IntakePaths, params: Params) -> Self:
+        """Index all images of the dataset."""
+        raw = Layout(paths.root, paths.dataset).raw
+        return cls.build(sources.scan(params.data.source, raw), raw, paths.home / "index.npz", params.image.bits)
 
     def remember(self, paths: IntakePaths, entries: Iterable[Entry], bits: images.Bits) -> None:
         """Add the kept images of `entries`: they are on their way into the dataset, or held."""

@@ -3,12 +3,10 @@
 The intake's cursor is a set, not a time: an object is new if the ledger has no line about it, whatever any clock says.
 """
 
-import csv
-import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,7 @@ from typing import Any, Literal
 from flows.adapters.landing import Object
 from flows.core import lines
 from pvqae.core import files
-from pvqae.core.files import write_text
+from pvqae.core.files import write_table, write_text
 
 # accepted: kept next to the dataset; versioned: in a DVC version of it; lost: its kept file is gone, so it is as new.
 # The others are final unless a person decides.
@@ -163,6 +161,11 @@ class IntakePaths:
             return home / entry.category / entry.name
         return None
 
+    def put(self, source: Path, entry: Entry) -> None:
+        """Move an object's file to its place, its content on the disk first; leave it where it has none."""
+        if target := self.file(entry):
+            _moved(source, target)
+
     def keep(self, source: Path, entry: Entry) -> None:
         """Copy the file of an accepted entry to its place."""
         target = self.file(entry)
@@ -174,13 +177,13 @@ class IntakePaths:
         part = self.incoming / "part"
         part.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, part)
-        put(part, target)
+        _moved(part, target)
 
 
 Places = IntakePaths  # its name in 0.1
 
 
-def put(source: Path, target: Path) -> None:
+def _moved(source: Path, target: Path) -> None:
     """Move a file into place, its content on the disk first."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as file:
@@ -191,10 +194,3 @@ def put(source: Path, target: Path) -> None:
 def _listed(entry: Entry, file: Path | None, folder: Path) -> tuple[Any, ...]:
     kept = file.relative_to(folder).as_posix() if file and file.exists() else ""
     return entry.category, files.shown(entry.key), entry.size, entry.reason, entry.score or "", kept
-
-
-def write_table(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file with the columns `names`, whole or not at all."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([names, *rows])
-    write_text(path, out.getvalue())

@@ -126,7 +126,7 @@ def _judge(project: Path, outcome: Outcome) -> "tuple[tuple[tuple[str, Verdict],
     verdicts, failed = [], []
     for category in waiting:
         try:
-            found = promote.verdict_on(project, name, category, trigger=asked.trigger, reason=asked.reason)
+            found = promote.run(project, name, category, trigger=asked.trigger, reason=asked.reason, page=False)
             verdicts.append((lineage.model_name(name, category), found))
         except PvqaeError as error:
             failed.append(str(error))

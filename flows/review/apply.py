@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flows.adapters.landing import LandingError
 from flows.adapters.versioning import Versioning
-from flows.retrain.admission import admit, counted, index_of
+from flows.retrain.admission import admit, counted
 from flows.retrain.arrivals import decide
 from flows.retrain.index import Index
 from flows.retrain.labels import KIND, Label, Log
@@ -127,6 +127,6 @@ class Applier:
     @cached_property
     def _index(self) -> Index:
         """Of the dataset, and of what is on its way there."""
-        index = index_of(self._paths, self._params)
+        index = Index.of(self._paths, self._params)
         index.remember(self._paths, self._ledger.entries("accepted"), self._params.image.bits)
         return index

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import secrets
 import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,18 +31,23 @@ if TYPE_CHECKING:
     from pvqae.inference.bundle import Detector
 
 
-def params_for(project: Path, dataset: str) -> Params:
+def _params_of(project: Path, dataset: str) -> Params:
     """Return the dataset's params. Raises `ConfigError` for one that was never trained, or that a stage makes."""
     params = workspace.choose(project, watch.params_of(project, dataset)).params
     watch.refuse_made(params, "so no label can come into it", "python -m flows review --dataset parts")
     return params
 
 
-def apply(project: Path, params: Params, waiting: Callable[[str], object]) -> Applied:
+def apply(project: Path, dataset: str, waiting: Callable[[str], object]) -> Applied:
     """Bring all labels that were not applied yet into the dataset as one DVC version; push it if the params say so.
 
-    `waiting` is told when a flow works on the dataset; it may raise. After a crash call this again.
+    `dataset`: "" for the project's own. `waiting` is told when a flow works on it; it may raise. After a crash call
+    this again. Raises `ConfigError` for a dataset that was never trained, or that a stage makes.
     """
+    return _apply(project, _params_of(project, dataset), waiting)
+
+
+def _apply(project: Path, params: Params, waiting: Callable[[str], object]) -> Applied:
     paths, layout = IntakePaths(project, params.data.name), Layout(project, params.data.name)
     log = Log(paths.labels)
     with workspace.working_on(project, paths.dataset, waiting) as supervisor, log.writing():
@@ -97,9 +103,12 @@ def _default_name(project: Path) -> str:
 
 
 def serve(
-    project: Path, params: Params, host: str, port: int, most: int, browser: bool, say: Callable[[str], None]
+    project: Path, dataset: str, host: str, port: int, most: int, browser: bool, say: Callable[[str], None]
 ) -> None:
-    """Serve the page until Ctrl-C. A non-loopback host requires the token that is printed."""
+    """Serve the page until Ctrl-C. A non-loopback host requires the token that is printed.
+
+    Raises `ConfigError` as `apply`.
+    """
     import uvicorn
 
     from flows.adapters.registry import open_registry
@@ -108,6 +117,7 @@ def serve(
     from pvqae.serving import batch_cli, server
     from pvqae.serving.middleware import is_loopback
 
+    params = _params_of(project, dataset)
     name = params.data.name
     registry, _ = open_registry(project, params.flow.tracking_uri)
     paths = IntakePaths(project, name)
@@ -120,9 +130,9 @@ def serve(
     def refuse(_: str) -> None:
         raise PvqaeError(f"a flow works on {name}: apply again when it has ended; the labels are kept")
 
-    token = "" if is_loopback(host) else os.environ.get("PVQAE_TOKEN", "") or review_app.new_token()
+    token = "" if is_loopback(host) else os.environ.get("PVQAE_TOKEN", "") or secrets.token_urlsafe(24)
     app = review_app.make(
-        session, thumbnails, _default_name(project), lambda: apply(project, params, refuse).lines, token
+        session, thumbnails, _default_name(project), lambda: _apply(project, params, refuse).lines, token
     )
     with server.listen(params.service.model_copy(update={"host": host, "port": port}), token) as opened:
         address = f"{server.address(opened)}/" + (f"?token={token}" if token else "")

@@ -39,11 +39,6 @@ _HEADERS: Mapping[str, str] = {
 }
 
 
-def new_token() -> str:
-    """Return a secret that nobody guesses."""
-    return secrets.token_urlsafe(24)
-
-
 @dataclass(frozen=True)
 class ReviewMiddleware:
     """The host check, the token, and the protection against other sites, around the ASGI app.
@@ -53,7 +48,7 @@ class ReviewMiddleware:
 
     app: ASGIApp
     token: str = ""
-    page: str = field(default_factory=new_token)
+    page: str = field(default_factory=secrets.token_urlsafe)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -124,7 +119,7 @@ def make(
 ) -> ReviewMiddleware:
     """Make the ASGI app. `who`: the name the page starts with; `apply` applies all labels and says what came of it."""
     app = FastAPI(title="pvqae review", docs_url=None, redoc_url=None, openapi_url=None)
-    page = new_token()
+    page = secrets.token_urlsafe()
     app.add_exception_handler(PvqaeError, _explained)
     _add_page(app, session, who, page)
     _add_pictures(app, session, thumbnails)

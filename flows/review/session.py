@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.retrain.labels import SAID, Label, Log, Word
-from flows.retrain.ledger import IntakePaths, Ledger, write_table
+from flows.retrain.ledger import IntakePaths, Ledger
 from flows.review import items
 from flows.review.items import Item
 from pvqae.core.errors import ConfigError, DataError
+from pvqae.core.files import write_table
 
 _LONGEST = 80  # characters of a name
 _QUEUES = ("held", "near", "alarms")

@@ -17,9 +17,8 @@ from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Handover, Outcome, StageFailed, Versioning
 from flows.core.processes import Supervisor
 from flows.machines import fan_out
-from flows.machines.fan_out import Chain, Chains, FanOut, job_maker
+from flows.machines.fan_out import Chain, Chains, FanOut, JobSpec
 from flows.versions import warm_start
-from flows.workspace import workspace
 from flows.workspace.workspace import Workspace
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, PvqaeError
@@ -163,15 +162,18 @@ def pool(
     warm = {key: item["classes"] for key, item in graph["networks"].items() if item["parent"] != FROM_SCRATCH}
     found = {key: warm_start.champion(registry, graph["dataset"], members) for key, members in warm.items()}
     parents = {key: version for key, version in found.items() if version}
-    jobs = job_maker(space.params.data.name, code.sha, lambda asked: _files(space, graph, asked), parents)
-    return FanOut(PrefectPool(name, _DEPLOYMENT), versioning, jobs, lambda: supervisor.cancelled)
+
+    def job(asked: Sequence[str]) -> JobSpec:
+        return JobSpec.of(space.params.data.name, code.sha, asked, _files(space, graph, asked), parents)
+
+    return FanOut(PrefectPool(name, _DEPLOYMENT), versioning, job, lambda: supervisor.cancelled)
 
 
 def _files(space: Workspace, graph: Mapping[str, Any], asked: Sequence[str]) -> dict[str, str]:
     """Return what a worker's workspace needs besides the commit, as it is now."""
     lock = (space.path / "dvc.lock").read_text("utf-8")
     texts = {
-        "params.yaml": config.dump(workspace.without_root(space.params)),
+        "params.yaml": space.params_text,
         "data/classes.yaml": config.dump_yaml(fan_out.part_of_classes(graph, asked)),
         "dvc.lock": fan_out.part_of_lock(lock, fan_out.above(class_stages(graph), asked)),
         FROM_SCRATCH: (space.path / FROM_SCRATCH).read_text("utf-8"),

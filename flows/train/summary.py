@@ -44,6 +44,70 @@ class Summary:
         """Whether no stage did anything and no version is new."""
         return not (self.ran or self.restored or any(version.new for version in self.versions))
 
+    def rows(self) -> list[dict[str, str]]:
+        """Return one dict per class, last the mean: column → printed value."""
+        found = []
+        registered = {item.category: _version_text(item) for item in self.versions}
+        for name, figures in self.figures["classes"].items():
+            cells = {column: _cell(figures.get(key)) for column, key in FIGURES.items()}
+            found.append({"class": name, **cells, "version": registered.get(name, "-")})
+        mean = {column: _cell(self.figures["mean"].get(key)) for column, key in FIGURES.items()}
+        return [*found, {"class": "mean", **mean, "version": ""}]
+
+    def table(self) -> Table:
+        """Return a table that fits 80 columns: headers and versions wrap, figures and names don't."""
+        shown = Table(title=f"{self.dataset}: {self.report}", title_justify="left", box=box.SIMPLE_HEAD)
+        shown.show_edge, shown.pad_edge, shown.padding = False, False, (0, 1, 0, 0)
+        for name in self.rows()[0]:
+            cells = [row[name] for row in self.rows()]
+            widest = max(map(len, [*name.split(), *(" ".join(cells).split() if name == "version" else cells)]))
+            shown.add_column(name, justify="left" if name in ("class", "version") else "right", width=widest)
+        for row in self.rows():
+            shown.add_row(*row.values(), style="bold" if row["class"] == "mean" else None)
+        return shown
+
+    def sentences(self) -> list[str]:
+        """Say what happened, and why the rest did not."""
+        warned = [f"Warning about the data: {text}" for text in self.warnings]
+        if self.nothing_changed and not self.uncommitted:
+            return ["Nothing changed: no stage ran, no version registered.", *warned]
+        found = [f"Stages run: {_listed(self.ran)}. Taken from DVC's cache: {_listed(self.restored)}."]
+        if self.uncommitted:
+            files = ", ".join(self.uncommitted[:10]) + (", ..." if len(self.uncommitted) > 10 else "")
+            found.append(
+                f"NOT REGISTERED: this code differs from the last commit: {files}. A version must be rebuildable from "
+                "git: commit them, then run again (nothing is trained again)."
+            )
+        else:
+            found += [f"{item.category}: {_fate(item)}" for item in self.versions if item.new or not item.version]
+        return [*found, *warned]
+
+    def commands(self, environ: Mapping[str, str], opener: str) -> list[tuple[str, str]]:
+        """Return what to type next: a purpose and a command each."""
+        found = [("open the report", shlex.join([opener, str(self.report / "index.html")]))]
+        if self.tracking_uri.startswith("http"):
+            found.append(("open MLflow", shlex.join([opener, self.tracking_uri])))
+        else:
+            found.append(("MLflow's pages", shlex.join(["mlflow", "ui", "--backend-store-uri", self.tracking_uri])))
+        if url := environ.get("PREFECT_API_URL"):
+            found.append(("open Prefect", shlex.join([opener, url.removesuffix("/api")])))
+        else:
+            home = shlex.quote(environ.get("PREFECT_HOME", ""))
+            found.append(("Prefect's pages", f"PREFECT_HOME={home} prefect server start"))
+        return found
+
+    def markdown(self) -> str:
+        """Return the table and the links as one Prefect artifact."""
+        lines = self.rows()
+        head = list(lines[0])
+        body = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        body += ["| " + " | ".join(row.values()) + " |" for row in lines]
+        links = [
+            f"* report: `{self.report / 'index.html'}`",
+            f"* MLflow: `{self.tracking_uri}`, run `{self.mlflow_run}`",
+        ]
+        return "\n".join([f"# {self.dataset}", *self.sentences(), "", *body, "", *links])
+
 
 class ClassesFailed(PvqaeError):  # noqa: N818 - it names an outcome, not a fault of the code
     """Some classes could not be trained, evaluated or registered; `summary` tells what came of the others."""
@@ -70,74 +134,5 @@ def _fate(version: Registered) -> str:
     return f"{what}: {'; '.join(version.reasons)}"
 
 
-def rows(summary: Summary) -> list[dict[str, str]]:
-    """Return one dict per class, last the mean: column → printed value."""
-    found = []
-    registered = {item.category: _version_text(item) for item in summary.versions}
-    for name, figures in summary.figures["classes"].items():
-        cells = {column: _cell(figures.get(key)) for column, key in FIGURES.items()}
-        found.append({"class": name, **cells, "version": registered.get(name, "-")})
-    mean = {column: _cell(summary.figures["mean"].get(key)) for column, key in FIGURES.items()}
-    return [*found, {"class": "mean", **mean, "version": ""}]
-
-
-def table(summary: Summary) -> Table:
-    """Return a table that fits 80 columns: headers and versions wrap, figures and names don't."""
-    shown = Table(title=f"{summary.dataset}: {summary.report}", title_justify="left", box=box.SIMPLE_HEAD)
-    shown.show_edge, shown.pad_edge, shown.padding = False, False, (0, 1, 0, 0)
-    for name in rows(summary)[0]:
-        cells = [row[name] for row in rows(summary)]
-        widest = max(map(len, [*name.split(), *(" ".join(cells).split() if name == "version" else cells)]))
-        shown.add_column(name, justify="left" if name in ("class", "version") else "right", width=widest)
-    for row in rows(summary):
-        shown.add_row(*row.values(), style="bold" if row["class"] == "mean" else None)
-    return shown
-
-
-def sentences(summary: Summary) -> list[str]:
-    """Say what happened, and why the rest did not."""
-    warned = [f"Warning about the data: {text}" for text in summary.warnings]
-    if summary.nothing_changed and not summary.uncommitted:
-        return ["Nothing changed: no stage ran, no version registered.", *warned]
-    found = [f"Stages run: {_listed(summary.ran)}. Taken from DVC's cache: {_listed(summary.restored)}."]
-    if summary.uncommitted:
-        files = ", ".join(summary.uncommitted[:10]) + (", ..." if len(summary.uncommitted) > 10 else "")
-        found.append(
-            f"NOT REGISTERED: this code differs from the last commit: {files}. A version must be rebuildable from git: "
-            "commit them, then run again (nothing is trained again)."
-        )
-    else:
-        found += [f"{item.category}: {_fate(item)}" for item in summary.versions if item.new or not item.version]
-    return [*found, *warned]
-
-
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
-
-
-def commands(summary: Summary, environ: Mapping[str, str], opener: str) -> list[tuple[str, str]]:
-    """Return what to type next: a purpose and a command each."""
-    found = [("open the report", shlex.join([opener, str(summary.report / "index.html")]))]
-    if summary.tracking_uri.startswith("http"):
-        found.append(("open MLflow", shlex.join([opener, summary.tracking_uri])))
-    else:
-        found.append(("MLflow's pages", shlex.join(["mlflow", "ui", "--backend-store-uri", summary.tracking_uri])))
-    if url := environ.get("PREFECT_API_URL"):
-        found.append(("open Prefect", shlex.join([opener, url.removesuffix("/api")])))
-    else:
-        home = shlex.quote(environ.get("PREFECT_HOME", ""))
-        found.append(("Prefect's pages", f"PREFECT_HOME={home} prefect server start"))
-    return found
-
-
-def markdown(summary: Summary) -> str:
-    """Return the table and the links as one Prefect artifact."""
-    lines = rows(summary)
-    head = list(lines[0])
-    body = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    body += ["| " + " | ".join(row.values()) + " |" for row in lines]
-    links = [
-        f"* report: `{summary.report / 'index.html'}`",
-        f"* MLflow: `{summary.tracking_uri}`, run `{summary.mlflow_run}`",
-    ]
-    return "\n".join([f"# {summary.dataset}", *sentences(summary), "", *body, "", *links])

@@ -19,7 +19,6 @@ from flows.adapters.versioning import Dvc, Versioning
 from flows.core import classes, environment, lineage
 from flows.machines import fan_out
 from flows.train import recording, stages
-from flows.train import summary as summaries
 from flows.train.recording import Recorder
 from flows.train.stages import Done, Pipeline
 from flows.train.summary import ClassesFailed, Summary
@@ -246,5 +245,5 @@ def _finish(tracking: Registry, run: str, space: Workspace, result: Summary) -> 
         if (page := result.report / "index.html").exists():
             tracking.artifact(run, page, "report")
     key = lineage.artifact_key("train", result.dataset)
-    create_table_artifact(summaries.rows(result), key=key, description=" ".join(summaries.sentences(result)))
-    create_markdown_artifact(summaries.markdown(result), key=lineage.artifact_key("links", result.dataset))
+    create_table_artifact(result.rows(), key=key, description=" ".join(result.sentences()))
+    create_markdown_artifact(result.markdown(), key=lineage.artifact_key("links", result.dataset))

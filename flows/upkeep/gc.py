@@ -46,11 +46,16 @@ class Plan:
     def lines(self) -> tuple[str, ...]:
         reasons = dict.fromkeys(item.why for item in self.items)
         groups = [(why, [item for item in self.items if item.why == why]) for why in reasons]
-        told = [f"{len(own):6} {why}: {megabytes(own)} MB" for why, own in groups]
-        return (*told, f"{len(self.items):6} in all: {megabytes(self.items)} MB", *self.busy)
+        told = [f"{len(own):6} {why}: {_megabytes(own)} MB" for why, own in groups]
+        return (*told, f"{len(self.items):6} in all: {self.megabytes} MB", *self.busy)
+
+    @property
+    def megabytes(self) -> str:
+        """The size of all that may go, to one digit."""
+        return _megabytes(self.items)
 
 
-def megabytes(items: Sequence[_Item]) -> str:
+def _megabytes(items: Sequence[_Item]) -> str:
     return f"{sum(item.size for item in items) / 1e6:.1f}"
 
 

@@ -52,7 +52,7 @@ def _named(root: Path, commits: Iterable[str]) -> set[str]:
     """Return the hashes that a dvc.lock or a .dvc file names."""
     wanted = {git.needed(root, commit, "data_sha of a version") for commit in commits}
     found: set[str] = set()
-    for commit in sorted(wanted | git.all_commits(root)):
+    for commit in sorted(wanted | _every_commit(root)):
         for name in git.files_of(root, commit):
             if name.endswith((".dvc", "dvc.lock")):
                 found |= _hashes(git.git(root, "show", f"{commit}:{name}"), f"{commit}:{name}")
@@ -61,6 +61,13 @@ def _named(root: Path, commits: Iterable[str]) -> set[str]:
             raise PvqaeError(f"{file} was cut off: what it names is not known; the next flow or `data add` mends it")
         found |= _hashes(file.read_text("utf-8"), str(file))
     return found
+
+
+def _every_commit(root: Path) -> set[str]:
+    """Return the commits of every branch, tag and remote, and HEAD."""
+    lines = git.git(root, "for-each-ref", "--format=%(objecttype) %(*objecttype) %(objectname)").splitlines()
+    named = {line.split()[-1] for line in lines if "commit" in line.split()[:-1]}  # a tag may be of anything
+    return named | {commit for commit in [git.commit_of(root, "HEAD")] if commit}
 
 
 def _here(root: Path) -> Iterator[Path]:

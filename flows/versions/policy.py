@@ -83,18 +83,16 @@ def blind(tried: tuple[int, int] | None) -> bool:
     return tried is not None and tried[0] > 0 and tried[1] == 0
 
 
-def first_version(facts: Facts, first_auroc: float = 0.5) -> Decision:
-    """Decide on the first version of a model: champion by absolute rules, there is nothing to compare it with."""
+def decide(facts: Facts, *, later: bool, first_auroc: float = 0.5) -> Decision:
+    """Decide on a version. The first of a model is champion by absolute rules: there is nothing to compare it with.
+
+    A `later` one, of a model that has or had a champion, waits for the promotion gate.
+    """
     if against := _obstacles(facts):
         return Decision(None, against)
+    if later:
+        return Decision("challenger", ("a champion exists: the gate decides", *_collapse(facts)))
     if flaws := (*_collapse(facts), *_useless(facts, first_auroc)):
         return Decision("challenger", flaws)
     seen = "no defects to try it on" if facts.image_auroc is None else f"image AUROC {facts.image_auroc:.4f}"
     return Decision("champion", ("parity holds", "lineage is complete", "code is committed", "no collapse", seen))
-
-
-def later_version(facts: Facts) -> Decision:
-    """Decide on a version of a model that has a champion: it waits for the promotion gate."""
-    if against := _obstacles(facts):
-        return Decision(None, against)
-    return Decision("challenger", ("a champion exists: the gate decides", *_collapse(facts)))

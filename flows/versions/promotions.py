@@ -2,14 +2,9 @@
 
 import datetime
 import getpass
-import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from rich import box
-from rich.table import Table
 
 from flows.adapters.tracking import Promotion, Registry
 from flows.core import lineage, locks
@@ -17,11 +12,6 @@ from pvqae.core.errors import PvqaeError
 
 ALIASES = ("champion", "challenger")
 _KEPT = ("git_sha", "data_sha", "manifest_sha256", "bundle_sha256", "trigger")  # lineage that an entry repeats
-
-
-_HEAD = ("when", "model", "alias", "from", "to", "kind", "verdict", "who", "why", "code", "data")
-_NARROW = ("when", "model", "from", "to", "kind", "why")
-WIDE = 150  # columns of a terminal from which all of _HEAD is readable
 
 
 class PromotionError(PvqaeError):
@@ -116,8 +106,22 @@ def _parts(registry: Registry, name: str) -> tuple[str, str]:
     """Return dataset and class of a model, whose name alone does not say where one ends."""
     if owner := registry.owners(name).get(name):
         return owner.dataset, owner.category
-    dataset, _, category = name.removeprefix("pvqae-").rpartition("-")
+    dataset, _, category = name.removeprefix(lineage.OURS).rpartition("-")
     return dataset, category
+
+
+def owner_of(registry: Registry, model: str) -> lineage.Owner:
+    """Return whose a registered model is. Raises `PromotionError` where there is none, or nothing says whose it is."""
+    known = registry.owners(lineage.OURS)
+    possible = lineage.Owner.possible(model)
+    found = known.get(model) or (possible[0] if model in known and len(possible) == 1 else None)
+    if found:
+        return found
+    if model in known:
+        raise PromotionError(f"{model}: nothing says of which dataset and class it is; name them: DATASET CLASS")
+    raise PromotionError(
+        f"expected DATASET CLASS, or a registered model; found {model}; registered are {', '.join(known) or 'none'}"
+    )
 
 
 def _left(registry: Registry, name: str, log: Sequence[Promotion]) -> list[str]:
@@ -213,43 +217,3 @@ def _taken_back(name: str, version: str, moves: Sequence[Promotion]) -> Promotio
         return moves[-1]
     present = moves[-1].to_version if moves else lineage.NONE
     raise PromotionError(f"{name}: expected version {version} as champion, found {present}; see `promote log`")
-
-
-def as_json(log: Mapping[str, Sequence[Promotion]]) -> str:
-    """Return every entry with all its reasons and its lineage."""
-    return json.dumps({name: [asdict(entry) for entry in own] for name, own in log.items()}, indent=1)
-
-
-def table(log: Mapping[str, Sequence[Promotion]], narrow: bool = False) -> Table:
-    """Return the log as a table, one row an entry, oldest first.
-
-    `narrow`: what 80 columns hold; only the reason wraps. The kind says which alias, `--json` has the rest.
-    """
-    head = _NARROW if narrow else _HEAD
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in head:
-        shown.add_column(name, no_wrap=name != "why", overflow="fold")
-    for row in _rows(log):
-        shown.add_row(*((row[name][:10] if narrow and name == "when" else row[name]) for name in head))
-    return shown
-
-
-def _rows(log: Mapping[str, Sequence[Promotion]]) -> list[dict[str, str]]:
-    """Return one printable row per entry of the models' logs, oldest first."""
-    entries = sorted(((entry, name) for name, own in log.items() for entry in own), key=lambda pair: pair[0].when)
-    return [
-        {
-            "when": entry.when[:19] + "Z",
-            "model": name,
-            "alias": entry.alias,
-            "from": entry.from_version,
-            "to": entry.to_version,
-            "kind": entry.kind,
-            "verdict": entry.verdict or "-",
-            "who": entry.who,
-            "why": entry.reasons[0] if entry.reasons else "",
-            "code": entry.lineage.get("git_sha", "")[:12],
-            "data": entry.lineage.get("data_sha", "")[:12],
-        }
-        for entry, name in entries
-    ]

@@ -77,8 +77,7 @@ class Registrar:
             version_bundles.export(self._supervisor, self._space, bundle, exported)
             facts = self._facts(category, exported, tags)
             first_auroc = self._space.params.gate.first_auroc
-            later = champion or deleted
-            decision = policy.later_version(facts) if later else policy.first_version(facts, first_auroc)
+            decision = policy.decide(facts, later=bool(champion or deleted), first_auroc=first_auroc)
             decision = replace(decision, reasons=(*decision.reasons, *filter(None, (deleted,))))
             if decision.alias is None:
                 return self._refused(category, run, decision.reasons)

@@ -14,7 +14,7 @@ from flows.core import lineage
 from flows.versions import promotions
 from flows.versions.registration import Registered
 from pvqae.core.errors import PvqaeError
-from pvqae.report.report import Comparison, Fact, Verdict, Version, read_versions, rewrite_page, write_versions
+from pvqae.report.report import Comparison, Fact, Verdict, Version, read_versions, write_versions
 
 _Figures = Mapping[str, float | None]
 
@@ -56,7 +56,6 @@ def publish(
         for item in found
     }
     write_versions(reports, {**others, **known}, demo)
-    rewrite_page(reports, demo)
 
 
 def refresh(registry: Registry, root: Path, dataset: str, category: str = "") -> None:

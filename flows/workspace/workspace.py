@@ -54,20 +54,22 @@ def choose(root: Path, params_file: str = "", overrides: tuple[str, ...] = ()) -
     return Choice(params, own=not overrides and file.resolve() == (root / "params.yaml").resolve())
 
 
-def without_root(params: Params) -> Params:
+def _without_root(params: Params) -> Params:
     """Return the params as a workspace and a registered run keep them: without where the images came from."""
     return params.model_copy(update={"data": params.data.model_copy(update={"root": ""})})
 
 
 def params_sha256(params: Params) -> str:
     """Return the hash of all params that can change a result."""
-    values = {key: value for key, value in without_root(params).model_dump(mode="json").items() if key not in NO_RESULT}
+    values = {
+        key: value for key, value in _without_root(params).model_dump(mode="json").items() if key not in NO_RESULT
+    }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def flat_params(params: Params) -> dict[str, str]:
     """Return dotted keys and printed values, as MLflow wants them; addresses without name and password."""
-    values = without_root(params).model_dump(mode="json")
+    values = _without_root(params).model_dump(mode="json")
 
     def at(key: str) -> object:
         found: object = values
@@ -91,6 +93,11 @@ class Workspace:
     def layout(self) -> Layout:
         """The files of the dataset in this workspace."""
         return Layout(self.path, self.params.data.name)
+
+    @property
+    def params_text(self) -> str:
+        """The text of its params.yaml, which says nothing of where the images came from."""
+        return config.dump(_without_root(self.params))
 
     @property
     def own(self) -> bool:
@@ -151,7 +158,7 @@ def prepare(root: Path, choice: Choice) -> Workspace:
     _check_out(space)
     _sync_code(space)
     dvc_files.share(root, space.path)
-    write_text(space.path / "params.yaml", config.dump(without_root(choice.params)))
+    write_text(space.path / "params.yaml", space.params_text)
     return space
 
 

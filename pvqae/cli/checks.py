@@ -39,7 +39,7 @@ class Check:
     repair: str = ""
 
 
-def exit_code(checks: Sequence[Check]) -> int:
+def _exit_code(checks: Sequence[Check]) -> int:
     """Return 1 if anything is bad, else 0."""
     return int(any(check.state == "bad" for check in checks))
 
@@ -63,13 +63,14 @@ def _sentence(checks: Sequence[Check]) -> str:
     return f"{len(checks)} checks: {bad} bad, {warn} to look at"
 
 
-def show(checks: Sequence[Check], as_json: bool, screen: Console) -> None:
-    """Print a table and a sentence, or JSON."""
+def show(checks: Sequence[Check], as_json: bool, screen: Console) -> int:
+    """Print a table and a sentence, or JSON; return the exit code of the command."""
     if as_json:
         print(to_json(checks))
-        return
-    screen.print(_table(checks))
-    screen.print(_sentence(checks), highlight=False)
+    else:
+        screen.print(_table(checks))
+        screen.print(_sentence(checks), highlight=False)
+    return _exit_code(checks)
 
 
 _Installed = Callable[[str], str | None]  # a package's version, None where it is not installed

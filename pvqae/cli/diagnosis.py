@@ -42,7 +42,7 @@ def _device(compute: config.Compute) -> Check:
     if find_spec("torch") is None:
         return Check("device", "bad", "torch is not installed", f"{shlex.quote(sys.executable)} -m pip install torch")
     if not present:
-        plan = runtime.without_gpu(compute, 1)
+        plan = runtime.plan(compute.model_copy(update={"device": "cpu"}), 1)
         if compute.device == "cuda":
             return Check("device", "bad", "compute.device is cuda, found no GPU driver", "set compute.device: auto")
         return Check("device", "ok", f"no GPU; {_words(plan)}")

@@ -259,8 +259,7 @@ def _doctor(as_json: _Json = False) -> None:
     from pvqae.cli import checks, diagnosis
 
     found = diagnosis.examine(Path.cwd())
-    checks.show(found, as_json, console())
-    raise typer.Exit(checks.exit_code(found))
+    raise typer.Exit(checks.show(found, as_json, console()))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 A folder is sealed by `SHA256SUMS`, a single file by its hash in a file next to it.
 """
 
+import csv
 import errno
 import glob
 import hashlib
@@ -12,7 +13,7 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -155,6 +156,12 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 with `\\n` line ends; makes the folder."""
     with whole_file(path) as part:
         part.write_text(text, "utf-8", newline="\n")
+
+
+def write_table(path: Path, names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write CSV with the columns `names`, UTF-8 with `\\n` line ends; makes the folder."""
+    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([names, *rows])
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:

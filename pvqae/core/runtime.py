@@ -128,7 +128,7 @@ def plan(compute: "Compute", n_networks: int) -> Plan:
     five times slower than two of one.
     """
     if compute.device == "cpu" or not may_have_gpu():
-        return without_gpu(compute, n_networks)
+        return _without_gpu(compute, n_networks)
     import torch  # a second, and 200 MB that a flow keeps
 
     cuda = torch.cuda.is_available()
@@ -141,7 +141,7 @@ def may_have_gpu() -> bool:
     return not sys.platform.startswith("linux") or any(driver.exists() for driver in DRIVERS)
 
 
-def without_gpu(compute: "Compute", n_networks: int) -> Plan:
+def _without_gpu(compute: "Compute", n_networks: int) -> Plan:
     """Return the plan of a machine that has no GPU for certain; torch is not imported."""
     return _divide(compute, n_networks, 0, _cpu_has_bf16())
 

@@ -8,13 +8,12 @@ says which part it shows: PART__VIEW-<hash>.png; without the double underscore e
 """
 
 import csv
-import io
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from pvqae.core.errors import DataError
-from pvqae.core.files import write_text
+from pvqae.core.files import write_table
 from pvqae.core.layout import ARRIVED
 from pvqae.datasets import layouts
 from pvqae.datasets.layouts import SEPARATOR, Found
@@ -118,8 +117,4 @@ def sign(root: Path, rows: Iterable[Mapping[str, str]]) -> None:
     merged = known | {row["path"]: {name: row[name] for name in _SIGNED} for row in rows}
     if merged == known:
         return
-    out = io.StringIO()
-    table = csv.DictWriter(out, _SIGNED, lineterminator="\n")
-    table.writeheader()
-    table.writerows(merged[path] for path in sorted(merged))
-    write_text(_labels_file(root), out.getvalue())
+    write_table(_labels_file(root), _SIGNED, ([merged[path][name] for name in _SIGNED] for path in sorted(merged)))

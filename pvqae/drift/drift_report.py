@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,23 @@ class Report:
     comparison: Comparison | None
     windows: tuple[_Window, ...]
 
+    @classmethod
+    def of(cls, normals: pd.DataFrame, found: pd.DataFrame, threshold: float, settings: config.Drift) -> Self:
+        """Judge the batch `found` (see `table`) against `normals` (a bundle's profile)."""
+        groups, least = int(normals[GROUP].nunique()), drift.smallest(normals, settings.min_images)
+        if len(found) < least or groups < drift.SMALLEST_GROUPS:
+            return cls("insufficient", _too_few(len(found), least, groups), "", None, ())
+        whole = drift.compare(normals, found, threshold, settings.rate, settings.draws)
+        windows = tuple(_windows(normals, found, threshold, settings))
+        since = _since(windows, str(found["since"].iloc[0])) if whole.drifted else ""
+        return cls("drift" if whole.drifted else "none", _sentence(whole, since), since, whole, windows)
+
+    def write(self, normals: pd.DataFrame, found: pd.DataFrame, threshold: float, name: str, out: Path) -> None:
+        """Write drift.json and drift.html below `out`."""
+        values = _as_values(self, name)
+        write_text(out / "drift.html", _render(values, self, normals, found, threshold))
+        write_text(out / "drift.json", json.dumps(values, indent=1, allow_nan=False) + "\n")
+
 
 def table(rows: Iterable[Values], bundle_sha256: str) -> pd.DataFrame:
     """Return the scored rows of a scores.jsonl as features, in the order in which the images were taken.
@@ -60,17 +77,6 @@ def table(rows: Iterable[Values], bundle_sha256: str) -> pd.DataFrame:
     known = bool(len(frame)) and bool((frame["taken"] != "").all())
     frame = frame.sort_values("taken", kind="stable") if known else frame
     return frame.assign(since=frame["taken"] if known else frame["path"]).reset_index(drop=True)
-
-
-def assess(normals: pd.DataFrame, found: pd.DataFrame, threshold: float, settings: config.Drift) -> Report:
-    """Judge the batch `found` (see `table`) against `normals` (a bundle's profile)."""
-    groups, least = int(normals[GROUP].nunique()), drift.smallest(normals, settings.min_images)
-    if len(found) < least or groups < drift.SMALLEST_GROUPS:
-        return Report("insufficient", _too_few(len(found), least, groups), "", None, ())
-    whole = drift.compare(normals, found, threshold, settings.rate, settings.draws)
-    windows = tuple(_windows(normals, found, threshold, settings))
-    since = _since(windows, str(found["since"].iloc[0])) if whole.drifted else ""
-    return Report("drift" if whole.drifted else "none", _sentence(whole, since), since, whole, windows)
 
 
 def _too_few(n: int, least: int, groups: int) -> str:
@@ -154,13 +160,6 @@ def _as_values(report: Report, name: str) -> Values:
         "share_above_threshold": asdict(found.share) | {"drifted": found.share.drifted} if found else None,
         "windows": [asdict(window) for window in report.windows],
     }
-
-
-def write(report: Report, normals: pd.DataFrame, found: pd.DataFrame, threshold: float, name: str, out: Path) -> None:
-    """Write drift.json and drift.html below `out`."""
-    values = _as_values(report, name)
-    write_text(out / "drift.html", _render(values, report, normals, found, threshold))
-    write_text(out / "drift.json", json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
 def _render(values: Values, report: Report, normals: pd.DataFrame, found: pd.DataFrame, threshold: float) -> str:

@@ -67,11 +67,8 @@ def report(layout: Layout) -> Values:
     return metrics
 
 
-def rewrite_page(reports: Path, demo: bool) -> None:
-    """Write index.html again from the folder `reports` alone, when its versions.json has changed.
-
-    Raises `DataError` if the folder has no complete report.
-    """
+def _rewrite_page(reports: Path, demo: bool) -> None:
+    """Write index.html again from the folder `reports` alone."""
     try:
         metrics = json.loads((reports / "metrics.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -174,13 +171,15 @@ class _Known:
 
 
 def write_versions(reports: Path, versions: Mapping[str, Version | Values], demo: bool) -> None:
-    """Write versions.json, by class, in a dataset's folder of reports; it belongs to the metrics.json there.
+    """Write versions.json, by class, in a dataset's folder of reports, and index.html again.
 
-    A class whose version is as it was is given as `read_versions` found it.
+    It belongs to the metrics.json there. A class whose version is as it was is given as `read_versions` found it.
+    Raises `DataError` if the folder has no complete report.
     """
     classes = {name: asdict(one) if isinstance(one, Version) else one for name, one in versions.items()}
     found = {"metrics_sha256": digest(reports / "metrics.json"), "demo": demo, "classes": classes}
     write_text(reports / _VERSIONS, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    _rewrite_page(reports, demo)
 
 
 def read_versions(reports: Path) -> _Known | None:

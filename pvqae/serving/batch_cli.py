@@ -58,8 +58,8 @@ def judge(bundle: Sealed, scores: Path, settings: config.Drift, name: str) -> "R
 
     threshold = bundles.threshold(bundle)
     normals, found = profile.read(bundle), drift_report.table(batch_rows.read(scores), bundle.sha256)
-    report = drift_report.assess(normals, found, threshold, settings)
-    drift_report.write(report, normals, found, threshold, name, scores)
+    report = drift_report.Report.of(normals, found, threshold, settings)
+    report.write(normals, found, threshold, name, scores)
     return report
 
 

@@ -116,7 +116,7 @@ def test_limits_of_collapse_are_those_that_training_warns_by() -> None:
 
 def test_a_first_version_must_tell_defects_from_normals() -> None:
     facts = policy.Facts(0.0, (), (), (0.5, 0.5), 0.5, image_auroc=0.5)
-    assert policy.first_version(facts).alias == "challenger"
-    assert policy.first_version(replace(facts, image_auroc=0.8)).alias == "champion"
-    assert policy.first_version(replace(facts, image_auroc=None)).alias == "champion"
-    assert policy.first_version(replace(facts, image_auroc=0.8), first_auroc=0.9).alias == "challenger"
+    assert policy.decide(facts, later=False).alias == "challenger"
+    assert policy.decide(replace(facts, image_auroc=0.8), later=False).alias == "champion"
+    assert policy.decide(replace(facts, image_auroc=None), later=False).alias == "champion"
+    assert policy.decide(replace(facts, image_auroc=0.8), first_auroc=0.9, later=False).alias == "challenger"

@@ -11,6 +11,7 @@ import pytest
 
 from flows.adapters.fakes import FakeRegistry
 from flows.adapters.tracking import Promotion, Registry
+from flows.cli import use
 from flows.core import lineage
 from flows.gate import promote
 from flows.gate.measure import Findings, Pair
@@ -18,6 +19,7 @@ from flows.gate.promote import VerdictRequest
 from flows.gate.rules import Measured, Verdict
 from flows.versions import promotions, version_bundles
 from flows.versions.promotions import PromotionError
+from pvqae.cli.console import to_json
 from pvqae.core.config import Gate
 from pvqae.core.errors import DataError, IntegrityError
 from tests.flows.gate.test_gate_rules import SOUND
@@ -264,11 +266,11 @@ def test_rollback_goes_back_one_champion_at_a_time_and_bars_what_it_took_back(
         back("all of them")
     assert ask(registry, tmp_path, GOOD, replace(ASKED, override="after all")).promoted
     assert back("no") == "1"
-    table = promotions._rows({MODEL: registry.promotions(MODEL)})
+    table = use._log_rows({MODEL: registry.promotions(MODEL)})
     assert [row["kind"] for row in table if row["alias"] == "champion"] == [
         *("initial", "gate", "gate", "rollback", "rollback", "override", "rollback"),
     ]
-    whole = json.loads(promotions.as_json({MODEL: registry.promotions(MODEL)}))
+    whole = json.loads(to_json({MODEL: registry.promotions(MODEL)}))
     assert whole[MODEL][-1]["reasons"] == ["no"]
 
 

@@ -8,9 +8,11 @@ from flows.adapters.fakes import FakePool
 from flows.adapters.prefect_client import PoolError, State
 from flows.adapters.versioning import StageFailed
 from flows.core.processes import Cancelled
-from flows.machines.fan_out import FanOut, JobSpec, job_maker
+from flows.machines.fan_out import FanOut, JobSpec
 
-JOB = job_maker("x", "sha", lambda stages: {"params.yaml": "seed: 0"}, {"a": ("m", "1"), "b": ("n", "2")})
+
+def job(stages: Sequence[str]) -> JobSpec:
+    return JobSpec.of("x", "sha", stages, {"params.yaml": "seed: 0"}, {"a": ("m", "1"), "b": ("n", "2")})
 
 
 class Remote:
@@ -28,7 +30,7 @@ class Remote:
 
 def fan_out(pool: FakePool, remote: Remote, stopped: Sequence[bool] = (False,), patience: float = 60) -> FanOut:
     looks = iter([*stopped, *([stopped[-1]] * 100)])
-    return FanOut(pool, remote, JOB, lambda: next(looks), poll=0, patience=patience)
+    return FanOut(pool, remote, job, lambda: next(looks), poll=0, patience=patience)
 
 
 def test_inputs_go_out_once_and_results_come_back_each_time() -> None:
@@ -42,9 +44,9 @@ def test_inputs_go_out_once_and_results_come_back_each_time() -> None:
 
 
 def test_a_job_names_the_parents_of_its_own_networks_only() -> None:
-    job: JobSpec = JOB(["train@a", "prior@a"])
-    assert job.parents == {"a": ("m", "1")}
-    assert JOB(["prior@b"]).parents == {}
+    asked = job(["train@a", "prior@a"])
+    assert asked.parents == {"a": ("m", "1")}
+    assert job(["prior@b"]).parents == {}
 
 
 @pytest.mark.parametrize(

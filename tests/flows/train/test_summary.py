@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import main
-from flows.train import summary
+from flows.train.summary import FIGURES as COLUMNS
 from flows.train.summary import Summary
 from flows.versions.registration import Registered
 
@@ -30,7 +30,7 @@ RESULT = Summary(
 
 
 def test_one_row_per_class_and_the_mean() -> None:
-    part, mean = summary.rows(RESULT)
+    part, mean = RESULT.rows()
     assert (part["class"], part["image AUROC"], part["pixel AUROC"]) == ("part", "0.912", "-")
     assert (part["AUPRO 0.05"], part["pixel F1"]) == ("0.700", "0.600")
     assert part["version"] == "1 champion (new)"
@@ -38,10 +38,10 @@ def test_one_row_per_class_and_the_mean() -> None:
 
 
 def test_the_table_fits_a_terminal_whole_with_a_long_name(capsys: pytest.CaptureFixture[str]) -> None:
-    figures = dict.fromkeys(summary.FIGURES.values(), 0.98765) | {"threshold": 123.45678}
+    figures = dict.fromkeys(COLUMNS.values(), 0.98765) | {"threshold": 123.45678}
     found = {"classes": {"magnetic_tile": figures}, "mean": figures}
     version = replace(NEW, category="magnetic_tile", version="12")
-    Console(width=80).print(summary.table(replace(RESULT, figures=found, versions=(version,))))
+    Console(width=80).print(replace(RESULT, figures=found, versions=(version,)).table())
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     shown = next(line for line in lines if "magnetic_tile" in line)
@@ -52,31 +52,31 @@ def test_the_table_fits_a_terminal_whole_with_a_long_name(capsys: pytest.Capture
 
 def test_a_run_without_work_says_so_plainly() -> None:
     idle = replace(RESULT, ran=(), versions=(replace(NEW, new=False),))
-    assert summary.sentences(idle) == ["Nothing changed: no stage ran, no version registered."]
+    assert idle.sentences() == ["Nothing changed: no stage ran, no version registered."]
     assert not RESULT.nothing_changed
 
 
 def test_warnings_of_the_data_are_told_each_time() -> None:
     warned = replace(RESULT, warnings=("12 images not looked at: a.gif",))
     for result in (warned, replace(warned, ran=(), versions=(replace(NEW, new=False),))):
-        assert summary.sentences(result)[-1] == "Warning about the data: 12 images not looked at: a.gif"
+        assert result.sentences()[-1] == "Warning about the data: 12 images not looked at: a.gif"
 
 
 def test_uncommitted_code_is_said_loudly_with_the_repair() -> None:
     dirty = replace(RESULT, versions=(replace(NEW, version="", new=False),), uncommitted=("pvqae/a.py",))
-    said = " ".join(summary.sentences(dirty))
+    said = " ".join(dirty.sentences())
     assert "NOT REGISTERED" in said
     assert "pvqae/a.py" in said
     assert "commit them, then run again (nothing is trained again)" in said
 
 
 def test_the_commands_name_the_real_places() -> None:
-    local = dict(summary.commands(RESULT, {"PREFECT_HOME": "/p/prefect"}, "open"))
+    local = dict(RESULT.commands({"PREFECT_HOME": "/p/prefect"}, "open"))
     assert local["open the report"] == "open /p/reports/x/index.html"
     assert local["MLflow's pages"].endswith("sqlite:////p/mlflow.db")
     assert local["Prefect's pages"].startswith("PREFECT_HOME=/p/prefect ")
     served = replace(RESULT, tracking_uri="http://mlflow:5000")
-    remote = dict(summary.commands(served, {"PREFECT_API_URL": "http://prefect:4200/api"}, "open"))
+    remote = dict(served.commands({"PREFECT_API_URL": "http://prefect:4200/api"}, "open"))
     assert (remote["open MLflow"], remote["open Prefect"]) == ("open http://mlflow:5000", "open http://prefect:4200")
 
 
@@ -89,7 +89,7 @@ def test_the_commands_can_be_copied_whatever_the_folder_is_called(tmp_path: Path
     folder.mkdir()
     (folder / "index.html").write_text("the page", "utf-8")
     result = replace(RESULT, report=folder, tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    told = dict(summary.commands(result, {"PREFECT_HOME": str(folder)}, "cat"))
+    told = dict(result.commands({"PREFECT_HOME": str(folder)}, "cat"))
 
     def by_shell(command: str) -> str:
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, cwd=folder)
@@ -133,4 +133,4 @@ def test_help_has_an_example(command: list[str]) -> None:
     ],
 )
 def test_the_fate_of_each_new_bundle_is_said_with_its_reasons(version: Registered, said: str) -> None:
-    assert f"part: {said}" in summary.sentences(replace(RESULT, versions=(version,)))
+    assert f"part: {said}" in replace(RESULT, versions=(version,)).sentences()

@@ -14,7 +14,7 @@ LINEAGE = lineage.Lineage(**dict.fromkeys(lineage.REQUIRED, "x"))
 
 
 def test_a_sound_first_version_becomes_champion() -> None:
-    assert policy.first_version(GOOD).alias == "champion"
+    assert policy.decide(GOOD, later=False).alias == "champion"
 
 
 @pytest.mark.parametrize(
@@ -27,16 +27,18 @@ def test_a_sound_first_version_becomes_champion() -> None:
         ({"uncommitted": ("pvqae/a.py",)}, "pvqae/a.py"),
     ],
 )
-@pytest.mark.parametrize("rule", [policy.first_version, policy.later_version])
-def test_what_breaks_an_absolute_rule_is_not_registered_and_said(rule, broken, said) -> None:  # type: ignore[no-untyped-def]
-    decision = rule(replace(GOOD, **broken))
+@pytest.mark.parametrize("later", [False, True])
+def test_what_breaks_an_absolute_rule_is_not_registered_and_said(
+    later: bool, broken: dict[str, object], said: str
+) -> None:
+    decision = policy.decide(replace(GOOD, **broken), later=later)  # type: ignore[arg-type]
     assert decision.alias is None
     assert said in " ".join(decision.reasons)
 
 
 @pytest.mark.parametrize("broken", [{"level_shares": (0.99, 0.01)}, {"codebook_usage": 0.04}])
 def test_a_collapsed_first_version_is_registered_but_no_champion(broken: dict[str, object]) -> None:
-    decision = policy.first_version(replace(GOOD, **broken))  # type: ignore[arg-type]
+    decision = policy.decide(replace(GOOD, **broken), later=False)  # type: ignore[arg-type]
     assert decision.alias == "challenger"
     assert decision.reasons
 
@@ -46,22 +48,22 @@ def test_a_collapsed_first_version_is_registered_but_no_champion(broken: dict[st
 def test_a_threshold_above_all_its_own_defects_is_no_champion(
     tried: tuple[int, int], alias: str, auroc: float | None
 ) -> None:
-    decision = policy.first_version(replace(GOOD, tried=tried, image_auroc=auroc))
+    decision = policy.decide(replace(GOOD, tried=tried, image_auroc=auroc), later=False)
     assert decision.alias == alias
     assert (f"none of its own {tried[0]} synthetic defects" in " ".join(decision.reasons)) == (alias == "challenger")
 
 
 @pytest.mark.parametrize("card", [{}, {"synthetic": {"n": 0, "found": 0, "highest": None}}])
 def test_what_was_not_tried_is_no_reason_against_a_champion(card: dict[str, object]) -> None:
-    assert policy.first_version(replace(GOOD, tried=policy.tried_of(card))).alias == "champion"
+    assert policy.decide(replace(GOOD, tried=policy.tried_of(card)), later=False).alias == "champion"
 
 
 def test_a_single_level_cannot_collapse() -> None:
-    assert policy.first_version(replace(GOOD, level_shares=(1.0,))).alias == "champion"
+    assert policy.decide(replace(GOOD, level_shares=(1.0,)), later=False).alias == "champion"
 
 
 def test_beside_a_champion_a_version_waits_for_the_gate() -> None:
-    assert policy.later_version(GOOD).alias == "challenger"
+    assert policy.decide(GOOD, later=True).alias == "challenger"
 
 
 @given(st.sampled_from(lineage.REQUIRED), st.sampled_from(["", "  ", None]))

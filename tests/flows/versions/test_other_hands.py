@@ -32,6 +32,7 @@ from flows.serving import score
 from flows.train import train
 from flows.upkeep import gc
 from flows.versions import promotions, report_page, version_bundles, warm_start
+from pvqae.cli.console import to_json
 from pvqae.core.config import Gate
 from pvqae.core.errors import PvqaeError
 from tests.flows.gate.test_gate_rules import SOUND
@@ -147,11 +148,11 @@ COMMANDS: dict[str, Callable[[Place], object]] = {
     "promote run": lambda p: p.judge(),
     "promote run --override": lambda p: p.judge("it has to be"),
     "promote rollback": lambda p: promotions.rollback(p.registry, p.root, DATASET, MODEL, "why").to_version,
-    "promote log": lambda p: promotions.as_json({n: p.registry.promotions(n) for n in p.registry.owners("pvqae-")}),
+    "promote log": lambda p: to_json({n: p.registry.promotions(n) for n in p.registry.owners("pvqae-")}),
     "train, its runs": lambda p: p.registry.finish(p.registry.start(f"pvqae-{DATASET}", "train")),
     "train, a version": lambda p: p.add("challenger"),
     "train --warm": lambda p: warm_start.champion(p.registry, DATASET, [CLASS]),
-    "retrain, the screen": lambda p: Champions(p.registry, DATASET, p.root / "x", 0.25).ready([CLASS]),
+    "retrain, the screen": lambda p: Champions(p.registry, DATASET, p.root / "x", 0.25).waits([CLASS]),
     "retrain, what was judged": lambda p: admission._of_this_data(p.registry, MODEL, "d3"),
     "report": page,
     "verify": lambda p: version_bundles.fetch(p.registry, MODEL, "2", p.root / "verified"),

@@ -43,7 +43,7 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "reports" / "x"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps({"classes": {"part": METRICS}}))
-    monkeypatch.setattr(report_page, "rewrite_page", lambda reports, demo: None)  # tests/pvqae/report/test_versions.py
+    monkeypatch.setattr("pvqae.report.report._rewrite_page", lambda reports, demo: None)
     return folder
 
 

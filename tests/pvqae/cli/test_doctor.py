@@ -198,7 +198,7 @@ def test_counts_in_words() -> None:
     good, bad, warn = Check("a", "ok", ""), Check("b", "bad", ""), Check("c", "warn", "")
     assert checks._sentence([good]) == "1 checks, nothing to repair"
     assert checks._sentence([good, bad, warn]) == "3 checks: 1 bad, 1 to look at"
-    assert [checks.exit_code([good, warn]), checks.exit_code([bad])] == [0, 1]
+    assert [checks._exit_code([good, warn]), checks._exit_code([bad])] == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def rows(n: int = 60, start: int = 60, shift: float = 0.0) -> list[dict[str, Any
 
 
 def assess(found: list[dict[str, Any]], groups: int = 20) -> drift_report.Report:
-    return drift_report.assess(normals(groups), drift_report.table(found, BUNDLE), THRESHOLD, SETTINGS)
+    return drift_report.Report.of(normals(groups), drift_report.table(found, BUNDLE), THRESHOLD, SETTINGS)
 
 
 def test_no_drift_says_what_would_have_shown() -> None:
@@ -86,7 +86,7 @@ def test_too_little_is_not_judged(n: int, groups: int, words: str) -> None:
 
 def test_many_photographs_of_each_part_need_a_larger_batch() -> None:
     often = normals(20).assign(group=np.repeat(np.arange(10), 6))
-    report = drift_report.assess(often, drift_report.table(rows(n=47), BUNDLE), THRESHOLD, SETTINGS)
+    report = drift_report.Report.of(often, drift_report.table(rows(n=47), BUNDLE), THRESHOLD, SETTINGS)
     assert "47 images, at least 48 are needed" in report.sentence
 
 
@@ -99,8 +99,8 @@ def test_failed_images_are_left_out_and_foreign_scores_refused() -> None:
 
 def test_page_and_json(tmp_path: Path) -> None:
     found = drift_report.table(rows(n=180, start=90, shift=0.3), BUNDLE)
-    report = drift_report.assess(normals(), found, THRESHOLD, SETTINGS)
-    drift_report.write(report, normals(), found, THRESHOLD, "<b>model</b>", tmp_path)
+    report = drift_report.Report.of(normals(), found, THRESHOLD, SETTINGS)
+    report.write(normals(), found, THRESHOLD, "<b>model</b>", tmp_path)
     values = json.loads((tmp_path / "drift.json").read_text())
     assert values["verdict"] == "drift"
     assert values["drifted"] == ["brightness"]
@@ -115,8 +115,8 @@ def test_page_and_json(tmp_path: Path) -> None:
 
 def test_the_page_of_too_few_images_has_the_reason(tmp_path: Path) -> None:
     found = drift_report.table(rows(n=5), BUNDLE)
-    report = drift_report.assess(normals(), found, THRESHOLD, SETTINGS)
-    drift_report.write(report, normals(), found, THRESHOLD, "m", tmp_path)
+    report = drift_report.Report.of(normals(), found, THRESHOLD, SETTINGS)
+    report.write(normals(), found, THRESHOLD, "m", tmp_path)
     assert "at least 30 are needed" in (tmp_path / "drift.html").read_text()
 
 
@@ -134,9 +134,9 @@ def test_names_of_images_are_escaped(tmp_path: Path) -> None:
     harm = '"><img src=x onerror=alert(1)></script><b>'
     made = [row | {"taken": "", "path": f"{harm}{row['path']}"} for row in rows(n=180, start=0, shift=0.3)]
     found = drift_report.table(made, BUNDLE)
-    report = drift_report.assess(normals(), found, THRESHOLD, SETTINGS)
+    report = drift_report.Report.of(normals(), found, THRESHOLD, SETTINGS)
     assert harm in report.since
-    drift_report.write(report, normals(), found, THRESHOLD, harm, tmp_path)
+    report.write(normals(), found, THRESHOLD, harm, tmp_path)
     page = (tmp_path / "drift.html").read_text()
     assert "<img" not in page
     assert "<b>" not in page

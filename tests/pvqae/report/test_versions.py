@@ -9,7 +9,7 @@ import pytest
 from pvqae.core.errors import DataError
 from pvqae.core.layout import Layout
 from pvqae.report import page
-from pvqae.report.report import Comparison, Fact, Verdict, Version, report, rewrite_page, write_versions
+from pvqae.report.report import Comparison, Fact, Verdict, Version, _rewrite_page, report, write_versions
 
 FIGURES = {"image_auroc": 0.9, "false_alarm_rate": 0.05, "latency_ms": 20.0, "size_bytes": 3.2e6}
 VERSION = Version(
@@ -42,7 +42,6 @@ def test_the_page_says_how_lineage_gets_there(reported: Layout) -> None:
 
 def test_lineage_comparison_and_verdict_are_shown(reported: Layout) -> None:
     write_versions(reported.reports, {"brick": VERSION}, demo=True)
-    rewrite_page(reported.reports, demo=True)
     text = _text(reported)
     for shown in ("pvqae-demo-brick", "c0de" * 10, ">c0dec0dec0de<", "ratio 2.00, limit 1.5", "2026-01-02T03:04:05Z"):
         assert shown in text
@@ -77,4 +76,4 @@ def test_a_version_without_kept_figures_is_shown_as_unknown() -> None:
 
 def test_a_folder_without_a_report_is_named(layout: Layout) -> None:
     with pytest.raises(DataError, match="dvc repro -s report"):
-        rewrite_page(layout.reports, demo=False)
+        _rewrite_page(layout.reports, demo=False)
