@@ -114,7 +114,8 @@ class _Client:
         """Add the command that restores a deleted run or experiment, which MLflow keeps for a while."""
         found = re.search(r"The (run|experiment) (\w+) must be in the 'active' state", text)
         if not found:
-            return f"MLflow: {text}"
+            away = "; see that the server answers: python -m flows doctor" * ("Max retries exceeded" in text)
+            return f"MLflow: {text}{away}"
         kind, name = found.groups()
         experiment = self._client.get_run(name).info.experiment_id if kind == "run" else name
         if self._client.get_experiment(experiment).lifecycle_stage == "deleted":
@@ -286,7 +287,9 @@ class Mlflow:
             if ours and self.promotions(other):
                 call = f"from mlflow import MlflowClient as C; C({self._uri!r}).rename_registered_model"
                 python = f"{call}({other!r}, {name!r})"
-                return f"it was renamed to {other}; back: {shlex.quote(sys.executable)} -c {shlex.quote(python)}"
+                return (
+                    f"it was renamed to {other}; rename it back: {shlex.quote(sys.executable)} -c {shlex.quote(python)}"
+                )
         return ""
 
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
@@ -340,7 +343,9 @@ class Mlflow:
             if not bundle.is_dir():
                 raise FileNotFoundError(f"no bundle in {self._client.get_model_version_download_uri(name, version)}")
         except (MlflowException, RegistryError, OSError) as error:
-            raise RegistryError(f"{name} version {version}: its files can't be fetched: {error}") from None
+            raise RegistryError(
+                f"{name} version {version}: its files can't be fetched: {error}; see that the artifacts' store answers"
+            ) from None
         return bundle
 
     def fetch(self, run: str, folder: str, out: Path) -> Path | None:

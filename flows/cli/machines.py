@@ -77,10 +77,10 @@ def _arrived(
     category: Annotated[str, typer.Option("--class", help="The class of the new images.")] = "",
 ) -> None:
     """Report new images, as the watcher does by itself. A retraining starts at once."""
-    project()
+    root = project()
     from flows.retrain import watch as watching
 
-    watching.announce(_notifier(), dataset, category)
+    watching.Watcher(root, _notifier()).announce(dataset, category)
     print(f"told {os.environ['PREFECT_API_URL']}: {watching.EVENT} for {dataset}")
 
 

@@ -86,7 +86,9 @@ def of_services(root: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except ValueError:
-        raise ConfigError(f"{file} is damaged; run: {_REPAIR}") from None
+        raise ConfigError(
+            f"{file}: expected the services' environment as JSON, found damaged text; run: {_REPAIR}"
+        ) from None
     return known
 
 

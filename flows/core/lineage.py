@@ -34,6 +34,11 @@ class Lineage:
         """Return the fields as tags."""
         return {key: str(value) for key, value in asdict(self).items()}
 
+    @classmethod
+    def missing(cls, tags: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the required tags that are absent or empty, in the order of the fields."""
+        return tuple(field.name for field in fields(cls) if not str(tags.get(field.name, "")).strip())
+
 
 OURS = "pvqae-"
 MODEL = re.compile(OURS + r"[a-z0-9][A-Za-z0-9_-]*")
@@ -71,11 +76,6 @@ def artifact_key(*words: str) -> str:
 
 REQUIRED = tuple(field.name for field in fields(Lineage))
 FIGURES = ("image_auroc", "pixel_auroc", "false_alarm_rate", "miss_rate", "latency_ms")  # kept with a version
-
-
-def missing(tags: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the required tags that are absent or empty, in the order of `Lineage`."""
-    return tuple(key for key in REQUIRED if not str(tags.get(key, "")).strip())
 
 
 def figures(metrics: Mapping[str, Any], size_bytes: int) -> dict[str, str]:

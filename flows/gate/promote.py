@@ -174,7 +174,7 @@ def _judged(measure: _Measure, pair: Pair, limits: Gate, overridden: bool) -> tu
 def _forbids(tags: Mapping[str, str]) -> tuple[str, ...]:
     """Return why a version may never be champion: an experiment's, or one that could not be rebuilt."""
     found = ["is marked never promotable"] if tags.get("never_promotable", "") == "true" else []
-    if lacking := lineage.missing(tags):
+    if lacking := lineage.Lineage.missing(tags):
         found.append(f"lineage lacks {', '.join(lacking)}")
     return tuple(found)
 

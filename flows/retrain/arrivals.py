@@ -26,6 +26,7 @@ from pvqae.datasets import arrivals, splits
 from pvqae.samples import images
 
 _PATIENCE = 3  # objects in a row that do not arrive: then the area itself is asked whether it is well
+_SILENT = "landing.url does not answer, or too slowly: see its server and the network; the next run goes on"
 _LONGEST = 600.0  # seconds without any object that arrives, after which the rest waits for the next run
 
 
@@ -95,7 +96,9 @@ class Champions:
 
         name, version = lineage.model_name(self._dataset, category), self.version(category)
         if not version:
-            raise DataError(f"{name}: there is no champion to screen with; run `python -m flows train` first")
+            raise DataError(
+                f"{name}: there is no champion to screen new images with; run `python -m flows train` first"
+            )
         self._place.mkdir(parents=True, exist_ok=True)
         folder = version_bundles.fetch(self._registry, name, version, self._place / f"{category}-{version}")
         self._loaded[category] = bundle.load(folder)
@@ -210,7 +213,7 @@ class Intake:
                 break
         self._ledger.tried(failed)
         self._ledger.write_lists(self._paths)
-        rest = Counter({"the landing area does not answer": len(left)}) if left else Counter[str]()
+        rest = Counter({_SILENT: len(left)}) if left else Counter[str]()
         return Taken(tuple(entries), tuple(failed.values()), Counter(waiting) + rest)
 
     def _goes_on(self, since: float) -> bool:
@@ -236,9 +239,12 @@ class Intake:
         category, most = item.key.partition("/")[0], self._params.landing.max_bytes
         entry = Entry(item.key, item.etag, item.size, "quarantined", "", category)
         if PurePosixPath(item.key).suffix.lower() not in images.SUFFIXES:
-            return replace(entry, reason=f"expected a name ending in {', '.join(sorted(images.SUFFIXES))}"), None
+            expected = f"expected a name ending in {', '.join(sorted(images.SUFFIXES))}"
+            return replace(entry, reason=f"{expected}; export the image as PNG and upload that"), None
         if item.size > most:
-            reason = f"expected at most {most} bytes (landing.max_bytes), found {item.size}"
+            reason = (
+                f"expected at most {most} bytes (landing.max_bytes), found {item.size}; raise it, or save it smaller"
+            )
             return replace(entry, reason=reason), None
         self._landing.fetch(item, file)
         sha256 = digest(file)

@@ -89,12 +89,6 @@ EVENT = "pvqae.samples.arrived"
 _CONFIG = "params.yaml"
 
 
-def announce(notifier: "Notifier", dataset: str, category: str, prefix: str = "", count: int = 0) -> None:
-    """Send the event that starts a retraining of `dataset`: `count` images of `category` arrived below `prefix`."""
-    payload = {"class": category, "prefix": prefix, "count": count}
-    notifier.emit(EVENT, f"pvqae.dataset.{dataset}", payload)
-
-
 @dataclass
 class Watcher:
     """Looks at the landing area of every dataset.
@@ -167,7 +161,12 @@ class Watcher:
             self._told[dataset] = new
         return unlisted
 
+    def announce(self, dataset: str, category: str, prefix: str = "", count: int = 0) -> None:
+        """Send the event that starts a retraining: `count` images of `category` arrived below `prefix`."""
+        payload = {"class": category, "prefix": prefix, "count": count}
+        self.notifier.emit(EVENT, f"pvqae.dataset.{dataset}", payload)
+
     def _tell(self, dataset: str, fresh: frozenset[Object]) -> None:
         for category, count in sorted(Counter(item.key.partition("/")[0] for item in fresh).items()):
             self.say(f"{dataset}: {count} new images of {category}")
-            announce(self.notifier, dataset, category, f"{category}/", count)
+            self.announce(dataset, category, f"{category}/", count)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.adapters import git
+from flows.adapters import dvc_files, git
 from flows.adapters.tracking import Registry
 from flows.core import lineage, locks
 from flows.upkeep import gc_data
@@ -81,7 +81,7 @@ def _make(root: Path, registry: Registry, before: float, busy: Sequence[str]) ->
     """Plan what was last used `before` (seconds since 1970) and nothing refers to; `busy`: names of held locks."""
     versions = list(_versions(registry))
     datasets = {name.partition(".")[0] for name in busy}
-    home, foreign = root / ".pvqae", gc_data.shared_cache(root)
+    home, foreign = root / ".pvqae", _shared_cache(root)
     found = {
         "work folders of trainings that nobody went on with": _idle(_work(home, datasets), before),
         "workspaces of datasets without a version": _idle(_workspaces(home, datasets, registry), before),
@@ -97,6 +97,12 @@ def _make(root: Path, registry: Registry, before: float, busy: Sequence[str]) ->
     told += ("DVC's cache and half-written files were left alone",) if busy else ()
     told += (f"left alone, DVC's cache {foreign} is not this project's alone",) if foreign else ()
     return Plan(_outermost(items), told)
+
+
+def _shared_cache(root: Path) -> Path | None:
+    """Return DVC's cache where it is outside of the project: others may need what this project does not know of."""
+    found = dvc_files.cache(root)
+    return None if found.resolve().is_relative_to(root.resolve()) else found
 
 
 def _versions(registry: Registry) -> Iterator[dict[str, str]]:

@@ -33,12 +33,6 @@ def unneeded(root: Path, commits: Iterable[str], idle: Callable[[Iterable[Path]]
     return [*gone, *runs]
 
 
-def shared_cache(root: Path) -> Path | None:
-    """Return DVC's cache where it is outside of the project: others may need what this project does not know of."""
-    found = dvc_files.cache(root)
-    return None if found.resolve().is_relative_to(root.resolve()) else found
-
-
 def _hash(path: Path) -> str:
     """Return the hash of an object's file, without .dir."""
     return path.parent.name + path.name.partition(".")[0]

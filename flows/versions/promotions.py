@@ -95,9 +95,9 @@ def way_back(registry: Registry, name: str) -> str:
     place = " ".join(shlex.quote(part) for part in _parts(registry, name))
     if left := _left(registry, name, registry.promotions(name)):
         command = f"python -m flows promote rollback {place} --reason 'the champion was deleted'"
-        return f"back to version {left[-1]}, the newest champion that is left: {command}"
+        return f"go back to version {left[-1]}, the newest champion that is left: {command}"
     if challenger := held(registry, name, "challenger"):
-        return f"ask the gate about version {challenger}: python -m flows promote run {place}"
+        return f"let the gate judge version {challenger}: python -m flows promote run {place}"
     known = ", ".join(registry.owners(lineage.OURS)) or "none"
     return registry.astray(name) or f"run `python -m flows train` first; registered models: {known}"
 
@@ -113,9 +113,7 @@ def _parts(registry: Registry, name: str) -> tuple[str, str]:
 def owner_of(registry: Registry, model: str) -> lineage.Owner:
     """Return whose a registered model is. Raises `PromotionError` where there is none, or nothing says whose it is."""
     known = registry.owners(lineage.OURS)
-    possible = lineage.Owner.possible(model)
-    found = known.get(model) or (possible[0] if model in known and len(possible) == 1 else None)
-    if found:
+    if found := known.get(model):
         return found
     if model in known:
         raise PromotionError(f"{model}: nothing says of which dataset and class it is; name them: DATASET CLASS")
@@ -197,7 +195,11 @@ def rollback(registry: Registry, root: Path, dataset: str, name: str, reason: st
         if version and known[-1:] != [version]:
             return _taken_back(name, version, [entry for entry in log if entry.alias == "champion"])
         if len(known) < 2:
-            raise PromotionError(f"{name}: no earlier champion in the log; promote one with `promote run --override`")
+            place = " ".join(map(shlex.quote, _parts(registry, name)))
+            raise PromotionError(
+                f"{name}: no earlier champion in the log; promote another version: "
+                f"python -m flows promote run {place} --override REASON"
+            )
         return move(registry, name, "champion", known[-2], kind="rollback", reasons=(reason,), expected=known[-1])
 
 
@@ -205,7 +207,9 @@ def _restored(
     registry: Registry, name: str, known: Sequence[str], deleted: str, reason: str, version: str
 ) -> Promotion:
     if version not in ("", deleted):
-        raise PromotionError(f"{name}: expected version {version} as champion, found {deleted}, which was deleted")
+        raise PromotionError(
+            f"{name}: expected version {version} as champion, found {deleted}, which was deleted; leave --version out"
+        )
     if not known:
         raise PromotionError(f"{name}: version {deleted} was deleted; {way_back(registry, name)}")
     return move(registry, name, "champion", known[-1], kind="rollback", reasons=(reason,), present=deleted)
@@ -216,4 +220,6 @@ def _taken_back(name: str, version: str, moves: Sequence[Promotion]) -> Promotio
     if moves and (moves[-1].kind, moves[-1].from_version) == ("rollback", version):
         return moves[-1]
     present = moves[-1].to_version if moves else lineage.NONE
-    raise PromotionError(f"{name}: expected version {version} as champion, found {present}; see `promote log`")
+    raise PromotionError(
+        f"{name}: expected version {version} as champion, found {present}; see python -m flows promote log {name}"
+    )

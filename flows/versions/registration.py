@@ -10,10 +10,10 @@ from flows.adapters.tracking import Registry
 from flows.core import lineage, locks
 from flows.core.processes import Supervisor
 from flows.versions import policy, promotions, version_bundles, warm_start
-from flows.versions.version_bundles import bundle_sha256, compare_scores
+from flows.versions.version_bundles import compare_scores
 from flows.workspace.workspace import Workspace
 from pvqae.core import files
-from pvqae.core.files import digest
+from pvqae.core.files import SUMS, digest
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Registrar:
         """Return the version that is this bundle on this manifest already, with the alias that a kill kept from it."""
         name, layout = lineage.model_name(self._space.params.data.name, category), self._space.layout
         same = {
-            "bundle_sha256": bundle_sha256(layout.bundle(category)),
+            "bundle_sha256": digest(layout.bundle(category) / SUMS),
             "manifest_sha256": digest(layout.manifest),
         }
         version = self._registry.find(name, same)
@@ -67,7 +67,7 @@ class Registrar:
             return self._refused(category, run, reasons)
         champion, deleted = self._champion(name)
         tags = self._made_from | {
-            "bundle_sha256": bundle_sha256(bundle),
+            "bundle_sha256": digest(bundle / SUMS),
             "mlflow_run": run,
             "parent_version": champion or lineage.NONE,
             "parent_bundle_sha256": warm_start.sha256_of(self._space, category),
@@ -125,7 +125,7 @@ class Registrar:
         health = read_json(exported / "config.json").get("health", {})
         return policy.Facts(
             parity_difference=compare_scores(self._supervisor, self._space, exported, evaluated, self._threads()),
-            missing_lineage=lineage.missing(tags),
+            missing_lineage=lineage.Lineage.missing(tags),
             uncommitted=self._uncommitted,
             level_shares=tuple(health.get("level_shares") or ()),
             codebook_usage=health.get("codebook_usage"),

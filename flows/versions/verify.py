@@ -20,14 +20,10 @@ from flows.versions import version_bundles, warm_start
 from pvqae.core import config
 from pvqae.core.config import Gate
 from pvqae.core.errors import PvqaeError
-from pvqae.core.files import digest, write_text
+from pvqae.core.files import SUMS, digest, write_text
 from pvqae.core.layout import Layout
 from pvqae.evaluation.metrics import image_auroc
 from pvqae.samples import manifest
-
-
-class VerifyError(PvqaeError):
-    """A version can't be rebuilt here; the text says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def run(root: Path, name: str, version: str, say: Callable[[str], None] = lambda
     """Rebuild version `version` of model `name` and compare it with what is registered.
 
     Code: a clone at its git_sha. Params, classes and data versions: the commit data_sha of `pvqae/data`. Images: from
-    DVC's cache or remote. Every stage runs, none is taken from DVC's run cache. Raises `VerifyError`.
+    DVC's cache or remote. Every stage runs, none is taken from DVC's run cache. Raises `PvqaeError`.
     """
     from flows.adapters.registry import open_registry
 
@@ -80,8 +76,8 @@ def run(root: Path, name: str, version: str, say: Callable[[str], None] = lambda
     params = config.load(root / "params.yaml")
     registry, _ = open_registry(root, params.flow.tracking_uri)
     tags = registry.version_tags(name, version)
-    if lacking := lineage.missing(tags):
-        raise VerifyError(f"{name} version {version}: its lineage lacks {', '.join(lacking)}; it can't be rebuilt")
+    if lacking := lineage.Lineage.missing(tags):
+        raise PvqaeError(f"{name} version {version}: its lineage lacks {', '.join(lacking)}; it can't be rebuilt")
     with tempfile.TemporaryDirectory(prefix="pvqae-verify-") as place, Supervisor() as supervisor:
         original = version_bundles.fetch(registry, name, version, Path(place) / "registered")
         clone = Path(place) / "clone"
@@ -108,7 +104,7 @@ def _clone(root: Path, clone: Path, name: str, tags: Mapping[str, str], owner: l
     possible = [owner.dataset] if owner else [known for known in datasets if name.startswith(f"pvqae-{known}-")]
     dataset = next((known for known in possible if known in datasets), "")
     if not dataset:
-        raise VerifyError(f"{name}: the commit data_sha {tags['data_sha']} has no dataset of it, only {datasets}")
+        raise PvqaeError(f"{name}: the commit data_sha {tags['data_sha']} has no dataset of it, only {datasets}")
     for path in (path for path in listed if path.startswith(f"{dataset}/")):
         write_text(clone / path.removeprefix(f"{dataset}/"), git.git(root, "show", f"{tags['data_sha']}:{path}") + "\n")
     dvc_files.share(root, clone)
@@ -148,7 +144,7 @@ def _compare(
         _Row("environment", tags["environment"], here, None if tags["environment"] != here else True),
         *(_row(path, outputs[path], made[path], counts=False) for path in sorted(made) if path in outputs),
         _row("manifest", tags["manifest_sha256"], digest(layout.manifest)),
-        _row("bundle", tags["bundle_sha256"], version_bundles.bundle_sha256(bundle)),
+        _row("bundle", tags["bundle_sha256"], digest(bundle / SUMS)),
     ]
     same = all(row.same is not False for row in rows)
     tolerance = f"mean score difference {limits.verify_score:g} deviations, image AUROC {limits.verify_auroc:g}"
@@ -172,7 +168,7 @@ def _score_rows(original: Path, rebuilt: Path, layout: Layout, category: str, li
     pairs = [(row["sample_id"], row["path"]) for row in table]
     defect = np.array([row["label"] == "defect" for row in table])
     if defect.all():
-        raise VerifyError(f"{category}: test and gate have no normal images to compare scores on")
+        raise PvqaeError(f"{category}: test and gate have no normal images to compare scores on")
     first, second = (
         np.array([scored.image_score for scored in bundle.load(folder).score_many(pairs, layout.data)])
         for folder in (original, rebuilt)

@@ -12,17 +12,12 @@ from flows.core.processes import Supervisor
 from flows.workspace.workspace import Workspace
 from pvqae.cli.processes import ADDRESS
 from pvqae.core.errors import IntegrityError, PvqaeError
-from pvqae.core.files import SUMS, digest
+from pvqae.core.files import SUMS
 
 if TYPE_CHECKING:
     from pvqae.core.files import Sealed
 
 _PARITY_ROWS = 8  # images scored again by the exported bundle, in a process that has nothing else in memory
-
-
-def bundle_sha256(bundle: Path) -> str:
-    """Return a bundle's hash, which is that of the list of its files' hashes."""
-    return digest(bundle / "SHA256SUMS")
 
 
 def export(supervisor: Supervisor, space: Workspace, bundle: Path, out: Path) -> None:

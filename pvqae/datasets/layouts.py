@@ -125,7 +125,8 @@ def _odd(folder: str, good: bool) -> bool:
     return bool((_NOT_GOOD if good else _NOT_OF_KIND).search(folder.casefold())) or (_is_good(folder) and not good)
 
 
-def _has_good(folder: Path) -> bool:
+def has_good(folder: Path) -> bool:
+    """Return whether a folder of good parts is in a folder, with an image in it."""
     return any(_is_good(p.name) and any(map(_is_picture, files(p))) for p in folders(folder))
 
 
@@ -186,12 +187,6 @@ def _gate(category: str, folder: Path, every: list[Parts]) -> list[Found]:
     return _labelled(category, folder, own, "gate")
 
 
-def split_parts(root: Path) -> dict[str, Path]:
-    """Return categories of a layout with an official split; `root` may be the folder of a single one."""
-    places = [root] if (root / "train").is_dir() else folders(root)
-    return {p.name: p for p in places if _has_good(p / "train")}
-
-
 def split(category: str, folder: Path) -> list[Found]:
     """Scan train/good, test/KIND, ground_truth/KIND: MVTec AD's layout, BTAD's with good called ok."""
     every = [parts for parts in files(folder) if _is_picture(parts)]
@@ -202,15 +197,6 @@ def split(category: str, folder: Path) -> list[Found]:
     tested = [(parts[1:], parts) for parts in every if parts[0] == "test" and len(parts) > 2]
     truth = [(parts, parts) for parts in every if len(parts) > 1 and masks.is_folder(parts[0])]
     return _one_by_one(found + _labelled(category, folder, tested + truth, "test"))
-
-
-def folder_parts(root: Path) -> dict[str, Path]:
-    """Return categories of the folder layout: `root` itself if it has a good/, else its folders with one; or `root`
-    with images of good parts alone.
-    """
-    aside = (GATE, GATE_MASKS, ARRIVED)
-    found = {} if _has_good(root) else {p.name: p for p in folders(root) if p.name not in aside and _has_good(p)}
-    return found or ({root.name: root} if _has_good(root) or pictures(root) else {})
 
 
 def kinds(category: str, folder: Path) -> list[Found]:

@@ -1,13 +1,13 @@
 """The files of a dataset that nothing uses, each with the reason: whatever vanished without a word would be missed."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pvqae.core.files import shown
 from pvqae.core.layout import ARRIVED
-from pvqae.datasets import layouts, masks
+from pvqae.datasets import layouts
 from pvqae.datasets.layouts import Found
 from pvqae.datasets.masks import Parts
 from pvqae.samples import images
@@ -35,17 +35,20 @@ class Left:
     reason: str
 
 
-def of(root: Path, found: Sequence[Found], unchosen: Collection[str]) -> list[Left]:
+def of(root: Path, found: Sequence[Found], unchosen: Collection[str], is_mask: Callable[[Parts], bool]) -> list[Left]:
     """Return the files below a dataset's `root` that are no image and no mask of `found`. `unchosen`: folders of
-    classes that `data.categories` leaves out.
+    classes that `data.categories` leaves out; `is_mask`: of the dataset's layout.
     """
     used = {str(path) for f in found for path in (f.path, f.mask_path) if path}
     good = {str(path) for f in found for path in f.unneeded}
     left = [(str(path), parts) for parts in layouts.files(root) if str(path := root.joinpath(*parts)) not in used]
-    return [Left(shown("/".join(parts)), *(_GOOD if name in good else _why(parts, unchosen))) for name, parts in left]
+    return [
+        Left(shown("/".join(parts)), *(_GOOD if name in good else _why(parts, unchosen, is_mask)))
+        for name, parts in left
+    ]
 
 
-def _why(parts: Parts, unchosen: Collection[str]) -> tuple[str, str]:
+def _why(parts: Parts, unchosen: Collection[str], is_mask: Callable[[Parts], bool]) -> tuple[str, str]:
     suffix = PurePosixPath(parts[-1]).suffix.lower()
     if any(part.startswith(".") for part in parts):
         return _OTHER, "hidden"
@@ -57,7 +60,7 @@ def _why(parts: Parts, unchosen: Collection[str]) -> tuple[str, str]:
         return "image", "a format that is not read: export it as PNG"
     if suffix not in images.SUFFIXES:
         return _OTHER, "no image"
-    if any(map(masks.is_folder, parts[:-1])) or layouts.GATE_MASKS in parts[:-1]:
+    if is_mask(parts):
         return "mask", "a mask that clearly belongs to no single image"
     return "image", "in no folder that data.source looks into"
 

@@ -8,19 +8,49 @@ from pathlib import Path
 from pvqae.core import files
 from pvqae.core.errors import DataError
 from pvqae.core.layout import ARRIVED
-from pvqae.datasets import arrivals, layouts, leftover, mtsd
+from pvqae.datasets import arrivals, layouts, leftover, masks, mtsd
 from pvqae.datasets.layouts import Found
 from pvqae.datasets.leftover import Left
+from pvqae.datasets.masks import Parts
 from pvqae.samples.classes import unusable
+
+
+def _is_mask(parts: Parts) -> bool:
+    """Return whether a file is in a folder of masks, by the parts of its path."""
+    return any(map(masks.is_folder, parts[:-1])) or layouts.GATE_MASKS in parts[:-1]
 
 
 @dataclass(frozen=True)
 class Source:
-    """`parts` gives the folder of each category below a root, none if the layout is another; `images` scans one."""
+    """`parts` gives the folder of each category below a root, none if the layout is another; `images` scans one.
+
+    `tree` is what an error shows as expected. `is_mask` says of a file below the root that nothing uses, by the parts
+    of its path, whether it is a mask.
+    """
 
     parts: Callable[[Path], dict[str, Path]]
     images: Callable[[str, Path], list[Found]]
     tree: str
+    is_mask: Callable[[Parts], bool] = _is_mask
+
+
+def _split_parts(root: Path) -> dict[str, Path]:
+    """Return categories of a layout with an official split; `root` may be the folder of a single one."""
+    places = [root] if (root / "train").is_dir() else layouts.folders(root)
+    return {p.name: p for p in places if layouts.has_good(p / "train")}
+
+
+def _folder_parts(root: Path) -> dict[str, Path]:
+    """Return categories of the folder layout: `root` itself if it has a good/, else its folders with one; or `root`
+    with images of good parts alone.
+    """
+    aside = (layouts.GATE, layouts.GATE_MASKS, ARRIVED)
+    found = (
+        {}
+        if layouts.has_good(root)
+        else {p.name: p for p in layouts.folders(root) if p.name not in aside and layouts.has_good(p)}
+    )
+    return found or ({root.name: root} if layouts.has_good(root) or layouts.pictures(root) else {})
 
 
 def _cells(category: str, folder: Path) -> list[Found]:
@@ -30,21 +60,24 @@ def _cells(category: str, folder: Path) -> list[Found]:
 
 _SPLIT = "CATEGORY/train/good/*  CATEGORY/test/KIND/*  CATEGORY/ground_truth/KIND/*_mask.png"
 SOURCES: dict[str, Source] = {
-    "mvtec": Source(layouts.split_parts, layouts.split, _SPLIT),
+    "mvtec": Source(_split_parts, layouts.split, _SPLIT),
     "btad": Source(
-        layouts.split_parts,
+        _split_parts,
         layouts.split,
         "CATEGORY/train/ok/*  CATEGORY/test/ok/*  CATEGORY/test/ko/*  CATEGORY/ground_truth/ko/*  (bmp or png)",
     ),
     "folder": Source(
-        layouts.folder_parts,
+        _folder_parts,
         layouts.kinds,
         "[CATEGORY/]good/*  [CATEGORY/]KIND/*  [CATEGORY/]masks/KIND/* (masks optional); or images of good parts only",
     ),
     "mtsd": Source(
-        mtsd.parts, mtsd.scan, "MT_Free/Imgs/exp1_num_12.jpg  MT_Crack/Imgs/exp1_num_34.jpg and .png (mask)"
+        mtsd.parts,
+        mtsd.scan,
+        "MT_Free/Imgs/exp1_num_12.jpg  MT_Crack/Imgs/exp1_num_34.jpg and .png (mask)",
+        lambda parts: parts[-2:-1] == ("Imgs",) and parts[-1].lower().endswith(".png"),
     ),
-    "demo": Source(layouts.split_parts, _cells, _SPLIT),
+    "demo": Source(_split_parts, _cells, _SPLIT),
 }
 
 
@@ -89,7 +122,7 @@ def _check_ids(found: Sequence[Found]) -> None:
         )
 
 
-def _check_masks(found: Sequence[Found], left: Sequence[str] = ()) -> None:
+def _check_masks(source: str, found: Sequence[Found], left: Sequence[str] = ()) -> None:
     """Check that a category has masks for all its defects or for none: half a truth would count defects as false
     alarms. Masks that are there are not dropped in silence, either (`left`: those of no image, where `found` are of one
     category).
@@ -100,8 +133,8 @@ def _check_masks(found: Sequence[Found], left: Sequence[str] = ()) -> None:
         unused = f"\n  masks that belong to no image:\n  {_first(left)}" if left else ""
         raise DataError(
             f"{len(missing)} defective images have no mask, though there are masks of their category:\n"
-            f"  {_first(missing)}{unused}\n  repair: add these masks, one for each image (masks/KIND/NAME.png for "
-            "KIND/NAME.png, ground_truth/KIND/NAME_mask.png in MVTec AD's layout), or remove all masks of the category"
+            f"  {_first(missing)}{unused}\n  expected: {SOURCES[source].tree}\n"
+            "  repair: add these masks, one for each image, with its name, or remove all masks of the category"
         )
 
 
@@ -143,7 +176,7 @@ def scan(source: str, root: Path, wanted: Sequence[str] = ()) -> list[Found]:
     not usable or not unique, or a category has masks for only some of its defects.
     """
     _, own, found = _find(source, root, wanted)
-    _check_masks(own)  # labelled defects never have one; the gate looks at whole images
+    _check_masks(source, own)  # labelled defects never have one; the gate looks at whole images
     return found
 
 
@@ -154,13 +187,13 @@ def survey(source: str, root: Path, wanted: Sequence[str] = ()) -> tuple[list[Fo
     for a category whose masks belong to none of its images.
     """
     parts, own, found = _find(source, root, wanted)
-    left = leftover.of(root, found, {name for name in parts if wanted and name not in wanted})
+    left = leftover.of(root, found, {name for name in parts if wanted and name not in wanted}, SOURCES[source].is_mask)
     if not wanted and root not in parts.values():
         _check_classes(source, root, parts, left)
     for name, folder in parts.items():
         start = f"{folder.relative_to(root).as_posix()}/".removeprefix("./")
-        masks = [item.path for item in left if item.kind == "mask" and item.path.startswith(start)]
-        _check_masks([f for f in own if f.category == name], masks)
+        unused = [item.path for item in left if item.kind == "mask" and item.path.startswith(start)]
+        _check_masks(source, [f for f in own if f.category == name], unused)
     return found, left
 
 
@@ -170,6 +203,6 @@ def _check_classes(source: str, root: Path, parts: Mapping[str, Path], left: Seq
         found = "\n  ".join(f"{name}/: {_below(root / name)}" for name in odd[:10])
         raise DataError(
             f"{root}: folders of images without good parts\n  expected: {SOURCES[source].tree}\n  found: {found}\n"
-            f"  repair: rename the folder of good parts in {odd[0]}/ to good, move {odd[0]}/ elsewhere (masks to their "
-            f"class), or name the classes in params.yaml: data.categories: [{', '.join(parts)}]"
+            f"  repair: rename the folders in {odd[0]}/ as expected; or move {odd[0]}/ out of the dataset, masks to "
+            f"their class; or name the classes in params.yaml: data.categories: [{', '.join(parts)}]"
         )

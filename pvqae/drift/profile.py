@@ -17,6 +17,7 @@ from pvqae.core.errors import IntegrityError
 from pvqae.core.files import Sealed
 from pvqae.core.progress import track
 from pvqae.datasets import inspection
+from pvqae.inference.bundle import REPAIR
 from pvqae.inference.measures import spent
 from pvqae.inference.scoring import Scorer, stitch_levels
 from pvqae.samples import geometry, images
@@ -103,10 +104,10 @@ def read(files: Sealed) -> pd.DataFrame:
         )
     needed = {*STATISTICS, SCORE, GROUP}
     try:
-        frame = pd.DataFrame(files.json(FILE, "train it again")["columns"])
+        frame = pd.DataFrame(files.json(FILE, REPAIR)["columns"])
         finite = bool(np.isfinite(frame.to_numpy(dtype=np.float64)).all())
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise IntegrityError(f"{file}: expected columns of numbers, found {error!r}; train it again") from None
+        raise IntegrityError(f"{file}: expected columns of numbers, found {error!r}; {REPAIR}") from None
     if needed - set(frame.columns) or not finite:
-        raise IntegrityError(f"{file}: expected finite {', '.join(sorted(needed))}; train it again")
+        raise IntegrityError(f"{file}: expected finite {', '.join(sorted(needed))}; {REPAIR}")
     return frame

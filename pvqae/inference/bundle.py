@@ -38,7 +38,7 @@ from pvqae.samples import images
 _FORMAT = 4
 _READABLE = (3, _FORMAT)  # 3: the decoder in half precision
 _NEEDED = ("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json")
-REPAIR = "train it again"
+REPAIR = "copy the whole bundle again, or train the class again"
 _DECODER = "autoencoder.decoder."
 _BACKBONE = "backbone.safetensors"
 _NORMAL_FIELDS = ("mean", "deviation", "global_mean", "global_deviation")

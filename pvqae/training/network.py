@@ -53,7 +53,7 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
     plan = runtime.plan(params.compute, len(known.networks))
     plan.apply()
     rows = splits.assign_folds(manifest.read_rows(layout, layout.network_rows(name)), params.calibration)
-    parent = warm.load(layout.root / known.parents[name], params)
+    parent = warm.Parent.load(layout.root / known.parents[name], params)
     key = work_key(layout.network_rows(name), params, parent.sha256 if parent else warm.NONE)
     work = layout.work(f"network-{name}", key)
     print(f"network {name}: {len(rows)} normals, {plan}", flush=True)

@@ -14,7 +14,7 @@ import shutil
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -41,6 +41,24 @@ class Parent:
     network: Sealed
     rows: pd.DataFrame
 
+    @classmethod
+    def load(cls, folder: Path, params: config.Params) -> Self | None:
+        """Return the parent in `folder`, None where that is no folder: from scratch.
+
+        Raises `IntegrityError` where a file is not what its SHA256SUMS says, `ConfigError` where the parent is of
+        another model or image size than `params`.
+        """
+        if not folder.is_dir():
+            return None
+        repair = f"place it again, {_BACK}"
+        bundle, network = (read_folder(folder / part, "a parent's files", repair) for part in ("bundle", "network"))
+        try:
+            _check(folder, bundle.json("config.json", repair), params)
+            rows = pd.read_csv(BytesIO(network.files["rows.csv"]), dtype=str, keep_default_na=False)
+            return cls(bundle, network, rows.astype({"fold": int}))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise IntegrityError(f"{folder}: expected a parent's contents, found {error!r}; {repair}") from None
+
     @property
     def bundle_sha256(self) -> str:
         return self.bundle.sha256
@@ -62,23 +80,7 @@ class Parent:
         return fit == splits.FULL or f"{fit}.safetensors" in self.network.files
 
 
-def load(folder: Path, params: config.Params) -> Parent | None:
-    """Return the parent in `folder`, None where that is no folder: from scratch.
-
-    Raises `IntegrityError` where a file is not what its SHA256SUMS says, `ConfigError` where the parent is of another
-    model or image size than `params`.
-    """
-    if not folder.is_dir():
-        return None
-    repair = f"place it again, {_BACK}"
-    bundle, network = (read_folder(folder / part, "a parent's files", repair) for part in ("bundle", "network"))
-    try:
-        return _checked(bundle, network, bundle.json("config.json", repair), params)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise IntegrityError(f"{folder}: expected a parent's contents, found {error!r}; {repair}") from None
-
-
-def _checked(bundle: Sealed, network: Sealed, facts: dict[str, Any], params: config.Params) -> Parent:
+def _check(folder: Path, facts: dict[str, Any], params: config.Params) -> None:
     wanted = {f"model.{key}": getattr(params.model, key) for key in _FIXED}
     found = {f"model.{key}": facts["model"].get(key) for key in _FIXED}
     image = params.image.model_dump(mode="json")
@@ -86,11 +88,7 @@ def _checked(bundle: Sealed, network: Sealed, facts: dict[str, Any], params: con
     found |= {f"image.{key}": value for key, value in config.Image(**facts["image"]).model_dump(mode="json").items()}
     if other := [key for key in wanted if wanted[key] != found[key]]:
         differs = ", ".join(f"{key} {found[key]} there, {wanted[key]} in params" for key in other)
-        raise ConfigError(
-            f"{bundle.folder.parent}: expected a parent of the same model, found {differs}; set them back, {_BACK}"
-        )
-    rows = pd.read_csv(BytesIO(network.files["rows.csv"]), dtype=str, keep_default_na=False).astype({"fold": int})
-    return Parent(bundle, network, rows)
+        raise ConfigError(f"{folder}: expected a parent of the same model, found {differs}; set them back, {_BACK}")
 
 
 def keep(network: Path, out: Path) -> None:

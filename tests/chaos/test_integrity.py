@@ -121,8 +121,8 @@ def test_a_parent_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     shutil.copyfile(tiny_bundle / "weights.safetensors", kept / "fold-0.safetensors")
     files.seal_folder(kept)
     warm.place(tiny_bundle, kept, tmp_path / "parent")
-    assert warm.load(tmp_path / "parent", PARAMS) is not None
-    tried, lost = flips(tmp_path / "parent", refused(lambda: warm.load(tmp_path / "parent", PARAMS)))
+    assert warm.Parent.load(tmp_path / "parent", PARAMS) is not None
+    tried, lost = flips(tmp_path / "parent", refused(lambda: warm.Parent.load(tmp_path / "parent", PARAMS)))
     judge("parent", "bit flipped in what a training goes on from: not loaded", begun, tried, lost)
 
 

@@ -260,7 +260,7 @@ def test_a_dead_area_is_not_asked_for_every_object(world: World) -> None:
     taken = Intake(world.shelf, world.places, ledger, world.index(), screen, PARAMS).take(items, waiting)
     assert len(taken.failed) == arrivals._PATIENCE
     decided = len(taken.entries) + arrivals._PATIENCE  # some need no fetch
-    assert taken.waiting["the landing area does not answer"] == len(items) - decided
+    assert taken.waiting[arrivals._SILENT] == len(items) - decided
 
 
 @pytest.mark.parametrize("bad", [3, 7, 30])

@@ -72,8 +72,8 @@ def test_a_name_without_a_model_is_told_with_those_that_are_there(registry: Fake
 
 
 def test_a_model_of_nobody_needs_dataset_and_class_where_its_name_leaves_both_open(registry: FakeRegistry) -> None:
-    for name in ("pvqae-a-b", "pvqae-a-b-c"):
-        registry.register(name, registry.start("x", "run"), "bundle", {})
-    assert promotions.owner_of(registry, "pvqae-a-b") == Owner("a", "b")
+    registry.register("pvqae-a-b-c", registry.start("x", "run"), "bundle", {})
+    registry.register("pvqae-b-c", registry.start("x", "run"), "bundle", {}, Owner("b", "c"))
+    assert promotions.owner_of(registry, "pvqae-b-c") == Owner("b", "c")
     with pytest.raises(PromotionError, match="name them: DATASET CLASS"):
         promotions.owner_of(registry, "pvqae-a-b-c")

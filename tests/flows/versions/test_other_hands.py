@@ -248,7 +248,7 @@ def test_a_version_of_a_class_whose_champion_was_deleted_waits_for_the_gate(plac
     registrar = Registrar(place.registry, *[None] * 5)  # type: ignore[arg-type]
     champion, deleted = registrar._champion(MODEL)
     assert champion is None
-    assert "version 2, the champion, was deleted; back to version 1" in deleted
+    assert "version 2, the champion, was deleted; go back to version 1" in deleted
 
 
 def test_one_class_s_failed_version_stops_no_other() -> None:

@@ -10,9 +10,8 @@ from flows.adapters.fakes import FakeRegistry
 from flows.core import environment
 from flows.versions import verify
 from flows.versions.verify import Verification
-from flows.versions.version_bundles import bundle_sha256
 from pvqae.core.config import Gate
-from pvqae.core.files import digest
+from pvqae.core.files import SUMS, digest
 from pvqae.core.layout import Layout
 from pvqae.inference import bundle
 from pvqae.samples import manifest
@@ -44,7 +43,7 @@ def clone(tmp_path: Path) -> Layout:
 def compare(clone: Layout, **tags: str) -> Verification:
     runs = FakeRegistry()
     known = {
-        "bundle_sha256": bundle_sha256(clone.bundle("part")),
+        "bundle_sha256": digest(clone.bundle("part") / SUMS),
         "manifest_sha256": digest(clone.manifest),
         "environment": environment.fingerprint(),
     }

@@ -10,10 +10,10 @@ import yaml
 from flows.adapters.fakes import FakeRegistry
 from flows.core import classes
 from flows.versions import warm_start
-from flows.versions.version_bundles import bundle_sha256
 from flows.workspace.workspace import Workspace
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
+from pvqae.core.files import SUMS, digest
 from pvqae.inference import bundle as bundles
 
 MODEL = "pvqae-x-a"
@@ -55,7 +55,7 @@ def runs(space: Workspace) -> FakeRegistry:
     bundles.seal(exported)
     model = found.log_model(run, exported)
     warm_start.keep(found, run, space, "a")
-    tags = {"bundle_sha256": bundle_sha256(space.layout.bundle("a")), "mlflow_run": run}
+    tags = {"bundle_sha256": digest(space.layout.bundle("a") / SUMS), "mlflow_run": run}
     found.aliases[MODEL, "champion"] = found.register(MODEL, run, model, tags)
     return found
 
@@ -68,7 +68,7 @@ def test_the_champion_and_its_folds_become_the_parent(space: Workspace, runs: Fa
     found = warm_start.place(space, runs, graph(space), warm=True)
     folder = space.path / "data" / "parents" / "a"
     assert parent_of(found, "a") == "data/parents/a"
-    assert bundle_sha256(folder / "bundle") == bundle_sha256(space.layout.bundle("a"))
+    assert digest(folder / "bundle" / SUMS) == digest(space.layout.bundle("a") / SUMS)
     assert {p.name for p in (folder / "bundle").iterdir()} == {"weights.safetensors", "config.json", "SHA256SUMS"}
     assert {p.name for p in (folder / "network").iterdir()} == {"rows.csv", "fold-0.safetensors", "SHA256SUMS"}
     assert parent_of(found, "b") == "data/parents/none"  # no champion yet
@@ -128,7 +128,7 @@ def test_a_versions_own_parent_can_be_put_back(space: Workspace, runs: FakeRegis
     runs.register(MODEL, "run", "model", {"parent_bundle_sha256": sha256})
     runs.register(MODEL, "run", "model", {"parent_bundle_sha256": "f" * 64})
     assert warm_start.restore(runs, "x", MODEL, "2", tmp_path / "clone", "a")
-    assert bundle_sha256(tmp_path / "clone" / "data" / "parents" / "a" / "bundle") == sha256
+    assert digest(tmp_path / "clone" / "data" / "parents" / "a" / "bundle" / SUMS) == sha256
     assert not warm_start.restore(runs, "x", MODEL, "1", tmp_path / "clone", "a")
     with pytest.raises(IntegrityError, match="no longer"):
         warm_start.restore(runs, "x", MODEL, "3", tmp_path / "clone", "a")

@@ -14,7 +14,7 @@ from flows.adapters.versioning import Dvc
 from flows.core.processes import Supervisor
 from flows.machines import job as jobs
 from flows.machines.fan_out import JobSpec
-from flows.upkeep import gc_data
+from flows.upkeep import gc, gc_data
 from flows.versions import verify
 from flows.workspace import workspace
 from pvqae.core import config
@@ -225,7 +225,7 @@ def test_a_cache_of_the_users_settings_serves_project_workspace_and_clone(
         assert there.repro("manifest") == "ran"
         assert there.listing(own.data_hash("parts")) == {"1.png"}
     assert not (project / ".dvc" / "cache").exists()
-    assert gc_data.shared_cache(project) == tmp_path / level / "shared"
+    assert gc._shared_cache(project) == tmp_path / level / "shared"
 
 
 def test_local_settings_come_first_and_their_paths_hold_in_a_workspace(
@@ -239,7 +239,7 @@ def test_local_settings_come_first_and_their_paths_hold_in_a_workspace(
     assert found["cache"] == {"dir": str(project / "own cache"), "type": "hardlink,copy"}
     assert found["remote"]["s"] == {"url": "ssh://x/y", "keyfile": str(project / "key")}
     assert dvc_files.default_remote(project) == {"url": str(tmp_path / "global" / "away")}
-    assert gc_data.shared_cache(project) is None
+    assert gc._shared_cache(project) is None
 
 
 @pytest.mark.parametrize("link", ["symlink", "hardlink", "copy"])

@@ -1,3 +1,4 @@
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -5,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
+from flows.cli import training
 from pvqae.core.errors import DataError
 from pvqae.datasets import demo, mtsd, sources
 from pvqae.datasets.layouts import Found
@@ -99,6 +102,39 @@ def test_some_masks_missing_is_an_error_that_names_them(tmp_path: Path) -> None:
     touch(tmp_path, "good/a.png", "bent/b.png", "bent/c.png", "masks/bent/b.png")
     with pytest.raises(DataError, match=r"1 defective images have no mask(?s:.*)bent/c\.png(?s:.*)add these masks"):
         sources.scan("folder", tmp_path)
+
+
+MASKS = {
+    "mvtec": ["nut/train/good/a.png", "nut/test/bent/b.png", "nut/test/bent/c.png", "nut/ground_truth/bent/b_mask.png"],
+    "btad": ["nut/train/ok/a.png", "nut/test/ko/b.bmp", "nut/test/ko/c.bmp", "nut/ground_truth/ko/b.png"],
+    "folder": ["nut/good/a.png", "nut/bent/b.png", "nut/bent/c.png", "nut/masks/bent/b.png"],
+}
+
+
+@pytest.mark.parametrize("source", MASKS)
+def test_a_missing_mask_is_expected_where_the_layout_has_it(source: str, tmp_path: Path) -> None:
+    touch(tmp_path, *MASKS[source])
+    with pytest.raises(DataError) as caught:
+        sources.scan(source, tmp_path)
+    assert f"expected: {SOURCES[source].tree}" in str(caught.value)
+    others = {other.tree for other in SOURCES.values()} - {SOURCES[source].tree}
+    assert not [tree for tree in others if tree in str(caught.value)]
+
+
+def test_a_mask_of_mtsd_without_its_photograph_is_called_a_mask(tmp_path: Path) -> None:
+    touch(tmp_path, "MT_Free/Imgs/exp1_num_1.jpg", "MT_Free/Imgs/exp1_num_2.png", "dataset.png")
+    _, left = sources.survey("mtsd", tmp_path)
+    assert {item.path: item.kind for item in left} == {"MT_Free/Imgs/exp1_num_2.png": "mask", "dataset.png": "image"}
+
+
+def test_every_layout_is_named_where_a_person_chooses_one() -> None:
+    root = Path(__file__).parents[3]
+    comment = re.search(r"^  source: \w+ +# (.*)$", (root / "params.yaml").read_text("utf-8"), re.MULTILINE)
+    assert comment
+    assert set(comment[1].split(" | ")) == set(SOURCES)
+    shown = typer.main.get_command(training.data)
+    option = next(one for one in shown.params if one.name == "source")  # of its only command, `data add`
+    assert set(option.help.rpartition(": ")[2].split(" | ")) == set(SOURCES) - {"demo"}
 
 
 @pytest.mark.parametrize("source", list(SOURCES))

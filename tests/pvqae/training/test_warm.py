@@ -57,12 +57,12 @@ def folder(params: Params, trained: Run, tmp_path: Path) -> Path:
 
 def test_no_folder_is_no_parent(params: Params, tmp_path: Path) -> None:
     (tmp_path / "none").write_text("from scratch")
-    assert warm.load(tmp_path / "none", params()) is None
+    assert warm.Parent.load(tmp_path / "none", params()) is None
     assert warm.obstacle(None, normals({"a": 0}), "full") == "no parent"
 
 
 def test_a_parent_is_what_it_was_when_it_was_kept(params: Params, folder: Path) -> None:
-    found = warm.load(folder, params("vqgan"))
+    found = warm.Parent.load(folder, params("vqgan"))
     assert found is not None
     assert found.bundle_sha256 == digest(folder / "bundle" / "SHA256SUMS")
     assert list(found.rows["group_id"]) == ["a", "b"]
@@ -77,7 +77,7 @@ def test_a_changed_or_missing_file_is_refused(params: Params, folder: Path, name
     else:
         (folder / name).write_bytes((folder / name).read_bytes() + b" ")
     with pytest.raises(IntegrityError, match="scratch"):
-        warm.load(folder, params("vqgan"))
+        warm.Parent.load(folder, params("vqgan"))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_parent_of_another_model_is_refused_by_name(
     own = params("vqgan")
     other = own.model_copy(update={section: getattr(own, section).model_copy(update={key: value})})
     with pytest.raises(ConfigError, match=f"{section}.{key} .* there, {value} in params"):
-        warm.load(folder, other)
+        warm.Parent.load(folder, other)
 
 
 BOTH = {"a": 0, "b": 1, "c": 2}
@@ -162,7 +162,7 @@ def test_the_settings_of_a_warm_start() -> None:
 def test_a_run_begins_with_its_parents_weights_codebook_and_scales(
     params: Params, plan: runtime.Plan, folder: Path, trained: Run
 ) -> None:
-    parent = warm.load(folder, params("vqgan"))
+    parent = warm.Parent.load(folder, params("vqgan"))
     assert parent is not None
     run = start(warm.settings(params("vqgan")), plan, "full")
     warm.begin(run, parent.weights("full"))
@@ -178,7 +178,7 @@ def test_a_run_begins_with_its_parents_weights_codebook_and_scales(
 def test_a_warm_fit_quantises_from_its_first_step_at_the_full_price(
     params: Params, plan: runtime.Plan, folder: Path, examples: Make, tmp_path: Path
 ) -> None:
-    parent = warm.load(folder, params("vqgan"))
+    parent = warm.Parent.load(folder, params("vqgan"))
     assert parent is not None
     run = start(warm.settings(params("vqgan")), plan, "full")
     warm.begin(run, parent.weights("full"))
@@ -190,7 +190,7 @@ def test_a_warm_fit_quantises_from_its_first_step_at_the_full_price(
 
 
 def test_sums_that_overflowed_in_half_precision_are_made_anew(params: Params, plan: runtime.Plan, folder: Path) -> None:
-    parent = warm.load(folder, params("vqgan"))
+    parent = warm.Parent.load(folder, params("vqgan"))
     assert parent is not None
     weights = parent.weights("full")
     weights["autoencoder.codebook.sums"][:] = torch.inf
@@ -201,7 +201,7 @@ def test_sums_that_overflowed_in_half_precision_are_made_anew(params: Params, pl
 
 
 def test_weights_of_other_code_are_a_clear_error(params: Params, plan: runtime.Plan, folder: Path) -> None:
-    parent = warm.load(folder, params("vqgan"))
+    parent = warm.Parent.load(folder, params("vqgan"))
     assert parent is not None
     weights = parent.weights("full")
     del weights["autoencoder.codebook.codes"]
