@@ -1,73 +1,27 @@
 """MLflow: runs, models from code without pickle, versions, aliases and the promotion log."""
 
-import base64
 import hashlib
-import io
 import json
 import os
-import re
 import shlex
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import mlflow
-import pandas
-from botocore.exceptions import BotoCoreError
-from mlflow import MlflowClient, entities
+from mlflow import entities
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types.schema import Array, ColSpec, DataType, Schema
-from PIL import Image
 
+from flows.adapters.mlflow_client import Client
 from flows.adapters.tracking import Metric, Promotion, Registry, own_database
 from flows.adapters.tracking import RegistryError as RegistryError
 from flows.core import lineage
 from flows.core.lineage import MODEL, OURS, Owner
-
-# By its path: importing it would import torch.
-_CODE = Path(__file__).with_name("model_code.py")
-
-_REQUIREMENTS = ["pvqae"]
-
-_SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.string, "image")]),
-    outputs=Schema(
-        [
-            ColSpec(DataType.double, "image_score"),
-            ColSpec(DataType.string, "decision"),
-            ColSpec(Array(Array(DataType.double)), "anomaly_map"),
-        ]
-    ),
-)
-
-
-def _example() -> pandas.DataFrame:
-    """Return one small grey image as a caller would send it."""
-    file = io.BytesIO()
-    Image.new("L", (64, 64), 128).save(file, "PNG")
-    return pandas.DataFrame({"image": [base64.b64encode(file.getvalue()).decode()]})
-
-
-def _log(run: str, bundle: Path) -> str:
-    """Log `bundle` (self-contained) under `run`; return the model's address, models:/m-..."""
-    with mlflow.start_run(run_id=run):
-        info = mlflow.pyfunc.log_model(
-            name="detector",
-            python_model=str(_CODE),
-            artifacts={"bundle": str(bundle)},
-            signature=_SIGNATURE,
-            input_example=_example(),
-            # Named, so that MLflow does not load the model in another process only to guess them.
-            pip_requirements=_REQUIREMENTS,
-        )
-    return str(info.model_uri)
-
 
 _BATCH = 1000  # metrics per request, MLflow's limit
 # Characters of a value that MLflow keeps; the rest of a longer one it cuts off, or refuses the whole. A model's tag is
@@ -75,55 +29,7 @@ _BATCH = 1000  # metrics per request, MLflow's limit
 _PARAM, _TAG, _VERSION_TAG, _MODEL_TAG = 6000, 8000, 100_000, 5000
 _PROMOTION = "promotion."
 _DATASET, _CATEGORY = "dataset", "class"  # tags of a registered model: whose it is
-_STYLE = "addressing_style"
-
-
-def _address_as_the_user() -> None:
-    """Address buckets as AWS's own settings say: MLflow's client overrides them by a setting of its own."""
-    with suppress(OSError, BotoCoreError):  # no such file or profile: said where it is needed
-        file = Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
-        if _STYLE not in file.read_text("utf-8", "replace"):
-            return
-        from botocore.session import Session  # half a second
-
-        if style := Session().get_scoped_config().get("s3", {}).get(_STYLE):
-            os.environ.setdefault("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", style)
-
-
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
-
-
-class _Client:
-    """`MlflowClient` whose errors are `RegistryError`s that say how to bring back what a person has deleted."""
-
-    def __init__(self, uri: str) -> None:
-        self._client, self._uri = MlflowClient(uri, uri), uri
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        work = getattr(self._client, name)
-
-        def explained(*given: Any, **named: Any) -> Any:
-            try:
-                return work(*given, **named)
-            except MlflowException as error:
-                raise RegistryError(self._explain(str(error)), str(error.error_code)) from error
-
-        return explained
-
-    def _explain(self, text: str) -> str:
-        """Add the command that restores a deleted run or experiment, which MLflow keeps for a while."""
-        found = re.search(r"The (run|experiment) (\w+) must be in the 'active' state", text)
-        if not found:
-            away = "; see that the server answers: python -m flows doctor" * ("Max retries exceeded" in text)
-            return f"MLflow: {text}{away}"
-        kind, name = found.groups()
-        experiment = self._client.get_run(name).info.experiment_id if kind == "run" else name
-        if self._client.get_experiment(experiment).lifecycle_stage == "deleted":
-            words = f"experiments restore --experiment-id {experiment}"
-        else:
-            words = f"runs restore --run-id {name}"
-        address = shlex.quote(self._uri)
-        return f"the {kind} {name} was deleted in MLflow; run: MLFLOW_TRACKING_URI={address} mlflow {words}"
 
 
 class Mlflow:
@@ -134,9 +40,7 @@ class Mlflow:
     """
 
     def __init__(self, uri: str, artifacts: Path | None = None) -> None:
-        _address_as_the_user()
-        mlflow.set_tracking_uri(uri)
-        self._client, self._uri = _Client(uri), uri
+        self._client, self._uri = Client(uri), uri
         self._artifacts = artifacts
 
     def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
@@ -232,7 +136,7 @@ class Mlflow:
 
     def log_model(self, run: str, bundle: Path) -> str:
         """Log a self-contained bundle as a model of `run`; return the model's address."""
-        return _log(run, bundle)
+        return self._client.log_bundle(run, bundle)
 
     def register(self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None) -> str:
         """Make a new version of `name`, with its tags from the start: a kill leaves no version without lineage.

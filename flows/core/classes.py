@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pvqae.core.config import Params, dump_yaml, parse_yaml
+from pvqae.core import plain_yaml
+from pvqae.core.config import Params
 from pvqae.core.errors import ConfigError, DataError
 from pvqae.core.files import write_text
 from pvqae.samples.classes import FROM_SCRATCH, GROUPINGS, Grouping
@@ -84,7 +85,7 @@ def read(path: Path) -> dict[str, Any]:
     text = path.read_text("utf-8", errors="replace") if path.exists() else ""
     for whole in (text, text[: text.rfind("\n") + 1]):
         try:
-            found = parse_yaml(whole) or {}
+            found = plain_yaml.parse(whole) or {}
         except ValueError:
             continue
         if isinstance(found, dict):
@@ -98,7 +99,7 @@ def write(path: Path, content: dict[str, Any]) -> bool:
 
     The texts are compared: DVC may read another content than we do in one that a person wrote.
     """
-    text = _HEADER + dump_yaml(content)
+    text = _HEADER + plain_yaml.dump(content)
     if path.is_file() and path.read_bytes() == text.encode():
         return False
     read(path)  # stops at what is neither ours nor the beginning of it

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from pvqae.calibration.calibrate import calibrate
-from pvqae.core import config
+from pvqae.core import config, plain_yaml
 from pvqae.core.errors import DataError
 from pvqae.core.files import write_text
 from pvqae.core.layout import Layout
@@ -123,7 +123,7 @@ def _begin(link: _Link, category: str, frame: pd.DataFrame, before: _Link | None
         "priors": {category: {"classes": [category], "allocations": f"models/{link.name}/networks/{category}"}},
         "classes": {category: {"network": category, "prior": category}},
     }
-    write_text(link.classes_file, config.dump_yaml(content))
+    write_text(link.classes_file, plain_yaml.dump(content))
     normals = frame[frame["split"].isin(TRAINING)]
     manifest.write(normals, link.network_rows(category))
     for part, wanted in manifest.PARTS.items():

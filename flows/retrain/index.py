@@ -4,7 +4,6 @@ Thumbnails are T x T pixels, grey, 0 .. 255.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image
 from flows.retrain.ledger import Entry, IntakePaths
 from pvqae.core.config import Params
 from pvqae.core.errors import DataError
+from pvqae.core.files import whole_file
 from pvqae.core.layout import Layout
 from pvqae.datasets import facts, inspection, sources
 from pvqae.datasets.layouts import Found
@@ -221,10 +221,8 @@ def _load(cache: Path) -> dict[str, Known]:
 def _save(images: dict[str, Known], cache: Path) -> None:
     rows = [(state, _row(image)) for state, image in images.items()]
     thumbs = np.stack([image.thumb for image in images.values()]) if images else np.zeros((0, _T, _T), np.float16)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    part = cache.with_name(f"part-{cache.name}")
-    np.savez(part, rows=np.array(json.dumps(rows)), thumbs=thumbs)
-    os.replace(part, cache)
+    with whole_file(cache) as part, part.open("wb") as file:
+        np.savez(file, rows=np.array(json.dumps(rows)), thumbs=thumbs)
 
 
 def _row(image: Known) -> dict[str, Any]:

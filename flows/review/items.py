@@ -3,7 +3,6 @@
 import csv
 import heapq
 import json
-import os
 import sqlite3
 import tempfile
 import threading
@@ -206,7 +205,5 @@ class ThumbnailCache:
 
 
 def _keep(file: Path, content: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, file)
+    with files.whole_file(file) as part:
+        part.write_bytes(content)

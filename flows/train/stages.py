@@ -20,7 +20,7 @@ from flows.machines import fan_out
 from flows.machines.fan_out import Chain, Chains, FanOut, JobSpec
 from flows.versions import warm_start
 from flows.workspace.workspace import Workspace
-from pvqae.core import config
+from pvqae.core import plain_yaml
 from pvqae.core.errors import ConfigError, PvqaeError
 from pvqae.samples.classes import FROM_SCRATCH
 
@@ -174,7 +174,7 @@ def _files(space: Workspace, graph: Mapping[str, Any], asked: Sequence[str]) -> 
     lock = (space.path / "dvc.lock").read_text("utf-8")
     texts = {
         "params.yaml": space.params_text,
-        "data/classes.yaml": config.dump_yaml(fan_out.part_of_classes(graph, asked)),
+        "data/classes.yaml": plain_yaml.dump(fan_out.part_of_classes(graph, asked)),
         "dvc.lock": fan_out.part_of_lock(lock, fan_out.above(class_stages(graph), asked)),
         FROM_SCRATCH: (space.path / FROM_SCRATCH).read_text("utf-8"),
     }

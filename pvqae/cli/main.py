@@ -247,7 +247,7 @@ def _bench_serve(
     """Measure latency over HTTP: start a service on this machine, ask it from one client, then from several at once."""
     from pvqae.serving import load_test
 
-    load_test.show(load_test.bench(bundle, images, requests, clients))
+    load_test.bench(bundle, images, requests, clients)
 
 
 @app.command("doctor", epilog="Example: pvqae doctor", rich_help_panel=ABOUT)

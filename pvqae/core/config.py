@@ -1,22 +1,18 @@
 """params.yaml as frozen, typed values. An unknown key is an error that names the nearest known one."""
 
 import difflib
-import gc
-import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pvqae.core import plain_yaml
 from pvqae.core.errors import ConfigError
+from pvqae.core.plain_yaml import Place
 
 _Auto = Literal["auto"]
-_Place = tuple[str | int, ...]  # of a value below sections and lists
-_MOST_ALIASES = 20  # of a YAML file
-_ODD = (RecursionError, LookupError, AttributeError, TypeError)  # what readers of YAML raise for tags like `!!bool z`
 
 
 class _Section(BaseModel):
@@ -261,75 +257,7 @@ def _merge(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain values only, and few aliases: of aliases of aliases a few lines make more values than memory holds."""
-
-    aliases = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            self.aliases += 1
-            if self.aliases > _MOST_ALIASES:
-                raise yaml.composer.ComposerError(None, None, f"more than {_MOST_ALIASES} aliases", None)
-        return super().compose_node(parent, index)
-
-
-class _TextLoader(_Loader):
-    """Takes every value for the text that it is written as: 08, no and null are names."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # as its base has it
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what YAML 1.1 (PyYAML) or 1.2 (DVC) would not read as a text. PyYAML itself sees to the words; all other
-    texts of which 1.2 makes something begin like a number.
-    """
-
-
-_Dumper.add_implicit_resolver("!quoted", re.compile(""), list("-+.0123456789"))
-
-
-def parse_yaml(text: str, loader: type[_Loader] = _Loader) -> Any:
-    """Return the content of a YAML text. Raises `ValueError` for anything else, and for more than a few aliases."""
-    collecting = gc.isenabled()
-    gc.disable()  # it would walk over all that is parsed again and again, and free nothing
-    try:
-        return yaml.load(text, loader)  # a SafeLoader
-    except (yaml.YAMLError, *_ODD) as error:
-        raise ValueError(str(error)) from None
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def dump_yaml(content: Any) -> str:
-    """Return YAML text that PyYAML and DVC both read as `content`: a class may be called 08, 1e5 or no."""
-    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False))
-
-
-def _misread(text: str, ours: Any) -> dict[_Place, Any]:
-    """Return what DVC reads where it is not what we read. Raises `ValueError` for what DVC does not read at all."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return dict(_differences(ours, YAML(typ="safe", pure=True).load(text)))
-    except (YAMLError, *_ODD) as error:
-        raise ValueError(str(error).partition("\nTo suppress")[0].rstrip()) from None
-
-
-def _differences(ours: Any, theirs: Any, place: _Place = ()) -> Iterator[tuple[_Place, Any]]:
-    if isinstance(ours, dict) and isinstance(theirs, dict) and list(ours) == list(theirs):
-        for key in ours:
-            yield from _differences(ours[key], theirs[key], (*place, key))
-    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        for i, pair in enumerate(zip(ours, theirs, strict=True)):
-            yield from _differences(*pair, (*place, i))
-    elif repr(ours) != repr(theirs):
-        yield place, theirs
-
-
-def _explain_misread(params: Params, place: _Place, theirs: Any) -> str:
+def _explain_misread(params: Params, place: Place, theirs: Any) -> str:
     """Return "" where both come to the same value, as for 2e-3: a text to PyYAML, a number once it is checked."""
     value: Any = params
     for part in place:
@@ -337,7 +265,7 @@ def _explain_misread(params: Params, place: _Place, theirs: Any) -> str:
     if value == theirs and isinstance(value, bool) == isinstance(theirs, bool):
         return ""
     ways = [value] + [theirs] * (type(theirs) is type(value))
-    written = " or ".join(dump_yaml([way]).removeprefix("- ").strip() for way in ways)
+    written = " or ".join(plain_yaml.dump([way]).removeprefix("- ").strip() for way in ways)
     key = ".".join(map(str, place))
     return f"{key}: read as {value!r} here (YAML 1.1), as {theirs!r} by DVC (YAML 1.2); write {written}"
 
@@ -351,22 +279,22 @@ def _kind(key: str) -> Any:
     return kind
 
 
-def _override(values: dict[str, Any], misread: Mapping[_Place, Any], item: str) -> dict[_Place, Any]:
+def _override(values: dict[str, Any], misread: Mapping[Place, Any], item: str) -> dict[Place, Any]:
     """Put `key=value` into `values`; returns what DVC would misread of them then."""
     key, equals, text = (part.strip() for part in item.partition("="))
     if not equals:
         raise ConfigError(f"--set {item}: expected key=value, e.g. train.steps=100")
-    place: _Place = tuple(key.split("."))
+    place: Place = tuple(key.split("."))
     kept = {other: theirs for other, theirs in misread.items() if other[: len(place)] != place}
     kind = _kind(key)
     try:
         if kind in (str, tuple[str, ...]):  # texts as they were typed
             typed = kind is str and not text.startswith(("'", '"'))
-            _merge(values, key, text if typed else parse_yaml(text, _TextLoader))
+            _merge(values, key, text if typed else plain_yaml.parse(text, as_texts=True))
             return kept
-        value = parse_yaml(text)
+        value = plain_yaml.parse(text)
         _merge(values, key, value)
-        return kept | {(*place, *below): theirs for below, theirs in _misread(text, value).items()}
+        return kept | {(*place, *below): theirs for below, theirs in plain_yaml.misread(text, value).items()}
     except ValueError as error:
         raise ConfigError(f"--set {item}: the value is not YAML: {error}") from None
 
@@ -419,12 +347,12 @@ def _drop(values: dict[str, Any], place: tuple[int | str, ...]) -> None:
         values.clear()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[_Place, Any]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[Place, Any]]:
     """Return the content of a params file, not checked, and what DVC reads where it differs. Raises `ConfigError`."""
     try:
         text = path.read_text("utf-8")
-        read = parse_yaml(text)
-        values, misread = read or {}, _misread(text, read)
+        read = plain_yaml.parse(text)
+        values, misread = read or {}, plain_yaml.misread(text, read)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; run from the project's root or name the file") from None
     except ValueError as error:
@@ -436,4 +364,4 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[_Place, Any]]:
 
 def dump(params: Params) -> str:
     """Return the params as YAML text that `load` reads back to an equal value."""
-    return dump_yaml(params.model_dump(mode="json"))
+    return plain_yaml.dump(params.model_dump(mode="json"))

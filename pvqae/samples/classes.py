@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pvqae.core.config import parse_yaml
+from pvqae.core import plain_yaml
 from pvqae.core.errors import ConfigError
 from pvqae.core.layout import ARRIVED
 
@@ -119,7 +119,7 @@ def read(path: Path, dataset: str) -> Classes:
     """Return the classes of `dataset`. Raises `ConfigError` for a file that is missing, malformed or another's."""
     repair = f"write it with `python -m flows data add {dataset} ROOT`"
     try:
-        found = _parse(parse_yaml(path.read_text("utf-8")))
+        found = _parse(plain_yaml.parse(path.read_text("utf-8")))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; {repair}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

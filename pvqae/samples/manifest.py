@@ -4,14 +4,14 @@ Tables and folders of rows are written whole or not at all; data/rows lists the 
 that they come from.
 """
 
-import os
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 
 from pvqae.core.errors import DataError, IntegrityError
-from pvqae.core.files import SUMS, digest, resolve, whole_file, write_text
+from pvqae.core.files import SUMS, digest, resolve, whole_file, whole_folder, write_text
 from pvqae.core.layout import Layout
 from pvqae.samples.classes import Classes
 
@@ -82,19 +82,16 @@ def write_rows(frame: pd.DataFrame, classes: Classes, layout: Layout) -> None:
 
     Classes without rows in `frame` were held back: their files have no rows, which `read` refuses.
     """
-    part = layout.rows.with_name("rows.part")
-    shutil.rmtree(part, ignore_errors=True)
     of_class = {str(name): rows for name, rows in frame.groupby("category")}
 
     def select(names: tuple[str, ...], splits: tuple[str, ...]) -> pd.DataFrame:
         rows = pd.concat([of_class.get(name, frame[:0]) for name in names])
         return rows[rows["split"].isin(splits)]
 
-    for network, names in classes.networks.items():
-        target = part / layout.network_rows(network).relative_to(layout.rows)
-        write(select(names, TRAINING), target)
-    for name in classes.classes:
-        for kind, splits in PARTS.items():
+    with whole_folder(layout.rows) as part:
+        for network, names in classes.networks.items():
+            write(select(names, TRAINING), part / layout.network_rows(network).relative_to(layout.rows))
+        for name, (kind, splits) in product(classes.classes, PARTS.items()):
             target = part / layout.class_rows(name, kind).relative_to(layout.rows)
             own = part / layout.network_rows(name).relative_to(layout.rows)
             if splits == TRAINING and classes.networks.get(name) == (name,):  # a class alone in its network
@@ -102,9 +99,7 @@ def write_rows(frame: pd.DataFrame, classes: Classes, layout: Layout) -> None:
                 shutil.copyfile(own, target)
             else:
                 write(select((name,), splits), target)
-    _list_rows(part, layout)
-    shutil.rmtree(layout.rows, ignore_errors=True)
-    os.replace(part, layout.rows)
+        _list_rows(part, layout)
 
 
 def _list_rows(part: Path, layout: Layout) -> None:

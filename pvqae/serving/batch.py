@@ -7,7 +7,6 @@ row with its reason, never a score. What is done is kept in one SQLite file per 
 import hashlib
 import json
 import math
-import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -238,10 +237,8 @@ def _draw(detector: Detector, scored: Scored, file: Path) -> None:
     from pvqae.report import pictures
 
     drawn = heatmap(detector, scored)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    part.write_bytes(pictures.webp(drawn))
-    os.replace(part, file)
+    with files.whole_file(file) as part:
+        part.write_bytes(pictures.webp(drawn))
 
 
 def _final(detector: Detector, journal: _Journal, version: str, out: Path) -> Iterator[Values]:

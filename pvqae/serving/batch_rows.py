@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from typing import Any
 
 from pvqae.calibration.thresholds import is_defect
 from pvqae.core.errors import DataError
+from pvqae.core.files import whole_file
 from pvqae.drift.profile import STATISTICS, flatten
 from pvqae.inference.bundle import Detector
 from pvqae.inference.scoring import PARTS
@@ -45,9 +45,9 @@ def of(detector: Detector, version: str, path: str, sha256: str, modified: str, 
 
 def write(out: Path, found: Iterable[Values], levels: int) -> tuple[int, int]:
     """Write both files, whole or not at all; return the numbers of defects and of failures."""
-    parts = [out / f"{name}.part" for name in (JSONL, CSV)]
     defects = failed = 0
     with ExitStack() as stack:
+        parts = [stack.enter_context(whole_file(out / name)) for name in (JSONL, CSV)]
         lines, table = (stack.enter_context(part.open("w", encoding="utf-8", newline="")) for part in parts)
         writer = csv.DictWriter(table, columns(levels), lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
@@ -55,8 +55,6 @@ def write(out: Path, found: Iterable[Values], levels: int) -> tuple[int, int]:
             defects, failed = defects + (row["decision"] == "defect"), failed + bool(row["error"])
             lines.write(as_json(row) + "\n")
             writer.writerow(flatten(row))
-    for part in parts:
-        os.replace(part, part.with_suffix(""))
     return defects, failed
 
 

@@ -56,13 +56,15 @@ def _service(bundle: Path) -> Iterator[str]:
 
 
 def bench(bundle: Path, places: Sequence[Path], requests: int, clients: int) -> list[_Latency]:
-    """Measure one client alone, then `clients` at once. Raises `DataError` if `places` have no image."""
+    """Measure one client alone, then `clients` at once, and print a table. Raises `DataError` without an image."""
     bodies = [Path(item.path).read_bytes() for item in islice(Files(tuple(places)).items(), 50)]
     if not bodies:
         raise DataError(f"{', '.join(map(str, places))}: no images")
     with _service(bundle) as where:
         _send(where, bodies, iter(range(_WARM)), [])
-        return [_measure(where, bodies, requests, number) for number in dict.fromkeys((1, clients))]
+        found = [_measure(where, bodies, requests, number) for number in dict.fromkeys((1, clients))]
+    _show(found)
+    return found
 
 
 def _measure(where: str, bodies: Sequence[bytes], requests: int, clients: int) -> _Latency:
@@ -90,7 +92,7 @@ def _send(where: str, bodies: Sequence[bytes], numbers: Iterator[int], seconds: 
             seconds.append(time.perf_counter() - start)
 
 
-def show(found: Sequence[_Latency]) -> None:
+def _show(found: Sequence[_Latency]) -> None:
     table = Table("clients at once", "requests", "p50 ms", "p99 ms", "images per second")
     for one in found:
         table.add_row(str(one.clients), str(one.requests), f"{one.p50:.0f}", f"{one.p99:.0f}", f"{one.per_second:.1f}")

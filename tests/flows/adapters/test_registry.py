@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.adapters.fakes import FakeRegistry
-from flows.adapters.registry import _address_as_the_user
+from flows.adapters.mlflow_client import _address_as_the_user
 from flows.adapters.tracking import Metric, Promotion, Registry
 from flows.core import lineage
 from flows.core.lineage import Owner

@@ -16,7 +16,7 @@ from PIL import Image
 
 from flows.core import classes, lineage
 from flows.machines import fan_out
-from pvqae.core import config
+from pvqae.core import config, plain_yaml
 from pvqae.core.errors import ConfigError, DataError
 from pvqae.core.layout import Layout
 from pvqae.datasets import build, sources, validation
@@ -40,7 +40,7 @@ def picture(path: Path, seed: int) -> None:
 @example(dict.fromkeys(names.TEXTS, ""))
 @example(["-_", "-_1", "+.inf", "0o_", "1__", ".e1", "-"])
 def test_what_is_written_as_text_is_text_to_both_versions_of_yaml(value: Any) -> None:
-    text = config.dump_yaml({"key": value})
+    text = plain_yaml.dump({"key": value})
     assert yaml.safe_load(text) == {"key": value}
     assert parse_yaml(text, "x") == {"key": value}
 
@@ -49,7 +49,7 @@ def test_what_is_written_as_text_is_text_to_both_versions_of_yaml(value: Any) ->
 @example(1e-5)
 @example(-1e22)
 def test_what_is_no_text_stays_what_it_is(value: Any) -> None:
-    text = config.dump_yaml([value])
+    text = plain_yaml.dump([value])
     assert repr(yaml.safe_load(text)) == repr(parse_yaml(text, "x")) == repr([value])
 
 
@@ -106,7 +106,7 @@ def test_a_class_is_the_same_from_its_folder_to_its_stages_and_rows(
     }
     for name in found:
         part = fan_out.part_of_classes(graph, [f"train@{name}"])
-        assert set(parse_yaml(config.dump_yaml(part), "x")["classes"]) == {name}
+        assert set(parse_yaml(plain_yaml.dump(part), "x")["classes"]) == {name}
         assert lineage.Owner(dataset, name) in lineage.Owner.possible(lineage.model_name(dataset, name))
 
 
@@ -150,7 +150,7 @@ def test_a_folder_that_can_be_no_class_is_refused_by_its_name_and_a_renamed_one_
 def test_a_name_without_quotes_is_refused_and_a_flow_repairs_it(tmp_path: Path, name: str) -> None:
     file = tmp_path / "classes.yaml"
     graph = classes.classes(config.parse({"data": {"name": "x"}}), ["a"])
-    file.write_text(config.dump_yaml(graph).replace("a:", f"{name}:"), "utf-8")
+    file.write_text(plain_yaml.dump(graph).replace("a:", f"{name}:"), "utf-8")
     with pytest.raises(ConfigError, match="a name in quotes"):
         read_classes.read(file, "x")
     assert classes.write(file, graph)
@@ -168,7 +168,7 @@ def test_names_that_an_earlier_release_left_without_quotes_are_written_again(tmp
 
 def test_a_part_of_the_lock_keeps_what_only_one_version_of_yaml_takes_for_a_text() -> None:
     stage = {"cmd": "pvqae train no", "params": {"params.yaml": {"data.name": "no", "data.categories": ["08", "12e4"]}}}
-    lock = config.dump_yaml({"schema": "2.0", "stages": {"train@no": stage}})
+    lock = plain_yaml.dump({"schema": "2.0", "stages": {"train@no": stage}})
     assert parse_yaml(fan_out.part_of_lock(lock, ["train@no"]), "x")["stages"] == {"train@no": stage}
 
 
