@@ -34,7 +34,7 @@ Source = Annotated[str, typer.Argument(help="A folder of images, or s3://bucket/
 Out = Annotated[str, typer.Option(help="Write here instead of to scores/MODEL/SOURCE.")]
 
 
-def _scored(name: str, source: str, out: str, heatmaps: bool, drift: bool, as_json: bool) -> Any:
+def _scored(name: str, source: str, out: str, as_json: bool, **more: bool) -> Any:
     """Run the score flow and print what it came to."""
     with quiet(as_json):
         root = project()
@@ -42,7 +42,7 @@ def _scored(name: str, source: str, out: str, heatmaps: bool, drift: bool, as_js
         from flows.serving.score import score as flow
 
         ready()
-        result = flow(str(root), name, source, out, heatmaps, drift)
+        result = flow(str(root), name, source, out, **more)
     print(to_json(result)) if as_json else print(*result.lines, sep="\n")
     return result
 
@@ -57,10 +57,11 @@ def _score(
     source: Source,
     out: Out = "",
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Draw heatmaps, too.")] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Write what is marked, too, as PNG.")] = False,
     as_json: Json = False,
 ) -> None:
     """Score the new images of a folder or a bucket prefix. Exit code 1: some images could not be scored."""
-    if _scored(name, source, out, heatmaps, False, as_json).found.failed:
+    if _scored(name, source, out, as_json, heatmaps=heatmaps, masks=masks).found.failed:
         raise typer.Exit(FAILED)
 
 
@@ -72,7 +73,7 @@ def _drift(name: Model, source: Source, out: Out = "", as_json: Json = False) ->
 
     Exit code 0: no drift, 3: drift, 4: too few images or normals to tell.
     """
-    raise typer.Exit(_scored(name, source, out, False, True, as_json).drift.exit_code)
+    raise typer.Exit(_scored(name, source, out, as_json, judge_drift=True).drift.exit_code)
 
 
 @app.command(

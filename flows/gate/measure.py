@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,14 @@ from flows.workspace.workspace import Workspace
 from pvqae.core import config, files
 from pvqae.core.errors import DataError, IntegrityError
 from pvqae.core.layout import Layout
-from pvqae.evaluation.metrics import image_auroc
+from pvqae.evaluation.metrics import PixelCounts, count, image_auroc
 from pvqae.samples import images, manifest
+from pvqae.samples.geometry import mask_of
 
 if TYPE_CHECKING:
     from pvqae.inference.bundle import Detector
+
+_Maps = Mapping[str, list[PixelCounts | None]]  # by side, of each image; None where AUPRO does not count it
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def measure(
     rows = _frozen_rows(space, category)
     sides = {"challenger": pair.challenger} | ({"champion": pair.champion} if pair.champion else {})
     detectors = {side: bundle.load(folder) for side, folder in sides.items()}
-    table, times = _score(detectors, rows, space.layout.data)
+    table, times, maps = _score(detectors, rows, space.layout.data)
     compared = pair.challenger.parent / "gate-scores.csv"
     manifest.write_csv(table.rename(columns={"challenger": "image_score"}), compared)
     difference = (
@@ -95,26 +98,48 @@ def measure(
         else None
     )
     sizes = {side: sum(file.stat().st_size for file in folder.iterdir()) for side, folder in sides.items()}
-    measured = _facts(table, detectors["challenger"], limits, difference, times, sizes, pair.flaws)
+    measured = _facts(table, detectors["challenger"], limits, difference, times, maps, sizes, pair.flaws)
     return Findings(measured, table, _list_sha256(rows))
 
 
 def _score(
     detectors: Mapping[str, "Detector"], rows: pd.DataFrame, data: Path
-) -> tuple[pd.DataFrame, dict[str, list[float]]]:
-    """Return scores per image and side, and milliseconds per image and side from decoded pixels to score."""
+) -> tuple[pd.DataFrame, dict[str, list[float]], _Maps]:
+    """Return scores per image and side, milliseconds from decoded pixels to score, and what AUPRO counts of the maps.
+
+    It counts normals and defects with a mask, if there are any.
+    """
     table = rows[["sample_id", "path", "label", "kind", "group_id", "captured_at"]].copy()
     times: dict[str, list[float]] = {side: [] for side in detectors}
     scores: dict[str, list[float]] = {side: [] for side in detectors}
+    maps: dict[str, list[PixelCounts | None]] = {side: [] for side in detectors}
+    masked = (rows["mask_path"] != "").any()
     for index, row in enumerate(rows.to_dict("records")):
         for side, detector in list(detectors.items())[:: -1 if index % 2 else 1]:  # who follows on a warm cache changes
             pixels = images.read(row["path"], data, detector.scorer.image.bits)
             if index == 0:
                 detector.scorer.one(pixels)  # warm-up
             begun = time.perf_counter()
-            scores[side].append(detector.scorer.one(pixels, row["sample_id"]).image_score)
+            scored = detector.scorer.one(pixels, row["sample_id"])
             times[side].append((time.perf_counter() - begun) * 1000)
-    return table.assign(**scores), times
+            scores[side].append(scored.image_score)
+            counted = masked and np.isfinite(scored.image_score) and (row["label"] == "normal" or row["mask_path"])
+            maps[side].append(_counts(scored.anomaly_map, row["mask_path"], data) if counted else None)
+    return table.assign(**scores), times, maps
+
+
+def _counts(anomaly_map: NDArray[np.float32], mask_path: str, data: Path) -> PixelCounts:
+    return count(anomaly_map, mask_of(mask_path, anomaly_map.shape, data)).coarser()
+
+
+def _overlap(maps: _Maps, groups: list[str], limits: config.Gate) -> dict[str, Any]:
+    """Return the fields of `Measured` about AUPRO."""
+    kept = {side: [one for one in counts if one] for side, counts in maps.items()}
+    own = [group for group, one in zip(groups, maps["challenger"], strict=True) if one]
+    if not own or "champion" not in kept:
+        return {"aupro": None, "own_aupro": statistics.aupro(kept["challenger"])}
+    seen = statistics.compare_maps(kept["champion"], kept["challenger"], own, limits)
+    return {"aupro": seen, "own_aupro": seen.challenger if seen else None}
 
 
 def _newest(table: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -131,6 +156,7 @@ def _facts(
     limits: config.Gate,
     parity: float | None,
     times: Mapping[str, list[float]],
+    maps: _Maps,
     sizes: Mapping[str, int],
     flaws: tuple[str, ...],
 ) -> Measured:
@@ -147,6 +173,7 @@ def _facts(
     return Measured(
         **statistics.compared(scores.get("champion"), scores["challenger"], kinds, defect, groups, limits),
         own_auroc=image_auroc(defect, scores["challenger"]),
+        **_overlap(maps, groups, limits),
         tried=policy.tried_of(card),
         alarms=statistics.Alarms.of(own, list(normals["group_id"]), challenger.threshold, limits.alarm_confidence)
         if len(normals)

@@ -30,9 +30,9 @@ _CALIBRATION = 200  # normals that set the threshold
 _TARGET = 0.05
 # What is not simulated: a challenger as sound as its champion.
 _NOTHING_WRONG = Measured(
-    groups=0, normals=0, defects=0, auroc=None, own_auroc=None, kinds={}, tried=None, alarms=None, promised=0.0,
-    target=_TARGET, parity=0.0, level_shares=(0.3, 0.4, 0.3), codebook_usage=0.5, latency_ms=(1.0, 1.0),
-    size_bytes=(1, 1), flaws=(),
+    groups=0, normals=0, defects=0, auroc=None, own_auroc=None, aupro=None, own_aupro=None, kinds={}, tried=None,
+    alarms=None, promised=0.0, target=_TARGET, parity=0.0, level_shares=(0.3, 0.4, 0.3), codebook_usage=0.5,
+    latency_ms=(1.0, 1.0), size_bytes=(1, 1), flaws=(),
 )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ class Measured:
     defects: int
     auroc: Comparison | None  # None: without a champion, a normal or a defect
     own_auroc: float | None  # the challenger's
+    aupro: Comparison | None  # None: without a champion or a masked defect
+    own_aupro: float | None
     kinds: Mapping[str, Comparison]
     tried: tuple[int, int] | None  # the challenger's own synthetic defects, and those above its threshold
     alarms: Alarms | None  # of the challenger, at its own threshold, on the newest normals
@@ -111,6 +113,23 @@ def _non_inferior(found: Measured, limits: Gate) -> Rule:
     return Rule(name, "undecided", f"{text}; about {needed} parts would decide it, there are {seen.groups}")
 
 
+def _overlap(found: Measured, limits: Gate) -> Rule:
+    """Compare how well the maps overlap the masks: a loss beyond the margin that chance may explain is undecided."""
+    name, seen = "AUPRO", found.aupro
+    if found.own_aupro is None:
+        return Rule(name, "kept", "not measured: no defect at the gate has a mask")
+    if seen is None:
+        return Rule(name, "kept", f"{found.own_aupro:.4f}, no champion to compare with")
+    text = (
+        f"{seen.challenger:.4f} against {seen.champion:.4f} on {seen.defects} masked defects, difference "
+        f"{seen.difference:+.4f}, with {limits.confidence:.0%} confidence at most {seen.high:+.4f}; margin "
+        f"{-limits.aupro_margin:+.4f}"
+    )
+    if seen.difference >= -limits.aupro_margin:
+        return Rule(name, "kept", text)
+    return Rule(name, "broken", text) if seen.high < 0 else Rule(name, "undecided", f"{text}; it may be chance")
+
+
 def _worst_kind(found: Measured, limits: Gate) -> Rule:
     """Look at the kind that lost most; a loss counts if it exceeds the limit and chance does not explain it."""
     name = "worst defect kind"
@@ -186,6 +205,7 @@ RULES: dict[str, Callable[[Measured, Gate], Rule]] = {
     "lineage": _eligible,
     "gate_images": _enough,
     "image_auroc": _non_inferior,
+    "aupro": _overlap,
     "worst_kind": _worst_kind,
     "finds": _finds,
     "false_alarms": _false_alarms,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtri
 
 from pvqae.core.config import Gate
-from pvqae.evaluation.metrics import image_auroc, pairs_won
+from pvqae.evaluation.metrics import PixelCounts, image_auroc, pairs_won, pixel_aupro
 
 _Floats = NDArray[np.float64]
 _Bools = NDArray[np.bool_]
@@ -26,7 +26,10 @@ _POWER = 0.95  # of passing, at which the number of groups that an equal challen
 
 @dataclass(frozen=True)
 class Comparison:
-    """Image AUROC of champion and challenger on the same images; `low` and `high` bound the difference one-sided."""
+    """Image AUROC, or AUPRO, of champion and challenger on the same images.
+
+    `low` and `high` bound the difference one-sided.
+    """
 
     champion: float
     challenger: float
@@ -99,9 +102,50 @@ def compare(
         won = [pairs_won(scores[defect], scores[~defect], hits, normals) for scores in (challenger, champion)]
         pairs = hits.sum(1) * normals.sum(1)
         found.append(((won[0] - won[1]) / np.maximum(pairs, 1))[pairs > 0])
-    drawn = np.concatenate(found)
+    return _between(first, second, np.concatenate(found), confidence, len(names), int(defect.sum()))
+
+
+def _between(first: float, second: float, drawn: _Floats, confidence: float, groups: int, defects: int) -> Comparison:
     low, high = np.quantile(drawn, [1 - confidence, confidence])
-    return Comparison(first, second, float(low), float(high), float(drawn.std()), len(names), int(defect.sum()))
+    return Comparison(first, second, float(low), float(high), float(drawn.std()), groups, defects)
+
+
+def compare_maps(
+    champion: Sequence[PixelCounts], challenger: Sequence[PixelCounts], groups: Sequence[str], limits: Gate
+) -> Comparison | None:
+    """Bootstrap the difference in AUPRO as `compare` does; the counts are of the maps of the same images.
+
+    None without a masked defect.
+    """
+    names, numbers = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    times = np.vstack([np.ones(len(names)), _resamples(len(names), limits.draws, 0)])
+    one, other = (_aupros(counts, numbers, times) for counts in (champion, challenger))
+    if np.isnan([one[0], other[0]]).any():
+        return None
+    difference = other[1:] - one[1:]
+    masked = sum(bool(counts.defect.any()) for counts in challenger)
+    drawn = difference[np.isfinite(difference)]
+    return _between(float(one[0]), float(other[0]), drawn, limits.confidence, len(names), masked)
+
+
+def aupro(counts: Sequence[PixelCounts]) -> float | None:
+    """Return the AUPRO of some images; None without a masked defect."""
+    found = _aupros(counts, np.arange(len(counts)), np.ones((1, len(counts))))[0] if counts else np.nan
+    return None if np.isnan(found) else float(found)
+
+
+def _aupros(counts: Sequence[PixelCounts], numbers: NDArray[np.intp], times_DG: _Floats) -> _Floats:
+    """Return the AUPRO of each draw, D, NaN where it has no masked defect; `numbers`: the group of each image."""
+    bins = np.unique(np.concatenate([one.bins for one in counts]))
+    normal, region = np.zeros((2, times_DG.shape[1], len(bins)))
+    for group, one in zip(numbers, counts, strict=True):
+        place = np.searchsorted(bins, one.bins)
+        normal[group, place] += one.normal
+        region[group, place] += one.region
+    found = []
+    for some in np.array_split(times_DG, max(1, len(times_DG) * len(bins) // _AT_ONCE)):
+        found += [pixel_aupro(*both) for both in zip(some @ normal, some @ region, strict=True)]
+    return np.array(found, dtype=np.float64)
 
 
 def compared(

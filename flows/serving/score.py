@@ -72,7 +72,13 @@ class Result:
 
 @flow(name="score", persist_result=False)
 def score(
-    root: str, name: str, source: str, out: str = "", heatmaps: bool = False, judge_drift: bool = False
+    root: str,
+    name: str,
+    source: str,
+    out: str = "",
+    heatmaps: bool = False,
+    judge_drift: bool = False,
+    masks: bool = False,
 ) -> Result:
     """Score the new images of `source` with the version that `name` means.
 
@@ -93,7 +99,7 @@ def score(
         # 2. The scores.
         batch_cli.prepare()
         bundle = bundle_of(project, registry, model, version)
-        found = batch.run(bundles.parse(bundle), _source_of(where), folder, version, heatmaps)
+        found = batch.run(bundles.parse(bundle), _source_of(where), folder, version, heatmaps, masks)
         log.info("%s", found.sentence(folder))
 
         # 3. Drift.

@@ -151,12 +151,13 @@ def _score(
         typer.Option(help="Folder for scores.jsonl and scores.csv; only new images are scored. Default: stdout."),
     ] = None,
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="Write heatmaps to OUT/heatmaps.")] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Write what is marked to OUT/masks, as PNG.")] = False,
     table: Annotated[bool, typer.Option("--csv", help="CSV to stdout instead of a JSON object per line.")] = False,
 ) -> None:
     """Score images with a bundle. Exit code 1: some images could not be scored; their rows say why."""
     from pvqae.serving import batch_cli
 
-    raise typer.Exit(batch_cli.score(bundle, images, out, heatmaps, table))
+    raise typer.Exit(batch_cli.score(bundle, images, out, heatmaps, masks, table))
 
 
 @app.command("drift", epilog="Example: pvqae drift models/demo/brick/bundle FOLDER", rich_help_panel=USE)

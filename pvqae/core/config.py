@@ -112,6 +112,7 @@ class Gate(_Section):
     margin: float = Field(0.01, gt=0, lt=1)
     confidence: float = Field(0.90, gt=0.5, lt=1)
     draws: int = Field(2000, ge=100)
+    aupro_margin: float = Field(0.02, gt=0, lt=1)
     min_groups: int = Field(20, ge=2)
     newest: int = Field(200, ge=1)
     alarm_confidence: float = Field(0.95, gt=0.5, lt=1)

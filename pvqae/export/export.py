@@ -170,6 +170,7 @@ def _card(detector: Detector) -> dict[str, Any]:
     return {
         **{key: facts[key] for key in ("dataset", "category")},
         **{key: detector.card[key] for key in ("threshold", "map_threshold", "map_scale")},
+        "pixel_threshold": detector.pixel_threshold,
         "smallest_defect": detector.card.get("smallest_defect"),
         "preprocessing": {
             **scorer.image.model_dump(mode="json"),

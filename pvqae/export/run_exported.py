@@ -23,6 +23,7 @@ import onnxruntime
 sys.path.insert(0, str(Path(__file__).parent / "reading.zip"))
 from pvqae.core.errors import DataError, PvqaeError
 from pvqae.core.files import digest
+from pvqae.samples.geometry import marks
 from pvqae.serving import batch_source  # in an export: of reading.zip
 from pvqae.serving.batch_source import Files, Item
 
@@ -146,6 +147,29 @@ def _check(folder: Path) -> dict[str, bytes]:
     return contents
 
 
+def _numbered(mask: _Array) -> tuple[_Array, int]:
+    """Return the regions of a mask, 8 neighbours, numbered from 1, and their count: scipy's `label` without scipy.
+
+    Pixels side by side in a row are one run; runs of two rows that touch take the lower number until none changes.
+    """
+    edges, wide = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1), mask.shape[1] + 2
+    (row, first), end = np.nonzero(edges == 1), np.nonzero(edges == -1)[1]
+    low = np.searchsorted(row * wide + end, (row + 1) * wide + first)
+    touching = np.searchsorted(row * wide + first, (row + 1) * wide + end, "right") - low
+    above = np.repeat(np.arange(len(row)), touching)
+    below = np.repeat(low - np.cumsum(touching) + touching, touching) + np.arange(len(above))
+    number, last = np.arange(len(row)), None
+    while last is None or (number != last).any():
+        last, number = number, number.copy()
+        np.minimum.at(number, above, last[below])
+        np.minimum.at(number, below, last[above])
+        number = number[number]
+    names, place = np.unique(number, return_inverse=True)
+    numbers = np.zeros(mask.shape, dtype=np.int64)
+    numbers[mask] = np.repeat(place + 1, end - first)
+    return numbers, len(names)
+
+
 class Detector:
     """`Detector(folder).score(image)`; image a file or H0 x W0 x 3 pixels in [0, 1]."""
 
@@ -158,7 +182,7 @@ class Detector:
         self.names = [output.name for output in self.session.get_outputs()]
 
     def score(self, image: Path | str | _Array) -> dict[str, Any]:
-        """Return score, threshold, margin, decision, parts, and anomaly_map (H x W)."""
+        """Return score, threshold, margin, decision, parts, anomaly_map (H x W), and what the pixel threshold marks."""
         pixels = image if isinstance(image, np.ndarray) else self.read(Path(image))
         shape, found = _views(pixels, self.card["preprocessing"])
         graph = self.graph(found)
@@ -168,13 +192,19 @@ class Detector:
             parts = {name: self._pooled(name, graph) for name in _PARTS}
             score = self._fused(parts)
         score, threshold = float(score), self.card["threshold"]
+        anomaly_map, limit = _stitch(shape, found, graph["anomaly_map"]), self.card.get("pixel_threshold")
+        marked = dict.fromkeys(("marked_area", "region_count", "regions"))
+        if limit is not None:
+            marked = marks(anomaly_map, limit, pixels.shape[:2], _numbered)
         return {
             "score": score,
             "threshold": threshold,
             "margin": score - threshold,
             "decision": "defect" if score > threshold else "normal",
             "parts": {name: float(value) for name, value in parts.items()},
-            "anomaly_map": _stitch(shape, found, graph["anomaly_map"]),
+            "pixel_threshold": limit,
+            **marked,
+            "anomaly_map": anomaly_map,
         }
 
     def read(self, file: Path) -> _Array:

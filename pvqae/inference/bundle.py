@@ -33,7 +33,7 @@ from pvqae.inference.scoring import Scale, Scored, Scorer
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
 from pvqae.prior.prior import from_tensors
-from pvqae.samples import images
+from pvqae.samples import geometry, images
 
 _FORMAT = 4
 _READABLE = (3, _FORMAT)  # 3: the decoder in half precision
@@ -61,6 +61,16 @@ class Detector:
     def pixel_threshold(self) -> float | None:
         """Map value above which a pixel is marked; None in bundles of formats and versions that had none."""
         return float(self.card["pixel"]["threshold"]) if self.card.get("pixel") else None
+
+    def marks(self, scored: Scored) -> dict[str, Any] | None:
+        """Return the share, number, boxes and highest values of what is marked, see `geometry.marks`; None as above."""
+        limit = self.pixel_threshold
+        return None if limit is None else geometry.marks(scored.anomaly_map, limit, scored.canvas.image_shape)
+
+    def mask(self, scored: Scored) -> images.Mask | None:
+        """Return which pixels of the image (H0, W0) are marked; None as above."""
+        limit = self.pixel_threshold
+        return None if limit is None else geometry.on_image(scored.anomaly_map > limit, scored.canvas.image_shape)
 
     def score(self, image: Path | str | images.Floats, sample_id: str = "") -> Scored:
         """Score a file, or pixels (H0, W0, 3) in [0, 1]. Raises `DataError` for an unreadable file."""

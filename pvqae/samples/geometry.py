@@ -1,22 +1,28 @@
-"""Lay decoded images on the model's square inputs, and maps back on the images.
+"""Lay decoded images on the model's square inputs, and maps back on the images: boxes and masks of what they mark.
 
+Needs numpy and Pillow alone but for resizing and `connected`: an exported detector carries it.
 H0 W0 pixels of the file; H W pixels of the canvas (the image in model pixels); S side of the model's square input.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pvqae.core import config
 from pvqae.core.errors import DataError
 from pvqae.samples import images
 from pvqae.samples.images import Floats, Mask
 
+if TYPE_CHECKING:
+    from pvqae.core import config
+
 _MAX_VIEWS = 4096  # tiles of one image
+_LISTED = 50  # regions of an image that are described
+_Numbered = tuple[NDArray[np.integer], int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +56,12 @@ class Canvas:
     height: int
     width: int
     views: tuple[View, ...]
+    source: tuple[int, int] | None = None  # rows and columns of the image, H0 W0; None: as the canvas
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """H0, W0."""
+        return self.source or (self.height, self.width)
 
     def stitch(self, maps: Sequence[NDArray[np.floating]]) -> Floats:
         """Return one map (H, W) from one (S, S) map per view, padding dropped.
@@ -113,19 +125,19 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
     return [round(start) for start in np.linspace(0, length - side, count)]
 
 
-def _squash(image: Floats, params: config.Image) -> Canvas:
+def _squash(image: Floats, params: "config.Image") -> Canvas:
     side = params.size
     return Canvas(side, side, (_view(_resize(image, side, side), 0, 0, side),))
 
 
-def _letterbox(image: Floats, params: config.Image) -> Canvas:
+def _letterbox(image: Floats, params: "config.Image") -> Canvas:
     side, scale = params.size, scale_of(image.shape[:2], params)[0]
     height, width = (max(1, round(length * scale)) for length in image.shape[:2])
     top, left = -((side - height) // 2), -((side - width) // 2)
     return Canvas(height, width, (_view(_resize(image, height, width), top, left, side),))
 
 
-def _tile(image: Floats, params: config.Image) -> Canvas:
+def _tile(image: Floats, params: "config.Image") -> Canvas:
     side, scale = params.size, scale_of(image.shape[:2], params)[0]
     height, width = (max(side, round(length * scale)) for length in image.shape[:2])
     rows, columns = _starts(height, side, params.overlap), _starts(width, side, params.overlap)
@@ -136,7 +148,7 @@ def _tile(image: Floats, params: config.Image) -> Canvas:
     return Canvas(height, width, tuple(_view(scaled, top, left, side) for top in rows for left in columns))
 
 
-def _auto(image: Floats, params: config.Image) -> Canvas:
+def _auto(image: Floats, params: "config.Image") -> Canvas:
     return _ASPECTS[_chosen(image.shape[:2])](image, params)
 
 
@@ -144,7 +156,7 @@ def _chosen(shape: tuple[int, ...]) -> str:
     return "squash" if 0.8 <= shape[1] / shape[0] <= 1.25 else "letterbox"
 
 
-def scale_of(shape: tuple[int, ...], params: config.Image) -> tuple[float, float]:
+def scale_of(shape: tuple[int, ...], params: "config.Image") -> tuple[float, float]:
     """Return model pixels per pixel of an image of `shape` (H0, W0), along rows and columns."""
     side, short = params.size, min(shape)
     aspect = _chosen(shape) if params.aspect == "auto" else params.aspect
@@ -160,11 +172,85 @@ def scale_of(shape: tuple[int, ...], params: config.Image) -> tuple[float, float
 _ASPECTS = {"auto": _auto, "letterbox": _letterbox, "squash": _squash, "tile": _tile}
 
 
-def canvas(image: Floats, params: config.Image) -> Canvas:
+def canvas(image: Floats, params: "config.Image") -> Canvas:
     """Lay an image (H0, W0, 3) on square views of side S = `params.size`, as `params.aspect` says.
 
     squash: stretched, one view. letterbox: long side S, padded in the middle, one view. tile: `params.tiles` square
     views along the short side, that overlap by about `params.overlap`. auto: squash for width / height in 0.8 .. 1.25,
     else letterbox.
     """
-    return _ASPECTS[params.aspect](image, params)
+    return replace(_ASPECTS[params.aspect](image, params), source=image.shape[:2])
+
+
+def connected(mask: Mask) -> _Numbered:
+    """Return the regions of a mask, connected through all 8 neighbours, numbered from 1 (H, W), and their count."""
+    from scipy.ndimage import label  # not for an image without a mark
+
+    numbered: _Numbered = label(mask, np.ones((3, 3)))
+    return numbered
+
+
+def marks(
+    anomaly_map: NDArray[np.floating],
+    threshold: float,
+    shape: tuple[int, int],
+    number: Callable[[Mask], _Numbered] = connected,
+) -> dict[str, Any]:
+    """Return what a pixel threshold marks in an image, from its map (H, W); plain values, as answers have them.
+
+    marked_area: share of the image. region_count: how many connected regions. regions: the `_LISTED` with the highest
+    values, these first: the box x, y, width, height and the area in pixels of the image, whose `shape` is (H0, W0), the
+    area as a share of it, and the highest value of the map.
+    """
+    marked = anomaly_map > threshold
+    found: dict[str, Any] = {"marked_area": _rounded(marked.mean()), "region_count": 0, "regions": []}
+    if not marked.any():
+        return found
+    numbers, found["region_count"] = number(marked)
+    row, column = np.nonzero(marked)
+    owner = numbers[row, column]
+    order = np.argsort(owner, kind="stable")  # the pixels region by region
+    row, column, value = row[order], column[order], anomaly_map[marked][order]
+    first = np.searchsorted(owner[order], np.arange(1, found["region_count"] + 1))
+    peak, count = np.maximum.reduceat(value, first), np.diff(np.append(first, len(owner)))
+    top, height = _in_image(row, first, marked.shape[0], shape[0])
+    left, width = _in_image(column, first, marked.shape[1], shape[1])
+    share = count / marked.size
+    found["regions"] = [
+        {
+            **{"x": int(left[i]), "y": int(top[i]), "width": int(width[i]), "height": int(height[i])},
+            **{"area": max(1, round(share[i] * shape[0] * shape[1])), "share": _rounded(share[i])},
+            "peak": _rounded(peak[i]),
+        }
+        for i in np.lexsort((left, top, -peak))[:_LISTED]
+    ]
+    return found
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _starts_in(canvas: int, image: int) -> NDArray[np.int64]:
+    """Return the canvas row (or column) at which each row (or column) of the image begins."""
+    return np.arange(image) * canvas // image
+
+
+def _in_image(
+    places: NDArray[np.int64], first: NDArray[np.int64], canvas: int, image: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return begin and length in the image of each region's canvas rows or columns, `first` where its own begin."""
+    starts = _starts_in(canvas, image)
+    low, high = np.minimum.reduceat(places, first), np.maximum.reduceat(places, first)
+    begin = np.searchsorted(starts, starts[np.searchsorted(starts, low, "right") - 1])
+    return begin, np.searchsorted(starts, high + 1) - begin
+
+
+def on_image(mask: Mask, shape: tuple[int, int]) -> Mask:
+    """Return a mask of the canvas (H, W) in pixels of the image, `shape` (H0, W0); a pixel that any part marks is True.
+
+    The box of a region is that which `marks` gives.
+    """
+    for axis in (0, 1):
+        mask = np.logical_or.reduceat(mask, _starts_in(mask.shape[axis], shape[axis]), axis=axis)
+    return mask

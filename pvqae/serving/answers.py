@@ -139,7 +139,7 @@ class ScoringQueue:
             raise Refused(503, "not_ready", "no model is loaded yet; ask /ready and try again", 5)
         return self._holder.current
 
-    async def rows(self, uploads: Sequence[_Upload], heatmap: bool) -> list[Values]:
+    async def rows(self, uploads: Sequence[_Upload], heatmap: bool, mask: bool) -> list[Values]:
         """Return a row per image, all by the same model; a place in the queue is held meanwhile.
 
         Raises `Refused` (503) if the queue is full, no model is loaded, or the time is up: images that did not begin by
@@ -149,30 +149,34 @@ class ScoringQueue:
         with self._places.one(), self._metrics.waiting.track_inprogress():
             try:
                 async with asyncio.timeout(self._settings.timeout):
-                    return [await self._in_thread(model, upload, heatmap) for upload in uploads]
+                    return [await self._in_thread(model, upload, heatmap, mask) for upload in uploads]
             except TimeoutError:
                 text = f"scoring timed out after {self._settings.timeout:g} s; retry later"
                 raise Refused(503, "timeout", text, self._settings.timeout) from None
 
-    async def _in_thread(self, model: Model, upload: _Upload, heatmap: bool) -> Values:
+    async def _in_thread(self, model: Model, upload: _Upload, heatmap: bool, mask: bool) -> Values:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._one, model, upload, heatmap)
+        return await loop.run_in_executor(self._pool, self._one, model, upload, heatmap, mask)
 
-    def _one(self, model: Model, upload: _Upload, heatmap: bool) -> Values:
+    def _one(self, model: Model, upload: _Upload, heatmap: bool, mask: bool) -> Values:
         start = time.perf_counter()
-        row, drawn = _answer(model, upload, heatmap)
+        row = _answer(model, upload, heatmap, mask)
         if row["error"]:
             self._metrics.errors.labels("image").inc()
         else:
             self._metrics.images.inc()
             self._metrics.defects.inc(row["decision"] == "defect")
             self._metrics.scoring.observe(time.perf_counter() - start)
-        return {**row, "heatmap": drawn}
+        return row
 
 
-def _answer(model: Model, upload: _Upload, heatmap: bool) -> tuple[Values, str | None]:
-    """Return the row as `pvqae score` has it, and on request the heatmap as base64 of a PNG."""
+def _answer(model: Model, upload: _Upload, heatmap: bool, mask: bool) -> Values:
+    """Return the row as `pvqae score` has it, and on request heatmap and mask as base64 of a PNG."""
     row, scored = batch.one(model.detector, upload.data, upload.name, model.version)
-    if not heatmap or scored is None:
-        return row, None
-    return row, base64.b64encode(pictures.png(batch.heatmap(model.detector, scored))).decode()
+    drawn = pictures.png(batch.heatmap(model.detector, scored)) if heatmap and scored else None
+    marked = batch.mask(model.detector, scored) if mask and scored else None
+    return {**row, "heatmap": _base64(drawn), "mask": _base64(marked)}
+
+
+def _base64(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode()

@@ -30,6 +30,7 @@ class _Query(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     heatmap: bool = Field(False, description="Add the heatmap, a PNG as base64.")
+    mask: bool = Field(False, description="Add the mask, a PNG of the image's size as base64, white where marked.")
 
 
 class Fault(BaseModel):
@@ -43,8 +44,24 @@ class Problem(BaseModel):
     error: Fault
 
 
+class Region(BaseModel):
+    """A connected marked area: box and area in pixels of the image, share of the image, highest map value."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area: int
+    share: float
+    peak: float
+
+
 class Answer(BaseModel):
-    """A row of `pvqae score`. margin = score - threshold: above 0 is a defect."""
+    """A row of `pvqae score`. margin = score - threshold: above 0 is a defect.
+
+    `regions` are at most 50, highest values first; `region_count` has their true number, `marked_area` their share of
+    the image. They do not depend on the decision. All are null for a model without a pixel threshold.
+    """
 
     path: str
     sha256: str
@@ -53,6 +70,10 @@ class Answer(BaseModel):
     threshold: float
     decision: Literal["defect", "normal", ""]
     margin: float | None
+    pixel_threshold: float | None
+    marked_area: float | None
+    region_count: int | None
+    regions: list[Region] | None
     version: str
     bundle_sha256: str
     level_shares: list[float] | None
@@ -60,6 +81,7 @@ class Answer(BaseModel):
     statistics: dict[str, float] | None
     error: str
     heatmap: str | None
+    mask: str | None
 
 
 class Answers(BaseModel):
@@ -198,7 +220,7 @@ def _add_state(app: FastAPI, slot: ModelSlot, metrics: Metrics, scoring: Scoring
 def _add_scoring(app: FastAPI, settings: Service, scoring: ScoringQueue, problems: _Responses) -> None:
     arriving = ConcurrencyLimit(_READERS * settings.queue, "arriving")
 
-    async def rows(request: Request, limit: int, many: bool, heatmap: bool) -> list[Values]:
+    async def rows(request: Request, limit: int, many: bool, query: _Query) -> list[Values]:
         scoring.model()  # nothing is read for nobody
         with arriving.one():
             try:
@@ -207,7 +229,7 @@ def _add_scoring(app: FastAPI, settings: Service, scoring: ScoringQueue, problem
             except TimeoutError:
                 text = f"the request did not arrive within {settings.timeout:g} s; send it again"
                 raise Refused(408, "slow", text) from None
-        return await scoring.rows(found, heatmap)
+        return await scoring.rows(found, query.heatmap, query.mask)
 
     refusals = {400: "no image, or not as described", 408: "too slow", 415: "unknown content type", 422: "bad query"}
     responses = problems | _described(refusals)
@@ -215,7 +237,7 @@ def _add_scoring(app: FastAPI, settings: Service, scoring: ScoringQueue, problem
     @app.post("/v1/score", responses=responses, openapi_extra={"requestBody": answers.schema(False, 1)})
     async def score(request: Request, query: Annotated[_Query, Query()]) -> Answer:
         """Score one image: the part `file` of a form, or JSON with base64."""
-        row = (await rows(request, 1, False, query.heatmap))[0]
+        row = (await rows(request, 1, False, query))[0]
         if row["error"]:
             raise Refused(400, "image", row["error"])
         return Answer(**row)
@@ -225,7 +247,7 @@ def _add_scoring(app: FastAPI, settings: Service, scoring: ScoringQueue, problem
     )
     async def score_batch(request: Request, query: Annotated[_Query, Query()]) -> Answers:
         """Score several images: parts `files` of a form, or JSON with base64. All by the same version."""
-        found = await rows(request, settings.max_batch, True, query.heatmap)
+        found = await rows(request, settings.max_batch, True, query)
         return Answers(results=[Answer(**row) for row in found])
 
 

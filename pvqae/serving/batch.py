@@ -1,4 +1,4 @@
-"""Score many images with one bundle, through the one scoring path: rows as JSONL and CSV, heatmaps on request.
+"""Score many images with one bundle, through the one scoring path: rows as JSONL and CSV, pictures on request.
 
 Only what is new is scored, a rerun gives the same files, memory does not grow, and an image that can't be scored is a
 row with its reason, never a score. What is done is kept in one SQLite file per bundle, from which a killed run goes on.
@@ -15,8 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pvqae.core import errors, files
-from pvqae.core.errors import DataError, PvqaeError
+from pvqae.core.errors import ConfigError, DataError, PvqaeError
 from pvqae.core.progress import track
 from pvqae.drift.profile import level_shares, measure
 from pvqae.inference.bundle import Detector
@@ -29,7 +31,8 @@ from pvqae.serving.batch_source import Item, Source
 if TYPE_CHECKING:
     from pvqae.report import pictures
 
-_HEATMAPS = "heatmaps"
+_PLACES = {"heatmap": "heatmaps/{}.webp", "mask": "masks/{}.png"}  # kind of picture → its file
+_Out = tuple[Path, tuple[str, ...]]  # a folder, and the kinds of pictures that it needs of each image
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,20 @@ def rows(detector: Detector, source: Source, version: str = "") -> Iterator[Valu
             yield batch_rows.of(detector, version, item.path, sha256, item.modified, record)
 
 
-def run(detector: Detector, source: Source, out: Path, version: str = "", heatmaps: bool = False) -> Outcome:
+def run(
+    detector: Detector, source: Source, out: Path, version: str = "", heatmaps: bool = False, masks: bool = False
+) -> Outcome:
     """Score what is new of `source`; write scores.jsonl and scores.csv below `out`, in the order of the source.
 
-    `version` is the registered version's number, for the rows. Heatmaps are below `out`/heatmaps, by the image's hash.
+    `version` is the registered version's number, for the rows. Pictures are below `out`/heatmaps and `out`/masks, by
+    the image's hash. Raises `ConfigError` for masks by a bundle without a pixel threshold.
     """
+    if masks and detector.pixel_threshold is None:
+        raise ConfigError(
+            "masks: the bundle has no pixel threshold, it was made by a version before there was one; run "
+            "`python -m flows train` again, or leave masks out"
+        )
+    wanted = out, tuple(kind for kind, asked in (("heatmap", heatmaps), ("mask", masks)) if asked)
     out.mkdir(parents=True, exist_ok=True)
     scored = 0
     file = out / f".journal-{detector.sha256[:16]}.sqlite"
@@ -142,7 +154,7 @@ def run(detector: Detector, source: Source, out: Path, version: str = "", heatma
         for number, path, identity, modified, *_ in track(journal.listed(), "scoring", total):
             item = Item(path, identity, modified)
             try:
-                sha256, new = _settle(detector, journal, source, item, Path(scratch), out if heatmaps else None)
+                sha256, new = _settle(detector, journal, source, item, Path(scratch), wanted)
                 journal.settle(number, sha256, "")
                 scored += new
             except (PvqaeError, OSError) as error:
@@ -156,9 +168,9 @@ def run(detector: Detector, source: Source, out: Path, version: str = "", heatma
 
 
 def _settle(
-    detector: Detector, journal: _Journal, source: Source, item: Item, scratch: Path, out: Path | None
+    detector: Detector, journal: _Journal, source: Source, item: Item, scratch: Path, out: _Out
 ) -> tuple[str, bool]:
-    """Return the image's hash, and whether it had to be scored. `out`: the folder that needs its heatmap."""
+    """Return the image's hash, and whether it had to be scored."""
     sha256 = journal.sha256_of(item.identity)
     if sha256 and _done(journal, sha256, out):
         return sha256, False
@@ -169,8 +181,9 @@ def _settle(
         if _done(journal, sha256, out):
             return sha256, False
         record, scored = _record(detector, file)
-        if out and scored:
-            _draw(detector, scored, out / _HEATMAPS / _picture(sha256))
+        if scored:
+            for kind in out[1]:
+                _draw(detector, scored, out[0] / _picture(kind, sha256), kind)
         journal.put(sha256, record)
         return sha256, True
     finally:
@@ -178,14 +191,14 @@ def _settle(
             file.unlink(missing_ok=True)
 
 
-def _done(journal: _Journal, sha256: str, out: Path | None) -> bool:
+def _done(journal: _Journal, sha256: str, out: _Out) -> bool:
     record = journal.find(sha256)
-    drawn = out is None or (out / _HEATMAPS / _picture(sha256)).is_file()
+    drawn = all((out[0] / _picture(kind, sha256)).is_file() for kind in out[1])
     return record is not None and (drawn or bool(record["error"]))
 
 
-def _picture(sha256: str) -> str:
-    return f"{sha256[:32]}.webp"
+def _picture(kind: str, sha256: str) -> str:
+    return _PLACES[kind].format(sha256[:32])
 
 
 def _record(detector: Detector, file: Path) -> tuple[Values, Scored | None]:
@@ -209,6 +222,7 @@ def _judged(detector: Detector, pixels: images.Floats, captured: str) -> tuple[V
         "error": "",
         "score": scored.image_score,
         "parts": {name: scored.parts[name] for name in PARTS},
+        **(detector.marks(scored) or {}),
         "level_shares": list(shares.values()),
         "statistics": measure(pixels),
         "captured_at": captured,
@@ -233,12 +247,21 @@ def heatmap(detector: Detector, scored: Scored) -> "pictures.Bytes":
     return pictures.over(scored.picture, scored.anomaly_map, detector.card)
 
 
-def _draw(detector: Detector, scored: Scored, file: Path) -> None:
+def mask(detector: Detector, scored: Scored) -> bytes | None:
+    """Return what is marked as a PNG of the image's size, white on black; None without a pixel threshold."""
     from pvqae.report import pictures
 
-    drawn = heatmap(detector, scored)
+    marked = detector.mask(scored)
+    return None if marked is None else pictures.png(marked.astype(np.uint8) * 255)
+
+
+def _draw(detector: Detector, scored: Scored, file: Path, kind: str) -> None:
+    from pvqae.report import pictures
+
+    drawn = mask(detector, scored) if kind == "mask" else pictures.webp(heatmap(detector, scored))
+    assert drawn is not None  # `run` looks for a pixel threshold first
     with files.whole_file(file) as part:
-        part.write_bytes(pictures.webp(drawn))
+        part.write_bytes(drawn)
 
 
 def _final(detector: Detector, journal: _Journal, version: str, out: Path) -> Iterator[Values]:
@@ -246,5 +269,5 @@ def _final(detector: Detector, journal: _Journal, version: str, out: Path) -> It
         record = {"error": reason} if reason else journal.find(sha256)
         assert record is not None
         row = batch_rows.of(detector, version, path, sha256, modified, record)
-        name = f"{_HEATMAPS}/{_picture(sha256)}" if sha256 else ""
-        yield {**row, "heatmap": name if name and (out / name).is_file() else ""}
+        names = {kind: _picture(kind, sha256) for kind in _PLACES}
+        yield row | {kind: name if sha256 and (out / name).is_file() else "" for kind, name in names.items()}

@@ -25,14 +25,14 @@ def prepare() -> None:
     runtime.plan(config.Compute(), 1).apply()
 
 
-def score(folder: Path, images: Sequence[Path], out: Path | None, heatmaps: bool, table: bool) -> int:
+def score(folder: Path, images: Sequence[Path], out: Path | None, heatmaps: bool, masks: bool, table: bool) -> int:
     """Score to `out`, or to stdout without it; return the exit code."""
-    if heatmaps and out is None:
-        raise ConfigError("--heatmaps needs a folder to write them to; add --out FOLDER")
+    if (heatmaps or masks) and out is None:
+        raise ConfigError(f"--{'heatmaps' if heatmaps else 'masks'} needs a folder to write them to; add --out FOLDER")
     prepare()
     detector, source = bundles.load(folder), batch_source.Files(tuple(images))
     if out is not None:
-        found = batch.run(detector, source, out, heatmaps=heatmaps)
+        found = batch.run(detector, source, out, heatmaps=heatmaps, masks=masks)
         print(found.sentence(out))
         return SOME_FAILED if found.failed else 0
     failed = 0

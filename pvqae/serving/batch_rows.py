@@ -23,7 +23,8 @@ JSONL, CSV = "scores.jsonl", "scores.csv"
 def of(detector: Detector, version: str, path: str, sha256: str, modified: str, record: Values) -> Values:
     """Return a row of the output.
 
-    margin = score - threshold: above 0 is a defect. decision "" means not scored.
+    margin = score - threshold: above 0 is a defect. decision "" means not scored. What is marked is as in
+    `geometry.marks`; None where it was not scored, or the bundle has no pixel threshold.
     """
     score, threshold = record.get("score"), detector.threshold
     return {
@@ -34,6 +35,10 @@ def of(detector: Detector, version: str, path: str, sha256: str, modified: str, 
         "threshold": threshold,
         "decision": "" if score is None else "defect" if is_defect(score, threshold) else "normal",
         "margin": None if score is None else score - threshold,
+        "pixel_threshold": detector.pixel_threshold,
+        "marked_area": record.get("marked_area"),
+        "region_count": record.get("region_count"),
+        "regions": record.get("regions"),
         "version": version,
         "bundle_sha256": detector.sha256,
         "level_shares": record.get("level_shares"),
@@ -66,7 +71,8 @@ def columns(levels: int) -> list[str]:
     """Return the columns of the CSV."""
     first = ("path", "sha256", "taken", "score", "threshold", "decision", "margin", "version", "bundle_sha256")
     shares = [f"level_{r}" for r in range(levels)]
-    return [*first, *PARTS, *shares, *STATISTICS, "heatmap", "error"]
+    marked = ("pixel_threshold", "marked_area", "region_count")
+    return [*first, *PARTS, *shares, *STATISTICS, *marked, "heatmap", "mask", "error"]
 
 
 def read(folder: Path) -> Iterator[Values]:

@@ -41,7 +41,8 @@ class Brightness:
     config: Any = SimpleNamespace
 
     def one(self, pixels: np.ndarray, sample_id: str = "") -> SimpleNamespace:
-        return SimpleNamespace(image_score=float(pixels.mean()) * self.factor)
+        grey = pixels.mean(axis=2)
+        return SimpleNamespace(image_score=float(grey.mean()) * self.factor, anomaly_map=grey * np.float32(self.factor))
 
 
 def row(data: Path, number: int, label: str, value: float, **changed: object) -> dict[str, object]:
@@ -133,6 +134,32 @@ def test_both_sides_are_measured_on_the_same_images(space: Workspace, monkeypatc
     assert first.measured.first
     assert first.measured.auroc is None
     assert first.measured.own_auroc == seen.own_auroc
+
+
+def test_maps_are_compared_where_defects_have_masks(space: Workspace) -> None:
+    """The brighter half of a defect is its mask; a defect without a mask counts neither as one nor as normal."""
+    rows = measure._frozen_rows(space, "part")
+    sides = {"challenger": Brightness(2.0, {}), "champion": Brightness(-1.0, {})}
+    _, _, without = measure._score(sides, rows, space.layout.data)  # type: ignore[arg-type]
+    limits = config.Gate(draws=100)
+    assert measure._overlap(without, list(rows["group_id"]), limits) == {"aupro": None, "own_aupro": None}
+    half = np.zeros((8, 8), dtype=np.bool_)
+    half[:, 4:] = True
+    for index in rows.index[rows["label"] == "defect"][:6]:
+        picture = np.where(half[..., None], 0.9, 0.3).repeat(3, axis=2).astype(np.float32)
+        images.write(space.layout.data / rows.loc[index, "path"], picture)
+        images.write(space.layout.data / f"masks/{index}.png", half)
+        rows.loc[index, "mask_path"] = f"masks/{index}.png"
+    table, _, maps = measure._score(sides, rows, space.layout.data)  # type: ignore[arg-type]
+    assert [one is not None for one in maps["champion"]] == [
+        label == "normal" or path != "" for label, path in zip(rows["label"], rows["mask_path"], strict=True)
+    ]
+    found = measure._overlap(maps, list(table["group_id"]), limits)
+    assert found["aupro"].defects == 6
+    assert found["own_aupro"] == found["aupro"].challenger == 1.0
+    assert found["aupro"].champion < 0.2
+    alone = measure._overlap({"challenger": maps["challenger"]}, list(table["group_id"]), limits)
+    assert alone == {"aupro": None, "own_aupro": 1.0}
 
 
 def test_the_newest_normals_are_those_that_arrived_then_those_last_taken(tmp_path: Path) -> None:

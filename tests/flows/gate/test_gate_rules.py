@@ -21,6 +21,8 @@ SOUND = replace(
     defects=180,
     auroc=SAME,
     own_auroc=0.9,
+    aupro=SAME,
+    own_aupro=0.9,
     kinds={"scratch": SAME},
     alarms=Alarms(0.05, 60, 60, 0.01),
     promised=0.1,
@@ -30,6 +32,7 @@ UNSURE = Comparison(0.9, 0.895, -0.03, 0.02, 0.02, 60, 180)
 BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("lineage", {"flaws": ("is marked never promotable",)}, "never promotable"),
     ("image_auroc", {"auroc": Comparison(0.9, 0.87, -0.05, -0.01, 0.01, 60, 180)}, "-0.0300"),
+    ("aupro", {"aupro": Comparison(0.9, 0.86, -0.06, -0.01, 0.01, 60, 180)}, "0.8600 against 0.9000 on 180 masked"),
     ("worst_kind", {"kinds": {"a": SAME, "b": Comparison(0.9, 0.8, -0.15, -0.05, 0.04, 60, 60)}}, "b: image AUROC"),
     ("finds", {"tried": (24, 0)}, "0 of 24 above its threshold"),
     ("false_alarms", {"alarms": Alarms(0.4, 60, 60, 0.3)}, "40.0% of 60"),
@@ -46,6 +49,7 @@ UNDECIDED: list[tuple[str, dict[str, Any], str]] = [
     ("gate_images", {"defects": 0}, "0 defects"),
     ("image_auroc", {"auroc": UNSURE}, "parts would decide it, there are 60"),
     ("image_auroc", {"auroc": None}, "needs normals and defects"),
+    ("aupro", {"aupro": Comparison(0.9, 0.87, -0.09, 0.01, 0.04, 60, 180)}, "it may be chance"),
     ("false_alarms", {"alarms": None}, "needs normals"),
 ]
 
@@ -100,6 +104,17 @@ def test_a_lost_kind_counts_only_when_chance_does_not_explain_it() -> None:
     assert state("worst_kind", replace(SOUND, kinds={"a": by_chance})) == "kept"
     few = Comparison(0.9, 0.5, -0.5, -0.3, 0.1, 60, LIMITS.min_kind - 1)
     assert state("worst_kind", replace(SOUND, kinds={"a": few})) == "kept"
+
+
+def test_aupro_may_fall_within_its_margin_and_is_kept_where_nothing_can_be_measured() -> None:
+    within = Comparison(0.9, 0.885, -0.03, -0.005, 0.01, 60, 180)  # surely worse, by less than the margin
+    assert state("aupro", replace(SOUND, aupro=within)) == "kept"
+    loose = Gate(aupro_margin=0.05)
+    lost = replace(SOUND, aupro=Comparison(0.9, 0.86, -0.06, -0.01, 0.01, 60, 180))
+    assert RULES["aupro"](lost, loose).state == "kept"
+    unmasked = RULES["aupro"](replace(SOUND, aupro=None, own_aupro=None), LIMITS)
+    assert (unmasked.state, unmasked.text) == ("kept", "not measured: no defect at the gate has a mask")
+    assert RULES["aupro"](replace(SOUND, aupro=None), LIMITS).text == "0.9000, no champion to compare with"
 
 
 def test_a_first_champion_needs_the_absolute_rules_only() -> None:

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from flows.gate import statistics
 from flows.gate.power import _DEFAULT, _draw, _power
 from pvqae.core.config import Gate
-from pvqae.evaluation.metrics import image_auroc
+from pvqae.evaluation.metrics import PixelCounts, PixelMetrics, count, image_auroc
 
 DEFECT = np.repeat([False, True], 40)
 OWN = [str(number) for number in range(80)]
@@ -46,6 +46,54 @@ def test_each_resample_is_what_counting_its_images_one_by_one_gives() -> None:
     assert found is not None
     assert found.low == pytest.approx(np.quantile(drawn, 0.1))
     assert found.high == pytest.approx(np.quantile(drawn, 0.9))
+
+
+def _maps(seed: int, lift: float, n: int = 24) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Maps of 20 x 20; every other one has a masked defect, which `lift` makes visible."""
+    rng, masks = np.random.default_rng(seed), np.random.default_rng(9)
+    found = []
+    for number in range(n):
+        mask = np.zeros((20, 20), dtype=bool)
+        top, left = masks.integers(2, 14, 2)
+        mask[top : top + 4, left : left + 4] = number % 2 == 1
+        found.append(((rng.normal(size=mask.shape) + lift * mask).astype(np.float32), mask))
+    return found
+
+
+def _counted(maps: list[tuple[np.ndarray, np.ndarray]]) -> list[PixelCounts]:
+    return [count(*one).coarser() for one in maps]
+
+
+def _exact(maps: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    pixels = PixelMetrics()
+    for one in maps:
+        pixels.add(*one)
+    return pixels.aupro() or 0.0
+
+
+def test_aupro_is_compared_on_resamples_of_the_same_parts() -> None:
+    champion, challenger = _maps(0, 2.0), _maps(1, 1.5)
+    groups, limits = [str(number // 2) for number in range(24)], Gate(draws=150, confidence=0.9)
+    found = statistics.compare_maps(_counted(champion), _counted(challenger), groups, limits)
+    assert found is not None
+    assert (found.groups, found.defects) == (12, 12)
+    assert found.champion == pytest.approx(_exact(champion), abs=2e-3)
+    assert found.challenger == pytest.approx(_exact(challenger), abs=2e-3)
+    assert statistics.aupro(_counted(challenger)) == pytest.approx(found.challenger, abs=1e-12)
+    order = {name: index for index, name in enumerate(sorted(set(groups)))}
+    drawn = []
+    for row in statistics._resamples(12, 150, 0).astype(int):
+        taken = np.repeat(np.arange(24), [row[order[name]] for name in groups])
+        drawn.append(_exact([challenger[i] for i in taken]) - _exact([champion[i] for i in taken]))
+    assert found.low == pytest.approx(np.quantile(drawn, 0.1), abs=3e-3)
+    assert found.high == pytest.approx(np.quantile(drawn, 0.9), abs=3e-3)
+    assert found.high < 0  # the challenger is worse
+
+
+def test_aupro_is_unknown_without_a_mask() -> None:
+    good = _counted(_maps(0, 0.0)[::2])
+    assert statistics.compare_maps(good, good, [str(i) for i in range(12)], Gate(draws=100)) is None
+    assert statistics.aupro(good) is statistics.aupro([]) is None
 
 
 def test_exposures_of_one_part_are_not_independent_evidence() -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -25,6 +26,7 @@ from pvqae.serving.batch_source import Files
 
 Picture = Callable[..., np.ndarray]
 MODEL = config.Model(width=8, code_dim=4, codes=16)  # of the fixture `scorer`
+CARD = {"threshold": 1.5, "map_threshold": 3.0, "map_scale": [0.0, 4.0], "pixel": {"threshold": 2.0}}
 BLOCKED = "torch", "pvqae", "onnx", "scipy", "pandas"
 WITHOUT = """
 import runpy, sys
@@ -52,7 +54,7 @@ def pictures(picture: Picture, root: Path) -> list[Path]:
 
 def saved(scorer: Scorer, folder: Path, model: config.Model = MODEL) -> Path:
     params = config.Params(model=model, image=scorer.image, score=scorer.score, prior=config.Prior(width=16))
-    bundle.save(folder, scorer, params, "part", {}, {"threshold": 1.5, "map_threshold": 3.0, "map_scale": [0.0, 4.0]})
+    bundle.save(folder, scorer, params, "part", {}, CARD)
     return folder
 
 
@@ -71,6 +73,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import run
 from pathlib import Path
+from typing import Any
 try:
     run.Detector(Path(sys.argv[2]))
 except (OSError, ValueError) as error:
@@ -129,6 +132,19 @@ def test_the_script_gives_the_bundle_s_scores_where_torch_and_this_project_can_t
         assert row["decision"] == ("defect" if scored.image_score > 1.5 else "normal")
         assert row["parts"] == pytest.approx(scored.parts, rel=1e-4, abs=1e-4)
         np.testing.assert_allclose(np.load(tmp_path / f"{number}.npy"), scored.anomaly_map, rtol=1e-4, atol=1e-4)
+        _assert_marks_agree(row, bundle.load(folder.parent / "bundle"), scored)
+
+
+def _assert_marks_agree(row: dict[str, Any], detector: bundle.Detector, scored: bundle.Scored) -> None:
+    """The same regions, but for pixels nearer to the threshold than the two maps are to each other."""
+    ours = detector.marks(scored)
+    assert ours is not None
+    assert row["pixel_threshold"] == detector.pixel_threshold
+    assert row["marked_area"] == pytest.approx(ours["marked_area"], abs=5 / scored.anomaly_map.size)
+    if (np.abs(scored.anomaly_map - 2.0) > 1e-3).all():
+        assert row["region_count"] == ours["region_count"]
+        for mine, theirs in zip(row["regions"], ours["regions"], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "card.json", "run.py", "reading.zip", "SHA256SUMS"])

@@ -33,6 +33,7 @@ def test_a_bundle_of_0_1_gives_its_scores() -> None:
         # Processors differ in the last bits of a convolution; on one machine the scores were equal to every digit.
         assert found.image_score == pytest.approx(expected["score"], rel=2e-3)
         assert float(found.anomaly_map.max()) == pytest.approx(expected["peak"], rel=2e-3)
+        assert detector.pixel_threshold is detector.marks(found) is detector.mask(found) is None
         assert found.parts == pytest.approx(expected["parts"], rel=2e-3, abs=1e-2)
 
 

@@ -29,7 +29,8 @@ PARAMS = config.Params(
     model=config.Model(width=8, code_dim=4, codes=16),
     prior=config.Prior(width=16),
 )
-CARD = {"threshold": 100.0, "map_threshold": 2.0, "map_scale": [0.0, 4.0], "rule": "quantile", "scores": [0.1, 0.9]}
+CARD = {"threshold": 100.0, "map_threshold": 2.0, "map_scale": [0.0, 4.0], "rule": "quantile", "scores": [0.1, 0.9],
+        "pixel": {"threshold": 50.0}}  # fmt: skip
 TOKEN = "a-token-of-the-tests-0123"
 
 

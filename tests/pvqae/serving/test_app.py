@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 from PIL import Image
@@ -54,8 +55,9 @@ def test_form_json_and_batch_give_the_rows_of_the_bundle(
     assert one == single[0]
     for found, row, file in zip(single, expected, files, strict=True):
         assert found["score"] == pytest.approx(detector.score(file).image_score, abs=1e-6)
-        assert set(found) == {*row, "heatmap"} == set(Answer.model_fields)
+        assert set(found) == {*row, "heatmap", "mask"} == set(Answer.model_fields)
         same = ("sha256", "threshold", "decision", "version", "bundle_sha256", "level_shares", "statistics", "error")
+        same += ("pixel_threshold", "marked_area", "region_count", "regions")
         assert {key: found[key] for key in same} == {key: row[key] for key in same}
         assert found["margin"] == pytest.approx(row["margin"], abs=1e-6)
         assert found["path"] == file.name
@@ -73,6 +75,29 @@ def test_a_heatmap_is_the_report_s_and_only_on_request(serving: Serving, bundle:
     _, scored = batch.one(detector, photos[1], "x")
     assert isinstance(scored, Scored)
     assert (batch.heatmap(detector, scored) == found).all()
+
+
+def test_the_mask_is_the_image_s_size_and_holds_the_regions(serving: Serving, photos: list[bytes]) -> None:
+    with serving() as served:
+        plain = served.post("/v1/score", files={"file": photos[1]}).json()
+        drawn = served.post("/v1/score?mask=true", files={"file": photos[1]}).json()
+    assert plain["mask"] is None
+    assert plain | {"mask": drawn["mask"]} == drawn
+    found = Image.open(io.BytesIO(base64.b64decode(drawn["mask"])))
+    size = Image.open(io.BytesIO(photos[1])).size
+    assert (found.format, found.size, found.mode) == ("PNG", size, "L")
+    mask = np.asarray(found) == 255
+    assert mask.mean() == pytest.approx(drawn["marked_area"], abs=0.01)
+    assert 1 <= drawn["region_count"] == len(drawn["regions"])
+    for region in drawn["regions"]:
+        x, y, width, height = (region[key] for key in ("x", "y", "width", "height"))
+        inside = mask[y : y + height, x : x + width]
+        assert inside.shape == (height, width)
+        assert inside.any(0).all()
+        assert inside.any(1).all()
+    best = drawn["regions"][0]  # the dent of `photos`
+    assert abs(best["x"] + best["width"] / 2 - 70) < 30
+    assert abs(best["y"] + best["height"] / 2 - 55) < 30
 
 
 def test_the_header_s_capture_time_and_the_name_come_back(serving: Serving) -> None:
@@ -177,6 +202,7 @@ class Slow:
 
     def __init__(self, real: Any) -> None:
         self.sha256, self.card, self.config, self.threshold = real.sha256, real.card, real.config, real.threshold
+        self.pixel_threshold, self.marks = real.pixel_threshold, real.marks
         self.scorer, self._real, self.began, self.go = real.scorer, real, threading.Semaphore(0), threading.Event()
 
     def score(self, pixels: Any, sample_id: str = "") -> Any:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from pvqae.core import config
-from pvqae.core.errors import DataError
-from pvqae.samples import images
+from pvqae.core.errors import ConfigError, DataError
+from pvqae.samples import geometry, images
 from pvqae.serving import batch
 from pvqae.serving.batch_source import Files, Item
 
@@ -36,6 +36,17 @@ class Detector:
     @property
     def threshold(self) -> float:
         return float(self.card["threshold"])
+
+    @property
+    def pixel_threshold(self) -> float | None:
+        return self.card.get("pixel", {}).get("threshold")
+
+    def marks(self, scored: Any) -> dict[str, Any] | None:
+        limit = self.pixel_threshold
+        return None if limit is None else geometry.marks(scored.anomaly_map, limit, scored.anomaly_map.shape)
+
+    def mask(self, scored: Any) -> np.ndarray:
+        return scored.anomaly_map > self.pixel_threshold
 
     def score(self, pixels: images.Floats, sample_id: str = "") -> Any:
         if self.scored == self.after:
@@ -131,6 +142,53 @@ def test_heatmaps_on_request_also_of_what_was_scored_before(folder: Path, tmp_pa
     hot, cold = (images.read(out / row["heatmap"]).mean() for row in (defect, normal))
     assert hot > cold
     assert batch.run(detector, Files((folder,)), out, heatmaps=True).scored == 0  # type: ignore[arg-type]
+
+
+MARKING = CARD | {"pixel": {"threshold": 0.7}}
+
+
+def test_what_is_marked_is_in_the_rows_the_table_and_the_masks(folder: Path, tmp_path: Path) -> None:
+    picture = np.full((20, 30, 3), 0.2, dtype=np.float32)
+    picture[3:7, 10:20] = 0.9
+    images.write(folder / "spot.png", picture)
+    out, detector = tmp_path / "out", Detector(card=MARKING)
+    batch.run(detector, Files((folder,)), out)  # type: ignore[arg-type]
+    assert rows(out)[0]["mask"] == ""
+    batch.run(detector, Files((folder,)), out, masks=True)  # type: ignore[arg-type]
+    normal, broken, spot, whole = rows(out)
+    assert [row["pixel_threshold"] for row in rows(out)] == [0.7] * 4
+    assert (normal["marked_area"], normal["region_count"], normal["regions"]) == (0, 0, [])
+    assert (broken["marked_area"], broken["region_count"], broken["regions"]) == (None, None, None)
+    assert (whole["marked_area"], spot["region_count"]) == (1, 1)
+    box = {
+        "x": 10,
+        "y": 3,
+        "width": 10,
+        "height": 4,
+        "area": 40,
+        "share": 0.0666667,
+        "peak": pytest.approx(0.9, abs=0.01),
+    }
+    assert spot["regions"] == [box]
+    mask = images.read_mask(out / spot["mask"])
+    assert mask.shape == (20, 30)
+    assert mask[3:7, 10:20].all()
+    assert mask.sum() == 40
+    assert not images.read(out / normal["mask"]).any()
+    assert broken["mask"] == ""
+    table = list(csv.DictReader((out / "scores.csv").read_text("utf-8").splitlines()))
+    assert [row["region_count"] for row in table] == ["0", "", "1", "1"]
+    assert table[2]["mask"] == spot["mask"]
+    assert batch.run(detector, Files((folder,)), out, heatmaps=True, masks=True).scored == 3  # type: ignore[arg-type]
+    assert batch.run(detector, Files((folder,)), out, heatmaps=True, masks=True).scored == 0  # type: ignore[arg-type]
+
+
+def test_a_bundle_without_a_pixel_threshold_marks_nothing_and_says_so(folder: Path, tmp_path: Path) -> None:
+    batch.run(Detector(), Files((folder,)), tmp_path / "out")  # type: ignore[arg-type]
+    marked = ("pixel_threshold", "marked_area", "region_count", "regions")
+    assert [[row[key] for key in marked] for row in rows(tmp_path / "out")] == [[None] * 4] * 3
+    with pytest.raises(ConfigError, match="no pixel threshold"):
+        batch.run(Detector(), Files((folder,)), tmp_path / "out", masks=True)  # type: ignore[arg-type]
 
 
 def test_a_score_that_is_not_finite_is_a_failure(tmp_path: Path) -> None:
