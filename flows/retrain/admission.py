@@ -17,9 +17,9 @@ from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc, Versioning
 from flows.core import classes, lineage
 from flows.retrain import arrivals, labels, watch
-from flows.retrain.arrivals import Champions, Taken
+from flows.retrain.arrivals import Champions
 from flows.retrain.index import Index
-from flows.retrain.ledger import Entry, IntakePaths, Ledger
+from flows.retrain.ledger import Entry, IntakePaths, Ledger, Taken
 from flows.retrain.retrain_policy import ClassFacts, Facts
 from flows.versions import promotions
 from flows.workspace import workspace

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +17,7 @@ from flows.adapters.landing import Landing, LandingError, Object, listed
 from flows.adapters.tracking import Registry
 from flows.core import lineage
 from flows.retrain.index import Index, Known
-from flows.retrain.ledger import Entry, IntakePaths, Ledger, State
+from flows.retrain.ledger import Entry, IntakePaths, Ledger, Taken
 from flows.versions import promotions
 from pvqae.core import config, errors
 from pvqae.core.errors import DataError, PvqaeError
@@ -28,28 +28,6 @@ from pvqae.samples import images
 _PATIENCE = 3  # objects in a row that do not arrive: then the area itself is asked whether it is well
 _SILENT = "landing.url does not answer, or too slowly: see its server and the network; the next run goes on"
 _LONGEST = 600.0  # seconds without any object that arrives, after which the rest waits for the next run
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What one run took: entries by state, what did not arrive, what had to wait and why (reason → images)."""
-
-    entries: tuple[Entry, ...] = ()
-    failed: tuple[str, ...] = ()
-    waiting: Mapping[str, int] = field(default_factory=dict)
-
-    def count(self, *states: State) -> int:
-        """Return the number of entries in one of `states`."""
-        return sum(entry.state in states for entry in self.entries)
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """What came and what did not, for people."""
-        counts = Counter(entry.state for entry in self.entries)
-        came = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
-        lines = [f"{len(self.entries)} new objects: {came}"] if counts else ["no new objects"]
-        lines += [f"{n} objects wait: {reason}" for reason, n in sorted(self.waiting.items())]
-        return (*lines, *(f"did not arrive: {reason}" for reason in self.failed))
 
 
 class Champions:

@@ -6,8 +6,9 @@ The intake's cursor is a set, not a time: an object is new if the ledger has no 
 import json
 import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +49,28 @@ class Entry:
     def id(self) -> str:
         """The object's identity in the landing area."""
         return Object(self.key, self.etag, self.size).id
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one run took: entries by state, what did not arrive, what had to wait and why (reason → images)."""
+
+    entries: tuple[Entry, ...] = ()
+    failed: tuple[str, ...] = ()
+    waiting: Mapping[str, int] = field(default_factory=dict)
+
+    def count(self, *states: State) -> int:
+        """Return the number of entries in one of `states`."""
+        return sum(entry.state in states for entry in self.entries)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What came and what did not, for people."""
+        counts = Counter(entry.state for entry in self.entries)
+        came = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
+        lines = [f"{len(self.entries)} new objects: {came}"] if counts else ["no new objects"]
+        lines += [f"{n} objects wait: {reason}" for reason, n in sorted(self.waiting.items())]
+        return (*lines, *(f"did not arrive: {reason}" for reason in self.failed))
 
 
 class Ledger:

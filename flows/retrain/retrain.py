@@ -15,7 +15,7 @@ from flows.adapters.tracking import Registry
 from flows.core import environment, lineage, locks
 from flows.retrain import retrain_policy, watch
 from flows.retrain.admission import with_dataset
-from flows.retrain.arrivals import Taken
+from flows.retrain.ledger import Taken
 from flows.retrain.retrain_policy import Decision, Facts, Trigger
 from flows.workspace import workspace
 from flows.workspace.workspace import Workspace

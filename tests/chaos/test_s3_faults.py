@@ -13,8 +13,8 @@ from flows.adapters.fakes import FakeVersioning
 from flows.adapters.landing import Bucket, LandingError
 from flows.retrain import arrivals, index
 from flows.retrain.admission import admit
-from flows.retrain.arrivals import Intake, Taken
-from flows.retrain.ledger import IntakePaths, Ledger
+from flows.retrain.arrivals import Intake
+from flows.retrain.ledger import IntakePaths, Ledger, Taken
 from flows.serving.score import _Bucket as Scored
 from pvqae.core import config
 from pvqae.core.files import digest

@@ -20,9 +20,9 @@ from flows.adapters.versioning import Dvc
 from flows.core.processes import Supervisor
 from flows.retrain import admission, arrivals, index, ledger
 from flows.retrain.admission import admit
-from flows.retrain.arrivals import Intake, Taken
+from flows.retrain.arrivals import Intake
 from flows.retrain.index import Index
-from flows.retrain.ledger import Entry, IntakePaths, Ledger
+from flows.retrain.ledger import Entry, IntakePaths, Ledger, Taken
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
 from pvqae.core.layout import ARRIVED

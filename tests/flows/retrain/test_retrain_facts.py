@@ -9,8 +9,8 @@ import pytest
 from flows.adapters.fakes import FakeRegistry, FakeVersioning
 from flows.adapters.tracking import Promotion
 from flows.retrain.admission import _age_days, _facts_of, _would_take
-from flows.retrain.arrivals import Champions, Taken, _limit
-from flows.retrain.ledger import Entry, IntakePaths, Ledger
+from flows.retrain.arrivals import Champions, _limit
+from flows.retrain.ledger import Entry, IntakePaths, Ledger, Taken
 from flows.retrain.retrain_policy import ClassFacts, Facts
 from flows.retrain.watch import landing_area, params_of, refuse_made
 from flows.workspace import workspace
