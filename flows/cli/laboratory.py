@@ -48,14 +48,24 @@ def _accuracy(
     classes: Annotated[str, typer.Option(help="E.g. bottle,toothbrush,magnetic_tile,demo; empty: all found.")] = "",
     seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0,1,2",
     methods: Annotated[str, typer.Option(help="E.g. pvqae,patchcore_1,control; empty: all.")] = "",
+    rivals: Annotated[
+        bool, typer.Option("--rivals", help="Run all rivals, too: other libraries, installed now.")
+    ] = False,
+    rival: Annotated[list[str] | None, typer.Option(help="Run this rival, e.g. anomalib_padim; repeatable.")] = None,
+    rival_minutes: Annotated[float, typer.Option(min=0.1, help="The longest that a rival may take on a class.")] = 30,
     out: Annotated[Path, typer.Option(help="Folder for accuracy.md, .json and .csv.")] = Path("reports/accuracy"),
     quick: Annotated[bool, typer.Option("--quick", help="The demo, small and barely trained: does it run?")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override one param: key=value.")] = None,
 ) -> None:
-    """Compare our detector, PatchCore and a no-model control on the same test images, splits, seeds and metrics."""
+    """Compare our detector, PatchCore and a no-model control on the same test images, splits, seeds and metrics.
+
+    Rivals are anomalib and AnomaVision on the same frozen features, each in an environment of its own below
+    .pvqae/rivals. If it is interrupted, run it again to continue.
+    """
     from flows.experiments import accuracy, subjects
     from pvqae.core import config, runtime
 
+    asked = accuracy.known_methods(re.findall(r"[^\s,]+", methods), ("all",) if rivals else rival or ())
     names = re.findall(r"[^\s,]+", classes or ("demo" if quick else ""))
     params = config.load("params.yaml", (*(accuracy.QUICK if quick else ()), *(set_ or [])))
     runtime.plan(params.compute, 1).apply()
@@ -64,8 +74,11 @@ def _accuracy(
         subjects.choose(subjects.find_places(subjects.dataset_roots(data or ())), names), work / "data", params
     )
     numbers = [int(seed) for seed in re.findall(r"\d+", "0" if quick else seeds)]
-    asked = accuracy.known_methods(re.findall(r"[^\s,]+", methods))
-    result = accuracy.run(chosen, params, numbers, work, methods=asked, tell=lambda words: typer.echo(words, err=True))
+
+    def tell(words: str) -> None:
+        typer.echo(words, err=True)
+
+    result = accuracy.run(chosen, params, numbers, work, methods=asked, minutes=rival_minutes, tell=tell)
     result.show()
     result.write(out)
     typer.echo(out / "accuracy.md")

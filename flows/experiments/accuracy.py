@@ -1,12 +1,11 @@
-"""Compare ours with the yardsticks on the same manifests, splits, seeds and metrics, with intervals.
+"""Compare ours with the yardsticks and with other libraries on the same manifests, splits, seeds and metrics.
 
 Every run of it on real data is a look at test sets: settings are chosen before, not with it.
 """
 
-import importlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.experiments import bootstrap
-from flows.experiments.benchmark import FIGURES, METHODS, OURS, BenchmarkResult, entry
+from flows.experiments.benchmark import COSTS, FIGURES, METHODS, OURS, UNTRAINED, BenchmarkResult, entry
 from flows.experiments.bootstrap import Interval
 from flows.experiments.page import markdown
+from flows.experiments.rivals import RIVALS, RivalError, Tell
 from flows.experiments.subjects import Subject
 from flows.experiments.trial import BenchmarkContext
 from pvqae.core import config
@@ -31,28 +31,19 @@ from pvqae.samples.manifest import write_csv
 _Floats = NDArray[np.float64]
 MEAN = "mean"
 QUICK = ("image.size=128", "memory.codes=128", "memory.patches=4000", "train.steps=4", "prior.steps=5")
-_COSTS = ("train_seconds", "megabytes", "milliseconds")
-# Untrained codes are our own memory: whether training is worth its seconds is a question of its own.
-_RIVALS = tuple(method for method in METHODS if method not in (OURS, "covering"))
+_COMPARED = tuple(figure for figure in FIGURES if figure != "pixel_f1")
 NAMES = {
     OURS: "pvqae",
     "patchcore_1": "PatchCore 1 %",
     "patchcore_10": "PatchCore 10 %",
-    "patchcore_1_raw": "PatchCore 1 %, unscaled channels",
+    "patchcore_1_scaled": "PatchCore 1 %, scaled channels",
     "control": "no model",
-    "covering": "covering codes, untrained",
+    UNTRAINED: "covering codes, untrained",
+    **{name: rival.title for name, rival in RIVALS.items()},
 }
-_TITLES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO"}
-_EXPLAINED = """\
-Value (95 % interval): mean over seeds; bootstrap over groups (physical parts), groups with and without a defect drawn
-apart, the same draws for all detectors and seeds. Differences are paired; "best yardstick" is the one with the highest
-value on these same images, which favours it. The untrained covering codes are our own memory, hence no yardstick.
-Seconds: training and fitting, without reading images and the frozen backbone. MB: millions of bytes a class needs
-beyond the frozen backbone, half precision. ms: from a file to its score, median. All in one process, one after another.
-PatchCore: the two finest levels pooled over 3x3, greedy coreset chosen in 64 random dimensions, nearest distance,
-9-neighbour re-weighting, maximum; channels scaled to unit spread unless said. Its coreset is exact up to 3e9 distances,
-beyond that it is chosen in random parts. No model: residual to the training mean of the place, whitened.
-"""
+_TITLES = dict(zip(FIGURES, ("image AUROC", "pixel AUROC", "AUPRO", "AUPRO 0.05", "pixel F1"), strict=True))
+_COST_TITLES = dict(zip(COSTS, ("fit CPU s", "CPU ms/image", "peak MB", "MB"), strict=True))
+_EXPLAINED = Path(__file__).with_suffix(".md").read_text("utf-8")
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,8 @@ class _Line:
     category: str
     method: str
     figures: dict[str, Interval | None]  # FIGURES
-    costs: dict[str, float]  # _COSTS
+    costs: dict[str, float | None]  # COSTS
+    failed: str = ""  # why there are none of both
 
 
 @dataclass(frozen=True)
@@ -72,8 +64,15 @@ class _Gap:
     category: str
     figure: str
     other: str
-    best: bool  # the best yardstick of this row, chosen by its value on the same images: that favours it
+    best: bool  # the best of the others in this row, chosen by its value on the same images: that favours it
     difference: Interval
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row of a table."""
+        found = self.difference
+        signed = f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+        why = "best" if self.best else "without training" if self.other == UNTRAINED else ""
+        return self.category, _TITLES[self.figure], NAMES[self.other], signed, why
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,22 +107,20 @@ class AccuracyResult:
         write_csv(pd.DataFrame(_flat(line) for line in self.lines), out / "accuracy.csv")
 
     def _tables(self) -> list[tuple[str, Sequence[str], list[Sequence[str]]]]:
-        heads = ("class", "detector", *_TITLES.values(), "train s", "MB", "ms/image")
-        lines: list[Sequence[str]] = []
-        for line in self.lines:
-            intervals = (line.figures[figure] for figure in FIGURES)
-            shown = ("-" if interval is None else str(interval) for interval in intervals)
-            lines.append((line.category, NAMES[line.method], *shown, *(f"{line.costs[c]:.1f}" for c in _COSTS)))
-        gaps: list[Sequence[str]] = []
-        for gap in self.gaps:
-            if gap.best or gap.other == "covering":
-                found = gap.difference
-                signed = f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
-                what = "best yardstick" if gap.best else "without training"
-                gaps.append((gap.category, _TITLES[gap.figure], NAMES[gap.other], signed, what))
+        heads = ("class", "detector", *_TITLES.values(), *_COST_TITLES.values())
+        lines: list[Sequence[str]] = [(line.category, NAMES[line.method], *_values(line)) for line in self.lines]
+        shown = [gap.cells() for gap in self.gaps if gap.best or gap.other == UNTRAINED or gap.other in RIVALS]
         title = f"Accuracy, seeds {', '.join(map(str, self.seeds))}, {self.draws} bootstrap draws"
         gap_heads = ("class", "figure", "pvqae minus", "difference", "")
-        return [(title, heads, lines), ("Paired differences", gap_heads, gaps)]
+        return [(title, heads, lines), ("Paired differences", gap_heads, [*shown])]
+
+
+def _values(line: _Line) -> list[str]:
+    if line.failed:
+        return [f"none: {line.failed}", *[""] * (len(_TITLES) + len(_COST_TITLES) - 1)]
+    figures = ("-" if line.figures[name] is None else str(line.figures[name]) for name in FIGURES)
+    costs = ("-" if line.costs[name] is None else f"{line.costs[name]:.1f}" for name in COSTS)
+    return [*figures, *costs]
 
 
 def _flat(line: _Line) -> dict[str, Any]:
@@ -131,7 +128,7 @@ def _flat(line: _Line) -> dict[str, Any]:
     for figure, interval in line.figures.items():
         ends = (interval.value, interval.low, interval.high) if interval else (None, None, None)
         flat |= dict(zip((figure, f"{figure}_low", f"{figure}_high"), ends, strict=True))
-    return flat | line.costs
+    return {**flat, **line.costs, "failed": line.failed}
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +142,21 @@ class _Drawn:
         return bootstrap.interval(self.value - other.value, self.draws - other.draws)
 
 
-_Table = dict[tuple[str, str], dict[str, _Drawn]]  # (class, method) → figure; what is undefined is left out
-_CostTable = dict[tuple[str, str], dict[str, float]]
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """A method on a class, or on the mean of the classes; what is undefined is left out."""
+
+    figures: dict[str, _Drawn] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+    failed: str = ""
+
+    def line(self, category: str, method: str) -> _Line:
+        drawn = {name: self.figures.get(name) for name in FIGURES}
+        intervals = {name: bootstrap.interval(one.value, one.draws) if one else None for name, one in drawn.items()}
+        return _Line(category, method, intervals, {name: self.costs.get(name) for name in COSTS}, self.failed)
+
+
+_Table = dict[tuple[str, str], _Measured]  # (class, method) → what was measured
 
 
 def run(
@@ -156,79 +166,89 @@ def run(
     work: Path,
     draws: int = bootstrap.DRAWS,
     methods: Sequence[str] = METHODS,
-    tell: Callable[[str], None] = print,
+    minutes: float = 30,
+    tell: Tell = print,
 ) -> AccuracyResult:
-    """Measure every method on every class with every seed; results below `work` are kept and found again."""
-    drawn: _Table = {}
-    costs: _CostTable = {}
+    """Measure every method on every class with every seed; results below `work` are kept and found again.
+
+    A rival that fails or takes more than `minutes` on a class has a line that says so. Environments of rivals are kept
+    beside `work`.
+    """
+    table: _Table = {}
+    notes: dict[str, None] = {}
     tasks = [(subject, method) for subject in subjects for method in methods]
     context: BenchmarkContext | None = None
     for subject, method in track(tasks, "bench accuracy", total=len(tasks)):
         if context is None or context.subject is not subject:
             context = BenchmarkContext(subject, params, work)  # views of a class are up to gigabytes: one at a time
             weights = bootstrap.weights(list(context.test["group_id"]), context.defect, draws, name=subject.name)
-        entries = []
-        for seed in seeds:
-            entries.append(entry(context, method, seed))
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in entries[-1].facts.items() if value is not None)
-            tell(f"{subject.name} {method} seed {seed}: {shown}")
-        drawn[subject.name, method] = _figures(context, entries, weights)
-        costs[subject.name, method] = {c: float(np.mean([e.facts[c] for e in entries])) for c in _COSTS}
+        try:
+            entries = [_told(context, method, seed, minutes, tell) for seed in seeds]
+        except RivalError as error:
+            table[subject.name, method] = _Measured(failed=str(error))
+            tell(f"{subject.name} {method}: {error}")
+            continue
+        table[subject.name, method] = _measured(context, entries, weights)
+        if method in RIVALS:
+            versions = ", ".join(f"{name} {version}" for name, version in entries[0].facts["versions"].items())
+            notes[f"{RIVALS[method].title}: {versions}; blocks {RIVALS[method].layers}"] = None
     names = [subject.name for subject in subjects]
     for method in methods:
-        drawn[MEAN, method] = _mean([drawn[name, method] for name in names])
-        costs[MEAN, method] = {c: float(np.mean([costs[name, method][c] for name in names])) for c in _COSTS}
+        table[MEAN, method] = _mean({name: table[name, method] for name in names})
     rows = names if len(names) == 1 else [*names, MEAN]
-    lines = [_Line(name, m, _intervals(drawn[name, m]), costs[name, m]) for name in rows for m in methods]
-    gaps = [gap for name in rows for figure in FIGURES for gap in _gaps(drawn, name, figure, methods)]
-    return AccuracyResult(lines, gaps, tuple(seeds), draws, [_anomalib()])
+    lines = [table[name, method].line(name, method) for name in rows for method in methods]
+    gaps = [gap for name in rows for figure in _COMPARED for gap in _gaps(table, name, figure, methods)]
+    return AccuracyResult(lines, gaps, tuple(seeds), draws, list(notes))
 
 
-def known_methods(asked: Sequence[str]) -> tuple[str, ...]:
-    """Return `asked`, or all methods where none is. Raises `ConfigError` for an unknown one."""
-    if unknown := sorted(set(asked) - set(METHODS)):
-        raise ConfigError(f"--methods: expected some of {', '.join(METHODS)}, found {', '.join(unknown)}")
-    return tuple(asked) or METHODS
+def known_methods(asked: Sequence[str], rivals: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return `asked`, or all of METHODS where none is, and `rivals`; `all` stands for every rival.
+
+    Raises `ConfigError` for an unknown one.
+    """
+    for option, given, known in (("--methods", asked, METHODS), ("--rival", rivals, ("all", *RIVALS))):
+        if unknown := sorted(set(given) - set(known)):
+            raise ConfigError(f"{option}: expected some of {', '.join(known)}, found {', '.join(unknown)}")
+    return (*(asked or METHODS), *(RIVALS if "all" in rivals else dict.fromkeys(rivals)))
 
 
-def _figures(context: BenchmarkContext, entries: list[BenchmarkResult], weights: _Floats) -> dict[str, _Drawn]:
+def _told(context: BenchmarkContext, method: str, seed: int, minutes: float, tell: Tell) -> BenchmarkResult:
+    found = entry(context, method, seed, minutes, tell)
+    shown = ", ".join(f"{key} {found.facts[key]:.4g}" for key in (*FIGURES, *COSTS) if found.facts[key] is not None)
+    tell(f"{context.subject.name} {method} seed {seed}: {shown}")
+    return found
+
+
+def _measured(context: BenchmarkContext, entries: list[BenchmarkResult], weights: _Floats) -> _Measured:
     """Average over seeds; every seed sees the same draws."""
-    images = [bootstrap.image_aurocs(context.defect, one.scores, weights) for one in entries]
-    pixels = [bootstrap.pixel_figures(one.counts, weights) for one in entries if one.counts]
-    draws = {"image_auroc": images, "pixel_auroc": [p[0] for p in pixels], "aupro": [p[1] for p in pixels]}
+    draws = [{"image_auroc": bootstrap.image_aurocs(context.defect, one.scores, weights)} for one in entries]
+    for own, one in zip(draws, entries, strict=True):
+        own |= bootstrap.pixel_figures(one.counts, weights) if one.counts else {}
     values = {figure: [one.facts[figure] for one in entries] for figure in FIGURES}
     defined = [figure for figure in FIGURES if None not in values[figure]]
-    return {f: _Drawn(float(np.mean(values[f])), np.mean(draws[f], axis=0)) for f in defined}
+    figures = {f: _Drawn(float(np.mean(values[f])), np.mean([own[f] for own in draws], axis=0)) for f in defined}
+    return _Measured(figures, {cost: float(np.mean([one.facts[cost] for one in entries])) for cost in COSTS})
 
 
-def _mean(classes: list[dict[str, _Drawn]]) -> dict[str, _Drawn]:
-    """Average each figure plainly over the classes that have it."""
-    out = {}
+def _mean(classes: dict[str, _Measured]) -> _Measured:
+    """Average each figure plainly over the classes that have it; there is none where the method failed on a class."""
+    if failed := [name for name, found in classes.items() if found.failed]:
+        return _Measured(failed=f"failed on {', '.join(failed)}")
+    figures = {}
     for figure in FIGURES:
-        if parts := [found[figure] for found in classes if figure in found]:
+        if parts := [found.figures[figure] for found in classes.values() if figure in found.figures]:
             value = float(np.mean([part.value for part in parts]))
-            out[figure] = _Drawn(value, np.mean([part.draws for part in parts], axis=0))
-    return out
+            figures[figure] = _Drawn(value, np.mean([part.draws for part in parts], axis=0))
+    return _Measured(figures, {cost: float(np.mean([f.costs[cost] for f in classes.values()])) for cost in COSTS})
 
 
-def _intervals(found: dict[str, _Drawn]) -> dict[str, Interval | None]:
-    return {f: bootstrap.interval(found[f].value, found[f].draws) if f in found else None for f in FIGURES}
-
-
-def _gaps(drawn: _Table, name: str, figure: str, methods: Sequence[str]) -> list[_Gap]:
+def _gaps(table: _Table, name: str, figure: str, methods: Sequence[str]) -> list[_Gap]:
     """Compare ours with every other detector of a row."""
-    found = {method: drawn[name, method][figure] for method in methods if figure in drawn[name, method]}
+    figures = {method: table[name, method].figures for method in methods}
+    found = {method: own[figure] for method, own in figures.items() if figure in own}
     ours = found.pop(OURS, None)
     if ours is None:
         return []
-    best = max((method for method in _RIVALS if method in found), key=lambda m: found[m].value, default="")
+    # Untrained codes are our own memory: whether training is worth its seconds is a question of its own.
+    best = max((method for method in found if method != UNTRAINED), key=lambda m: found[m].value, default="")
     return [_Gap(name, figure, method, method == best, ours.minus(other)) for method, other in found.items()]
-
-
-def _anomalib() -> str:
-    """Say whether anomalib's own PatchCore could be put next to ours: it needs torchvision."""
-    try:
-        importlib.import_module("anomalib.models")
-    except Exception as error:  # whatever a foreign package raises while it is imported
-        return f"anomalib's PatchCore: not available: {type(error).__name__}: {error}"
-    return "anomalib's PatchCore: installed, but this bench doesn't run it"

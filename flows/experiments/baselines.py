@@ -33,8 +33,7 @@ _HALF = 2  # bytes of a stored number, for all detectors
 _TOP = 0.01  # of the cells, for the image scores
 _STANDARDISED = 1e6  # a ridge this large leaves nothing of the whitening
 _NEIGHBOURS = 9  # the paper's b
-_PROJECTED = 64  # dimensions in which the coreset is chosen
-_WORK = 60_000_000_000  # n x K of one exact greedy choice that a processor does in a minute or two; above, by parts
+_WORK = 25_000_000_000  # n x K of one exact greedy choice that a processor does in a minute or two; above, by parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,18 +200,18 @@ def _patches(features: Features) -> Tensor:
 
 
 def _coreset(x_nC: Tensor, count: int, seed: int) -> Tensor:
-    """Choose `count` rows by greedy k-centre in a random projection; returns their indices.
+    """Choose `count` rows by greedy k-centre from a random one; returns their indices.
 
     Where that is too much for a processor, each of several random parts gives its share: the bank is as large, its
-    cover a little worse than the exact one.
+    cover a little worse than the exact one. No random projection: one to 64 of 152 dimensions lost .01 of image AUROC
+    on toothbrush, and anomalib's keeps more dimensions than there are.
     """
     draws = seeding.generator(seed, "coreset")
-    projected = x_nC @ (torch.randn(x_nC.shape[1], _PROJECTED, generator=draws) / _PROJECTED**0.5)
     parts = max(1, -(-count * len(x_nC) // _WORK))
     order = torch.randperm(len(x_nC), generator=draws)
     shares = [count // parts + (index < count % parts) for index in range(parts)]
     pairs = zip(order.chunk(parts), shares, strict=True)
-    return torch.cat([part[cover(projected[part], share)] for part, share in pairs]).sort().values
+    return torch.cat([part[cover(x_nC[part], share)] for part, share in pairs]).sort().values
 
 
 def patches_of(examples: Examples) -> Tensor:
@@ -261,17 +260,15 @@ class PatchCore:
 
 
 def _patchcore(
-    examples: Examples, groups_n: Tensor, params: Params, spec: Spec, *, share: float, standardised: bool = True
+    examples: Examples, groups_n: Tensor, params: Params, spec: Spec, *, share: float, scaled: bool = False
 ) -> PatchCore:
-    """Fill a bank with a `share` of all valid patches.
-
-    `standardised` scales every channel first: the taps of this backbone are of unequal size, and Euclidean distance
-    would hear the loudest only.
+    """Fill a bank with a `share` of all valid patches. `scaled` gives every channel unit spread first: the taps of this
+    backbone are of unequal size, and Euclidean distance hears the loudest most.
     """
     every = patches_of(examples).float()
-    mean, deviation = every.mean(0), every.std(0).clamp_min(1e-6)
-    if not standardised:
-        mean, deviation = torch.zeros_like(mean), torch.ones_like(deviation)
+    mean, deviation = torch.zeros(every.shape[1]), torch.ones(every.shape[1])
+    if scaled:
+        mean, deviation = every.mean(0), every.std(0).clamp_min(1e-6)
     every = (every - mean) / deviation
     chosen = _coreset(every, max(1, round(share * len(every))), params.seed)
     return PatchCore(mean, deviation, every[chosen].half().float())
@@ -281,7 +278,7 @@ _Fit = Callable[[Examples, Tensor, Params, Spec], Baseline]
 BASELINES: dict[str, _Fit] = {
     "patchcore_1": partial(_patchcore, share=0.01),
     "patchcore_10": partial(_patchcore, share=0.10),
-    "patchcore_1_raw": partial(_patchcore, share=0.01, standardised=False),
+    "patchcore_1_scaled": partial(_patchcore, share=0.01, scaled=True),
     "control": _control,
     "covering": _covering,
 }

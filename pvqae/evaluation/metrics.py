@@ -139,6 +139,14 @@ def pixel_aupro(normal: Floats, region: Floats, limit: float = 0.3) -> float | N
     return min(1.0, float(np.trapezoid(y_cut, x_cut)) / limit)
 
 
+def pixel_f1_max(normal: Floats, defect: Floats) -> float | None:
+    """Return the best F1 of pixels counted per bin, bins ascending, over all thresholds between bins."""
+    if not defect.any():
+        return None
+    hits, alarms = np.cumsum(defect[::-1]), np.cumsum(normal[::-1])
+    return float(np.max(2 * hits / (hits + alarms + hits[-1])))
+
+
 class PixelMetrics:
     """Pixel AUROC, AUPRO and F1 of any number of maps in 25 MB."""
 
@@ -175,10 +183,7 @@ class PixelMetrics:
 
     def f1_max(self) -> float | None:
         """Return the best F1 of the masked pixels of all maps, over all thresholds between bins."""
-        if not self._defect.any():
-            return None
-        hits, alarms = np.cumsum(self._defect[::-1]), np.cumsum(self._normal[::-1])
-        return float(np.max(2 * hits / (hits + alarms + hits[-1])))
+        return pixel_f1_max(self._normal, self._defect)
 
 
 def _region_weights(mask: Bools) -> Floats:

@@ -27,9 +27,11 @@ def test_every_image_once_gives_the_plain_figures() -> None:
     for values, mask in zip(maps, masks, strict=True):
         exact.add(values, mask)
     counts = [count(values, mask) for values, mask in zip(maps, masks, strict=True)]
-    auroc, aupro = bootstrap.pixel_figures(counts, np.ones((1, len(maps))))
-    assert auroc[0] == pytest.approx(exact.auroc(), abs=1e-4)
-    assert aupro[0] == pytest.approx(exact.aupro(), abs=1e-3)
+    found = bootstrap.pixel_figures(counts, np.ones((1, len(maps))))
+    assert found["pixel_auroc"][0] == pytest.approx(exact.auroc(), abs=1e-4)
+    assert found["aupro"][0] == pytest.approx(exact.aupro(), abs=1e-3)
+    assert found["aupro_05"][0] == pytest.approx(exact.aupro(0.05), abs=3e-3)
+    assert found["pixel_f1"][0] == pytest.approx(exact.f1_max(), abs=1e-3)
 
 
 def test_a_weight_of_two_is_the_image_twice() -> None:
@@ -40,8 +42,8 @@ def test_a_weight_of_two_is_the_image_twice() -> None:
             twice.add(values, mask)
     weight = np.ones((1, len(maps)))
     weight[0, [1, 8]] = 2
-    auroc, _ = bootstrap.pixel_figures([count(v, m) for v, m in zip(maps, masks, strict=True)], weight)
-    assert auroc[0] == pytest.approx(twice.auroc(), abs=1e-4)
+    found = bootstrap.pixel_figures([count(v, m) for v, m in zip(maps, masks, strict=True)], weight)
+    assert found["pixel_auroc"][0] == pytest.approx(twice.auroc(), abs=1e-4)
 
 
 def test_image_figures_follow_the_weights_and_ties_count_half() -> None:
