@@ -78,7 +78,7 @@ def test_services_that_should_run_but_do_not(project: Path) -> None:
     assert of(found, "services").state == "bad"
     assert "postgres stopped" in of(found, "services").found
     file.write_text("{", "utf-8")
-    assert "is damaged" in doctor._client_settings(project, {})[1][0].found
+    assert "expected the services' environment as JSON" in doctor._client_settings(project, {})[1][0].found
 
 
 def test_the_default_remote_and_a_remote_that_is_a_file(project: Path) -> None:

@@ -69,13 +69,13 @@ def test_beside_a_champion_a_version_waits_for_the_gate() -> None:
 @given(st.sampled_from(lineage.REQUIRED), st.sampled_from(["", "  ", None]))
 def test_every_absent_or_empty_tag_is_missed(name: str, value: str | None) -> None:
     tags = LINEAGE.tags()
-    assert lineage.missing(tags) == ()
+    assert lineage.Lineage.missing(tags) == ()
     if value is None:
         del tags[name]
     else:
         tags[name] = value
-    assert lineage.missing(tags) == (name,)
+    assert lineage.Lineage.missing(tags) == (name,)
 
 
 def test_no_parent_is_a_fact_not_a_fault() -> None:
-    assert lineage.missing(replace(LINEAGE, parent_version=lineage.NONE).tags()) == ()
+    assert lineage.Lineage.missing(replace(LINEAGE, parent_version=lineage.NONE).tags()) == ()

@@ -73,7 +73,7 @@ def test_a_first_version_is_champion_with_full_lineage_and_an_entry(space: Works
     found = registrar(space, runs).register("part", started(runs))
     assert (found.version, found.new, found.alias) == ("1", True, "champion")
     tags = runs.version_tags(MODEL, "1")
-    assert lineage.missing(tags) == ()
+    assert lineage.Lineage.missing(tags) == ()
     assert tags["bundle_sha256"] == hashlib.sha256(b"sums").hexdigest()
     assert tags["parent_version"] == "none"
     (entry,) = runs.promotions(MODEL)
