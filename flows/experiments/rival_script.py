@@ -209,6 +209,7 @@ def _run(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text("utf-8"))
     torch.set_num_threads(1)
     torch.manual_seed(job["seed"])
+    np.random.seed(job["seed"])  # anomalib's coreset draws from scikit-learn's, which is numpy's
     train, test = (_Images(folder / f"{part}.raw", job["side"], n) for part, n in (("train", _BATCH), ("test", 1)))
     scores, times = [], []
     with torch.no_grad(), (folder / "maps.raw").open("wb") as maps:
