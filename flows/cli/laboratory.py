@@ -84,6 +84,29 @@ def _accuracy(
     typer.echo(out / "accuracy.md")
 
 
+@bench.command(
+    "readouts", epilog="Example: python -m flows bench readouts --classes bottle,toothbrush,screw,commutator"
+)
+def _readouts(
+    data: _DATA = None,
+    classes: Annotated[str, typer.Option(help="E.g. bottle,screw; empty: all found.")] = "",
+    seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0,1,2",
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/readouts.md"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override one param: key=value.")] = None,
+) -> None:
+    """Read memories out in every way on real defects; each class judges what the other classes would have chosen."""
+    from flows.experiments import readouts, subjects
+    from pvqae.core import config, files, runtime
+
+    params = config.load("params.yaml", tuple(set_ or ()))
+    runtime.plan(params.compute, 1).apply()
+    work, numbers = Path(".pvqae/bench"), [int(seed) for seed in re.findall(r"\d+", seeds)]
+    places = subjects.choose(subjects.find_places(subjects.dataset_roots(data or ())), re.findall(r"[^\s,]+", classes))
+    table = readouts.run(subjects.load(places, work / "data", params), params, numbers, work)
+    files.write_text(out, readouts.page(table, readouts.about(params, numbers)))
+    typer.echo(out)
+
+
 @bench.command("calibration", epilog="Example: python -m flows bench calibration brick")
 def _calibration(category: Annotated[str, typer.Argument(help="A class with a bundle.")]) -> None:
     """Measure the false-alarm rate over 200 random halves of the class's unseen normals."""

@@ -23,7 +23,7 @@ from pvqae.features.examples import Batch, Examples
 from pvqae.inference import measures, readout
 from pvqae.inference.measures import whiten
 from pvqae.inference.readout import SCALES
-from pvqae.model.backbones import Features, Spec, on_grid, repeat_border
+from pvqae.model.backbones import Features, Spec, averaged, on_grid, repeat_border
 from pvqae.model.codebook import cover, nearest
 from pvqae.samples import geometry
 
@@ -31,7 +31,6 @@ _CHUNK = 16  # views at once
 _SIGMA = 4.0  # of the map's Gaussian, model pixels (PatchCore's too)
 _HALF = 2  # bytes of a stored number, for all detectors
 _TOP = 0.01  # of the cells, for the image scores
-_STANDARDISED = 1e6  # a ridge this large leaves nothing of the whitening
 _NEIGHBOURS = 9  # the paper's b
 _WORK = 25_000_000_000  # n x K of one exact greedy choice that a processor does in a minute or two; above, by parts
 
@@ -142,12 +141,12 @@ def _targets(examples: Examples, channels: slice) -> Iterator[tuple[Tensor, Tens
 class _Covering:
     """One covering codebook per level; distances in deviations of normals, levels added."""
 
-    levels: tuple[measures.Level, ...]
+    memories: tuple[measures.Memory, ...]
     normals: tuple[readout.Normal, ...]
 
     @property
     def megabytes(self) -> float:
-        codes = sum(level.codes.numel() + 2 * level.mean.numel() for level in self.levels)
+        codes = sum(memory.codes.numel() + 2 * memory.mean.numel() for memory in self.memories)
         return (codes + sum(2 * normal.mean.numel() for normal in self.normals)) * _HALF / 1e6
 
     def _total(self, distances: list[Tensor], valid_BSS: Tensor, scale: str) -> Tensor:
@@ -159,44 +158,47 @@ class _Covering:
         return torch.stack([F.interpolate(x[:, None], grid, mode="bilinear")[:, 0] for x in scaled]).sum(0)
 
     def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> BaselineResult:
-        distances = list(_distances(self.levels, features, valid_BSS))
+        distances = list(_distances(self.memories, features, valid_BSS))
         valid = on_grid(valid_BSS, distances[-1].shape[-2:])
         image = readout.top_mean(self._total(distances, valid_BSS, "location")[valid], _TOP)
         return BaselineResult(sample_id, image, _to_canvas(self._total(distances, valid_BSS, "global"), valid, canvas))
 
 
 def _distances(
-    levels: tuple[measures.Level, ...], features: Features, valid_BSS: Tensor, without_group: Tensor | None = None
+    memories: tuple[measures.Memory, ...], features: Features, valid_BSS: Tensor, without_group: Tensor | None = None
 ) -> Iterator[Tensor]:
-    for level, x in zip(levels, features.levels, strict=True):
-        yield level.distances(x.float(), on_grid(valid_BSS, x.shape[-2:]), without_group)
+    for memory, x in zip(memories, features.levels, strict=True):
+        yield memory.distances(averaged(x.float()), on_grid(valid_BSS, x.shape[-2:]), without_group)
 
 
 def _covering(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) -> _Covering:
-    """Fit `memory.codes` codes per level of standardised features, not whitened; all levels are added up.
+    """Fit `memory.codes` codes per level of standardised features; all levels are added up.
 
-    Nothing is chosen; a training image is measured without its own part's codes.
+    A training image is measured without its own part's codes.
     """
-    features, settings = _features_of(examples), params.memory.model_copy(update={"ridge": _STANDARDISED})
-    levels = tuple(
-        normals.fit_level(x, examples.valid, groups_n, settings, params.seed, f"{splits.FULL}/{r}")
-        for r, x in enumerate(features.levels)
-    )
+    memories = tuple(_memory(x, examples, groups_n, params, r) for r, x in enumerate(_features_of(examples).levels))
     found = [
-        list(_distances(levels, _features_of(batch), batch.valid, groups_n[indices]))
+        list(_distances(memories, _features_of(batch), batch.valid, groups_n[indices]))
         for indices, batch in examples.batches(_CHUNK)
     ]
     per_level = [torch.cat(values) for values in zip(*found, strict=True)]
     valid = (on_grid(examples.valid, x.shape[-2:]) for x in per_level)
     statistics = tuple(normals.fit_statistics(x, inside) for x, inside in zip(per_level, valid, strict=True))
-    return _Covering(levels, statistics)
+    return _Covering(memories, statistics)
+
+
+def _memory(x_nChw: Tensor, examples: Examples, groups_n: Tensor, params: Params, level: int) -> measures.Memory:
+    name, settings = f"{splits.FULL}/{level}", params.memory
+    sample = normals.CellSample.draw(examples.valid, x_nChw.shape[-2:], settings.patches, params.seed, name)
+    starts = range(0, len(x_nChw), _CHUNK)
+    vectors = torch.cat([sample.vectors(averaged(x_nChw[i : i + _CHUNK].float()), i) for i in starts])
+    return normals.fit_memory(vectors, groups_n[sample.views], settings.codes)
 
 
 def _patches(features: Features) -> Tensor:
     """Put the two finest levels, each averaged over 3x3, on the finest grid: B x C x h x w."""
     finest = features.levels[-1].shape[-2:]
-    pooled = [F.avg_pool2d(x.float(), 3, 1, 1, count_include_pad=False) for x in features.levels[-2:]]
-    return torch.cat([F.interpolate(x, finest, mode="bilinear") for x in pooled], dim=1)
+    return torch.cat([F.interpolate(averaged(x.float()), finest, mode="bilinear") for x in features.levels[-2:]], dim=1)
 
 
 def _coreset(x_nC: Tensor, count: int, seed: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from flows.experiments import mechanism, trial
 from flows.experiments.catalogue import Row, with_params
 from flows.experiments.subjects import Subject, key_of, source_of
-from pvqae.calibration import choice, fitting
+from pvqae.calibration import fitting
 from pvqae.core import config
 from pvqae.core.files import write_tensors, write_text
 from pvqae.core.tensors import checksum, read_tensors
@@ -50,11 +50,10 @@ class Trained:
     seconds: float  # of processor time to train network and prior, when that was done
 
     def scorer(self) -> Scorer:
-        """Fit memory and statistics to the normals learnt from; the read-out is the preferred one."""
+        """Fit memories and statistics to the normals learnt from."""
         found = replace(self.networks, prior_measure=self.params.score.prior)
         groups = fitting.group_numbers(self.rows, self.learnt)
-        fit = fitting.fit(found, self.learnt, groups, self.params, splits.FULL)
-        return fit.reading(choice.settled(self.params.score))
+        return fitting.fit(found, self.learnt, groups, self.params, splits.FULL)
 
     def scored(self, from_files: bool = False) -> Iterator[tuple[dict[Any, Any], Scored]]:
         """Score each test row; from files a result also has its picture."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from flows.experiments import mechanism, subjects
 from flows.experiments.subjects import Subject, key_of, source_of
-from pvqae.calibration import calibrate, choice, fitting
+from pvqae.calibration import calibrate, fitting
 from pvqae.core import config, runtime
 from pvqae.core.errors import DataError
 from pvqae.core.files import write_tensors
@@ -127,7 +127,7 @@ class BenchmarkContext:
 
     @cached_property
     def every(self) -> Examples:
-        """The views of `normals`: those learnt from, and those that choose our read-out."""
+        """The views of `normals`."""
         return self.views(self.normals)
 
     @cached_property
@@ -141,16 +141,14 @@ class BenchmarkContext:
         return self.views(self.test)
 
     def scorer(self, params: config.Params | None = None) -> Scorer:
-        """Train and fit as a class is shipped, its chosen read-out included; `params` may have another seed."""
+        """Train and fit as a class is shipped; `params` may have another seed."""
         params = params or self.params
         return self._fitted(params, trained(params, self.examples, self.work, self.backbone))
 
     def _fitted(self, params: config.Params, found: Networks) -> Scorer:
-        """Fit memory, statistics and read-out; the folds that choose the read-out share the one network."""
-        found = replace(found, prior_measure=params.score.prior)
-        fits = splits.fits(self.normals) if choice.is_open(params.score) else [splits.FULL]
-        every = dict.fromkeys(fits, found)
-        return calibrate.fit_all(every, self.every, self.normals, params, self.subject.root)[0][splits.FULL]
+        """Fit memories and statistics."""
+        full = {splits.FULL: replace(found, prior_measure=params.score.prior)}
+        return calibrate.fit_all(full, self.every, self.normals, params, self.subject.root)[splits.FULL]
 
     def outcome(self) -> TrialResult:
         """Train, fit and judge."""
@@ -212,7 +210,7 @@ def trained(params: config.Params, examples: Examples, work: Path, backbone: Bac
     weights = _weights(params, plan, examples, folder)
     autoencoder = Autoencoder.from_tensors(read_tensors(weights), params.model, backbone)
     learned = _prior(params, plan, examples, weights, folder)
-    return Networks(backbone, autoencoder, learned, (), None, params.score.prior)
+    return Networks(backbone, autoencoder, learned, {}, None, params.score.prior)
 
 
 def _weights(params: config.Params, plan: runtime.Plan, examples: Examples, folder: Path) -> Path:

@@ -10,8 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from pvqae.calibration import choice, fitting, thresholds
-from pvqae.calibration.fitting import Fitted
+from pvqae.calibration import fitting, synthetic, thresholds
 from pvqae.core import config, files, runtime
 from pvqae.core.errors import CalibrationError
 from pvqae.core.layout import Layout
@@ -51,22 +50,19 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     store = Store(layout.features, params.compute.cache_gb)
     examples = prepare(rows, layout.data, params.image, found[splits.FULL].backbone, "none", store=store)
     print(f"{category}: {store.counts}", flush=True)
-    scorers, table = fit_all(found, examples, rows, params, layout.data)
+    scorers = fit_all(found, examples, rows, params, layout.data)
     judged = _judge(scorers, rows, layout)
     facts = json.loads((layout.prior(member.prior) / "facts.json").read_text("utf-8"))[category]
     health = fitting.health(found[splits.FULL], _seen(examples, rows, splits.FULL), facts)
     chosen = thresholds.threshold(judged.frame["score"].to_numpy(), params.calibration.false_alarm_rate)
     method = "held_out" if len(fits) == 1 else "cross_fit"
     middle = float(np.median(judged.medians))
-    health["readouts"] = table.round(4).to_dict("records")
     card = thresholds.card(chosen, judged.frame, judged.peaks, middle, method, files.digest(file))
     shipped = scorers[splits.FULL]
     groups, target = list(judged.frame["group_id"]), params.calibration.pixel_false_alarm_area
     card["pixel"] = thresholds.pixel_card(judged.curves, groups, target, judged.pixels)
-    card["synthetic"] = choice.tried(
-        shipped, chosen.value, _pictures(rows, choice.TRIED, layout.data, params.image.bits, "trying defects")
-    )
-    card["warnings"] = [*chosen.warnings, *choice.blind(card["synthetic"], chosen.value)]
+    card["synthetic"] = synthetic.tried(shipped, chosen.value, _pictures(rows, layout.data, params.image.bits))
+    card["warnings"] = [*chosen.warnings, *synthetic.blind(card["synthetic"], chosen.value)]
     small = thresholds.smallest(rows, shipped.networks.backbone.spec, shipped.image, shipped.score)
     card["smallest_defect"] = small
     print(f"{category}: {thresholds.sentence(small)}", flush=True)
@@ -78,11 +74,11 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
 
 def fit_all(
     found: dict[str, Networks], examples: Examples, rows: pd.DataFrame, params: config.Params, data_root: Path
-) -> tuple[dict[str, Scorer], pd.DataFrame]:
-    """Return a scorer per fit, all with the read-out that suits the class, and a table of what each read-out reached.
+) -> dict[str, Scorer]:
+    """Return a scorer per fit.
 
     `rows`: the class's normals with column `fold`, paths below `data_root`; `examples`: their views; `found`: the
-    networks of each fit. The table is empty if the params leave nothing to choose.
+    networks of each fit.
     """
     fitted = {}
     for fit, networks in track(found.items(), "memory", len(found)):
@@ -90,38 +86,18 @@ def fit_all(
         some = np.unique(seen.rows[torch.linspace(0, len(seen) - 1, _RETAKEN).long()]).tolist()
         again = retake(rows, some, data_root, params.image, networks.backbone, params.seed)
         fitted[fit] = fitting.fit(networks, seen, fitting.group_numbers(rows, seen), params, fit, again)
-    score, table = _choose(fitted, rows, data_root, params.score)
-    return {fit: item.reading(score) for fit, item in fitted.items()}, table
+    return fitted
 
 
 def _seen(examples: Examples, rows: pd.DataFrame, fit: str) -> Examples:
     return examples.subset(torch.from_numpy(splits.learns(rows, fit)))
 
 
-def _choose(
-    fitted: dict[str, Fitted], rows: pd.DataFrame, data_root: Path, score: config.Score
-) -> tuple[config.Score, pd.DataFrame]:
-    """Choose the class's read-outs by normals that the fits have not seen."""
-    if not choice.is_open(score):
-        return score, pd.DataFrame()
-    judges = {fit: rows[splits.judges(rows, fit)] for fit in fitted}
-    share = min(1.0, choice.MOST / max(1, sum(len(mine) for mine in judges.values())))
-    looks = []
-    for fit, mine in judges.items():
-        if len(mine):
-            scorer, count = fitted[fit].scorer, round(share * len(mine))
-            pictures = _pictures(mine, count, data_root, scorer.image.bits, f"choosing the read-out, {fit}")
-            looks.append(choice.look(scorer, pictures))
-    return choice.choose(score, looks)
-
-
-def _pictures(
-    rows: pd.DataFrame, most: int, data_root: Path, bits: images.Bits, what: str
-) -> Iterator[tuple[str, images.Floats]]:
-    """Yield sample_id and pixels of at most `most` of the rows, and of at least one, spread evenly."""
-    count = max(1, min(most, len(rows)))
+def _pictures(rows: pd.DataFrame, data_root: Path, bits: images.Bits) -> Iterator[tuple[str, images.Floats]]:
+    """Yield sample_id and pixels of some of the rows, spread evenly."""
+    count = min(synthetic.TRIED, len(rows))
     some = rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
-    for sample_id, path in track(zip(some["sample_id"], some["path"], strict=True), what, count):
+    for sample_id, path in track(zip(some["sample_id"], some["path"], strict=True), "trying defects", count):
         yield sample_id, images.read(path, data_root, bits)
 
 

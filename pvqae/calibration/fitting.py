@@ -3,6 +3,7 @@
 n views of the normals of one class.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,8 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pvqae.calibration import choice
-from pvqae.calibration.normals import fit_level, fit_statistics, floor, residual_whitening
+from pvqae.calibration.normals import CellSample, fit_memory, fit_statistics, floor, residual_whitening
 from pvqae.calibration.thresholds import collapsed_codebook, collapsed_levels
 from pvqae.core import config
 from pvqae.core.layout import Layout
@@ -39,11 +39,11 @@ def load_networks(layout: Layout, params: config.Params, network: str, prior: st
     side = params.image.size // 32
     weights = layout.prior(prior) / f"{fit}.safetensors"
     learned = from_tensors(read_tensors(weights), (side, side), params.model.levels, params.prior.width)
-    return measures.Networks(backbone, autoencoder, learned, (), None, params.score.prior)
+    return measures.Networks(backbone, autoencoder, learned, {}, None, params.score.prior)
 
 
-def _features(found: measures.Networks, batch: Batch) -> Features:
-    features: Features = batch.features if batch.features is not None else found.backbone(batch.images)
+def _features(backbone: backbones.Backbone, batch: Batch) -> Features:
+    features: Features = batch.features if batch.features is not None else backbone(batch.images)
     return features
 
 
@@ -69,33 +69,6 @@ class _Measured:
         return pd.Series({row: scorer.image_part(name, torch.cat(parts), len(parts)) for row, parts in cells.items()})
 
 
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """A scorer with what it measured of its training normals, so that another read-out costs no new measurement.
-
-    Few or nearly equal normals have deviations near zero by chance or by geometry (fewer cells than channels are all
-    equally far from each other once they are white), and every score in them is huge. So no deviation is below what
-    the measure of an image changes by when it is `retaken`: what a camera can't tell apart, the detector need not.
-    """
-
-    scorer: Scorer
-    normals: _Measured
-    retaken: _Measured | None  # some of them, taken again (`examples.retake`)
-
-    def reading(self, score: config.Score) -> Scorer:
-        """Return the scorer with these settings in place of its own, and scales that fit them."""
-        scorer = replace(self.scorer, score=score, scales={})
-        return replace(scorer, scales={name: self._scale(scorer, name) for name in ("s_prior", "s_recon")})
-
-    def _scale(self, scorer: Scorer, name: str) -> Scale:
-        scores, grain = self.normals.scores(scorer, name), 0.0
-        if self.retaken is not None:
-            again = self.retaken.scores(scorer, name)
-            grain = float(((again - scores[again.index]) ** 2).mean() ** 0.5)
-        mean = float(scores.mean())
-        return Scale(mean, max(floor(mean, grain), float(scores.std(ddof=0))))
-
-
 def fit(
     found: measures.Networks,
     examples: Examples,
@@ -103,13 +76,16 @@ def fit(
     params: config.Params,
     name: str,
     retaken: Examples | None = None,
-) -> Fitted:
-    """Fit a scorer whose memory and statistics come from `examples` only.
+) -> Scorer:
+    """Fit a scorer whose memories and statistics come from `examples` only.
 
-    `groups_n` numbers each view's group. `retaken`: some of their images again, all views of each.
+    `groups_n` numbers each view's group. `retaken`: some of their images again, all views of each. Few or nearly equal
+    normals have deviations near zero by chance or by geometry (fewer cells than channels are all equally far from each
+    other), and every score in them is huge. So no deviation is below what the measure of an image changes by when it is
+    `retaken`: what a camera can't tell apart, the detector need not.
     """
     if params.score.recon in ("memory", "both"):
-        found = replace(found, memory=tuple(_memory(found, examples, groups_n, params, name)))
+        found = replace(found, memories=fit_memories(found.backbone, examples, groups_n, params, name))
     if params.score.recon in ("decoder", "both"):
         found = replace(found, whitening=_whitening(found, examples))
     seen = _Measured(examples.rows, list(_measured(found, examples, groups_n)))
@@ -121,7 +97,18 @@ def fit(
     normals = {
         name: fit_statistics(*seen.values(name), _grain(seen, again, name)) for name in (*seen.raw[0].maps, "prior")
     }
-    return Fitted(Scorer(found, normals, {}, params.image, choice.settled(params.score)), seen, again)
+    scorer = Scorer(found, normals, {}, params.image, params.score)
+    return replace(scorer, scales={part: _scale(scorer, seen, again, part) for part in ("s_prior", "s_recon")})
+
+
+def _scale(scorer: Scorer, seen: _Measured, again: _Measured | None, name: str) -> Scale:
+    """Return the scale of an image-level part over the normals."""
+    scores, grain = seen.scores(scorer, name), 0.0
+    if again is not None:
+        retaken = again.scores(scorer, name)
+        grain = float(((retaken - scores[retaken.index]) ** 2).mean() ** 0.5)
+    mean = float(scores.mean())
+    return Scale(mean, max(floor(mean, grain), float(scores.std(ddof=0))))
 
 
 def _grain(seen: _Measured, again: _Measured | None, name: str) -> float:
@@ -134,21 +121,30 @@ def _grain(seen: _Measured, again: _Measured | None, name: str) -> float:
 
 
 @torch.no_grad()
-def _memory(
-    found: measures.Networks, examples: Examples, groups_n: Tensor, params: config.Params, name: str
-) -> Iterator[measures.Level]:
-    settings = params.memory
-    per_batch = [[x.half() for x in _features(found, batch).levels] for _, batch in examples.batches(_CHUNK)]
-    for r, parts in enumerate(zip(*per_batch, strict=True)):
-        label = f"{name}/{r}"
-        yield fit_level(torch.cat(parts), examples.valid, groups_n, settings, params.seed, label)
+def fit_memories(
+    backbone: backbones.Backbone, examples: Examples, groups_n: Tensor, params: config.Params, fit: str
+) -> dict[str, measures.Memory]:
+    """Fit the memories that the score reads. `groups_n` numbers each view's group."""
+    settings, samples, vectors = params.memory, dict[str, CellSample](), defaultdict[str, list[Tensor]](list)
+    names = measures.memory_names(backbone, params.score.image, params.score.map)
+    for indices, batch in examples.batches(_CHUNK):
+        features = _features(backbone, batch)
+        for name in names:
+            x = measures.memory_input(backbone, features, name)
+            if name not in samples:
+                label = f"{fit}/{name}"
+                samples[name] = CellSample.draw(examples.valid, x.shape[-2:], settings.patches, params.seed, label)
+            vectors[name].append(samples[name].vectors(x, int(indices[0])))
+    return {
+        name: fit_memory(torch.cat(vectors.pop(name)), groups_n[samples[name].views], settings.codes) for name in names
+    }
 
 
 @torch.no_grad()
 def _whitening(found: measures.Networks, examples: Examples) -> Tensor:
     kept, passed, step = [], 0, 0
     for _, batch in examples.batches(_CHUNK):
-        features = _features(found, batch)
+        features = _features(found.backbone, batch)
         levels = found.autoencoder.allocate(found.autoencoder.codes(features)).levels
         left = measures.residual(found, features, levels, batch.valid)
         cells = left.movedim(1, -1)[on_grid(batch.valid, left.shape[-2:])]
@@ -161,7 +157,7 @@ def _whitening(found: measures.Networks, examples: Examples) -> Tensor:
 @torch.no_grad()
 def _measured(found: measures.Networks, examples: Examples, groups_n: Tensor) -> Iterator[measures.Raw]:
     for indices, batch in examples.batches(_CHUNK):
-        yield measures.measure(found, _features(found, batch), batch.valid, groups_n[indices]).settled()
+        yield measures.measure(found, _features(found.backbone, batch), batch.valid, groups_n[indices]).settled()
 
 
 @torch.no_grad()
@@ -170,7 +166,7 @@ def health(found: measures.Networks, examples: Examples, facts: dict[str, float 
     counts = torch.zeros(len(found.autoencoder.spec.channels), dtype=torch.float64)
     uses = torch.zeros(len(found.autoencoder.codebook.codes), dtype=torch.bool)
     for _, batch in examples.batches(_CHUNK):
-        features = _features(found, batch)
+        features = _features(found.backbone, batch)
         output = found.autoencoder.reconstruct(features, on_grid(batch.valid, features.levels[-1].shape[-2:]))
         coarse = on_grid(batch.valid, output.allocation.onehot.shape[-2:])
         counts += torch.bincount(output.allocation.levels[coarse], minlength=len(counts))

@@ -1,18 +1,19 @@
 """What is estimated from normal images in closed form: memory codes, whitenings and the statistics of measures.
 
-n vectors or views; K codes; C channels of a level, h w its grid; T channels of the decoder's target.
+n vectors or views; K codes; C channels of a memory, h w its grid; T channels of the decoder's target.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pvqae.core import config, seeding, tensors
-from pvqae.inference.measures import Level
+from pvqae.core import seeding, tensors
+from pvqae.inference.measures import Memory
 from pvqae.inference.readout import Normal
 from pvqae.model.backbones import cells_of
 from pvqae.model.codebook import cover
 
-_CHUNK = 32  # views pooled at once
 _ROUNDING = 2**-11  # relative, of half precision, in which networks and features are kept
 _PSEUDO = 8  # views of the global statistics that each location starts with: few own views say little
 
@@ -26,40 +27,42 @@ def residual_whitening(residuals_nT: Tensor, ridge: float = 0.01) -> Tensor:
     return factor.float()
 
 
-def _whitening(vectors_nC: Tensor, ridge: float) -> Tensor:
-    """Return the C x C symmetric whitening of the standardised vectors.
+@dataclass(frozen=True, eq=False)
+class CellSample:
+    """At most so many valid cells of n views, drawn at random, that a memory is chosen from."""
 
-    `ridge`, relative to their mean variance, is added to every direction: from few images the thin directions of the
-    covariance are guesses.
-    """
-    spread = vectors_nC.std(0)
-    deviation = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
-    standard = ((vectors_nC - vectors_nC.mean(0)) / deviation).double()
-    values, directions = torch.linalg.eigh(standard.T @ standard / len(standard))
-    values = values.clamp_min(0)
-    scale = (values + ridge * values.mean().clamp_min(1e-6)).rsqrt()
-    white: Tensor = (directions * scale) @ directions.T / deviation[:, None]
-    return white.float()
+    cells: Tensor  # m, positions in the flattened n x h x w grid, ascending
+    grid: tuple[int, int]
+
+    @staticmethod
+    def draw(valid_nSS: Tensor, grid: tuple[int, ...], most: int, seed: int, name: str) -> "CellSample":
+        """Draw `most` cells at random; `name`d memories draw differently."""
+        cells = cells_of(valid_nSS, grid).flatten().nonzero()[:, 0]
+        order = torch.randperm(len(cells), generator=seeding.generator(seed, "memory", name))
+        return CellSample(cells[order[:most].sort().values], (grid[0], grid[1]))
+
+    @property
+    def views(self) -> Tensor:
+        """The view that each cell is in, m."""
+        return self.cells // (self.grid[0] * self.grid[1])
+
+    def vectors(self, x_BChw: Tensor, start: int) -> Tensor:
+        """Return the vectors of the cells that are in the views `start`, `start` + 1, ..., start + B - 1."""
+        size = self.grid[0] * self.grid[1]
+        inside = self.cells[(self.cells >= start * size) & (self.cells < (start + len(x_BChw)) * size)] - start * size
+        vectors: Tensor = x_BChw.flatten(2)[inside // size, :, inside % size]
+        return vectors
 
 
-def fit_level(
-    x_nChw: Tensor, valid_nSS: Tensor, group_n: Tensor, settings: config.Memory, seed: int, name: str
-) -> Level:
-    """Cover the valid cells of one level of n views with codes, as `settings` say.
-
-    At most `settings.patches` cells are drawn first. `group_n`: the group of each view.
-    """
-    valid = cells_of(valid_nSS, x_nChw.shape[-2:])
-    cells, views = valid.flatten().nonzero()[:, 0], valid[0].numel()
-    generator = seeding.generator(seed, "memory", name)
-    drawn = cells[torch.randperm(len(cells), generator=generator)[: settings.patches].sort().values]
-    vectors = _at(x_nChw, valid, drawn)
-    mean, white = vectors.mean(0), _whitening(vectors, settings.ridge).half().float()
-    standard = (vectors - mean) @ white
-    chosen = cover(standard, settings.codes)
+def fit_memory(vectors_mC: Tensor, group_m: Tensor, count: int) -> Memory:
+    """Cover m vectors with at most `count` codes. `group_m`: the group of each."""
+    mean, spread = vectors_mC.mean(0), vectors_mC.std(0, correction=0)
+    scale = torch.where(spread > 1e-6, spread, torch.ones_like(spread)).reciprocal()
+    standard = (vectors_mC - mean) * scale
+    chosen = cover(standard, count)
     # Rounded now, as on disk: what is calibrated is what is shipped.
     codes, step = _rounded(standard[chosen])
-    return Level(mean, white, codes, step, group_n[drawn[chosen] // views])
+    return Memory(mean, scale, codes, step, group_m[chosen])
 
 
 def _rounded(codes_KC: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,22 +71,12 @@ def _rounded(codes_KC: Tensor) -> tuple[Tensor, Tensor]:
     return (codes_KC / step).round() * step, step
 
 
-def _at(x_nChw: Tensor, valid_nhw: Tensor, drawn: Tensor) -> Tensor:
-    """Return the pooled vectors of the drawn cells, a few views at a time: all at once would fill the memory."""
-    views, parts = valid_nhw[0].numel(), []
-    for start in range(0, len(x_nChw), _CHUNK):
-        part = Level.pooled(x_nChw[start : start + _CHUNK].float())
-        inside = drawn[(drawn >= start * views) & (drawn < (start + _CHUNK) * views)] - start * views
-        parts.append(part.movedim(1, -1).flatten(0, 2)[inside])
-    return torch.cat(parts)
-
-
 def fit_statistics(values_nhw: Tensor, valid_nhw: Tensor, grain: float = 0.0) -> Normal:
     """Return statistics over valid cells.
 
     Those of a location are drawn towards the global ones, as if it had seen `_PSEUDO` views of them: few views make a
     local deviation small by chance, and the score huge. No deviation is below `grain`, which is how far a value moves
-    when the same part is photographed again (see `fitting.Fitted`).
+    when the same part is photographed again (see `fitting.fit`).
     """
     every = values_nhw[valid_nhw]
     mean, deviation = every.mean(), every.std(correction=min(1, len(every) - 1))

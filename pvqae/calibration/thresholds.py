@@ -190,9 +190,14 @@ def realised_rates(
 _COARSEST, _FWHM = 32, 2.355  # stride of the prior's grid; width of a Gaussian at half its height, in sigmas
 
 
-def _stride(spec: "Spec", fusion: str) -> int:
+def _stride(spec: "Spec", score: config.Score) -> int:
     """Return the model pixels between the finest cells that make the score."""
-    return _COARSEST if fusion == "prior" else _COARSEST >> (len(spec.channels) - 1)
+    finest = _COARSEST >> (len(spec.channels) - 1)
+    if score.fusion == "prior":
+        return _COARSEST
+    if score.recon != "memory" or "joint" in score.image:
+        return finest
+    return max(finest, min(int(name.removeprefix("stride")) for name in score.image))
 
 
 def smallest(rows: pd.DataFrame, spec: "Spec", image: config.Image, score: config.Score) -> dict[str, Any]:
@@ -204,7 +209,7 @@ def smallest(rows: pd.DataFrame, spec: "Spec", image: config.Image, score: confi
     """
     width, height = int(rows["width"].median()), int(rows["height"].median())
     scale = min(geometry.scale_of((height, width), image))
-    cell = _stride(spec, score.fusion) / scale
+    cell = _stride(spec, score) / scale
     return {
         "pixels": round(cell, 1),
         "apart": round(max(cell, _FWHM * score.blur / scale), 1),

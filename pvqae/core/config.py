@@ -13,6 +13,14 @@ from pvqae.core.errors import ConfigError
 from pvqae.core.plain_yaml import Place
 
 _Auto = Literal["auto"]
+# Values of 0.1 that nobody chose: they are dropped. Any other value of these keys is an error that says what to do.
+_RETIRED: dict[str, tuple[object, str]] = {
+    "memory.ridge": (0.1, "features are standardised and not whitened any more; remove it"),
+    "score.image_levels": ("auto", "give score.image the weights of the memories"),
+    "score.image_scale": ("auto", ""),
+    "score.map_levels": ("auto", "give score.map the weights of the memories"),
+    "score.map_scale": ("auto", ""),
+}
 
 
 class _Section(BaseModel):
@@ -58,7 +66,6 @@ class Model(_Section):
 class Memory(_Section):
     codes: int = Field(2048, ge=1)
     patches: int = Field(60000, ge=1)
-    ridge: float = Field(0.1, gt=0)
 
 
 class Train(_Section):
@@ -85,14 +92,18 @@ class Prior(_Section):
     lr: float = Field(3e-3, gt=0)
 
 
+_Memory = Annotated[str, Field(pattern="^(joint|stride32|stride16|stride8|stride4)$")]
+_Weights = Annotated[dict[_Memory, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+
+
 class Score(_Section):
     recon: str = "memory"
     prior: str = "gaussian"
     fusion: str = "recon"
-    image_levels: str = "auto"
-    image_scale: str = "auto"
-    map_levels: str = "auto"
-    map_scale: str = "auto"
+    image: _Weights = {"joint": 2.0, "stride16": 1.0}
+    image_scale: str = "damped"
+    map: _Weights = {"joint": 1.0, "stride8": 1.0}
+    map_scale: str = "least"
     blur: float = Field(4.0, ge=0)
     top: float = Field(0.01, gt=0, le=1)
 
@@ -235,6 +246,8 @@ def _explain(error: dict[str, Any]) -> str:
     if error["type"] != "extra_forbidden":
         quotes = "; a text that reads as something else needs quotes" * (error["type"] == "string_type")
         return f"{key}: {error['msg']}, found {reprlib.repr(error['input'])}{quotes}"  # short, whatever was nested
+    if key in _RETIRED:
+        return f"{key}: {_RETIRED[key][1]}"
     near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.4)
     return f"{key}: unknown key" + (f", did you mean {near[0]}?" if near else "")
 
@@ -246,6 +259,14 @@ def parse(values: dict[str, Any], where: str = "params") -> Params:
     except ValidationError as error:
         lines = [_explain(cast(dict[str, Any], item)) for item in error.errors()]
         raise ConfigError(f"{where} is not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def _drop_retired(values: dict[str, Any]) -> None:
+    for key, (default, _) in _RETIRED.items():
+        section, _, name = key.partition(".")
+        own = values.get(section)
+        if isinstance(own, dict) and own.get(name) == default:
+            del own[name]
 
 
 def _merge(values: dict[str, Any], key: str, value: Any) -> None:
@@ -307,6 +328,7 @@ def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> P
     file too, takes a value for another one.
     """
     values, misread = _read(Path(path))
+    _drop_retired(values)
     for item in overrides:
         misread = _override(values, misread, item)
     where = str(path) + (f" with {', '.join(overrides)}" if overrides else "")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pvqae.core import config
 from pvqae.inference import readout
-from pvqae.inference.measures import Level, measure
+from pvqae.inference.measures import Memory, measure
 from pvqae.inference.scoring import PARTS, Scorer
 from pvqae.model.autoencoder import Allocation, Autoencoder, Output, merge
 from pvqae.model.codebook import nearest
@@ -40,7 +40,7 @@ class Outputs(NamedTuple):
     expected_levels: Tensor  # B x h x w
 
 
-class _BatchedLevel(Level):
+class _BatchedMemory(Memory):
     """The distances of all views in one product."""
 
     def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
@@ -87,8 +87,10 @@ class Graph(nn.Module):
         found = scorer.networks
         autoencoder = _BatchedAutoencoder(model, found.backbone.spec)
         autoencoder.load_state_dict(found.autoencoder.state_dict())
-        levels = tuple(_BatchedLevel(x.mean, x.whitening, x.codes, x.step, x.owners) for x in found.memory)
-        self.networks = replace(found, autoencoder=autoencoder, prior=_one_prior(found.prior), memory=levels)
+        memories = {
+            name: _BatchedMemory(x.mean, x.scale, x.codes, x.step, x.owners) for name, x in found.memories.items()
+        }
+        self.networks = replace(found, autoencoder=autoencoder, prior=_one_prior(found.prior), memories=memories)
         self.learned = nn.ModuleList([found.backbone, autoencoder, self.networks.prior])  # registers them
         self.scorer, self.threshold = replace(scorer, networks=self.networks), threshold
         self.eval().requires_grad_(False)

@@ -2,7 +2,7 @@
 
 weights.safetensors     autoencoder, prior (and a trained backbone); a decoder that no score comes from as bytes: only
                         a warm start goes on from it
-statistics.safetensors  memory codes, whitening, statistics of normals
+statistics.safetensors  codes of the memories, scales, statistics of normals
 config.json             what to build, and the health of the training
 calibration.json        the card: threshold and how it was found
 profile.json            what trusted normals look like, for drift (see `drift.profile`)
@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from pvqae.core import config
 from pvqae.core.errors import IntegrityError
 from pvqae.core.files import SUMS, Sealed, read_folder, seal_folder, whole_folder
 from pvqae.core.tensors import pack, unpack
-from pvqae.inference.measures import Level, Networks
+from pvqae.inference.measures import JOINT, STRIDES, Memory, Networks
 from pvqae.inference.readout import Normal
 from pvqae.inference.scoring import Scale, Scored, Scorer
 from pvqae.model import backbones
@@ -35,8 +36,8 @@ from pvqae.model.autoencoder import Autoencoder
 from pvqae.prior.prior import from_tensors
 from pvqae.samples import geometry, images
 
-_FORMAT = 4
-_READABLE = (3, _FORMAT)  # 3: the decoder in half precision
+_FORMAT = 5
+_READABLE = (3, 4, _FORMAT)  # 3: the decoder in half precision; both: a whitened memory per level, chosen read-outs
 _NEEDED = ("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json")
 REPAIR = "copy the whole bundle again, or train the class again"
 _DECODER = "autoencoder.decoder."
@@ -137,9 +138,9 @@ def _weights(found: Networks, recon: str) -> dict[str, Tensor]:
 
 def _statistics(scorer: Scorer) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for r, level in enumerate(scorer.networks.memory):
-        tensors |= {f"memory_{r}.codes": level.as_bytes(), f"memory_{r}.step": level.step}
-        tensors |= {f"memory_{r}.mean": level.mean, f"memory_{r}.whitening": level.whitening.half()}
+    for name, memory in scorer.networks.memories.items():
+        tensors |= {f"memory.{name}.codes": memory.as_bytes(), f"memory.{name}.step": memory.step}
+        tensors |= {f"memory.{name}.mean": memory.mean, f"memory.{name}.scale": memory.scale}
     if scorer.networks.whitening is not None:
         tensors["whitening"] = scorer.networks.whitening.half()
     for name, normal in scorer.normals.items():
@@ -204,11 +205,13 @@ def _load(files: Sealed) -> Detector:
     if card.get("pixel"):
         _check_finite(card["pixel"]["threshold"])
     model, image = config.Model(**facts["model"]), config.Image(**facts["image"])
-    score = config.Score(**facts["score"])
+    score = config.Score(**(facts["score"] if facts["format"] == _FORMAT else _old_score(facts)))
     backbone = _backbone(files, model, facts["backbone_sha256"])
     networks = _networks(files, model, image, score, backbone, facts["prior_width"])
     tensors = files.tensors("statistics.safetensors")
-    networks = replace(networks, memory=_memory(tensors), whitening=_float(tensors.get("whitening")))
+    if facts["format"] != _FORMAT:
+        tensors = _renamed(tensors)
+    networks = replace(networks, memories=_memories(tensors), whitening=_float(tensors.get("whitening")))
     scales = {name: Scale(*values) for name, values in facts["scales"].items()}
     _check_finite(*(x for scale in scales.values() for x in (scale.mean, scale.deviation)))
     return Detector(Scorer(networks, _normals(tensors), scales, image, score), facts, card, files.sha256)
@@ -261,7 +264,7 @@ def _networks(
         if own := _below(prefix, tensors):
             module.load_state_dict(own)
         module.eval().requires_grad_(False)
-    return Networks(backbone, autoencoder, prior, (), None, score.prior)
+    return Networks(backbone, autoencoder, prior, {}, None, score.prior)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -272,18 +275,37 @@ def _float(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.float()
 
 
-def _memory(tensors: dict[str, Tensor]) -> tuple[Level, ...]:
-    count = sum(name.endswith(".codes") for name in tensors)
-    return tuple(
-        Level(
-            tensors[f"memory_{r}.mean"],
-            tensors[f"memory_{r}.whitening"].float(),
-            tensors[f"memory_{r}.codes"].float() * tensors[f"memory_{r}.step"],
-            tensors[f"memory_{r}.step"],
-            torch.empty(0, dtype=torch.long),
-        )
-        for r in range(count)
-    )
+def _memories(tensors: dict[str, Tensor]) -> dict[str, Memory]:
+    """Return the memories in the order of `memory_names`."""
+    there = [name for name in (*STRIDES, JOINT) if f"memory.{name}.codes" in tensors]
+    return {
+        name: _memory({k: tensors[f"memory.{name}.{k}"] for k in ("mean", "scale", "codes", "step")}) for name in there
+    }
+
+
+def _memory(own: dict[str, Tensor]) -> Memory:
+    codes = own["codes"].float() * own["step"]
+    return Memory(own["mean"], own["scale"].float(), codes, own["step"], torch.empty(0, dtype=torch.long))
+
+
+def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of an older bundle, which numbers the memories of its levels, by today's names."""
+    numbered = re.compile(r"^(normal\.|)memory_(\d)\.(\w+)$")
+
+    def today(found: re.Match[str]) -> str:
+        prefix, number, field = found.groups()
+        return f"{prefix or 'memory.'}{STRIDES[int(number)]}.{'scale' if field == 'whitening' else field}"
+
+    return {numbered.sub(today, name): value for name, value in tensors.items()}
+
+
+def _old_score(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the score of an older bundle: each level counts as much as the others, or not at all."""
+    score, strides = dict(facts["score"]), STRIDES[: facts["model"]["levels"]]
+    first = {"all": 0, "finer": -2, "finest": -1}
+    for use in ("image", "map"):
+        score[use] = dict.fromkeys(strides[first[score.pop(f"{use}_levels")] :], 1.0)
+    return score
 
 
 def _normals(tensors: dict[str, Tensor]) -> dict[str, Normal]:

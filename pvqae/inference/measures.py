@@ -1,15 +1,14 @@
 """Raw measures of abnormality, one map each, before any normalisation (METHOD section 5).
 
-The memory of normality holds codes that cover the features of training normals on every level; its measure is the
-distance to the nearest code. Features are averaged over 3x3 cells and whitened first, so that these are Mahalanobis
-distances. Measured (docs/experiments/trials.md): covering codes on all levels beat the residual of a trained decoder on
-average, and whitening helps small objects and textures alike.
+A memory of normality holds codes that cover the features of training normals at one resolution, or of several
+resolutions at once; its measure is the distance to the nearest code. Features are averaged over 3x3 cells and every
+channel is standardised first. What real defects said of memories: docs/experiments/readouts.md.
 
 B views; N = h*w coarse cells; R levels; H W the finest grid; S side of a view; T channels of the target; K codes;
-C_r channels of level r, h_r w_r its grid.
+C channels of a memory, h w its grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, cached_property, partial
 
@@ -17,23 +16,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pvqae.core.errors import ConfigError
 from pvqae.model.autoencoder import Autoencoder, as_onehot
-from pvqae.model.backbones import Backbone, Features, on_grid, repeat_border
+from pvqae.model.backbones import Backbone, Features, averaged, on_grid, repeat_border
 from pvqae.model.codebook import nearest
 from pvqae.prior.prior import Expected, Prior, expect
 
 _CELLS = 400  # vectors compared at once: their distances to all codes stay in the processor's cache
 _PROBABILITY_FLOOR = 1e-3
+STRIDES = ("stride32", "stride16", "stride8", "stride4")  # memories of one resolution each
+JOINT = "joint"  # the memory whose codes span resolutions
 
 
 @dataclass(frozen=True, eq=False)
-class Level:
-    """The codes of one resolution."""
+class Memory:
+    """Codes that cover normal features."""
 
-    mean: Tensor  # C_r, of training normals
-    whitening: Tensor  # C_r x C_r, makes training normals white
-    codes: Tensor  # K x C_r, white; multiples of `step` from -127 to 127
-    step: Tensor  # C_r: codes are kept as bytes, which halves a bundle
+    mean: Tensor  # C, of training normals
+    scale: Tensor  # C, one over the deviations of training normals; C x C where an older bundle whitens
+    codes: Tensor  # K x C, scaled; multiples of `step` from -127 to 127
+    step: Tensor  # C: codes are kept as bytes, which halves a bundle
     owners: Tensor  # K, the group that each code was taken from; kept while fitting only
 
     @cached_property
@@ -42,12 +44,13 @@ class Level:
         return self.codes.square().sum(1)
 
     def as_bytes(self) -> Tensor:
-        """Return the codes as K x C_r signed bytes, in steps."""
+        """Return the codes as K x C signed bytes, in steps."""
         return (self.codes / self.step).round().to(torch.int8)
 
     def vectors(self, x_BChw: Tensor) -> Tensor:
-        """Return the white vectors of the cells, B x h*w x C."""
-        return (self.pooled(x_BChw).flatten(2).transpose(1, 2) - self.mean) @ self.whitening
+        """Return the scaled vectors of the cells, B x h*w x C."""
+        centred = x_BChw.flatten(2).transpose(1, 2) - self.mean
+        return centred * self.scale if self.scale.ndim == 1 else centred @ self.scale
 
     def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
         """Return the distance of each cell to the nearest code, smoothed over 3x3 cells, B x h x w.
@@ -78,14 +81,23 @@ class Level:
         grid = repeat_border(distances_Bhw, valid_Bhw)
         return F.avg_pool2d(grid[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
-    @staticmethod
-    def pooled(x_BChw: Tensor) -> Tensor:
-        """Return the mean over 3x3 cells.
 
-        Cells on padding count: their pixels repeat the image's border, and leaving them out makes border cells noisier
-        (measured: docs/experiments/trials.md).
-        """
-        return F.avg_pool2d(x_BChw, 3, 1, 1, count_include_pad=False)
+def memory_names(backbone: Backbone, *weights: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the memories that have a weight in any of `weights` and something to read; coarse to fine, `JOINT` last.
+
+    Raises `ConfigError` where nothing is left.
+    """
+    there = (*STRIDES[: len(backbone.spec.channels)], JOINT)
+    names = tuple(name for name in there if any(name in some for some in weights))
+    for some in weights:
+        if not set(some) & set(names):
+            raise ConfigError(f"score.image, score.map: expected a weight for some of {', '.join(there)}, found {some}")
+    return names
+
+
+def memory_input(backbone: Backbone, features: Features, name: str) -> Tensor:
+    """Return what the memory `name` reads, B x C x h x w, averaged over 3x3 cells."""
+    return backbone.joint(features).float() if name == JOINT else averaged(features.levels[STRIDES.index(name)].float())
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +107,7 @@ class Networks:
     backbone: Backbone
     autoencoder: Autoencoder
     prior: Prior
-    memory: tuple[Level, ...]  # coarse to fine; empty where it is not scored
+    memories: Mapping[str, Memory]  # by what they read (`memory_input`); empty where none is scored
     whitening: Tensor | None  # T x T, of decoder residuals of training normals; None where they are not scored
     prior_measure: str
 
@@ -121,7 +133,7 @@ class Raw:
     does not, and router and prior are a tenth of the time of a score.
     """
 
-    maps: dict[str, Tensor]  # memory_0.. (B x h_r x w_r), decoder (B x H x W); all >= 0
+    maps: dict[str, Tensor]  # by memory (B x h x w), decoder (B x H x W); all >= 0
     valid: dict[str, Tensor]  # the same keys: cells that are image
     ask: Callable[[], Budget]
 
@@ -198,11 +210,12 @@ def whiten(residual_BTHW: Tensor, whitening_TT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(networks: Networks, features: Features, valid_BSS: Tensor, without_group: Tensor | None = None) -> Raw:
-    """Compute all measures of a batch. `without_group` (B): its codes don't count, see `Level.distances`."""
+    """Compute all measures of a batch. `without_group` (B): its codes don't count, see `Memory.distances`."""
     valid_at, ask = cache(partial(on_grid, valid_BSS)), cache(partial(_budget, networks, features, valid_BSS))
     maps = {}
-    for r, (level, x) in enumerate(zip(networks.memory, features.levels, strict=False)):
-        maps[f"memory_{r}"] = level.distances(x.float(), valid_at(x.shape[-2:]), without_group)
+    for name, memory in networks.memories.items():
+        x = memory_input(networks.backbone, features, name)
+        maps[name] = memory.distances(x, valid_at(x.shape[-2:]), without_group)
     if networks.whitening is not None:
         maps["decoder"] = whiten(residual(networks, features, ask().normal, valid_BSS), networks.whitening)
     return Raw(maps, {name: valid_at(x.shape[-2:]) for name, x in maps.items()}, ask)

@@ -1,10 +1,10 @@
-"""From measures to maps and image scores: how far a value is from normal, which terms count, how they are fused.
+"""From measures to maps and image scores: how far a value is from normal, how much it counts, how parts are fused.
 
 n views; h_r w_r the grid of a measure; H W the finest grid of a view, or the canvas.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,30 +30,49 @@ def _per_measure(normal: Normal, values: Tensor) -> Tensor:
     return (values - normal.global_mean) / normal.global_deviation
 
 
-SCALES: dict[str, Callable[[Normal, Tensor], Tensor]] = {"location": _per_location, "global": _per_measure}
+def _damped(normal: Normal, values: Tensor) -> Tensor:
+    """Return deviations from the mean of that place, over a spread half of the place, half of all places.
+
+    The place keeps its mean where parts are placed alike; where they are not, its own spread is noise.
+    """
+    spread = ((normal.deviation.square() + normal.global_deviation.square()) / 2).sqrt()
+    return (values - normal.mean) / spread
 
 
-LEVELS: dict[str, int] = {"all": 0, "finer": -2, "finest": -1}  # the first level that counts, of coarse to fine
+def _least(normal: Normal, values: Tensor) -> Tensor:
+    """Return the smaller of the deviations from that place and from any place: odd is what is odd by both."""
+    return torch.minimum(_per_location(normal, values), _per_measure(normal, values))
+
+
+SCALES: dict[str, Callable[[Normal, Tensor], Tensor]] = {
+    "location": _per_location,
+    "global": _per_measure,
+    "damped": _damped,
+    "least": _least,
+}
 
 
 @dataclass(frozen=True)
 class Readout:
-    """How measures become a map: whose distances count, and against which statistics of normals."""
+    """How measures become a map: the weight of each memory, and against which statistics of normals."""
 
-    levels: str  # key of LEVELS
+    weights: Mapping[str, float] = field(hash=False)  # by name of a memory; one without a weight does not count
     scale: str  # key of SCALES
 
+    def sum(self, maps: dict[str, Tensor], recon: str) -> list[Tensor]:
+        """Return the weighted maps that add up to S_recon, `recon` a key of RECON.
 
-# Preferred first, where several do equally well: more levels average more, and what is the same place on every part
-# has statistics of its own.
-READOUTS = tuple(Readout(levels, scale) for scale in ("location", "global") for levels in LEVELS)
+        The decoder's residual has the weight 1. Each map is in deviations of normals.
+        """
+        weights = {"decoder": 1.0, **self.weights}
+        return [weights[name] * maps[name] for name in maps if name in weights and RECON[recon](name)]
 
 
-RECON: dict[str, Callable[[dict[str, Tensor]], list[Tensor]]] = {
-    # Which normalised maps add up to S_recon.
-    "memory": lambda maps: [m for name, m in maps.items() if name.startswith("memory_")],
-    "decoder": lambda maps: [maps["decoder"]],
-    "both": lambda maps: [m for name, m in maps.items() if name != "prior"],
+RECON: dict[str, Callable[[str], bool]] = {
+    # Which measures, by their names, S_recon is made of.
+    "memory": lambda name: name != "decoder",
+    "decoder": lambda name: name == "decoder",
+    "both": lambda name: True,
 }
 
 

@@ -124,26 +124,25 @@ class Scorer:
 
     @property
     def for_image(self) -> Readout:
-        return Readout(self.score.image_levels, self.score.image_scale)
+        return Readout(self.score.image, self.score.image_scale)
 
     @property
     def for_map(self) -> Readout:
-        return Readout(self.score.map_levels, self.score.map_scale)
+        return Readout(self.score.map, self.score.map_scale)
 
     def scaled(self, raw: Raw, scale: str) -> dict[str, Tensor]:
         """Return the maps in deviations of normals, by a key of `SCALES`; padding takes the border's values."""
         scaled = {name: SCALES[scale](self.normals[name], values) for name, values in raw.maps.items()}
         return {name: repeat_border(values, raw.valid[name]) for name, values in scaled.items()}
 
-    def recon(self, maps: dict[str, Tensor], levels: str) -> Tensor:
-        """Return the sum of the maps that count, on the finest grid of all, V x H x W."""
+    def recon(self, maps: dict[str, Tensor], use: Readout) -> Tensor:
+        """Return the weighted sum of the maps that count, on the finest grid of all, V x H x W."""
         grid = max((tuple(x.shape[-2:]) for x in maps.values()), key=lambda g: g[0])
-        chosen = readout.RECON[self.score.recon](_counted(maps, levels))
-        return torch.stack([_to_grid(x, grid) for x in chosen]).sum(0)
+        return torch.stack([_to_grid(x, grid) for x in use.sum(maps, self.score.recon)]).sum(0)
 
     def recon_map(self, raw: Raw, use: Readout) -> Tensor:
         """Return S_recon on the finest grid in deviations of normals, V x H x W."""
-        return self.recon(self.scaled(raw, use.scale), use.levels)
+        return self.recon(self.scaled(raw, use.scale), use)
 
     def prior_map(self, raw: Raw, use: Readout) -> Tensor:
         """Return S_prior on the finest grid in deviations of normals, V x H x W."""
@@ -151,7 +150,7 @@ class Scorer:
 
     def product_map(self, raw: Raw, use: Readout) -> Tensor:
         """Return the literal S_prior x S_recon on the finest grid, V x H x W; both positive, not in deviations."""
-        return self.recon(self._relative(raw), use.levels) * self._unlikely(raw, raw.budget.unlikely)
+        return self.recon(self._relative(raw), use) * self._unlikely(raw, raw.budget.unlikely)
 
     def part_map(self, raw: Raw, use: Readout, name: str) -> Tensor:
         """Return the map of one of `PARTS` on the finest grid, V x H x W."""
@@ -196,13 +195,6 @@ def through(backbone: Backbone, canvas: geometry.Canvas) -> tuple[Features, Tens
     pixels = torch.from_numpy(np.stack([view.pixels for view in canvas.views]))
     valid = torch.from_numpy(np.stack([view.valid for view in canvas.views]))
     return backbone(pixels.contiguous(memory_format=torch.channels_last)), valid
-
-
-def _counted(maps: dict[str, Tensor], levels: str) -> dict[str, Tensor]:
-    """Return the maps without the memory's levels that don't count."""
-    memory = sorted(name for name in maps if name.startswith("memory_"))
-    dropped = set(memory) - set(memory[readout.LEVELS[levels] :])
-    return {name: values for name, values in maps.items() if name not in dropped}
 
 
 def _to_grid(maps_VHW: Tensor, grid: tuple[int, ...]) -> Tensor:

@@ -45,12 +45,21 @@ class Backbone(nn.Module):
         """Return the content of the file of frozen weights; None where the weights are trained."""
         return None
 
+    def joint(self, features: Features) -> Tensor:
+        """Return what several resolutions say of one place together, each averaged over 3x3 cells, B x C x H x W.
+
+        Here those are all but the coarsest.
+        """
+        finer = [averaged(x) for x in features.levels[1:] or features.levels]
+        return torch.cat([_to_grid(x, finer[-1].shape[-2:]) for x in finer], dim=1)
+
 
 class _EfficientNetFeatures(Backbone):
     """Taps of a frozen ImageNet network (METHOD section 1): the resolutions are its strides 32, 16, 8 (and 4)."""
 
     TAPS = ((15, 320), (10, 112), (4, 40), (2, 24))  # block, channels; coarse to fine
     TARGETS = ((2, 24), (4, 40), (10, 112), (14, 192))
+    JOINT = 24 + 40 + 112  # leading channels of the target: one resolution finer than the levels; the coarsest blurs
 
     def __init__(self, model: Model, weights: bytes | None = None):
         super().__init__()
@@ -73,14 +82,26 @@ class _EfficientNetFeatures(Backbone):
         found = dict(zip(wanted, self.network(x_B3SS, wanted), strict=True))
         levels = [found[tap] for tap in self.taps]
         grid = levels[-1].shape[-2:]
-        pooled = [F.avg_pool2d(found[tap], 3, 1, 1, count_include_pad=False) for tap in self.targets]
-        return Features(levels, torch.cat([_to_grid(x, grid) for x in pooled], dim=1))
+        return Features(levels, torch.cat([_to_grid(averaged(found[tap]), grid) for tap in self.targets], dim=1))
+
+    def joint(self, features: Features) -> Tensor:
+        return features.target[:, : self.JOINT]
 
 
-def _to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    if x.shape[-1] >= grid[1]:
-        return F.adaptive_avg_pool2d(x, grid)
-    return F.interpolate(x, grid, mode="bilinear", align_corners=False)
+def averaged(x_BChw: Tensor) -> Tensor:
+    """Return the mean over 3x3 cells.
+
+    Cells on padding count: their pixels repeat the image's border, and leaving them out makes border cells noisier
+    (measured: docs/experiments/trials.md).
+    """
+    return F.avg_pool2d(x_BChw, 3, 1, 1, count_include_pad=False)
+
+
+def _to_grid(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    size = (grid[0], grid[1])
+    if x.shape[-1] >= size[1]:
+        return F.adaptive_avg_pool2d(x, size)
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 class _VqganPixels(Backbone):

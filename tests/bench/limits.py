@@ -70,8 +70,8 @@ def tensors_of(ours: Scorer) -> Iterator[torch.Tensor]:
     networks = ours.networks
     yield from networks.backbone.parameters()
     yield from networks.autoencoder.parameters()
-    for level in networks.memory:
-        yield from (level.codes, level.whitening)
+    for memory in networks.memories.values():
+        yield from (memory.codes, memory.scale)
 
 
 def from_disk(count: int) -> float:

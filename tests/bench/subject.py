@@ -10,14 +10,7 @@ from pvqae.core import config, runtime
 
 PROJECT = Path(__file__).parents[2]
 WORK = PROJECT / ".pvqae" / "bench"
-SETTLED = tuple(
-    f"score.{key}={value}"
-    for key, value in (
-        *(("image_levels", "all"), ("map_levels", "all")),
-        *(("image_scale", "location"), ("map_scale", "location")),
-    )
-)
-BRIEF = ("train.steps=6", "prior.steps=6", *SETTLED)
+BRIEF = ("train.steps=6", "prior.steps=6")
 SMALL = ("image.size=64", "memory.codes=64", "train.batch=4")
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pvqae.calibration import choice, fitting
+from pvqae.calibration import fitting
 from pvqae.core import config
 from pvqae.features.examples import prepare
 from pvqae.inference import bundle
@@ -43,10 +43,9 @@ def make(folder: Path, root: Path, params: config.Params = PARAMS, card: dict[st
     autoencoder = Autoencoder(params.model, backbone.spec).eval().requires_grad_(False)
     autoencoder.codebook.start(torch.randn(200, 4))
     learned = BudgetPrior((side // 32, side // 32), 3, 16).eval().requires_grad_(False)
-    found = Networks(backbone, autoencoder, learned, (), None, params.score.prior)
+    found = Networks(backbone, autoencoder, learned, {}, None, params.score.prior)
     examples = prepare(frame, root, params.image, backbone, "none")
-    fitted = fitting.fit(found, examples, fitting.group_numbers(frame, examples), params, "full")
-    scorer = fitted.reading(choice.settled(params.score))
+    scorer = fitting.fit(found, examples, fitting.group_numbers(frame, examples), params, "full")
     profile = {"columns": {"group": [0, 1], "image_score": [0.1, 0.2], **{name: [0.5, 0.6] for name in STATISTICS}}}
     bundle.save(folder, scorer, params, "part", {"level_shares": [0.2, 0.5, 0.3]}, card, profile)
     return folder

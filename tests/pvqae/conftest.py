@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from pvqae.calibration import choice, fitting
+from pvqae.calibration import fitting
 from pvqae.calibration.calibrate import calibrate
 from pvqae.core import config
 from pvqae.core.layout import Layout
@@ -66,7 +66,7 @@ def scorer(picture: Picture, tmp_path_factory: pytest.TempPathFactory) -> Scorer
         image=config.Image(size=128),
         model=config.Model(width=8, code_dim=4, codes=16),
         memory=config.Memory(codes=64),
-        score=config.Score(recon="both"),
+        score=config.Score(recon="both", image={"joint": 2.0, "stride16": 1.0, "stride32": 1.0}),
     )
     torch.manual_seed(0)
     backbone = backbones.make(params.model).eval()
@@ -75,10 +75,8 @@ def scorer(picture: Picture, tmp_path_factory: pytest.TempPathFactory) -> Scorer
     vectors = torch.randn(200, 4)
     autoencoder.codebook.start(vectors)
     learned = BudgetPrior((4, 4), 3, 16).eval().requires_grad_(False)
-    found = Networks(backbone, autoencoder, learned, (), None, params.score.prior)
-    return fitting.fit(found, examples, fitting.group_numbers(frame, examples), params, "full").reading(
-        choice.settled(params.score)
-    )
+    found = Networks(backbone, autoencoder, learned, {}, None, params.score.prior)
+    return fitting.fit(found, examples, fitting.group_numbers(frame, examples), params, "full")
 
 
 def tiny_params(**sections: object) -> config.Params:

@@ -204,7 +204,6 @@ def test_health_is_part_of_the_bundle(workspace: Layout) -> None:
         "codebook_usage",
         "prior_cross_entropy",
         "frequency_cross_entropy",
-        "readouts",
         "warnings",
     }
     assert {key: health[key] for key in facts} == facts

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pvqae.calibration import calibrate, choice, fitting, thresholds
+from pvqae.calibration import calibrate, fitting, synthetic, thresholds
 from pvqae.calibration.normals import _ROUNDING as ROUNDING
 from pvqae.core import config
 from pvqae.datasets import splits
@@ -56,7 +56,7 @@ def networks() -> Networks:
     learned = (
         BudgetPrior((SIDE // 32, SIDE // 32), PARAMS.model.levels, PARAMS.prior.width).eval().requires_grad_(False)
     )
-    return Networks(backbone, autoencoder, learned, (), None, PARAMS.score.prior)
+    return Networks(backbone, autoencoder, learned, {}, None, PARAMS.score.prior)
 
 
 def written(root: Path, surface: Surface, count: int) -> pd.DataFrame:
@@ -72,7 +72,7 @@ def calibrated(root: Path, rows: pd.DataFrame) -> tuple[Scorer, float]:
     found = networks()
     examples = prepare(rows, root, PARAMS.image, found.backbone, "none")
     fits = splits.fits(rows)
-    scorers, _ = calibrate.fit_all(dict.fromkeys(fits, found), examples, rows, PARAMS, root)
+    scorers = calibrate.fit_all(dict.fromkeys(fits, found), examples, rows, PARAMS, root)
     scores = [
         scored.image_score
         for fit in fits
@@ -91,10 +91,10 @@ def test_few_smooth_normals_give_a_detector_that_finds_defects(tmp_path: Path, s
         dented = picture.copy()
         dented[20 + number : 28 + number, 30:38] += 0.35 if number % 2 else -0.35
         assert shipped.one(dented.clip(0, 1)).image_score > threshold
-    tried = choice.tried(shipped, threshold, iter([("0.png", images.read(tmp_path / "0.png"))]))
+    tried = synthetic.tried(shipped, threshold, iter([("0.png", images.read(tmp_path / "0.png"))]))
     assert tried["n"] >= 2
     assert tried["found"] > 0
-    assert choice.blind(tried, threshold) == []
+    assert synthetic.blind(tried, threshold) == []
 
 
 @pytest.mark.parametrize("surface", [slope, plain, clouds])
@@ -105,12 +105,19 @@ def test_no_deviation_is_below_what_taking_an_image_again_changes(tmp_path: Path
     numbers = fitting.group_numbers(rows, examples)
     bare = fitting.fit(found, examples, numbers, PARAMS, "full")
     fitted = fitting.fit(found, examples, numbers, PARAMS, "full", again)
-    for name, normal in fitted.scorer.normals.items():
-        grain = fitting._grain(fitted.normals, fitted.retaken, name)
-        own = float(bare.scorer.normals[name].global_deviation)
-        least = max(own, grain, ROUNDING * max(1.0, abs(float(normal.global_mean))))
+    own = torch.tensor(
+        [dict(zip(examples.rows.tolist(), numbers.tolist(), strict=True))[r] for r in again.rows.tolist()]
+    )
+    seen, retaken = (
+        fitting._Measured(some.rows, list(fitting._measured(fitted.networks, some, groups)))
+        for some, groups in ((examples, numbers), (again, own))
+    )
+    for name, normal in fitted.normals.items():
+        grain = fitting._grain(seen, retaken, name)
+        alone = float(bare.normals[name].global_deviation)
+        least = max(alone, grain, ROUNDING * max(1.0, abs(float(normal.global_mean))))
         assert float(normal.global_deviation) == pytest.approx(least)
-        assert torch.equal(normal.global_mean, bare.scorer.normals[name].global_mean)
+        assert torch.equal(normal.global_mean, bare.normals[name].global_mean)
 
 
 def test_an_ordinary_class_has_no_use_for_the_floor(tmp_path: Path) -> None:
@@ -123,10 +130,10 @@ def test_an_ordinary_class_has_no_use_for_the_floor(tmp_path: Path) -> None:
     rows, found = written(tmp_path, woven, 100), networks()
     examples = prepare(rows, tmp_path, PARAMS.image, found.backbone, "none")
     again = retake(rows, [0, 33, 66, 99], tmp_path, PARAMS.image, found.backbone, 0)
-    numbers, score = fitting.group_numbers(rows, examples), choice.settled(PARAMS.score)
-    bare, fitted = (fitting.fit(found, examples, numbers, PARAMS, "full", x).reading(score) for x in (None, again))
+    numbers = fitting.group_numbers(rows, examples)
+    bare, fitted = (fitting.fit(found, examples, numbers, PARAMS, "full", x) for x in (None, again))
     for name, normal in bare.normals.items():
-        if name.startswith("memory"):
+        if name in bare.networks.memories:
             for field in ("mean", "deviation", "global_mean", "global_deviation"):
                 assert torch.equal(getattr(normal, field), getattr(fitted.normals[name], field)), (name, field)
     assert vars(bare.scales["s_recon"]) == vars(fitted.scales["s_recon"])
@@ -135,7 +142,7 @@ def test_an_ordinary_class_has_no_use_for_the_floor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("found", "highest", "words"), [(0, 57.25, 1), (1, 57.25, 0), (0, None, 0)])
 def test_a_blind_detector_is_told_with_its_figures(found: int, highest: float | None, words: int) -> None:
     tried = {"n": 0 if highest is None else 24, "found": found, "highest": highest}
-    said = choice.blind(tried, 7199.0)
+    said = synthetic.blind(tried, 7199.0)
     assert len(said) == words
     assert all("none of 24 synthetic defects" in text and "7199" in text and "57.25" in text for text in said)
 

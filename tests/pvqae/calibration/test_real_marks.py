@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pvqae.calibration import choice, fitting, thresholds
+from pvqae.calibration import fitting, thresholds
 from pvqae.core import config
 from pvqae.evaluation.metrics import PixelMetrics
 from pvqae.features.examples import prepare
@@ -37,9 +37,9 @@ def fitted(bottle: Path) -> Scorer:
     autoencoder = Autoencoder(PARAMS.model, backbone.spec).eval().requires_grad_(False)
     learned = BudgetPrior((5, 5), 3, 16).eval().requires_grad_(False)
     examples = prepare(frame, bottle / "train/good", PARAMS.image, backbone, "none")
-    found = Networks(backbone, autoencoder, learned, (), None, PARAMS.score.prior)
+    found = Networks(backbone, autoencoder, learned, {}, None, PARAMS.score.prior)
     groups = fitting.group_numbers(frame, examples)
-    return fitting.fit(found, examples, groups, PARAMS, "full").reading(choice.settled(PARAMS.score))
+    return fitting.fit(found, examples, groups, PARAMS, "full")
 
 
 def _scored(fitted: Scorer, files: list[Path]) -> list[Scored]:

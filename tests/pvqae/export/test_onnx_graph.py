@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from pvqae.calibration import choice
 from pvqae.core import config
 from pvqae.export.onnx_graph import Graph, Outputs
 from pvqae.export.onnx_graph import _top_mean as top_mean
-from pvqae.inference.readout import FUSIONS, READOUTS, RECON
+from pvqae.inference.readout import FUSIONS, RECON, SCALES
 from pvqae.inference.readout import top_mean as top_mean_of
 from pvqae.inference.scoring import PARTS, Scored, Scorer
 from pvqae.prior.prior import BudgetPrior, Clustered
@@ -48,8 +47,7 @@ def test_every_named_choice_scores_as_the_scorer_does(
 ) -> None:
     shapes = [(128, 128), (50, 125), (125, 50)]  # a batch of a square and of two letterboxed images
     pictures = [picture(60 + n, *shape) for n, shape in enumerate(shapes)]
-    use = READOUTS[(len(fusion) + len(recon)) % len(READOUTS)]
-    score = choice.settled(config.Score(fusion=fusion, recon=recon, prior="cross_entropy"), use, use)
+    score = config.Score(fusion=fusion, recon=recon, prior="cross_entropy")
     networks = replace(scorer.networks, prior_measure="cross_entropy")
     mine = replace(scorer, score=score, networks=networks)
     found = outputs(mine, pictures)
@@ -62,9 +60,12 @@ def test_every_named_choice_scores_as_the_scorer_does(
         np.testing.assert_allclose(whole[inside], scored.anomaly_map, **CLOSE)
 
 
-@pytest.mark.parametrize("use", READOUTS)
-def test_every_readout_scores_as_the_scorer_does(scorer: Scorer, picture: Picture, use: object) -> None:
-    mine = replace(scorer, score=choice.settled(config.Score(recon="both"), use, use))  # type: ignore[arg-type]
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("memory", ["joint", "stride16"])
+def test_every_readout_scores_as_the_scorer_does(scorer: Scorer, picture: Picture, scale: str, memory: str) -> None:
+    weights = {memory: 2.0}
+    score = config.Score(recon="both", image=weights, map=weights, image_scale=scale, map_scale=scale)
+    mine = replace(scorer, score=score)
     found = outputs(mine, [picture(70), picture(71)])
     for index in range(2):
         scored = mine.one(picture(70 + index))

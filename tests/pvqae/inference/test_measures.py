@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pvqae.calibration import choice, fitting, normals
+from pvqae.calibration import fitting, normals
 from pvqae.core import config
 from pvqae.inference import measures
 from pvqae.inference.measures import _PRIOR_MEASURES as PRIOR_MEASURES
@@ -102,9 +102,10 @@ def test_each_measure_has_its_own_grid_and_is_never_negative(scorer: Scorer, fea
     raw = measures.measure(scorer.networks, features, VALID)
     grids = {name: tuple(x.shape) for name, x in raw.maps.items()}
     assert grids == {
-        "memory_0": (2, 4, 4),
-        "memory_1": (2, 8, 8),
-        "memory_2": (2, 16, 16),
+        "stride32": (2, 4, 4),
+        "stride16": (2, 8, 8),
+        "stride8": (2, 16, 16),
+        "joint": (2, 16, 16),
         "decoder": (2, 16, 16),
     }
     assert {name: tuple(x.shape) for name, x in raw.valid.items()} == grids
@@ -113,7 +114,7 @@ def test_each_measure_has_its_own_grid_and_is_never_negative(scorer: Scorer, fea
 
 
 def test_nothing_that_is_not_scored_is_computed(scorer: Scorer, features: measures.Features) -> None:
-    bare = replace(scorer.networks, memory=(), whitening=None)
+    bare = replace(scorer.networks, memories={}, whitening=None)
     assert measures.measure(bare, features, VALID).maps == {}
 
 
@@ -121,8 +122,7 @@ def test_a_score_of_the_memory_asks_for_no_budget(scorer: Scorer, monkeypatch: p
     asked: list[measures.Features] = []
     budget = measures._budget
     monkeypatch.setattr(measures, "_budget", lambda n, x, valid: asked.append(x) or budget(n, x, valid))
-    memory = replace(scorer, networks=replace(scorer.networks, whitening=None), score=config.Score(recon="memory"))
-    reader = replace(memory, score=choice.settled(memory.score))
+    reader = replace(scorer, networks=replace(scorer.networks, whitening=None), score=config.Score(recon="memory"))
     scored = reader.one(np.full((128, 128, 3), 0.5, dtype=np.float32))
     assert np.isfinite([scored.image_score, *scored.anomaly_map.flat]).all()
     assert not asked

@@ -1,11 +1,10 @@
 import pytest
 import torch
 
+from pvqae.calibration.normals import CellSample, fit_memory
 from pvqae.calibration.normals import _rounded as rounded
-from pvqae.calibration.normals import _whitening as whitening
-from pvqae.calibration.normals import fit_level
-from pvqae.core import config
-from pvqae.inference.measures import Level
+from pvqae.inference.measures import Memory
+from pvqae.model.backbones import averaged
 
 
 def features(seed: int = 0, views: int = 4, side: int = 6) -> torch.Tensor:
@@ -20,27 +19,28 @@ def everything(views: int = 4, side: int = 48) -> torch.Tensor:
 GROUPS = torch.tensor([0, 0, 1, 2])
 
 
-def fitted(
-    x: torch.Tensor, codes: int = 500, patches: int = 500, valid: torch.Tensor | None = None, ridge: float = 1e-3
-) -> Level:
-    settings = config.Memory(codes=codes, patches=patches, ridge=ridge)
-    return fit_level(x, everything() if valid is None else valid, GROUPS, settings, seed=0, name="full/0")
+def fitted(x: torch.Tensor, codes: int = 500, patches: int = 500, valid: torch.Tensor | None = None) -> Memory:
+    """Of the averaged features, two views at a time."""
+    valid = everything() if valid is None else valid
+    sample = CellSample.draw(valid, x.shape[-2:], patches, 0, "full/0")
+    vectors = torch.cat([sample.vectors(averaged(x[i : i + 2].float()), i) for i in (0, 2)])
+    return fit_memory(vectors, GROUPS[sample.views], codes)
 
 
-def distances(level: Level, x: torch.Tensor, without_group: torch.Tensor | None = None) -> torch.Tensor:
+def distances(level: Memory, x: torch.Tensor, without_group: torch.Tensor | None = None) -> torch.Tensor:
     """Where nothing is padding."""
-    return level.distances(x, torch.ones(len(x), 6, 6, dtype=torch.bool), without_group)
+    return level.distances(averaged(x), torch.ones(len(x), 6, 6, dtype=torch.bool), without_group)
 
 
-def plain_distances(level: Level, vectors: torch.Tensor) -> torch.Tensor:
+def plain_distances(level: Memory, vectors: torch.Tensor) -> torch.Tensor:
     return torch.cdist(vectors, level.codes).min(-1).values
 
 
-def test_every_code_is_one_of_the_white_vectors_of_its_group() -> None:
+def test_every_code_is_one_of_the_vectors_of_its_group() -> None:
     x = features()
     level = fitted(x, codes=20)
     assert level.codes.shape == (20, 3)
-    vectors = level.vectors(x.float())
+    vectors = level.vectors(averaged(x.float()))
     for code, owner in zip(level.codes, level.owners, strict=True):
         own = vectors[owner == GROUPS].flatten(0, 1)
         assert ((own - code).abs() <= level.step * 0.501).all(1).any()  # rounded to the nearest step
@@ -60,24 +60,17 @@ def test_a_channel_that_is_always_zero_stays_zero() -> None:
     assert (step > 0).all()
 
 
-def test_vectors_of_all_normals_are_white() -> None:
-    mixed = torch.einsum("nchw,cd->ndhw", features().float(), torch.tensor([[1.0, 2, 0], [0, 1, 3], [0, 0, 5.0]]))
-    vectors = fitted(mixed.half()).vectors(mixed.half().float()).flatten(0, 1)
+def test_vectors_of_all_normals_are_standardised() -> None:
+    uneven = averaged(features().float()) * torch.tensor([0.01, 1.0, 50.0])[:, None, None]
+    vectors = fitted(uneven.half()).vectors(averaged(uneven.half().float())).flatten(0, 1)
     torch.testing.assert_close(vectors.mean(0), torch.zeros(3), atol=1e-2, rtol=0)
-    torch.testing.assert_close(vectors.T.cov(), torch.eye(3), atol=0.05, rtol=0)
+    torch.testing.assert_close(vectors.std(0), torch.ones(3), atol=0.05, rtol=0)
 
 
-def test_a_large_ridge_leaves_the_correlations_alone() -> None:
-    x = torch.randn(500, 1, generator=torch.Generator().manual_seed(0)) + torch.randn(500, 3) * 0.1
-    white, same = (x @ whitening(x, ridge) for ridge in (1e-4, 1e6))
-    assert white.T.corrcoef()[0, 1].abs() < 0.1
-    assert same.T.corrcoef()[0, 1] > 0.9
-
-
-def test_pooling_is_the_mean_over_neighbours() -> None:
+def test_the_average_is_the_mean_over_neighbours() -> None:
     x = features(1).float()
-    torch.testing.assert_close(Level.pooled(x)[0, :, 3, 4], x[0, :, 2:5, 3:6].mean((1, 2)))
-    torch.testing.assert_close(Level.pooled(x)[0, :, 0, 0], x[0, :, :2, :2].mean((1, 2)))
+    torch.testing.assert_close(averaged(x)[0, :, 3, 4], x[0, :, 2:5, 3:6].mean((1, 2)))
+    torch.testing.assert_close(averaged(x)[0, :, 0, 0], x[0, :, :2, :2].mean((1, 2)))
 
 
 def test_a_known_vector_is_at_no_distance_before_smoothing() -> None:
@@ -85,13 +78,13 @@ def test_a_known_vector_is_at_no_distance_before_smoothing() -> None:
     level = fitted(x)  # all 144 vectors are codes
     assert len(level.codes) == 144
     rounding = float(level.step.norm()) / 2
-    assert plain_distances(level, level.vectors(x.float())).max() <= rounding * 1.01 < 0.05
+    assert plain_distances(level, level.vectors(averaged(x.float()))).max() <= rounding * 1.01 < 0.05
     assert distances(level, x.float()).max() <= rounding * 1.01
 
 
 def test_distances_are_those_of_a_plain_search_smoothed_over_neighbours() -> None:
     level, x = fitted(features(), codes=10), features(1).float()
-    plain = plain_distances(level, level.vectors(x)).view(4, 6, 6)
+    plain = plain_distances(level, level.vectors(averaged(x))).view(4, 6, 6)
     found = distances(level, x)
     assert found.shape == (4, 6, 6)
     torch.testing.assert_close(found[0, 2, 3], plain[0, 1:4, 2:5].mean(), atol=1e-4, rtol=0)
@@ -104,7 +97,7 @@ def test_a_training_image_is_not_judged_by_its_own_group() -> None:
     alone, all_codes = distances(level, x.float(), GROUPS), distances(level, x.float())
     assert (alone >= all_codes - 1e-6).all()
     assert alone.min() > 0.05 > all_codes.max()
-    without_first = Level(level.mean, level.whitening, level.codes[level.owners != 0], level.step, level.owners)
+    without_first = Memory(level.mean, level.scale, level.codes[level.owners != 0], level.step, level.owners)
     torch.testing.assert_close(alone[:2], distances(without_first, x[:2].float()))
 
 
@@ -114,7 +107,7 @@ def test_padding_beyond_the_reach_of_pooling_never_enters() -> None:
     garbage = x.clone()
     garbage[..., :1] = 900.0
     one, other = fitted(x, valid=valid), fitted(garbage, valid=valid)
-    for name in ("mean", "whitening", "codes", "owners"):
+    for name in ("mean", "scale", "codes", "owners"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert len(one.codes) == 4 * 6 * 4
 
@@ -125,7 +118,7 @@ def test_what_lies_deep_in_padding_reaches_no_distance_of_the_image() -> None:
     garbage = x.clone()
     garbage[..., :1] = 900.0
     level = fitted(features(), codes=40)
-    one, other = (level.distances(some, valid)[..., 2:] for some in (x, garbage))
+    one, other = (level.distances(averaged(some), valid)[..., 2:] for some in (x, garbage))
     assert torch.equal(one, other)
     torch.testing.assert_close(one[..., 2:], distances(level, x)[..., 4:])  # pooled and smoothed: two cells' reach
 

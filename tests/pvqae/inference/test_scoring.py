@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pvqae.calibration import choice
 from pvqae.core import config
+from pvqae.core.errors import ConfigError
 from pvqae.inference import readout
-from pvqae.inference.measures import measure
-from pvqae.inference.readout import FUSIONS, LEVELS, READOUTS, RECON
+from pvqae.inference.measures import STRIDES, measure, memory_names
+from pvqae.inference.readout import FUSIONS, RECON, SCALES
 from pvqae.inference.scoring import PARTS, Scored, Scorer
 from pvqae.samples import geometry, images
 
@@ -75,21 +75,32 @@ def test_a_dent_raises_the_score_and_the_map_where_it_is(scorer: Scorer, picture
 def test_every_named_choice_gives_finite_scores_and_maps(
     scorer: Scorer, picture: Picture, fusion: str, recon: str
 ) -> None:
-    for use in READOUTS:
-        score = choice.settled(config.Score(fusion=fusion, recon=recon), use, use)
+    for scale in SCALES:
+        score = config.Score(fusion=fusion, recon=recon, image_scale=scale, map_scale=scale)
         scored = replace(scorer, score=score).one(picture(72))
         assert np.isfinite([scored.image_score, *scored.parts.values()]).all()
         assert all(np.isfinite(m).all() for m in scored.part_maps.values())
         assert scored.image_score == FUSIONS[fusion](scored.parts.__getitem__)
 
 
-def test_fewer_levels_leave_out_the_coarse_ones(scorer: Scorer, picture: Picture) -> None:
-    raw = scorer.measured(picture(73))[1]
-    changed = {k: x + 100 if k == "memory_0" else x for k, x in raw.maps.items()}
-    for levels in LEVELS:
-        use = readout.Readout(levels, "global")
-        same = torch.equal(scorer.recon_map(raw, use), scorer.recon_map(replace(raw, maps=changed), use))
-        assert same == (levels != "all")
+def test_a_memory_counts_as_much_as_its_weight(scorer: Scorer, picture: Picture) -> None:
+    reader = replace(scorer, score=config.Score(recon="memory"))
+    raw = reader.measured(picture(73))[1]
+    one, two, both = (
+        reader.recon_map(raw, readout.Readout(weights, "global"))
+        for weights in ({"joint": 1.0}, {"stride8": 1.0}, {"joint": 3.0, "stride8": 0.5})
+    )
+    torch.testing.assert_close(both, 3 * one + 0.5 * two)
+
+
+@pytest.mark.parametrize("weights", [{"stride4": 1.0}, {"stride8": 1.0, "stride4": 2.0}])
+def test_a_memory_that_the_backbone_has_nothing_for_counts_nothing(scorer: Scorer, weights: dict[str, float]) -> None:
+    backbone = scorer.networks.backbone
+    if "stride8" in weights:
+        assert memory_names(backbone, weights) == ("stride8",)
+    else:
+        with pytest.raises(ConfigError, match="expected a weight for some of stride32, stride16, stride8, joint"):
+            memory_names(backbone, {"joint": 1.0}, weights)
 
 
 def test_training_normals_lie_around_zero(scorer: Scorer, picture: Picture) -> None:
@@ -120,7 +131,7 @@ def test_a_letterboxed_image_has_a_map_of_its_own_shape(
 def test_what_is_measured_on_padding_counts_nowhere(
     scorer: Scorer, picture: Picture, shape: tuple[int, int], recon: str
 ) -> None:
-    chosen = replace(scorer, score=choice.settled(config.Score(recon=recon)))
+    chosen = replace(scorer, score=config.Score(recon=recon))
     canvas = geometry.canvas(picture(81, *shape), scorer.image)
     (view,) = canvas.views
     features = scorer.networks.backbone(torch.from_numpy(view.pixels)[None])
@@ -129,7 +140,7 @@ def test_what_is_measured_on_padding_counts_nowhere(
     maps = {name: torch.where(raw.valid[name], x, torch.full_like(x, 1e4)) for name, x in raw.maps.items()}
     plain, spoiled = (chosen.finish(some, canvas, "") for some in (raw, replace(raw, maps=maps)))
     assert equal(plain, spoiled)
-    image_cells = int(raw.valid["memory_2"].sum())
+    image_cells = int(raw.valid["stride8"].sum())
     assert {int(chosen.part_map(raw, chosen.for_image, name)[raw.cells].numel()) for name in PARTS} == {image_cells}
 
 
@@ -139,13 +150,13 @@ def test_features_deep_in_padding_reach_no_distance_to_the_memory(scorer: Scorer
     features = scorer.networks.backbone(torch.from_numpy(view.pixels)[None])
     plain = measure(scorer.networks, features, valid)
     levels = [
-        torch.where(F.max_pool2d(plain.valid[f"memory_{r}"][:, None].float(), 3, 1, 1) > 0, x, torch.full_like(x, 50.0))
-        for r, x in enumerate(features.levels)
+        torch.where(F.max_pool2d(plain.valid[name][:, None].float(), 3, 1, 1) > 0, x, torch.full_like(x, 50.0))
+        for name, x in zip(STRIDES, features.levels, strict=False)
     ]
     spoiled = measure(scorer.networks, features._replace(levels=levels), valid)
-    for r in range(3):
-        inside = plain.valid[f"memory_{r}"]
-        assert torch.equal(plain.maps[f"memory_{r}"][inside], spoiled.maps[f"memory_{r}"][inside])
+    for name in STRIDES[:3]:
+        inside = plain.valid[name]
+        assert torch.equal(plain.maps[name][inside], spoiled.maps[name][inside])
 
 
 def test_an_extremely_thin_image_is_scored(scorer: Scorer, picture: Picture) -> None:

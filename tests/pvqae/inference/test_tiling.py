@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pvqae.calibration import choice
 from pvqae.core import config
 from pvqae.inference import scoring
-from pvqae.inference.readout import Readout
 from pvqae.inference.scoring import Scored, Scorer
 from pvqae.samples import geometry
 
 Picture = Callable[..., np.ndarray]
-ANYWHERE = Readout("finest", "global")  # statistics that don't depend on the place in a view
 
 
 def tiled(scorer: Scorer, tiles: int = 2) -> Scorer:
-    score = choice.settled(config.Score(recon="memory"), ANYWHERE, ANYWHERE)
+    finest = {"stride8": 1.0}
+    # statistics that don't depend on the place in a view
+    score = config.Score(recon="memory", image=finest, map=finest, image_scale="global", map_scale="global")
     return replace(scorer, image=config.Image(size=128, aspect="tile", tiles=tiles), score=score)
 
 
