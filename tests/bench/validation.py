@@ -66,8 +66,8 @@ def frame(count: int) -> pd.DataFrame:
     """Manifest rows; nothing but numbers and names is drawn, so a million takes seconds."""
     number = np.arange(count)
     group = number // 4
-    draw = np.random.default_rng(1).random(group[-1] + 1)
-    splits = np.array(list(SHARES))[np.searchsorted(np.cumsum(list(SHARES.values())), draw, side="right")]
+    part = np.arange(group[-1] + 1) // CLASSES  # of its class, so that each class has all splits
+    splits = np.array(list(SHARES))[np.searchsorted(np.cumsum(list(SHARES.values())), part % 20 / 20 + 0.01)]
     category = [f"class_{item % CLASSES:02}" for item in group]
     ids = [f"{name}/{item:08}" for name, item in zip(category, number, strict=True)]
     values = {
