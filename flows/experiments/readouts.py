@@ -40,7 +40,7 @@ _MIXES: tuple[dict[str, float], ...] = (
     {_J: 2, _M: 2, _C: 1},
     {_J: 2, _F: 1, _M: 1, _C: 1},
 )
-_MAPS: tuple[dict[str, float], ...] = ({_F: 1}, {_J: 1}, {_J: 1, _F: 1}, {_J: 2, _F: 2, _C: 1})
+_MAPS: tuple[dict[str, float], ...] = ({_F: 1}, {_J: 1}, {_J: 1, _F: 1}, {_J: 2, _F: 2, _C: 1}, {_J: 4, _F: 4, _M: 1})
 _MAP_SCALES = ("location", "global", "least")
 _PIXELS = ("pixel_auroc", "aupro", "aupro_05")
 _SOURCES = (

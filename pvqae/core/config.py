@@ -102,7 +102,7 @@ class Score(_Section):
     fusion: str = "recon"
     image: _Weights = {"joint": 2.0, "stride16": 1.0}
     image_scale: str = "damped"
-    map: _Weights = {"joint": 1.0, "stride8": 1.0}
+    map: _Weights = {"joint": 4.0, "stride8": 4.0, "stride16": 1.0}
     map_scale: str = "least"
     blur: float = Field(4.0, ge=0)
     top: float = Field(0.01, gt=0, le=1)
