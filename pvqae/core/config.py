@@ -100,7 +100,7 @@ class Score(_Section):
     recon: str = "memory"
     prior: str = "gaussian"
     fusion: str = "recon"
-    image: _Weights = {"joint": 2.0, "stride16": 1.0}
+    image: _Weights = {"joint": 2.0, "stride16": 1.0, "stride8": 1.0}
     image_scale: str = "damped"
     map: _Weights = {"joint": 4.0, "stride8": 4.0, "stride16": 1.0}
     map_scale: str = "least"
