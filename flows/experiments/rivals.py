@@ -26,7 +26,7 @@ from flows.experiments.trial import BenchmarkContext
 from pvqae.core.errors import PvqaeError
 from pvqae.core.files import digest, whole_folder, write_text
 from pvqae.core.progress import track
-from pvqae.core.tensors import packaged_checkpoint
+from pvqae.model.efficientnet import packaged_tensors
 from pvqae.samples import geometry
 from pvqae.samples.images import read
 
@@ -134,12 +134,19 @@ def _measure(context: BenchmarkContext, name: str, seed: int, python: Path, fold
     _write_views(context, context.normals, folder / "train.raw")
     counts, milliseconds = _write_views(context, context.test, folder / "test.raw")
     job = {"fit": rival.fit, "share": rival.share, "seed": seed, "side": context.params.image.size}
-    job |= {"weights": str(packaged_checkpoint()), "package": rival.environment}
+    weights = folder / "weights.npz"
+    write_weights(weights)
+    job |= {"weights": str(weights), "package": rival.environment}
     write_text(folder / "job.json", json.dumps(job))
     _start(python, folder, minutes)
     write_text(folder / "views.json", json.dumps({"counts": counts, "reading": median(milliseconds)}))
-    for part in ("train.raw", "test.raw"):
+    for part in ("train.raw", "test.raw", "weights.npz"):
         (folder / part).unlink()
+
+
+def write_weights(file: Path) -> None:
+    """Write the packaged weights as plain arrays in the package's order: one place alone reads its pickle."""
+    np.savez(file, **{name: tensor.numpy() for name, tensor in packaged_tensors().items()})  # type: ignore[arg-type]
 
 
 def _write_views(context: BenchmarkContext, rows: pd.DataFrame, file: Path) -> tuple[list[int], list[float]]:

@@ -120,8 +120,17 @@ def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+def packaged_tensors() -> dict[str, Tensor]:
+    """Return the tensors of the installed package's file, by its names and in its order.
+
+    The package ships a pickle; it is the only one this project ever reads, by its pinned hash and with `weights_only`.
+    Raises `IntegrityError` when the installed file is another.
+    """
+    tensors: dict[str, Tensor] = torch.load(BytesIO(_checkpoint()), map_location="cpu", weights_only=True)
+    return tensors
+
+
 def _checkpoint() -> bytes:
-    """Return the content of the installed package's file. Raises `IntegrityError` when it is another."""
     source = packaged_checkpoint()
     data = source.read_bytes()
     found = hashlib.sha256(data).hexdigest()
@@ -143,19 +152,18 @@ def _cached_weights() -> Path:
     """Return the folded weights as safetensors in the user's cache, or a private folder where that can't be written:
     converted once from the installed package, and again where the file is no longer what was written.
 
-    The package ships a pickle; it is the only one this project ever reads, once, by its pinned hash and with
-    `weights_only`. Raises `IntegrityError` when the installed file is another.
+    Raises `IntegrityError` when the installed file is another.
     """
     name = f"efficientnet_lite0-{CHECKPOINT_SHA256[:16]}.safetensors"
-    data = b""
+    packaged: dict[str, Tensor] = {}
     for folder in runtime.cache_folders():
         target = folder / "pvqae" / name
         if sealed(target) is not None:
             return target
-        data = data or _checkpoint()  # before a folder is made
+        packaged = packaged or packaged_tensors()  # before a folder is made
         if _writable(target.parent):
             break
-    tensors = _folded(torch.load(BytesIO(data), map_location="cpu", weights_only=True))
+    tensors = _folded(packaged)
     write_tensors(target, {name: tensor.contiguous() for name, tensor in tensors.items()})
     seal(target)
     return target

@@ -19,7 +19,6 @@ from flows.experiments.subjects import Subject
 from flows.experiments.trial import BenchmarkContext
 from pvqae.core import config
 from pvqae.core.files import digest
-from pvqae.core.tensors import packaged_checkpoint
 from pvqae.model import backbones
 from pvqae.samples import images
 
@@ -201,13 +200,14 @@ def test_an_installed_rival_reads_the_features_that_ours_reads(environment: str,
     if not python.exists():
         pytest.skip(f"{environment} is not installed; python -m flows bench accuracy --rivals installs it")
     x = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    rivals.write_weights(tmp_path / "weights.npz")
     np.save(tmp_path / "x.npy", ((x * 255 - 127) / 128).numpy())
     code = f"""
 import sys; sys.path.insert(0, {str(PROJECT / "flows/experiments")!r})
 import numpy as np, rival_script, torch
 x = torch.from_numpy(np.load({str(tmp_path / "x.npy")!r}))
 method = {{"anomalib": "anomalib_padim", "anomavision": "anomavision_padim"}}[{environment!r}]
-_, network, _ = rival_script._METHODS[method]({{"weights": {str(packaged_checkpoint())!r}}})
+_, network, _ = rival_script._METHODS[method]({{"weights": {str(tmp_path / "weights.npz")!r}}})
 with torch.no_grad():
     found = network(x)
 tensors = found.values() if isinstance(found, dict) else [found[0]]
