@@ -16,8 +16,6 @@ FIGURES = {
     "image AUROC": "image_auroc",
     "pixel AUROC": "pixel_auroc",
     "AUPRO": "aupro",
-    "AUPRO 0.05": "aupro_005",
-    "pixel F1": "pixel_f1_max",
     "Seg F1": "seg_f1",
     "threshold": "threshold",
     "false alarms": "false_alarm_rate",
@@ -55,12 +53,12 @@ class Summary:
         return [*found, {"class": "mean", **mean, "version": ""}]
 
     def table(self) -> Table:
-        """Return a table that fits 80 columns: headers and versions wrap, figures and names don't."""
+        """Return a table that fits 80 columns if names of classes are short: headers wrap, cells don't."""
         shown = Table(title=f"{self.dataset}: {self.report}", title_justify="left", box=box.SIMPLE_HEAD)
         shown.show_edge, shown.pad_edge, shown.padding = False, False, (0, 1, 0, 0)
         for name in self.rows()[0]:
             cells = [row[name] for row in self.rows()]
-            widest = max(map(len, [*name.split(), *(" ".join(cells).split() if name == "version" else cells)]))
+            widest = max(map(len, [*name.split(), *cells]))
             shown.add_column(name, justify="left" if name in ("class", "version") else "right", width=widest)
         for row in self.rows():
             shown.add_row(*row.values(), style="bold" if row["class"] == "mean" else None)

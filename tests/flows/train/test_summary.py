@@ -13,7 +13,7 @@ from flows.train.summary import FIGURES as COLUMNS
 from flows.train.summary import Summary
 from flows.versions.registration import Registered
 
-FIGURES = {"image_auroc": 0.91234, "pixel_auroc": None, "aupro": None, "aupro_005": 0.7, "pixel_f1_max": 0.6,
+FIGURES = {"image_auroc": 0.91234, "pixel_auroc": None, "aupro": None, "seg_f1": 0.6,
            "threshold": 3.0, "false_alarm_rate": 0.0}  # fmt: skip
 NEW = Registered("part", "1", True, "champion", ("parity holds",))
 RESULT = Summary(
@@ -32,7 +32,7 @@ RESULT = Summary(
 def test_one_row_per_class_and_the_mean() -> None:
     part, mean = RESULT.rows()
     assert (part["class"], part["image AUROC"], part["pixel AUROC"]) == ("part", "0.912", "-")
-    assert (part["AUPRO 0.05"], part["pixel F1"]) == ("0.700", "0.600")
+    assert (part["AUPRO"], part["Seg F1"]) == ("-", "0.600")
     assert part["version"] == "1 champion (new)"
     assert mean["class"] == "mean"
 
@@ -45,6 +45,7 @@ def test_the_table_fits_a_terminal_whole_with_a_long_name(capsys: pytest.Capture
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     shown = next(line for line in lines if "magnetic_tile" in line)
+    assert "12 champion (new)" in shown
     assert "0.988 0.988 0.988 0.988" in " ".join(shown.split())
     assert "123.457" in shown
     assert "…" not in "".join(lines)
