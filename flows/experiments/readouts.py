@@ -137,9 +137,10 @@ def _fitted(context: BenchmarkContext) -> Scorer:
 
 def about(params: config.Params, seeds: Sequence[int]) -> str:
     """Say what the page's figures are of."""
+    shown = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of seeds {', '.join(map(str, seeds))}"
     return (
         f"`python -m flows bench readouts`, split test, {params.image.size} px, {params.memory.codes} codes a memory, "
-        f"mean of seeds {', '.join(map(str, seeds))}, nothing trained. Every figure is a look at test sets; the class "
+        f"{shown}, nothing trained. Every figure is a look at test sets; the class "
         "that is left out judges what the others chose."
     )
 
