@@ -8,10 +8,11 @@ import json
 import multiprocessing
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from flows.experiments.subjects import Subject, key_of, source_of
 from flows.experiments.trial import BenchmarkContext
 from pvqae.calibration import fitting
 from pvqae.core import config, runtime
+from pvqae.core.errors import PvqaeError
 from pvqae.core.files import write_text
 from pvqae.evaluation.metrics import PixelCounts, image_auroc
 from pvqae.evaluation.stage import Judgeable
@@ -91,11 +93,32 @@ def _dependencies(method: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _apart(measure: Callable[..., BenchmarkResult], *given: object) -> BenchmarkResult:
-    """Call `measure` in a process that is forked from one in which nothing but imports has happened."""
+    """Call `measure` in a process that is forked from one in which nothing but imports has happened.
+
+    Raises what `measure` raises, and `PvqaeError` where the process is killed.
+    """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(1, server) as pool:
-        return pool.submit(measure, *given).result()
+    answers, answer = server.Pipe(duplex=False)
+    process = server.Process(target=_answer, args=(answer, measure, given))
+    process.start()
+    answer.close()  # the process has the only other copy, so its end is the end of the answers
+    try:
+        found: BenchmarkResult | Exception = answers.recv()
+    except EOFError:
+        found = PvqaeError("the process that measured was killed, as where memory is full; run again to go on")
+    process.join()
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _answer(answer: Connection, measure: Callable[..., BenchmarkResult], given: tuple[object, ...]) -> None:
+    try:
+        answer.send(measure(*given))
+    except Exception as error:  # whatever it is, it is raised where it was asked for
+        error.add_note(traceback.format_exc())
+        answer.send(error)
 
 
 def _measure(subject: Subject, params: config.Params, work: Path, method: str) -> BenchmarkResult:

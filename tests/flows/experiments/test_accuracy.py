@@ -21,7 +21,7 @@ from flows.experiments.rivals import RIVALS
 from flows.experiments.subjects import Subject
 from flows.experiments.trial import BenchmarkContext
 from pvqae.core import config
-from pvqae.core.errors import ConfigError, DataError
+from pvqae.core.errors import ConfigError, DataError, PvqaeError
 from pvqae.core.layout import Layout
 from pvqae.datasets import build
 from pvqae.evaluation.metrics import PixelMetrics
@@ -126,6 +126,11 @@ def test_half_a_result_is_measured_again(result: accuracy.AccuracyResult, cloth:
     found = benchmark.entry(BenchmarkContext(cloth, PARAMS, work), "control", 0)
     assert {f: found.facts[f] for f in FIGURES} == {f: kept[f] for f in FIGURES}
     assert file.exists()
+
+
+def test_a_killed_measurement_is_told_in_words() -> None:
+    with pytest.raises(PvqaeError, match="the process that measured was killed"):
+        benchmark._apart(os._exit, 1)  # type: ignore[arg-type]
 
 
 def test_yardsticks_do_not_depend_on_what_only_ours_reads(cloth: Subject, work: Path) -> None:
