@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.adapters import git
+from flows.adapters.landing import Landing, Object
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc, Versioning
 from flows.core import classes, lineage
@@ -65,9 +66,17 @@ def _would_take(
     """Return what would be looked at; download and change nothing."""
     if (area := watch.landing_area(project, params)) is None:
         return Taken()
-    items, waiting = arrivals.new_objects(area, ledger, champions.waits(categories), params.landing.max_objects)
+    items, waiting = _new_objects(area, params, ledger, categories, champions)
     counts = Counter(item.key.partition("/")[0] for item in items)
     return Taken((), (), waiting + Counter({f"{category}, a dry run": n for category, n in counts.items()}))
+
+
+def _new_objects(
+    area: Landing, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions
+) -> tuple[list[Object], Counter[str]]:
+    waits = champions.waits(categories)
+    ready = [category for category, why in waits.items() if not why]
+    return arrivals.new_objects(area, ledger, categories, ready, params.landing.max_objects, waits)
 
 
 def _take_in(
@@ -77,7 +86,7 @@ def _take_in(
     ledger.release(paths)
     if (area := watch.landing_area(paths.root, params)) is None:
         return Taken()
-    items, waiting = arrivals.new_objects(area, ledger, champions.waits(categories), params.landing.max_objects)
+    items, waiting = _new_objects(area, params, ledger, categories, champions)
     if not items:
         ledger.write_lists(paths)
         return Taken((), (), waiting)

@@ -8,7 +8,7 @@ import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -50,7 +50,7 @@ class Champions:
         try:
             if self.version(category):
                 return ""
-            return f"{category} has no champion yet: run `python -m flows train` first"
+            return _no_champion(category)
         except PvqaeError as error:
             return str(error)
 
@@ -93,22 +93,32 @@ def _limit(card: Mapping[str, Any], margin: float) -> float:
     return highest + margin * (highest - statistics.median(scores))
 
 
+def _no_champion(category: str) -> str:
+    return f"{category} has no champion yet: run `python -m flows train` first"
+
+
 def new_objects(
-    landing: Landing, ledger: Ledger, waits: Mapping[str, str], most: int
+    landing: Landing,
+    ledger: Ledger,
+    classes: Sequence[str],
+    ready: Sequence[str],
+    most: int,
+    waits: Mapping[str, str] | None = None,
 ) -> tuple[list[Object], Counter[str]]:
     """Return at most `most` objects without a line in the ledger, and why others wait (reason → images).
 
     They are sorted by key, but first come those that failed least often: what never arrives must not keep out what
-    stands behind it. `waits`: every class of the dataset, and why its images wait (`Champions.waits`).
+    stands behind it. `ready` are the `classes` that have a champion to screen with; `waits` says why the others wait,
+    if it is not for their first one (`Champions.waits`).
     """
     waiting: Counter[str] = Counter()
 
     def why(item: Object) -> str:
         category, slash, _ = item.key.partition("/")
-        if slash and category in waits:
-            return waits[category]
+        if slash and category in classes:
+            return "" if category in ready else (waits or {}).get(category) or _no_champion(category)
         found = f"{category}/" if slash else "no folder"
-        return f"expected CLASS/FILE with one of the classes {', '.join(waits)}; found {found}: move them"
+        return f"expected CLASS/FILE with one of the classes {', '.join(classes)}; found {found}: move them"
 
     def usable(item: Object) -> bool:
         if reason := why(item):

@@ -101,7 +101,7 @@ def intake(root: Path, contents: dict[str, bytes]) -> Callable[[], None]:
     def run() -> None:
         raw.mkdir(parents=True, exist_ok=True)
         area, ledger = FakeLanding(dict(contents)), Ledger(places.ledger)
-        items, _ = arrivals.new_objects(area, ledger, {"nut": ""}, 100)
+        items, _ = arrivals.new_objects(area, ledger, ["nut"], ["nut"], 100)
         arrivals.Intake(area, places, ledger, index.Index(), screen, PARAMS).take(items)
         admit(places, raw, ledger, dvc, lambda message: "")
 

@@ -47,7 +47,7 @@ class Plant:
 
     def run(self) -> Taken:
         ledger = Ledger(self.places.ledger)
-        items, waiting = arrivals.new_objects(self.area, ledger, {"nut": ""}, 1000)
+        items, waiting = arrivals.new_objects(self.area, ledger, ["nut"], ["nut"], 1000)
         known = index.Index()
         taken = Intake(self.area, self.places, ledger, known, screen, PARAMS).take(items, waiting)
         admit(self.places, self.raw, ledger, self.dvc, lambda message: "")

@@ -91,7 +91,7 @@ class World:
         """What the retrain flow does with the dataset's lock held."""
         ledger = Ledger(self.places.ledger)
         ledger.release(self.places)
-        items, waiting = arrivals.new_objects(self.shelf, ledger, {"nut": ""}, 1000)
+        items, waiting = arrivals.new_objects(self.shelf, ledger, ["nut"], ["nut"], 1000)
         taken = Intake(self.shelf, self.places, ledger, self.index(), screen, PARAMS).take(items, waiting)
         self.dvc.listings[""] = frozenset(self.arrived())
         admit(self.places, self.raw, ledger, _Seeing(self), self.record)
@@ -255,7 +255,7 @@ def test_what_does_not_arrive_comes_with_the_next_run(world: World) -> None:
 
 def test_a_dead_area_is_not_asked_for_every_object(world: World) -> None:
     ledger = Ledger(world.places.ledger)
-    items, waiting = arrivals.new_objects(world.shelf, ledger, {"nut": ""}, 1000)
+    items, waiting = arrivals.new_objects(world.shelf, ledger, ["nut"], ["nut"], 1000)
     world.shelf.dead = True
     taken = Intake(world.shelf, world.places, ledger, world.index(), screen, PARAMS).take(items, waiting)
     assert len(taken.failed) == arrivals._PATIENCE
@@ -273,7 +273,7 @@ def test_objects_that_never_arrive_do_not_keep_out_those_behind_them(world: Worl
     came: list[str] = []
     for _ in range(2 + (bad + len(world.shelf.content)) // most):
         ledger = Ledger(world.places.ledger)
-        items, waiting = arrivals.new_objects(world.shelf, ledger, {"nut": ""}, params.landing.max_objects)
+        items, waiting = arrivals.new_objects(world.shelf, ledger, ["nut"], ["nut"], params.landing.max_objects)
         taken = Intake(world.shelf, world.places, ledger, world.index(), screen, params).take(items, waiting)
         came += [entry.key for entry in taken.entries]
     assert sorted(came) == sorted(key for key in world.shelf.content if key.startswith("nut/") and key not in ill)
@@ -302,7 +302,7 @@ def test_one_class_s_broken_champion_does_not_keep_out_the_others(world: World) 
 
     ledger, params = Ledger(world.places.ledger), config.parse({"retrain": {"gate_share": 0.0}})
     both = ["bolt", "nut"]
-    items, _ = arrivals.new_objects(world.shelf, ledger, dict.fromkeys(both, ""), 10)
+    items, _ = arrivals.new_objects(world.shelf, ledger, both, both, 10)
     taken = Intake(world.shelf, world.places, ledger, world.index(), broken, params).take(items)
     assert [entry.key for entry in taken.entries] == ["nut/p301.png"]
     assert taken.failed == ("the champion of bolt is damaged",)
@@ -322,7 +322,7 @@ def test_a_name_that_is_no_text_and_a_listing_that_breaks_off_stop_nothing(tmp_p
     world, area = World(tmp_path), BreaksOff(tmp_path / "landing")
     images.write(world.raw / "nut" / "good" / "0.png", photograph(0))
     ledger = Ledger(world.places.ledger)
-    items, waiting = arrivals.new_objects(area, ledger, {"nut": ""}, 10)
+    items, waiting = arrivals.new_objects(area, ledger, ["nut"], ["nut"], 10)
     assert waiting == {"page 2 did not come": 1}
     taken = Intake(area, world.places, ledger, world.index(), screen, PARAMS).take(items, waiting)
     assert sorted(entry.state for entry in taken.entries) == ["accepted", "quarantined"]
@@ -398,7 +398,7 @@ def test_real_versions_and_commits_agree_after_a_death_between_them(project: Pat
         dvc.version_dataset("nuts")
         before = dvc.data_hash("nuts")
         ledger = Ledger(world.places.ledger)
-        items, _ = arrivals.new_objects(world.shelf, ledger, {"nut": ""}, 10)
+        items, _ = arrivals.new_objects(world.shelf, ledger, ["nut"], ["nut"], 10)
         Intake(world.shelf, world.places, ledger, world.index(), screen, PARAMS).take(items)
         if dies:
             with pytest.raises(Killed):
