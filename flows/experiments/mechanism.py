@@ -9,7 +9,7 @@ B views; R levels, coarse to fine; h w the coarsest grid; N = h*w; n valid cells
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -56,7 +56,7 @@ def rank_correlation(x_n: Tensor, y_n: Tensor) -> float | None:
 
 def _errors_with(networks: Networks, features: Features, valid_BSS: Tensor, levels_Bhw: Tensor) -> Tensor:
     """Reconstruct with the given level of each coarse cell; returns the error under each, B x h x w."""
-    autoencoder, spec = networks.autoencoder, networks.autoencoder.spec
+    autoencoder, spec = networks.trained.autoencoder, networks.trained.autoencoder.spec
     inside = on_grid(valid_BSS, features.levels[-1].shape[-2:])
     output = autoencoder.reconstruct(features, inside, as_onehot(levels_Bhw, len(features.levels)))
     target = autoencoder.standardised_target(features)
@@ -71,14 +71,21 @@ def _each(networks: Networks, examples: Examples) -> Iterator[tuple[Features, Te
 
 
 def _own_levels(networks: Networks, features: Features) -> Tensor:
-    levels: Tensor = networks.autoencoder.allocate(networks.autoencoder.codes(features)).levels
+    autoencoder = networks.trained.autoencoder
+    levels: Tensor = autoencoder.allocate(autoencoder.codes(features)).levels
     return levels
+
+
+def _logits(networks: Networks, features: Features) -> Tensor:
+    autoencoder = networks.trained.autoencoder
+    logits: Tensor = autoencoder.router(autoencoder.codes(features))
+    return logits
 
 
 @torch.no_grad()
 def logits_of(networks: Networks, examples: Examples) -> tuple[Tensor, Tensor]:
     """Return the router's logits B x R x h x w of every view, and which coarse cells are image, B x h x w."""
-    found = [networks.autoencoder.router(networks.autoencoder.codes(x)).float() for x, _ in _each(networks, examples)]
+    found = [_logits(networks, x).float() for x, _ in _each(networks, examples)]
     every = torch.cat(found)
     return every, on_grid(examples.valid, every.shape[-2:])
 
@@ -118,9 +125,9 @@ def shuffled_raise(networks: Networks, normals: Examples, seed: int) -> float:
     """
     sums, draws = [0.0, 0.0], seeding.generator(seed, "shuffle")
     for features, valid_BSS in _each(networks, normals):
-        logits = networks.autoencoder.router(networks.autoencoder.codes(features))
+        logits = _logits(networks, features)
         valid = on_grid(valid_BSS, logits.shape[-2:])
-        levels = expect(networks.prior, logits, valid).logits.argmax(-1).view(valid.shape)
+        levels = expect(networks.trained.prior, logits, valid).logits.argmax(-1).view(valid.shape)
         for place, chosen in enumerate((levels, _shuffled(levels, valid, draws))):
             sums[place] += float(_errors_with(networks, features, valid_BSS, chosen)[valid].sum())
     return sums[1] / max(sums[0], 1e-12) - 1
@@ -157,13 +164,14 @@ class _StandIn(BudgetPrior):
 
 def _stand_in(networks: Networks, level: int | None) -> Networks:
     """Return `networks` that reconstruct with one level everywhere, or (None) with the actual allocation."""
-    known = networks.prior if isinstance(networks.prior, BudgetPrior) else networks.prior.members[0]
-    put = _StandIn(known.grid, len(networks.autoencoder.spec.channels), level)
-    return replace(networks, prior=put.eval().requires_grad_(False))
+    prior = networks.trained.prior
+    known = prior if isinstance(prior, BudgetPrior) else prior.members[0]
+    put = _StandIn(known.grid, len(networks.trained.autoencoder.spec.channels), level)
+    return networks.allocating(prior=put.eval().requires_grad_(False))
 
 
 def _constant(networks: Networks, share: float) -> Networks:
-    return _stand_in(networks, round(share * (len(networks.autoencoder.spec.channels) - 1)))
+    return _stand_in(networks, round(share * (len(networks.trained.autoencoder.spec.channels) - 1)))
 
 
 # which budget the decoder reconstructs with; the expected one is the paper's

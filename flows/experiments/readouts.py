@@ -25,8 +25,6 @@ from pvqae.evaluation.metrics import Floats, PixelMetrics, image_auroc
 from pvqae.inference import measures, readout
 from pvqae.inference.readout import Readout
 from pvqae.inference.scoring import Scorer
-from pvqae.model.autoencoder import Autoencoder
-from pvqae.prior.prior import BudgetPrior
 from pvqae.samples import geometry
 
 _CHUNK = 16
@@ -115,15 +113,13 @@ def _measured(context: BenchmarkContext) -> Iterator[dict[str, object]]:
 
 
 def _fitted(context: BenchmarkContext) -> Scorer:
-    """Return a scorer with every memory that a candidate reads; its networks are as drawn, and nothing asks them."""
+    """Return a scorer with every memory that a candidate reads, and without a network: nothing asks it."""
     params, backbone, examples = context.params, context.backbone, context.examples
     every = dict.fromkeys((_C, _M, _F, _J), 1.0)
     params = params.model_copy(update={"score": params.score.model_copy(update={"image": every, "map": every})})
     groups = fitting.group_numbers(context.normals, examples)
-    side = params.image.size // 32
-    drawn = Autoencoder(params.model, backbone.spec).eval(), BudgetPrior((side, side), params.model.levels, 8).eval()
     memories = fitting.fit_memories(backbone, examples, groups, params, splits.FULL)
-    networks = measures.Networks(backbone, *drawn, memories, None, params.score.prior)
+    networks = measures.Networks(backbone, None, memories, None)
     raws = []
     for indices, batch in examples.batches(_CHUNK):
         assert batch.features is not None, "read-outs are of frozen features"

@@ -51,7 +51,7 @@ class Trained:
 
     def scorer(self) -> Scorer:
         """Fit memories and statistics to the normals learnt from."""
-        found = replace(self.networks, prior_measure=self.params.score.prior)
+        found = self.networks.allocating(measure=self.params.score.prior)
         groups = fitting.group_numbers(self.rows, self.learnt)
         return fitting.fit(found, self.learnt, groups, self.params, splits.FULL)
 
@@ -146,7 +146,7 @@ def judge_grouped(params: config.Params, members: list[Trained], work: Path) -> 
     mates = next(names for names in groups.values() if found.subject.name in names)
     chosen = sorted((m for m in members if m.subject.name in mates), key=lambda m: m.subject.name)
     learned = _group_prior(params, chosen, work)
-    grouped = replace(found, networks=replace(found.networks, prior=learned))
+    grouped = replace(found, networks=found.networks.allocating(prior=learned))
     size = sum(x.numel() * x.element_size() for x in learned.state_dict().values()) / 1e6
     return grouped.figures() | {"megabytes": size, "milliseconds": _milliseconds(grouped)}
 
@@ -170,6 +170,6 @@ def _milliseconds(found: Trained, repeats: int = 10) -> float:
     times = []
     for _ in range(repeats):
         begun = time.perf_counter()
-        prior.expect(found.networks.prior, logits, valid)
+        prior.expect(found.networks.trained.prior, logits, valid)
         times.append((time.perf_counter() - begun) * 1000)
     return float(np.median(times))

@@ -8,7 +8,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -33,7 +33,7 @@ from pvqae.evaluation.metrics import PixelCounts, PixelMetrics
 from pvqae.evaluation.stage import Judgeable
 from pvqae.features.examples import Examples, prepare
 from pvqae.inference import bundle
-from pvqae.inference.measures import Networks
+from pvqae.inference.measures import Allocator, Networks
 from pvqae.inference.scoring import Scored, Scorer
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
@@ -147,7 +147,7 @@ class BenchmarkContext:
 
     def _fitted(self, params: config.Params, found: Networks) -> Scorer:
         """Fit memories and statistics."""
-        full = {splits.FULL: replace(found, prior_measure=params.score.prior)}
+        full = {splits.FULL: found if found.allocator is None else found.allocating(measure=params.score.prior)}
         return calibrate.fit_all(full, self.every, self.normals, params, self.subject.root)[splits.FULL]
 
     def outcome(self) -> TrialResult:
@@ -202,7 +202,12 @@ def score_rows(scorer: Scorer, rows: pd.DataFrame, root: Path, views: Examples |
 
 
 def trained(params: config.Params, examples: Examples, work: Path, backbone: Backbone) -> Networks:
-    """Train network and prior, memory still empty; finished and half-finished work below `work` is resumed."""
+    """Train network and prior, memory still empty; finished and half-finished work below `work` is resumed.
+
+    With `train.steps: 0` neither is trained.
+    """
+    if params.train.steps == 0:
+        return Networks(backbone, None, {}, None)
     plan = runtime.plan(params.compute, 1)
     facts = params.model_dump(mode="json", include=set(SAVED))
     key = key_of(facts, plan.device, plan.precision, subjects.digest_of(examples), source_of(*SOURCES))
@@ -210,7 +215,7 @@ def trained(params: config.Params, examples: Examples, work: Path, backbone: Bac
     weights = _weights(params, plan, examples, folder)
     autoencoder = Autoencoder.from_tensors(read_tensors(weights), params.model, backbone)
     learned = _prior(params, plan, examples, weights, folder)
-    return Networks(backbone, autoencoder, learned, {}, None, params.score.prior)
+    return Networks(backbone, Allocator(autoencoder, learned, params.score.prior), {}, None)
 
 
 def _weights(params: config.Params, plan: runtime.Plan, examples: Examples, folder: Path) -> Path:
@@ -236,10 +241,10 @@ def _prior(params: config.Params, plan: runtime.Plan, examples: Examples, weight
 def entropies(found: Networks, learnt: Examples, normal: Examples) -> dict[str, float | None]:
     """Nats per cell of the levels of unseen normals, under the prior and under the frequency table."""
     names = ("prior_cross_entropy", "frequency_cross_entropy")
-    if not len(normal):
+    if found.allocator is None or not len(normal):
         return dict.fromkeys(names)
     pairs = [mechanism.logits_of(found, part) for part in (learnt, normal)]
-    return dict(zip(names, learn.cross_entropies(found.prior, *pairs), strict=True))
+    return dict(zip(names, learn.cross_entropies(found.trained.prior, *pairs), strict=True))
 
 
 def megabytes(scorer: Scorer, params: config.Params, health: Values) -> float:

@@ -10,6 +10,7 @@ from pvqae.core.config import Gate
 
 _State = Literal["kept", "broken", "undecided"]
 _Outcome = Literal["pass", "refused", "insufficient"]
+_UNTRAINED = "no network was trained, or none is known"
 
 
 @dataclass(frozen=True)
@@ -171,14 +172,16 @@ def _parity(found: Measured, limits: Gate) -> Rule:
 
 def _levels(found: Measured, limits: Gate) -> Rule:
     shares = found.level_shares
-    text = f"{' / '.join(f'{share:.1%}' for share in shares) or 'unknown'}, at most {limits.level_share:.0%} on one"
+    if not shares:
+        return Rule("level shares", "kept", _UNTRAINED)
+    text = f"{' / '.join(f'{share:.1%}' for share in shares)}, at most {limits.level_share:.0%} on one"
     return _rule("level shares", len(shares) < 2 or max(shares) <= limits.level_share, text)
 
 
 def _codebook(found: Measured, limits: Gate) -> Rule:
     usage = found.codebook_usage
     if usage is None:
-        return Rule("codebook usage", "kept", "unknown")
+        return Rule("codebook usage", "kept", _UNTRAINED)
     return _rule("codebook usage", usage >= limits.codebook_usage, f"{usage:.1%}, at least {limits.codebook_usage:.0%}")
 
 

@@ -31,15 +31,19 @@ _RESIDUALS = 20000  # cells that the covariance is taken from; more change nothi
 
 
 def load_networks(layout: Layout, params: config.Params, network: str, prior: str, fit: str) -> measures.Networks:
-    """Load the trained parts of one fit, its memory still empty."""
+    """Load what a fit reads of what was trained, its memory still empty.
+
+    A fold only judges images, so where the score reads no network it has none: it can't move a threshold.
+    """
     backbone = backbones.make(params.model).eval()
-    own = layout.network(network) / f"{fit}.safetensors"
-    weights = own if own.exists() else own.with_name(f"{splits.FULL}.safetensors")  # see `network._fits_of`
-    autoencoder = Autoencoder.from_tensors(read_tensors(weights), params.model, backbone)
+    folder, read = layout.network(network), fit == splits.FULL or params.score.reads_network
+    if not (read and (folder / "allocations.safetensors").exists()):
+        return measures.Networks(backbone, None, {}, None)
+    autoencoder = Autoencoder.from_tensors(read_tensors(folder / f"{fit}.safetensors"), params.model, backbone)
     side = params.image.size // 32
     weights = layout.prior(prior) / f"{fit}.safetensors"
     learned = from_tensors(read_tensors(weights), (side, side), params.model.levels, params.prior.width)
-    return measures.Networks(backbone, autoencoder, learned, {}, None, params.score.prior)
+    return measures.Networks(backbone, measures.Allocator(autoencoder, learned, params.score.prior), {}, None)
 
 
 def _features(backbone: backbones.Backbone, batch: Batch) -> Features:
@@ -94,11 +98,12 @@ def fit(
         owners = dict(zip(examples.rows.tolist(), groups_n.tolist(), strict=True))
         own = torch.tensor([owners[row] for row in retaken.rows.tolist()])
         again = _Measured(retaken.rows, list(_measured(found, retaken, own)))
-    normals = {
-        name: fit_statistics(*seen.values(name), _grain(seen, again, name)) for name in (*seen.raw[0].maps, "prior")
-    }
+    names, parts = [*seen.raw[0].maps], ["s_recon"]
+    if found.allocator is not None:
+        names, parts = [*names, "prior"], ["s_prior", *parts]
+    normals = {name: fit_statistics(*seen.values(name), _grain(seen, again, name)) for name in names}
     scorer = Scorer(found, normals, {}, params.image, params.score)
-    return replace(scorer, scales={part: _scale(scorer, seen, again, part) for part in ("s_prior", "s_recon")})
+    return replace(scorer, scales={part: _scale(scorer, seen, again, part) for part in parts})
 
 
 def _scale(scorer: Scorer, seen: _Measured, again: _Measured | None, name: str) -> Scale:
@@ -142,11 +147,11 @@ def fit_memories(
 
 @torch.no_grad()
 def _whitening(found: measures.Networks, examples: Examples) -> Tensor:
-    kept, passed, step = [], 0, 0
+    kept, passed, step, allocator = [], 0, 0, found.trained
     for _, batch in examples.batches(_CHUNK):
         features = _features(found.backbone, batch)
-        levels = found.autoencoder.allocate(found.autoencoder.codes(features)).levels
-        left = measures.residual(found, features, levels, batch.valid)
+        levels = allocator.autoencoder.allocate(allocator.autoencoder.codes(features)).levels
+        left = measures.residual(allocator, features, levels, batch.valid)
         cells = left.movedim(1, -1)[on_grid(batch.valid, left.shape[-2:])]
         step = step or max(1, int(cells_of(examples.valid, left.shape[-2:]).sum()) // _RESIDUALS)
         kept.append(cells[-passed % step :: step])  # every step-th of all
@@ -162,12 +167,18 @@ def _measured(found: measures.Networks, examples: Examples, groups_n: Tensor) ->
 
 @torch.no_grad()
 def health(found: measures.Networks, examples: Examples, facts: dict[str, float | None]) -> dict[str, Any]:
-    """Return level shares, codebook usage, the prior's cross-entropies, and a warning for each collapse."""
-    counts = torch.zeros(len(found.autoencoder.spec.channels), dtype=torch.float64)
-    uses = torch.zeros(len(found.autoencoder.codebook.codes), dtype=torch.bool)
+    """Return level shares, codebook usage, the prior's cross-entropies, and a warning for each collapse.
+
+    Where nothing was trained there are no shares, and the usage is None.
+    """
+    if found.allocator is None:
+        return {"level_shares": [], "codebook_usage": None, **facts, "warnings": []}
+    autoencoder = found.allocator.autoencoder
+    counts = torch.zeros(len(autoencoder.spec.channels), dtype=torch.float64)
+    uses = torch.zeros(len(autoencoder.codebook.codes), dtype=torch.bool)
     for _, batch in examples.batches(_CHUNK):
         features = _features(found.backbone, batch)
-        output = found.autoencoder.reconstruct(features, on_grid(batch.valid, features.levels[-1].shape[-2:]))
+        output = autoencoder.reconstruct(features, on_grid(batch.valid, features.levels[-1].shape[-2:]))
         coarse = on_grid(batch.valid, output.allocation.onehot.shape[-2:])
         counts += torch.bincount(output.allocation.levels[coarse], minlength=len(counts))
         uses[output.indices.flatten()] = True

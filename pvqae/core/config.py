@@ -69,7 +69,7 @@ class Memory(_Section):
 
 
 class Train(_Section):
-    steps: int = Field(60, ge=1)
+    steps: int = Field(60, ge=0)
     batch: int = Field(16, ge=1)
     lr: float = Field(2e-3, gt=0)
     warmup: float = Field(0.1, ge=0, le=1)
@@ -106,6 +106,11 @@ class Score(_Section):
     map_scale: str = "least"
     blur: float = Field(4.0, ge=0)
     top: float = Field(0.01, gt=0, le=1)
+
+    @property
+    def reads_network(self) -> bool:
+        """Whether the image score asks the trained network or its prior; a memory's score alone does not."""
+        return self.recon != "memory" or self.fusion != "recon"
 
 
 class Calibration(_Section):

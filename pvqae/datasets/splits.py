@@ -70,6 +70,10 @@ def assign_folds(rows: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
     return rows.assign(fold=np.where(count < calibration.kfold_below, fold, _HELD_OUT))
 
 
+# Of a network without a training: not an empty file, of which DVC warns.
+NO_HISTORY = '{"fold": "full", "phase": "untrained", "step": 0}\n'
+
+
 def fits(rows: pd.DataFrame) -> list[str]:
     """Return the fits that rows with a column `fold` need: `full`, then one per fold."""
     return [FULL, *(f"fold-{k}" for k in sorted(set(rows["fold"]) - {_HELD_OUT}))]

@@ -2,7 +2,7 @@
 
 profile.json is part of the bundle, so that drift can be judged anywhere. It has one row per normal that calibration
 judged: its group as a number, the statistics of `measure`, its image score by a fit that had not seen it, and the
-shares of the resolution levels that the shipped fit spends on it.
+shares of the resolution levels that the shipped fit spends on it, where a network was trained.
 """
 
 import hashlib
@@ -80,10 +80,12 @@ def build(scorer: Scorer, examples: "Examples", rows: pd.DataFrame, judged: pd.D
 
 
 def _features(scorer: Scorer, examples: "Examples", number: int, pixels: images.Floats) -> dict[str, float]:
+    if (allocator := scorer.networks.allocator) is None:
+        return measure(pixels)
     batch = examples.batch((examples.rows == number).nonzero()[:, 0])
     kept = batch.features if batch.features is not None else scorer.networks.backbone(batch.images)
-    levels = stitch_levels(geometry.canvas(pixels, scorer.image), spent(scorer.networks, kept, batch.valid))
-    return {**measure(pixels), **level_shares(levels, len(scorer.networks.autoencoder.spec.channels))}
+    levels = stitch_levels(geometry.canvas(pixels, scorer.image), spent(allocator.autoencoder, kept, batch.valid))
+    return {**measure(pixels), **level_shares(levels, len(allocator.autoencoder.spec.channels))}
 
 
 def _whole_groups(rows: pd.DataFrame) -> list[int]:

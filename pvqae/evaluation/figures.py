@@ -28,12 +28,12 @@ def of_class(
 ) -> Values:
     """Return the content of metrics.json but for its times.
 
-    `images` is images.csv; `pixels` are by map ("fused" and PARTS), empty without masks; `pixel` is the part
-    of the calibration card about the pixel threshold, if there is one.
+    `images` is images.csv; `pixels` are by map ("fused" and the parts there are), empty without masks; `pixel` is the
+    part of the calibration card about the pixel threshold, if there is one.
     """
     defect, scores = _labels(images), images["image_score"].to_numpy()
     rates = metrics.rates(defect, scores, threshold)
-    pixel_auroc = {name: pixels[name].auroc() if pixels else None for name in ("fused", *PARTS)}
+    pixel_auroc = {name: pixels[name].auroc() if name in pixels else None for name in ("fused", *PARTS)}
     return {
         "image_auroc": metrics.image_auroc(defect, scores),
         "pixel_auroc": pixel_auroc["fused"],
@@ -47,7 +47,7 @@ def of_class(
         "threshold": float(threshold),
         "false_alarm_rate": rates.false_alarm,
         "miss_rate": rates.miss,
-        **{f"{part}_image_auroc": metrics.image_auroc(defect, images[part].to_numpy()) for part in PARTS},
+        **{f"{part}_image_auroc": _image_auroc(defect, images, part) for part in PARTS},
         **{f"{part}_pixel_auroc": pixel_auroc[part] for part in PARTS},
         "fusion": fusion,
         "kinds": {kind: _of_kind(images, kind, threshold) for kind in sorted(set(images["kind"][defect]))},
@@ -58,6 +58,11 @@ def of_class(
         "n_normal": int((~defect).sum()),
         "n_defect": int(defect.sum()),
     }
+
+
+def _image_auroc(defect: NDArray[np.bool_], images: pd.DataFrame, part: str) -> float | None:
+    """Return the image AUROC of a part; None too where no network was trained, and the part is not there."""
+    return metrics.image_auroc(defect, images[part].to_numpy()) if part in images else None
 
 
 def _of_kind(images: pd.DataFrame, kind: str, threshold: float) -> Values:

@@ -29,7 +29,7 @@ from pvqae.core import config, files
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import whole_folder
 from pvqae.export import parity
-from pvqae.export.onnx_graph import Graph, Outputs
+from pvqae.export.onnx_graph import Graph, names
 from pvqae.export.parity import Parity
 from pvqae.inference import bundle
 from pvqae.inference.bundle import Detector
@@ -116,7 +116,7 @@ def _write_graph(detector: Detector, path: Path) -> None:
                 dynamo=True,
                 opset_version=_OPSET,
                 input_names=["pixels", "valid"],
-                output_names=list(Outputs._fields),
+                output_names=list(names(detector.scorer)),
                 dynamic_shapes=({0: batch}, {0: batch}),
                 verbose=False,
             )
@@ -181,7 +181,7 @@ def _card(detector: Detector) -> dict[str, Any]:
         },
         "image_score": {"fusion": scorer.score.fusion, "top": scorer.score.top, "scales": scales},
         "inputs": {"pixels": "B x 3 x S x S float32, B any, S size", "valid": "B x S x S booleans, false on padding"},
-        "outputs": _OUTPUTS,
+        "outputs": {name: _OUTPUTS[name] for name in names(scorer)},
         "bundle_sha256": detector.sha256,
         "opset": _OPSET,
         "versions": {name: version(name) for name in ("pvqae", "torch", *_NEEDED, "numpy")},

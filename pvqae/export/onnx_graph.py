@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pvqae.core import config
 from pvqae.inference import readout
-from pvqae.inference.measures import Memory, measure
-from pvqae.inference.scoring import PARTS, Scorer
+from pvqae.inference.measures import Allocator, Memory, measure
+from pvqae.inference.scoring import MEMORY_PARTS, PARTS, Scorer
 from pvqae.model.autoencoder import Allocation, Autoencoder, Output, merge
 from pvqae.model.codebook import nearest
 from pvqae.prior.prior import BudgetPrior, Clustered, Expected, Prior
@@ -38,6 +38,15 @@ class Outputs(NamedTuple):
     valid_cells: Tensor  # B x H x W, booleans
     levels: Tensor  # B x h x w, spent; 0 is the coarsest, -1 padding
     expected_levels: Tensor  # B x h x w
+
+
+_OF_ALLOCATION = ("s_prior", "product", "s_prior_cells", "product_cells", "levels", "expected_levels")
+
+
+def names(scorer: Scorer) -> tuple[str, ...]:
+    """Return the names of the graph's outputs: those of `Outputs`, as far as the scorer has them."""
+    trained = scorer.networks.allocator is not None
+    return tuple(name for name in Outputs._fields if trained or name not in _OF_ALLOCATION)
 
 
 class _BatchedMemory(Memory):
@@ -80,39 +89,44 @@ class _ChosenPrior(BudgetPrior):
 
 
 class Graph(nn.Module):
-    """`forward(pixels_B3SS in [0, 1], valid_BSS booleans) -> Outputs`."""
+    """`forward(pixels_B3SS in [0, 1], valid_BSS booleans)` returns the tensors of `names`."""
 
     def __init__(self, scorer: Scorer, model: config.Model, threshold: float):
         super().__init__()
         found = scorer.networks
-        autoencoder = _BatchedAutoencoder(model, found.backbone.spec)
-        autoencoder.load_state_dict(found.autoencoder.state_dict())
         memories = {
             name: _BatchedMemory(x.mean, x.scale, x.codes, x.step, x.owners) for name, x in found.memories.items()
         }
-        self.networks = replace(found, autoencoder=autoencoder, prior=_one_prior(found.prior), memories=memories)
-        self.learned = nn.ModuleList([found.backbone, autoencoder, self.networks.prior])  # registers them
+        self.learned, allocator = nn.ModuleList([found.backbone]), None
+        self.parts: tuple[str, ...] = MEMORY_PARTS
+        if found.allocator is not None:
+            autoencoder, prior = _BatchedAutoencoder(model, found.backbone.spec), _one_prior(found.allocator.prior)
+            autoencoder.load_state_dict(found.allocator.autoencoder.state_dict())
+            self.learned.extend([autoencoder, prior])  # registers them
+            allocator, self.parts = Allocator(autoencoder, prior, found.allocator.measure), PARTS
+        self.networks = replace(found, allocator=allocator, memories=memories)
         self.scorer, self.threshold = replace(scorer, networks=self.networks), threshold
         self.eval().requires_grad_(False)
 
-    def forward(self, pixels_B3SS: Tensor, valid_BSS: Tensor) -> Outputs:
+    def forward(self, pixels_B3SS: Tensor, valid_BSS: Tensor) -> tuple[Tensor, ...]:
         scorer = self.scorer
         raw = measure(self.networks, self.networks.backbone(pixels_B3SS), valid_BSS)
-        cells = {name: scorer.part_map(raw, scorer.for_image, name) for name in PARTS}
-        parts = {name: self._image_part(name, cells[name], raw.cells) for name in PARTS}
+        cells = {name: scorer.part_map(raw, scorer.for_image, name) for name in self.parts}
+        parts = {name: self._image_part(name, cells[name], raw.cells) for name in self.parts}
         fuse: Any = readout.FUSIONS[scorer.score.fusion]  # of numbers there, of tensors here
         score = fuse(parts.__getitem__)
         maps = scorer.part_map(raw, scorer.for_map, readout.FUSION_MAP[scorer.score.fusion])
-        return Outputs(
-            image_score=score,
-            margin=score - self.threshold,
-            anomaly_map=scorer.enlarged(scorer.blurred(maps)),
+        found = {
+            "image_score": score,
+            "margin": score - self.threshold,
+            "anomaly_map": scorer.enlarged(scorer.blurred(maps)),
             **parts,
-            **{f"{name}_cells": cells[name] for name in PARTS},
-            valid_cells=raw.cells,
-            levels=raw.budget.levels,
-            expected_levels=raw.budget.expected,
-        )
+            **{f"{name}_cells": values for name, values in cells.items()},
+            "valid_cells": raw.cells,
+        }
+        if raw.ask is not None:
+            found |= {"levels": raw.budget.levels, "expected_levels": raw.budget.expected}
+        return tuple(found[name] for name in names(self.scorer))
 
     def _image_part(self, name: str, cells_BHW: Tensor, valid_BHW: Tensor) -> Tensor:
         score = _top_mean(cells_BHW, valid_BHW, self.scorer.score.top)

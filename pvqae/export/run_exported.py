@@ -186,10 +186,11 @@ class Detector:
         pixels = image if isinstance(image, np.ndarray) else self.read(Path(image))
         shape, found = _views(pixels, self.card["preprocessing"])
         graph = self.graph(found)
-        parts = {name: graph[name][0] for name in _PARTS}
+        there = [name for name in _PARTS if name in graph]  # s_recon alone where no network was trained
+        parts = {name: graph[name][0] for name in there}
         score = graph["image_score"][0]
         if len(found) > 1:  # the graph judged each view alone
-            parts = {name: self._pooled(name, graph) for name in _PARTS}
+            parts = {name: self._pooled(name, graph) for name in there}
             score = self._fused(parts)
         score, threshold = float(score), self.card["threshold"]
         anomaly_map, limit = _stitch(shape, found, graph["anomaly_map"]), self.card.get("pixel_threshold")
@@ -233,10 +234,10 @@ class Detector:
         return found
 
     def _fused(self, parts: dict[str, Any]) -> float:
-        recon, prior, product = parts["s_recon"], parts["s_prior"], parts["product"]
-        fused = {"recon": recon, "prior": prior, "product": product, "gated": recon + 0.25 * max(0.0, prior)}
-        chosen: float = fused[self.card["image_score"]["fusion"]]
-        return chosen
+        fusion = self.card["image_score"]["fusion"]
+        if fusion == "gated":
+            return float(parts["s_recon"] + 0.25 * max(0.0, parts["s_prior"]))
+        return float(parts["product" if fusion == "product" else f"s_{fusion}"])
 
 
 def _main() -> None:

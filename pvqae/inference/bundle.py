@@ -1,7 +1,7 @@
 """The bundle: one folder that scores images. safetensors + JSON + hashes; no pickle, no time, no path inside.
 
 weights.safetensors     autoencoder, prior (and a trained backbone); a decoder that no score comes from as bytes: only
-                        a warm start goes on from it
+                        a warm start goes on from it; empty where nothing was trained (train.steps: 0)
 statistics.safetensors  codes of the memories, scales, statistics of normals
 config.json             what to build, and the health of the training
 calibration.json        the card: threshold and how it was found
@@ -28,7 +28,7 @@ from pvqae.core import config
 from pvqae.core.errors import IntegrityError
 from pvqae.core.files import SUMS, Sealed, read_folder, seal_folder, whole_folder
 from pvqae.core.tensors import pack, unpack
-from pvqae.inference.measures import JOINT, STRIDES, Memory, Networks
+from pvqae.inference.measures import JOINT, STRIDES, Allocator, Memory, Networks
 from pvqae.inference.readout import Normal
 from pvqae.inference.scoring import Scale, Scored, Scorer
 from pvqae.model import backbones
@@ -124,10 +124,12 @@ def _half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _weights(found: Networks, recon: str) -> dict[str, Tensor]:
-    tensors = {f"autoencoder.{k}": v for k, v in found.autoencoder.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    if found.allocator is not None:
+        tensors |= {f"autoencoder.{k}": v for k, v in found.allocator.autoencoder.state_dict().items()}
+        tensors |= {f"prior.{k}": v for k, v in found.allocator.prior.state_dict().items()}
     if not found.backbone.spec.frozen:
         tensors |= {f"backbone.{k}": v for k, v in found.backbone.state_dict().items()}
-    tensors |= {f"prior.{k}": v for k, v in found.prior.state_dict().items()}
     unused = {k for k, v in tensors.items() if recon == "memory" and k.startswith(_DECODER) and v.ndim > 1}
     # All was rounded to half precision when its training ended, so that loses nothing.
     kept = _half({k: v for k, v in tensors.items() if k not in unused})
@@ -257,14 +259,16 @@ def _networks(
     width: int,
 ) -> Networks:
     tensors = unpack(files.tensors("weights.safetensors"))
-    autoencoder = Autoencoder(model, backbone.spec)
-    side = image.size // 32
+    if own := _below("backbone.", tensors):
+        backbone.load_state_dict(own)
+    backbone.eval().requires_grad_(False)
+    if not (own := _below("autoencoder.", tensors)):
+        return Networks(backbone, None, {}, None)
+    autoencoder, side = Autoencoder(model, backbone.spec), image.size // 32
+    autoencoder.load_state_dict(own)
+    autoencoder.eval().requires_grad_(False)
     prior = from_tensors(_below("prior.", tensors), (side, side), model.levels, width)
-    for prefix, module in (("autoencoder.", autoencoder), ("backbone.", backbone)):
-        if own := _below(prefix, tensors):
-            module.load_state_dict(own)
-        module.eval().requires_grad_(False)
-    return Networks(backbone, autoencoder, prior, {}, None, score.prior)
+    return Networks(backbone, Allocator(autoencoder, prior, score.prior), {}, None)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,8 +9,9 @@ C channels of a memory, h w its grid.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,15 +102,33 @@ def memory_input(backbone: Backbone, features: Features, name: str) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Allocator:
+    """What is trained by steps: which levels an image spends, and which levels normal images spend there."""
+
+    autoencoder: Autoencoder
+    prior: Prior
+    measure: str  # of what the prior did not expect, a key of `_PRIOR_MEASURES`
+
+
+@dataclass(frozen=True, eq=False)
 class Networks:
     """All that learns: from images to allocations, reconstructions and distances."""
 
     backbone: Backbone
-    autoencoder: Autoencoder
-    prior: Prior
+    allocator: Allocator | None  # None where nothing was trained (train.steps: 0)
     memories: Mapping[str, Memory]  # by what they read (`memory_input`); empty where none is scored
     whitening: Tensor | None  # T x T, of decoder residuals of training normals; None where they are not scored
-    prior_measure: str
+
+    @property
+    def trained(self) -> Allocator:
+        """Return the allocator. Raises `ConfigError` where nothing was trained."""
+        if self.allocator is None:
+            raise ConfigError("expected a trained network, found a detector of train.steps: 0; train it with steps")
+        return self.allocator
+
+    def allocating(self, **changes: Any) -> "Networks":
+        """Return these networks with fields of their `Allocator` replaced."""
+        return replace(self, allocator=replace(self.trained, **changes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,15 +149,16 @@ class Budget:
 @dataclass(frozen=True, eq=False)
 class Raw:
     """The measures of a batch of views. The budget is asked for when something needs it: a score of the memory alone
-    does not, and router and prior are a tenth of the time of a score.
+    does not, and router and prior are a tenth of the time of a score. Without a trained network there is none to ask.
     """
 
     maps: dict[str, Tensor]  # by memory (B x h x w), decoder (B x H x W); all >= 0
     valid: dict[str, Tensor]  # the same keys: cells that are image
-    ask: Callable[[], Budget]
+    ask: Callable[[], Budget] | None
 
     @cached_property
     def budget(self) -> Budget:
+        assert self.ask is not None, "nobody asks for a budget where no network was trained"
         return self.ask()
 
     @property
@@ -148,6 +168,8 @@ class Raw:
 
     def settled(self) -> "Raw":
         """Return these measures with their budget computed, so that the features that it comes from can be freed."""
+        if self.ask is None:
+            return self
         budget = self.budget
         return Raw(self.maps, self.valid, lambda: budget)
 
@@ -159,7 +181,8 @@ class Raw:
         return Raw(
             {name: torch.cat([run.maps[name] for run in runs]) for name in runs[0].maps},
             {name: torch.cat([run.valid[name] for run in runs]) for name in runs[0].valid},
-            lambda: Budget(*(torch.cat([getattr(run.budget, field.name) for run in runs]) for field in fields(Budget))),
+            runs[0].ask
+            and (lambda: Budget(*(torch.cat([getattr(run.budget, f.name) for run in runs]) for f in fields(Budget)))),
         )
 
     def view(self, index: int) -> "Raw":
@@ -168,7 +191,7 @@ class Raw:
         return Raw(
             {name: x[only] for name, x in self.maps.items()},
             {name: x[only] for name, x in self.valid.items()},
-            lambda: Budget(*(getattr(self.budget, field.name)[only] for field in fields(Budget))),
+            self.ask and (lambda: Budget(*(getattr(self.budget, field.name)[only] for field in fields(Budget)))),
         )
 
 
@@ -194,9 +217,9 @@ _PRIOR_MEASURES: dict[str, Callable[[Expected, Tensor], Tensor]] = {
 }
 
 
-def residual(networks: Networks, features: Features, expected_Bhw: Tensor, valid_BSS: Tensor) -> Tensor:
+def residual(allocator: Allocator, features: Features, expected_Bhw: Tensor, valid_BSS: Tensor) -> Tensor:
     """Return target - reconstruction with the expected normal budget, not the actual one (paper); B x T x H x W."""
-    autoencoder = networks.autoencoder
+    autoencoder = allocator.autoencoder
     onehot = as_onehot(expected_Bhw, len(features.levels))
     output = autoencoder.reconstruct(features, on_grid(valid_BSS, features.levels[-1].shape[-2:]), onehot)
     return (autoencoder.standardised_target(features) - output.reconstruction).float()
@@ -211,30 +234,30 @@ def whiten(residual_BTHW: Tensor, whitening_TT: Tensor) -> Tensor:
 @torch.no_grad()
 def measure(networks: Networks, features: Features, valid_BSS: Tensor, without_group: Tensor | None = None) -> Raw:
     """Compute all measures of a batch. `without_group` (B): its codes don't count, see `Memory.distances`."""
-    valid_at, ask = cache(partial(on_grid, valid_BSS)), cache(partial(_budget, networks, features, valid_BSS))
-    maps = {}
+    valid_at, maps, allocator = cache(partial(on_grid, valid_BSS)), dict[str, Tensor](), networks.allocator
+    ask = None if allocator is None else cache(partial(_budget, allocator, features, valid_BSS))
     for name, memory in networks.memories.items():
         x = memory_input(networks.backbone, features, name)
         maps[name] = memory.distances(x, valid_at(x.shape[-2:]), without_group)
-    if networks.whitening is not None:
-        maps["decoder"] = whiten(residual(networks, features, ask().normal, valid_BSS), networks.whitening)
+    if networks.whitening is not None and ask is not None:
+        maps["decoder"] = whiten(residual(networks.trained, features, ask().normal, valid_BSS), networks.whitening)
     return Raw(maps, {name: valid_at(x.shape[-2:]) for name, x in maps.items()}, ask)
 
 
 @torch.no_grad()
-def _budget(networks: Networks, features: Features, valid_BSS: Tensor) -> Budget:
-    logits = networks.autoencoder.router(networks.autoencoder.codes(features))
+def _budget(allocator: Allocator, features: Features, valid_BSS: Tensor) -> Budget:
+    logits = allocator.autoencoder.router(allocator.autoencoder.codes(features))
     valid = on_grid(valid_BSS, logits.shape[-2:])
-    expected = expect(networks.prior, logits, valid)
-    unlikely = _PRIOR_MEASURES[networks.prior_measure](expected, logits.flatten(2).transpose(1, 2))
+    expected = expect(allocator.prior, logits, valid)
+    unlikely = _PRIOR_MEASURES[allocator.measure](expected, logits.flatten(2).transpose(1, 2))
     normal = expected.logits.argmax(-1).view(valid.shape)
     return Budget(valid, unlikely.view(valid.shape), _chosen(logits, valid), normal)
 
 
 @torch.no_grad()
-def spent(networks: Networks, features: Features, valid_BSS: Tensor) -> Tensor:
+def spent(autoencoder: Autoencoder, features: Features, valid_BSS: Tensor) -> Tensor:
     """Return the levels alone, `Budget.levels`, at a small part of its cost."""
-    logits = networks.autoencoder.router(networks.autoencoder.codes(features))
+    logits = autoencoder.router(autoencoder.codes(features))
     return _chosen(logits, on_grid(valid_BSS, logits.shape[-2:]))
 
 

@@ -23,6 +23,7 @@ from pvqae.samples import geometry, images
 
 _Map = NDArray[np.float32]
 PARTS = ("s_prior", "s_recon", "product")
+MEMORY_PARTS = ("s_recon",)  # of a detector without a trained network
 _CHUNK = 8  # views through the networks at once: memory does not grow with the image
 
 
@@ -33,24 +34,36 @@ class Scored:
     sample_id: str
     image_score: float  # fused; compared with the calibrated threshold
     part: Callable[[str], float]  # of `PARTS` → image score
-    budget: Callable[[], Budget]  # of the views of `canvas`
+    budget: Callable[[], Budget] | None  # of the views of `canvas`; None where no network was trained
     draw: Callable[[str], _Map]  # of `PARTS` → H x W
     fused: str  # the part whose map is the fusion's
     canvas: geometry.Canvas
 
+    @property
+    def allocates(self) -> bool:
+        """Whether a network was trained: without one there are no levels, and no parts but the memory's."""
+        return self.budget is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parts that there are."""
+        return PARTS if self.allocates else MEMORY_PARTS
+
     @cached_property
     def parts(self) -> dict[str, float]:
-        """Image scores of `PARTS`, s_prior and s_recon in deviations of training normals."""
-        return {name: self.part(name) for name in PARTS}
+        """Image scores of `names`, s_prior and s_recon in deviations of training normals."""
+        return {name: self.part(name) for name in self.names}
 
     @cached_property
     def levels(self) -> NDArray[np.int64]:
-        """H x w (of all views, stitched), spent; 0 is the coarsest, -1 padding."""
+        """H x w (of all views, stitched), spent; 0 is the coarsest, -1 padding. Only where it `allocates`."""
+        assert self.budget is not None
         return stitch_levels(self.canvas, self.budget().levels)
 
     @cached_property
     def expected_levels(self) -> NDArray[np.int64]:
-        """H x w, the expected normal budget."""
+        """H x w, the expected normal budget. Only where it `allocates`."""
+        assert self.budget is not None
         return stitch_levels(self.canvas, self.budget().expected)
 
     @cached_property
@@ -60,8 +73,8 @@ class Scored:
 
     @cached_property
     def part_maps(self) -> dict[str, _Map]:
-        """`PARTS` → H x W."""
-        return {name: self.anomaly_map if name == self.fused else self.draw(name) for name in PARTS}
+        """`names` → H x W."""
+        return {name: self.anomaly_map if name == self.fused else self.draw(name) for name in self.names}
 
     @cached_property
     def picture(self) -> NDArray[np.uint8]:
@@ -120,7 +133,8 @@ class Scorer:
             return canvas.stitch(self.smooth(part_map(self.for_map, name)))
 
         fused, score = readout.FUSION_MAP[self.score.fusion], readout.FUSIONS[self.score.fusion](image_part)
-        return Scored(sample_id, score, image_part, lambda: raw.budget, draw, fused, canvas)
+        budget = raw.ask and (lambda: raw.budget)
+        return Scored(sample_id, score, image_part, budget, draw, fused, canvas)
 
     @property
     def for_image(self) -> Readout:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pvqae.core import config, runtime, seeding
 from pvqae.core.errors import DataError
-from pvqae.core.files import whole_folder
+from pvqae.core.files import whole_folder, write_text
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
 from pvqae.core.tensors import read_tensors
@@ -32,6 +32,7 @@ from pvqae.prior.prior import (
 )
 from pvqae.samples import classes
 
+_ALLOCATIONS = "allocations.safetensors"
 _BATCH = 32
 _LEAST = 8  # views a cluster must have: fewer teach a prior nothing but themselves
 _CELLS = 51200  # expected at once: each is asked in a pass of its view's own
@@ -55,9 +56,14 @@ class _Allocations:
         return self.logits[fit][kept], self.valid[kept]
 
 
-def _read(folder: Path, classes: list[str]) -> _Allocations:
-    """Return allocations of `classes` from one network's folder, or from all networks below `folder`."""
+def _read(folder: Path, classes: list[str]) -> _Allocations | None:
+    """Return allocations of `classes` from one network's folder, or from all networks below `folder`.
+
+    None where no network was trained.
+    """
     networks = [folder] if (folder / "rows.csv").exists() else sorted(p.parent for p in folder.glob("*/rows.csv"))
+    if networks and not any((path / _ALLOCATIONS).exists() for path in networks):
+        return None
     parts = [_read_network(path, classes) for path in networks]
     parts = [part for part in parts if len(part.rows)]
     if not parts:
@@ -78,7 +84,7 @@ def _read(folder: Path, classes: list[str]) -> _Allocations:
 
 def _read_network(folder: Path, classes: list[str]) -> _Allocations:
     rows = pd.read_csv(folder / "rows.csv", dtype=str, keep_default_na=False).astype({"fold": int})
-    tensors = read_tensors(folder / "allocations.safetensors")
+    tensors = read_tensors(folder / _ALLOCATIONS)
     wanted = torch.tensor(rows["category"].isin(classes).tolist())  # pandas gives a read-only array, torch warns
     keep = wanted[tensors["rows"]]
     position = torch.cumsum(wanted, 0) - 1
@@ -197,17 +203,27 @@ def train(layout: Layout, params: config.Params, group: str) -> None:
     """Fit the prior of `group` and its folds; writes models/<dataset>/priors/<group>/ whole or not at all."""
     item = classes.read(layout.classes_file, layout.name).prior(group)
     runtime.Plan("cpu", "float32", 1, 1).apply()  # operations this small only lose by a second thread
-    found = _read(layout.root / item.allocations, list(item.classes))
+    if (found := _read(layout.root / item.allocations, list(item.classes))) is None:
+        print(f"prior {group}: no network was trained (train.steps: 0), so there is nothing to learn", flush=True)
+        with whole_folder(layout.prior(group)) as part:
+            write_text(part / "history.jsonl", splits.NO_HISTORY)
+            _facts({name: [] for name in item.classes}, part / "facts.json")
+        return
     history: list[dict[str, object]] = []
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in item.classes}
     with whole_folder(layout.prior(group)) as part:
-        for name in splits.fits(found.rows):
+        for name in _fits_of(found.rows, params.score):
             prior = fit_group(params, name, *found.of(name, splits.learns(found.rows, name)), history)
             save_file(prior.state_dict(), part / f"{name}.safetensors")
             for category, values in scores.items():
                 values += _judged(prior, found, name, category)
         _facts(scores, part / "facts.json")
         (part / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), "utf-8")
+
+
+def _fits_of(rows: pd.DataFrame, score: config.Score) -> list[str]:
+    """Return the fits that need a prior. Where no score reads it, one fold is enough, to say how well it predicts."""
+    return splits.fits(rows) if score.reads_network else splits.fits(rows)[:2]
 
 
 def _judged(prior: Prior, found: _Allocations, fit_name: str, category: str) -> list[tuple[float, float]]:
@@ -219,11 +235,14 @@ def _judged(prior: Prior, found: _Allocations, fit_name: str, category: str) -> 
 
 
 def _facts(scores: dict[str, list[tuple[float, float]]], path: Path) -> None:
-    """Return one pair per class: means over its fits, null where no normal was unseen."""
+    """Write one pair per class: means over its fits, null where no normal was unseen, or nothing was learnt."""
     facts: dict[str, dict[str, float | None]] = {}
     for category, pairs in scores.items():
         own, frequency = np.mean(pairs, axis=0).tolist() if pairs else (math.nan, math.nan)
-        print(f"{category}: cross-entropy of unseen normals: prior {own:.4f}, frequencies {frequency:.4f}", flush=True)
+        if pairs:
+            print(
+                f"{category}: cross-entropy of unseen normals: prior {own:.4f}, frequencies {frequency:.4f}", flush=True
+            )
         both = {"prior_cross_entropy": own, "frequency_cross_entropy": frequency}
         facts[category] = {k: None if math.isnan(v) else round(v, 6) for k, v in both.items()}
     path.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")

@@ -96,9 +96,10 @@ def draw(scored: "Scored", mask: NDArray[np.bool_] | None, card: dict[str, Any],
     files = {
         "picture.webp": pictures.webp(small),
         "heatmap.webp": pictures.webp(pictures.over(scored.picture, scored.anomaly_map, card)),
-        "levels.png": pictures.png(pictures.level_map(scored.levels, levels, shape)),
-        "expected_levels.png": pictures.png(pictures.level_map(scored.expected_levels, levels, shape)),
     }
+    if scored.allocates:
+        for name, shown in (("levels", scored.levels), ("expected_levels", scored.expected_levels)):
+            files[f"{name}.png"] = pictures.png(pictures.level_map(shown, levels, shape))
     if mask is not None:
         files["mask.webp"] = pictures.webp(pictures.outline(small, pictures.shrink(mask)))
     return files
@@ -189,6 +190,7 @@ def _tiles(one: "ClassReport", entry: Values) -> list[Values]:
     return [
         {"key": key, "caption": caption, "alt": alt, "uri": _uri(one.folder / files[key]) if key in files else None}
         for key, (caption, alt) in captions.items()
+        if key in files or key == "mask"
     ]
 
 

@@ -187,7 +187,8 @@ def _slider(one: "ClassReport") -> Values:
 
 def _levels(one: "ClassReport") -> list[Values]:
     """Return legend and shares of the resolution levels, coarsest first; each costs 4 times the codes of the last."""
-    shares = one.health["level_shares"]
+    if not (shares := one.health["level_shares"]):  # no network was trained
+        return []
     names = {0: "coarse", len(shares) - 1: "fine"} if len(shares) > 1 else {0: "only level"}
     return [
         {"colour": _rgb(colour), "share": share, "name": names.get(level, f"level {level + 1}"), "codes": 4**level}

@@ -22,7 +22,7 @@ from pvqae.core.errors import ConfigError, DataError, PvqaeError
 from pvqae.core.progress import track
 from pvqae.drift.profile import level_shares, measure
 from pvqae.inference.bundle import Detector
-from pvqae.inference.scoring import PARTS, Scored
+from pvqae.inference.scoring import Scored
 from pvqae.samples import images
 from pvqae.serving import batch_rows, batch_source
 from pvqae.serving.batch_rows import Values
@@ -214,16 +214,18 @@ def _judged(detector: Detector, pixels: images.Floats, captured: str) -> tuple[V
     if reason := batch_source.unfit(pixels):
         return {"error": reason}, None
     scored = detector.score(pixels)
-    numbers = [scored.image_score, *(scored.parts[name] for name in PARTS)]
+    numbers = [scored.image_score, *scored.parts.values()]
     if not all(map(math.isfinite, numbers)):
         return {"error": f"a score is not finite: {numbers}; calibrate this class again"}, None
-    shares = level_shares(scored.levels, detector.config["model"]["levels"])
+    shares = None
+    if scored.allocates:
+        shares = list(level_shares(scored.levels, detector.config["model"]["levels"]).values())
     return {
         "error": "",
         "score": scored.image_score,
-        "parts": {name: scored.parts[name] for name in PARTS},
+        "parts": scored.parts,
         **(detector.marks(scored) or {}),
-        "level_shares": list(shares.values()),
+        "level_shares": shares,
         "statistics": measure(pixels),
         "captured_at": captured,
     }, scored

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pvqae.core import config, files, runtime
-from pvqae.core.errors import DataError, IntegrityError
+from pvqae.core.errors import ConfigError, DataError, IntegrityError
 from pvqae.core.files import seal, sealed, whole_folder, write_tensors, write_text
 from pvqae.core.layout import Layout
 from pvqae.core.tensors import parse_tensors
@@ -59,7 +59,12 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
     print(f"network {name}: {len(rows)} normals, {plan}", flush=True)
 
     _check_folds(rows)
-    fits = _fits_of(rows, params.score)
+    if params.train.steps == 0:
+        _leave_untrained(layout, params, name, rows)
+        facts = {"train_seconds": round(time.monotonic() - begun, 1), "reading": {}}
+        write_text(layout.timing(name), json.dumps(facts))
+        return
+    fits = splits.fits(rows) if params.score.reads_network else [splits.FULL]  # see `calibrate.calibrate`
     backbone = backbones.make(params.model).to(plan.device).eval()
     store = Store(layout.features, params.compute.cache_gb)
     examples = prepare(rows, layout.data, params.image, backbone, params.train.richness, plan.device, store)
@@ -79,11 +84,21 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
     write_text(layout.timing(name), json.dumps(facts))
 
 
-def _fits_of(rows: pd.DataFrame, score: config.Score) -> list[str]:
-    """Return the fits that need a network of their own. Where the image score reads the memory alone, a network can't
-    move a threshold, so none is trained per fold: the memory and its statistics still are fitted per fold.
+def _leave_untrained(layout: Layout, params: config.Params, name: str, rows: pd.DataFrame) -> None:
+    """Hand over a network of no steps: who would have taught it, and no weights. The memory needs none.
+
+    Raises `ConfigError` where something that is asked for needs a trained network.
     """
-    return [splits.FULL] if score.recon == "memory" and score.fusion == "recon" else splits.fits(rows)
+    if params.score.reads_network or not backbones.make(params.model).spec.frozen:
+        raise ConfigError(
+            "train.steps: 0 trains no network, so the score can only come from the memory of frozen features: expected "
+            "score.recon memory, score.fusion recon and a frozen model.backbone, found "
+            f"{params.score.recon}, {params.score.fusion}, {params.model.backbone}; change them, or train.steps"
+        )
+    print(f"network {name}: train.steps is 0, nothing is trained; the memory alone will judge", flush=True)
+    with whole_folder(layout.network(name)) as part:
+        _describe(part, rows, _origin(None, dict.fromkeys(splits.fits(rows), "nothing is trained")))
+        write_text(part / "history.jsonl", splits.NO_HISTORY)
 
 
 def _check_folds(rows: pd.DataFrame) -> None:
@@ -169,9 +184,13 @@ def _hand_over(
             (part / f"{fit}.safetensors").write_bytes(data)
         with (part / "history.jsonl").open("w", encoding="utf-8") as history:
             history.writelines((work / fit / "progress.jsonl").read_text("utf-8") for fit in finished)
-        write_text(part / "origin.json", json.dumps(origin, indent=1) + "\n")
-        rows[_KEPT_COLUMNS].to_csv(part / "rows.csv", index=False, lineterminator="\n")
+        _describe(part, rows, origin)
         grid = next(iter(logits.values())).shape[-2:]
         tensors = {f"logits.{fit}": values for fit, values in logits.items()}
         tensors |= {"rows": examples.rows, "valid": cells_of(examples.valid, grid)}
         save_file(tensors, part / "allocations.safetensors")
+
+
+def _describe(folder: Path, rows: pd.DataFrame, origin: dict[str, object]) -> None:
+    write_text(folder / "origin.json", json.dumps(origin, indent=1) + "\n")
+    rows[_KEPT_COLUMNS].to_csv(folder / "rows.csv", index=False, lineterminator="\n")

@@ -77,7 +77,11 @@ class Parent:
         return unpack(found)
 
     def has(self, fit: str) -> bool:
-        return fit == splits.FULL or f"{fit}.safetensors" in self.network.files
+        return (
+            any(name.startswith("autoencoder.") for name in self.weights(fit))
+            if fit == splits.FULL
+            else (f"{fit}.safetensors" in self.network.files)
+        )
 
 
 def _check(folder: Path, facts: dict[str, Any], params: config.Params) -> None:
@@ -112,7 +116,7 @@ def obstacle(parent: Parent | None, rows: pd.DataFrame, fit: str) -> str:
     if parent is None:
         return "no parent"
     if not parent.has(fit):
-        return "the parent has no such fit"
+        return "the parent has no such fit, or no network at all"
     known = _groups(parent.rows[splits.learns(parent.rows, fit)])
     if lost := known - _groups(rows[splits.learns(rows, fit)]):
         category, group = min(lost)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.bench.rows import Row, Size
-from tests.end_to_end.test_train_flow import TINY, clone
+from tests.clones import TINY, clone
 
 # What is waited for, and the words by which it shows in the output.
 SIGNS = {"the first line": "", "the first class has its figures": "image_auroc"}

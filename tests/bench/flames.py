@@ -39,7 +39,7 @@ def inference() -> None:
 def flow() -> None:
     """A flow of one tiny class, registration included: what is around the training."""
     from tests.bench.noop import train
-    from tests.end_to_end.test_train_flow import TINY, clone
+    from tests.clones import TINY, clone
 
     with tempfile.TemporaryDirectory() as folder:
         train(clone(Path(folder)), (*TINY, "train.steps=30"))

@@ -69,7 +69,7 @@ def row(what: str, count: float, rate: float, scoring: float) -> Row:
 def tensors_of(ours: Scorer) -> Iterator[torch.Tensor]:
     networks = ours.networks
     yield from networks.backbone.parameters()
-    yield from networks.autoencoder.parameters()
+    yield from networks.trained.autoencoder.parameters()
     for memory in networks.memories.values():
         yield from (memory.codes, memory.scale)
 

@@ -11,7 +11,7 @@ import numpy as np
 from pvqae.samples import images
 from tests.bench.processes import run
 from tests.bench.rows import Row, Size, at_most
-from tests.end_to_end.test_train_flow import TINY, Clone, clone
+from tests.clones import TINY, Clone, clone
 
 SETTINGS = (*TINY, "train.steps=10", "prior.steps=5", "evaluation.pictures=0", "data.categories=[]")
 IMAGES = 24  # of a class of the hundred

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.bench.noop import train
 from tests.bench.processes import run
 from tests.bench.rows import Row, Size, at_most
-from tests.end_to_end.test_train_flow import TINY, clone
+from tests.clones import TINY, clone
 
 SETTINGS = (*TINY, "evaluation.pictures=6")
 # The verbs' own functions in one process; the validation's seconds do not count, its rows are needed.

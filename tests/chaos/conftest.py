@@ -11,7 +11,7 @@ from pvqae.calibration import fitting
 from pvqae.core import config
 from pvqae.features.examples import prepare
 from pvqae.inference import bundle
-from pvqae.inference.measures import Networks
+from pvqae.inference.measures import Allocator, Networks
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
 from pvqae.prior.prior import BudgetPrior
@@ -43,7 +43,7 @@ def make(folder: Path, root: Path, params: config.Params = PARAMS, card: dict[st
     autoencoder = Autoencoder(params.model, backbone.spec).eval().requires_grad_(False)
     autoencoder.codebook.start(torch.randn(200, 4))
     learned = BudgetPrior((side // 32, side // 32), 3, 16).eval().requires_grad_(False)
-    found = Networks(backbone, autoencoder, learned, {}, None, params.score.prior)
+    found = Networks(backbone, Allocator(autoencoder, learned, params.score.prior), {}, None)
     examples = prepare(frame, root, params.image, backbone, "none")
     scorer = fitting.fit(found, examples, fitting.group_numbers(frame, examples), params, "full")
     profile = {"columns": {"group": [0, 1], "image_score": [0.1, 0.2], **{name: [0.5, 0.6] for name in STATISTICS}}}

@@ -21,7 +21,7 @@ import yaml
 from flows.adapters import prefect_server
 from flows.machines.service_processes import free_ports
 from pvqae.datasets import demo
-from tests.end_to_end.test_train_flow import clone
+from tests.clones import clone
 
 DATASET, CATEGORY, MODEL = "tiles", "part", "pvqae-tiles-part"
 FIRST = 90  # photographs of the first training; enough parts for the gate

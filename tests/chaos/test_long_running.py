@@ -21,7 +21,7 @@ from pvqae.samples import images
 from pvqae.serving import batch, batch_source
 from tests.chaos import growth, rounds
 from tests.chaos.figures import Figure, record, size
-from tests.end_to_end.test_train_flow import TINY, Clone, clone
+from tests.clones import TINY, Clone, clone
 
 BATCH, RELOAD = 2, 10  # images of a batch; batches with one loaded bundle
 SMALL = (*TINY, "train.steps=10", "prior.steps=5", "evaluation.pictures=0")

@@ -25,9 +25,9 @@ from pvqae.training.loop import _Timer
 from tests.chaos import projects
 from tests.chaos.figures import Figure, record, size
 from tests.chaos.projects import DATASET, MODEL, settings
+from tests.clones import Clone
 from tests.end_to_end.conftest import place  # noqa: F401 - a private folder
 from tests.end_to_end.test_services import Project
-from tests.end_to_end.test_train_flow import Clone
 
 BOUND = 900.0  # seconds within which a flow without a server must have ended
 LONG_ENOUGH = 3.0  # seconds that a server is away

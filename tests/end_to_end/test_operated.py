@@ -18,8 +18,8 @@ from flows.machines import control
 from pvqae.core.config import Services
 from pvqae.datasets import demo
 from pvqae.samples import images
+from tests.clones import clone
 from tests.end_to_end.test_services import Project, client, leaks
-from tests.end_to_end.test_train_flow import clone
 
 MODEL = "pvqae-tiles-part"
 TINY = (

@@ -16,9 +16,9 @@ import requests
 from flows.machines import control
 from pvqae.core.config import Services
 from pvqae.datasets import demo
+from tests.clones import clone
 from tests.end_to_end.test_operated import flows, until
 from tests.end_to_end.test_services import Project
-from tests.end_to_end.test_train_flow import clone
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("default")]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pvqae.datasets import demo
-from tests.end_to_end.test_train_flow import clone
+from tests.clones import clone
 
 pytestmark = pytest.mark.integration
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from flows.adapters import git
 from pvqae.datasets import demo
-from tests.end_to_end.test_train_flow import Clone, clone
+from tests.clones import Clone, clone
 
 pytestmark = pytest.mark.integration
 

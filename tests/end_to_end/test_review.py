@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 
 from flows.adapters import git
+from tests.clones import Clone, clone
 from tests.end_to_end.test_retrain import TINY, command, photographs
-from tests.end_to_end.test_train_flow import Clone, clone
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

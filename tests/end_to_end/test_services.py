@@ -22,7 +22,7 @@ from flows.machines.service_files import ServiceFiles
 from flows.machines.service_processes import ServiceProcesses
 from pvqae.core.config import Services
 from pvqae.datasets import demo
-from tests.end_to_end.test_train_flow import Clone, clone
+from tests.clones import Clone, clone
 
 pytestmark = pytest.mark.integration
 

@@ -19,7 +19,7 @@ from pvqae.core.layout import Layout
 from pvqae.datasets import build, validation
 from pvqae.evaluation import stage
 from pvqae.features.examples import prepare
-from pvqae.inference.measures import Networks
+from pvqae.inference.measures import Allocator, Networks
 from pvqae.inference.scoring import Scorer
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
@@ -75,7 +75,7 @@ def scorer(picture: Picture, tmp_path_factory: pytest.TempPathFactory) -> Scorer
     vectors = torch.randn(200, 4)
     autoencoder.codebook.start(vectors)
     learned = BudgetPrior((4, 4), 3, 16).eval().requires_grad_(False)
-    found = Networks(backbone, autoencoder, learned, {}, None, params.score.prior)
+    found = Networks(backbone, Allocator(autoencoder, learned, params.score.prior), {}, None)
     return fitting.fit(found, examples, fitting.group_numbers(frame, examples), params, "full")
 
 

@@ -299,7 +299,7 @@ def test_one_network_and_clustered_priors_need_no_label(workspace: Layout, tmp_p
     layout = tiny.variant(workspace, tmp_path, graph, params)
     check_metrics(layout, {"cloth", "plate"})
     for name in ("cloth", "plate"):
-        shipped = bundle.load(layout.bundle(name)).scorer.networks.prior
+        shipped = bundle.load(layout.bundle(name)).scorer.networks.trained.prior
         assert isinstance(shipped, prior.Clustered)
         trained = prior.from_tensors(read_tensors(layout.prior("all") / "full.safetensors"), (2, 2), 3, 16)
         assert all(torch.equal(value, trained.state_dict()[key]) for key, value in shipped.state_dict().items())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flows.experiments import mechanism
 from pvqae.features.examples import Examples
-from pvqae.inference.measures import Networks
+from pvqae.inference.measures import Allocator, Networks
 from pvqae.model.autoencoder import Allocation, Autoencoder, Output, as_onehot
 from pvqae.model.backbones import Backbone, Features, Spec
 from pvqae.prior.prior import BudgetPrior, expect
@@ -51,7 +51,7 @@ class Known:
 def networks(order: int) -> Networks:
     """The actual allocation stands in for the prior, so that what is expected is known, too."""
     prior = mechanism._StandIn((SIDE, SIDE), LEVELS, None).eval()
-    return Networks(cast(Backbone, None), cast(Autoencoder, Known(order)), prior, (), None, "gaussian")
+    return Networks(cast(Backbone, None), Allocator(cast(Autoencoder, Known(order)), prior, "gaussian"), {}, None)
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +101,17 @@ def test_shuffling_keeps_each_views_shares_and_padding() -> None:
 def test_a_constant_budget_expects_its_level_everywhere(name: str, level: int) -> None:
     put = mechanism.BUDGETS[name](networks(1))
     logits = torch.randn(2, LEVELS, SIDE, SIDE)
-    expected = expect(put.prior, logits, torch.ones(2, SIDE, SIDE, dtype=torch.bool))
+    expected = expect(put.trained.prior, logits, torch.ones(2, SIDE, SIDE, dtype=torch.bool))
     assert (expected.logits.argmax(-1) == level).all()
 
 
 def test_the_actual_budget_is_what_is_spent_and_the_expected_one_is_the_priors() -> None:
     logits, valid = torch.randn(2, LEVELS, SIDE, SIDE), torch.ones(2, SIDE, SIDE, dtype=torch.bool)
     found = networks(1)
-    actual = expect(mechanism.BUDGETS["actual"](found).prior, logits, valid)
+    actual = expect(mechanism.BUDGETS["actual"](found).trained.prior, logits, valid)
     assert (actual.logits.argmax(-1).view(2, SIDE, SIDE) == logits.argmax(1)).all()
     own = BudgetPrior((SIDE, SIDE), LEVELS, 8)
-    assert mechanism.BUDGETS["expected"](mechanism.replace(found, prior=own)).prior is own
+    assert mechanism.BUDGETS["expected"](found.allocating(prior=own)).trained.prior is own
 
 
 def test_the_error_is_that_of_the_actual_allocation(normals: Examples) -> None:

@@ -102,6 +102,11 @@ PLACES: tuple[Callable[[Path, Path], Path], ...] = (
 )
 
 
+def _long(*values: object) -> object:
+    """Return a parameter of `make integration`: DVC takes seconds for each, and one of a kind is enough every time."""
+    return pytest.param(*values, marks=pytest.mark.integration)
+
+
 @pytest.fixture(params=PLACES, ids=lambda place: place.__name__)
 def place(request: pytest.FixtureRequest, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR"):
@@ -145,7 +150,7 @@ def test_what_each_command_does_with_git(place: Path, tmp_path: Path) -> None:
     assert [path.name for path in gone] == ["0" * 29 + "2"]
 
 
-@pytest.mark.parametrize("place", [subfolder, submodule, linked, from_a_hook], indirect=True)
+@pytest.mark.parametrize("place", [subfolder, _long(submodule), _long(linked), _long(from_a_hook)], indirect=True)
 def test_dvc_works_in_the_project_and_in_its_workspace(place: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
@@ -202,8 +207,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
 @pytest.mark.parametrize(
     ("level", "text"),
     [
-        ("global", "[cache]\n    dir = shared\n"),
-        ("system", "[cache]\n    dir = shared\n    shared = group\n    type = symlink\n"),
+        _long("global", "[cache]\n    dir = shared\n"),
+        _long("system", "[cache]\n    dir = shared\n    shared = group\n    type = symlink\n"),
         ("global", "[core]\n    hardlink_lock = true\n    autostage = true\n[cache]\n    dir = shared\n"),
     ],
 )
@@ -242,7 +247,7 @@ def test_local_settings_come_first_and_their_paths_hold_in_a_workspace(
     assert gc._shared_cache(project) is None
 
 
-@pytest.mark.parametrize("link", ["symlink", "hardlink", "copy"])
+@pytest.mark.parametrize("link", ["symlink", _long("hardlink"), _long("copy")])
 def test_nothing_writes_through_a_link_into_the_cache(project: Path, tmp_path: Path, link: str) -> None:
     (project / ".dvc" / "config.local").write_text(f"[cache]\n    type = {link}\n")
     source, raw = tmp_path / "source", Layout(project, "parts").raw

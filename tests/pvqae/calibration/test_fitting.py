@@ -13,7 +13,7 @@ from pvqae.calibration.normals import _ROUNDING as ROUNDING
 from pvqae.core import config
 from pvqae.datasets import splits
 from pvqae.features.examples import prepare, retake
-from pvqae.inference.measures import Networks
+from pvqae.inference.measures import Allocator, Networks
 from pvqae.inference.scoring import Scorer
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
@@ -56,7 +56,7 @@ def networks() -> Networks:
     learned = (
         BudgetPrior((SIDE // 32, SIDE // 32), PARAMS.model.levels, PARAMS.prior.width).eval().requires_grad_(False)
     )
-    return Networks(backbone, autoencoder, learned, {}, None, PARAMS.score.prior)
+    return Networks(backbone, Allocator(autoencoder, learned, PARAMS.score.prior), {}, None)
 
 
 def written(root: Path, surface: Surface, count: int) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from pvqae.calibration import fitting, thresholds
 from pvqae.core import config
 from pvqae.evaluation.metrics import PixelMetrics
 from pvqae.features.examples import prepare
-from pvqae.inference.measures import Networks
+from pvqae.inference.measures import Allocator, Networks
 from pvqae.inference.scoring import Scored, Scorer
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
@@ -37,7 +37,7 @@ def fitted(bottle: Path) -> Scorer:
     autoencoder = Autoencoder(PARAMS.model, backbone.spec).eval().requires_grad_(False)
     learned = BudgetPrior((5, 5), 3, 16).eval().requires_grad_(False)
     examples = prepare(frame, bottle / "train/good", PARAMS.image, backbone, "none")
-    found = Networks(backbone, autoencoder, learned, {}, None, PARAMS.score.prior)
+    found = Networks(backbone, Allocator(autoencoder, learned, PARAMS.score.prior), {}, None)
     groups = fitting.group_numbers(frame, examples)
     return fitting.fit(found, examples, groups, PARAMS, "full")
 

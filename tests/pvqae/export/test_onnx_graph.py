@@ -27,8 +27,7 @@ def outputs(scorer: Scorer, pictures: list[np.ndarray]) -> Outputs:
     views = [view for picture in pictures for view in geometry.canvas(picture, scorer.image).views]
     pixels, valid = (torch.from_numpy(np.stack([getattr(v, k) for v in views])) for k in ("pixels", "valid"))
     with torch.no_grad():
-        found: Outputs = Graph(scorer, MODEL, 1.5)(pixels, valid)
-    return found
+        return Outputs(*Graph(scorer, MODEL, 1.5)(pixels, valid))
 
 
 def assert_same(found: Outputs, index: int, scored: Scored) -> None:
@@ -48,7 +47,7 @@ def test_every_named_choice_scores_as_the_scorer_does(
     shapes = [(128, 128), (50, 125), (125, 50)]  # a batch of a square and of two letterboxed images
     pictures = [picture(60 + n, *shape) for n, shape in enumerate(shapes)]
     score = config.Score(fusion=fusion, recon=recon, prior="cross_entropy")
-    networks = replace(scorer.networks, prior_measure="cross_entropy")
+    networks = scorer.networks.allocating(measure="cross_entropy")
     mine = replace(scorer, score=score, networks=networks)
     found = outputs(mine, pictures)
     for index, one in enumerate(pictures):
@@ -79,7 +78,7 @@ def test_clustered_priors_answer_as_they_do_one_by_one(scorer: Scorer, picture: 
     for member in members:
         torch.nn.init.normal_(member.base)
     prior = Clustered(torch.randn(2, 3 * 16), members).eval().requires_grad_(False)
-    mine = replace(scorer, networks=replace(scorer.networks, prior=prior))
+    mine = replace(scorer, networks=scorer.networks.allocating(prior=prior))
     pictures = [picture(seed) for seed in range(80, 84)]
     found = outputs(mine, pictures)
     for index, one in enumerate(pictures):

@@ -85,12 +85,12 @@ def always(level: int) -> BudgetPrior:
 def test_what_is_reconstructed_is_the_expected_budget_not_the_spent_one(
     scorer: Scorer, features: measures.Features, level: int
 ) -> None:
-    networks = replace(scorer.networks, prior=always(level))
+    networks = scorer.networks.allocating(prior=always(level))
     raw = measures.measure(networks, features, VALID)
     assert (raw.budget.expected == level).all()
     assert networks.whitening is not None
     everywhere = torch.full((2, 4, 4), level)
-    autoencoder = networks.autoencoder
+    autoencoder = networks.trained.autoencoder
     onehot = torch.nn.functional.one_hot(everywhere, 3).movedim(-1, 1).float()
     output = autoencoder.reconstruct(features, torch.ones(2, 16, 16, dtype=torch.bool), onehot)
     left = autoencoder.standardised_target(features) - output.reconstruction

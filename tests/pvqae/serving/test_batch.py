@@ -57,7 +57,9 @@ class Detector:
         parts = {"s_prior": mean, "s_recon": 2 * mean, "product": mean**2}
         levels = np.array([[0, 1, 2, -1], [1, 1, 2, -1]])
         shown = (pixels * 255).astype(np.uint8)
-        return SimpleNamespace(image_score=mean, parts=parts, levels=levels, anomaly_map=grey, picture=shown)
+        return SimpleNamespace(
+            image_score=mean, parts=parts, allocates=True, levels=levels, anomaly_map=grey, picture=shown
+        )
 
 
 @pytest.fixture
