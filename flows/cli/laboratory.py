@@ -2,14 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.shared import project, registry
 from pvqae.cli.console import workspace
 
+if TYPE_CHECKING:
+    from flows.experiments import subjects
+    from pvqae.core import config
+
 app = typer.Typer()
+_WORK = Path(".pvqae/bench")
 _DATA = Annotated[
     list[str] | None,
     typer.Option(
@@ -17,6 +22,8 @@ _DATA = Annotated[
         "several separated as in $PATH, or ../shared/datasets."
     ),
 ]
+_SET = Annotated[list[str] | None, typer.Option("--set", help="Override one param: key=value.")]
+_QUICK = Annotated[bool, typer.Option("--quick", help="The demo, small and barely trained: does it run?")]
 bench = typer.Typer(no_args_is_help=True, help="Reproduce the measurements in the documentation.")
 
 
@@ -54,31 +61,24 @@ def _accuracy(
     rival: Annotated[list[str] | None, typer.Option(help="Run this rival, e.g. anomalib_padim; repeatable.")] = None,
     rival_minutes: Annotated[float, typer.Option(min=0.1, help="The longest that a rival may take on a class.")] = 30,
     out: Annotated[Path, typer.Option(help="Folder for accuracy.md, .json and .csv.")] = Path("reports/accuracy"),
-    quick: Annotated[bool, typer.Option("--quick", help="The demo, small and barely trained: does it run?")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override one param: key=value.")] = None,
+    quick: _QUICK = False,
+    set_: _SET = None,
 ) -> None:
     """Compare our detector, PatchCore and a no-model control on the same test images, splits, seeds and metrics.
 
     Rivals are anomalib and AnomaVision on the same frozen features, each in an environment of its own below
     .pvqae/rivals. If it is interrupted, run it again to continue.
     """
-    from flows.experiments import accuracy, subjects
-    from pvqae.core import config, runtime
+    from flows.experiments import accuracy
 
     asked = accuracy.known_methods(re.findall(r"[^\s,]+", methods), ("all",) if rivals else rival or ())
-    names = re.findall(r"[^\s,]+", classes or ("demo" if quick else ""))
-    params = config.load("params.yaml", (*(accuracy.QUICK if quick else ()), *(set_ or [])))
-    runtime.plan(params.compute, 1).apply()
-    work = Path(".pvqae/bench")
-    chosen = subjects.load(
-        subjects.choose(subjects.find_places(subjects.dataset_roots(data or ())), names), work / "data", params
-    )
-    numbers = [int(seed) for seed in re.findall(r"\d+", "0" if quick else seeds)]
+    overrides = [*(accuracy.QUICK if quick else ()), *(set_ or [])]
+    chosen, params, numbers = _asked(data, classes or ("demo" if quick else ""), "0" if quick else seeds, overrides)
 
     def tell(words: str) -> None:
         typer.echo(words, err=True)
 
-    result = accuracy.run(chosen, params, numbers, work, methods=asked, minutes=rival_minutes, tell=tell)
+    result = accuracy.run(chosen, params, numbers, _WORK, methods=asked, minutes=rival_minutes, tell=tell)
     result.show()
     result.write(out)
     typer.echo(out / "accuracy.md")
@@ -92,19 +92,55 @@ def _readouts(
     classes: Annotated[str, typer.Option(help="E.g. bottle,screw; empty: all found.")] = "",
     seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0,1,2",
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/readouts.md"),
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override one param: key=value.")] = None,
+    set_: _SET = None,
 ) -> None:
     """Read memories out in every way on real defects; each class judges what the other classes would have chosen."""
-    from flows.experiments import readouts, subjects
-    from pvqae.core import config, files, runtime
+    from flows.experiments import readouts
+    from pvqae.core import files
 
-    params = config.load("params.yaml", tuple(set_ or ()))
-    runtime.plan(params.compute, 1).apply()
-    work, numbers = Path(".pvqae/bench"), [int(seed) for seed in re.findall(r"\d+", seeds)]
-    places = subjects.choose(subjects.find_places(subjects.dataset_roots(data or ())), re.findall(r"[^\s,]+", classes))
-    table = readouts.run(subjects.load(places, work / "data", params), params, numbers, work)
+    found, params, numbers = _asked(data, classes, seeds, set_)
+    table = readouts.run(found, params, numbers, _WORK)
     files.write_text(out, readouts.page(table, readouts.about(params, numbers)))
     typer.echo(out)
+
+
+@bench.command("fusion", epilog="Example: python -m flows bench fusion --classes bottle,toothbrush --steps 60")
+def _fusion(
+    data: _DATA = None,
+    classes: Annotated[str, typer.Option(help="E.g. bottle,screw; empty: all found.")] = "",
+    seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0",
+    steps: Annotated[str, typer.Option(help="Steps that networks are trained for, e.g. 60,240.")] = "60,240",
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/fusion.md"),
+    quick: _QUICK = False,
+    set_: _SET = None,
+) -> None:
+    """Fuse the memory's score with S_prior, S_recon and priors over codes in every way, on real defects.
+
+    Each class judges what the other classes would have chosen. If it is interrupted, run it again to continue.
+    """
+    from flows.experiments import fusion, fusion_page
+    from flows.experiments.accuracy import QUICK
+    from pvqae.core import files
+
+    effort = fusion.QUICK if quick else fusion.Effort(tuple(int(x) for x in re.findall(r"\d+", steps)))
+    overrides = [*(QUICK if quick else ()), *(set_ or [])]
+    found, params, numbers = _asked(data, classes or ("demo" if quick else ""), seeds, overrides)
+    results = fusion.run(found, params, numbers, _WORK, effort)
+    files.write_text(out, fusion_page.page(results, found, params, effort))
+    typer.echo(out)
+
+
+def _asked(
+    data: list[str] | None, classes: str, seeds: str, overrides: list[str] | None
+) -> "tuple[list[subjects.Subject], config.Params, list[int]]":
+    """Return the classes, params and seeds that a bench was asked for."""
+    from flows.experiments import subjects
+    from pvqae.core import config, runtime
+
+    params = config.load("params.yaml", tuple(overrides or ()))
+    runtime.plan(params.compute, 1).apply()
+    found = subjects.find(re.findall(r"[^\s,]+", classes), subjects.dataset_roots(data or ()), _WORK / "data", params)
+    return found, params, [int(seed) for seed in re.findall(r"\d+", seeds)]
 
 
 @bench.command("calibration", epilog="Example: python -m flows bench calibration brick")

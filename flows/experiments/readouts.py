@@ -43,6 +43,7 @@ _MIXES: tuple[dict[str, float], ...] = (
 _MAPS: tuple[dict[str, float], ...] = ({_F: 1}, {_J: 1}, {_J: 1, _F: 1}, {_J: 2, _F: 2, _C: 1}, {_J: 4, _F: 4, _M: 1})
 _MAP_SCALES = ("location", "global", "least")
 _PIXELS = ("pixel_auroc", "aupro", "aupro_05")
+USES: dict[str, tuple[str, ...]] = {"image": ("image_auroc",), "map": _PIXELS}  # figures that a choice goes by
 _SOURCES = (
     *subjects.VIEW_SOURCES,
     "pvqae/calibration/fitting.py",
@@ -112,23 +113,28 @@ def _measured(context: BenchmarkContext) -> Iterator[dict[str, object]]:
         yield {**about, "use": "map", "readout": name, **figures}
 
 
-def _fitted(context: BenchmarkContext) -> Scorer:
-    """Return a scorer with every memory that a candidate reads, and without a network: nothing asks it."""
-    params, backbone, examples = context.params, context.backbone, context.examples
-    every = dict.fromkeys((_C, _M, _F, _J), 1.0)
-    params = params.model_copy(update={"score": params.score.model_copy(update={"image": every, "map": every})})
+def untrained(context: BenchmarkContext, params: config.Params) -> measures.Networks:
+    """Return the memories that `params.score` reads, without a network: nothing asks it."""
+    backbone, examples = context.backbone, context.examples
     groups = fitting.group_numbers(context.normals, examples)
     memories = fitting.fit_memories(backbone, examples, groups, params, splits.FULL)
-    networks = measures.Networks(backbone, None, memories, None)
-    raws = []
-    for indices, batch in examples.batches(_CHUNK):
+    return measures.Networks(backbone, None, memories, None)
+
+
+def _fitted(context: BenchmarkContext) -> Scorer:
+    """Return a scorer with every memory that a candidate reads."""
+    every = dict.fromkeys((_C, _M, _F, _J), 1.0)
+    score = context.params.score.model_copy(update={"image": every, "map": every})
+    networks = untrained(context, context.params.model_copy(update={"score": score}))
+    groups, raws = fitting.group_numbers(context.normals, context.examples), []
+    for indices, batch in context.examples.batches(_CHUNK):
         assert batch.features is not None, "read-outs are of frozen features"
         raws.append(measures.measure(networks, batch.features, batch.valid, groups[indices]))
     found = {
         name: normals.fit_statistics(torch.cat([r.maps[name] for r in raws]), torch.cat([r.valid[name] for r in raws]))
-        for name in memories
+        for name in networks.memories
     }
-    return Scorer(networks, found, {}, params.image, params.score)
+    return Scorer(networks, found, {}, context.params.image, score)
 
 
 def about(params: config.Params, seeds: Sequence[int]) -> str:
@@ -143,17 +149,32 @@ def about(params: config.Params, seeds: Sequence[int]) -> str:
 
 def page(found: pd.DataFrame, facts: str) -> str:
     """Return the page: what was left out in turn, and every candidate."""
-    lines = ["# Which read-out do real defects prefer?", "", facts, ""]
-    for use, shown in (("image", ("image_auroc",)), ("map", _PIXELS)):
+    return "\n".join(["# Which read-out do real defects prefer?", "", facts, "", *sections(found)]).rstrip() + "\n"
+
+
+def sections(found: pd.DataFrame) -> list[str]:
+    """Return the lines of the page's sections on images and maps, from the columns class, use, readout and figures."""
+    lines = []
+    for use, shown in USES.items():
         own = found[found["use"] == use]
         if own.empty:
             continue
-        pivots = [own.pivot_table(figure, "readout", "class", sort=False) for figure in shown]
-        names, classes = [str(x) for x in pivots[0].index], [str(x) for x in pivots[0].columns]
-        values = np.stack([pivot.to_numpy(np.float64) for pivot in pivots])
+        names, classes, values = table(own, shown)
         turns = [*_left_out(names, classes, values, shown), ""] if len(classes) > 1 else []
         lines += [f"## {use.capitalize()}", "", *turns, *_every(names, classes, values, shown), ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return lines
+
+
+def table(own: pd.DataFrame, shown: tuple[str, ...]) -> tuple[list[str], list[str], Floats]:
+    """Return read-outs, classes, and means over seeds, figures x read-outs x classes."""
+    pivots = [own.pivot_table(figure, "readout", "class", sort=False) for figure in shown]
+    names, classes = [str(x) for x in pivots[0].index], [str(x) for x in pivots[0].columns]
+    return names, classes, np.stack([pivot.to_numpy(np.float64) for pivot in pivots])
+
+
+def choices(values: Floats) -> list[int]:
+    """Return the read-out that the other classes choose, class by class; `values` as of `table`."""
+    return [int(np.delete(_merit(values), c, axis=1).mean(1).argmax()) for c in range(values.shape[2])]
 
 
 def _merit(values: Floats) -> Floats:
@@ -168,8 +189,7 @@ def _left_out(names: list[str], classes: list[str], values: Floats, shown: tuple
     """
     lines = [f"| left out | chosen by the others | {' | '.join(shown)} |", "|" + "---|" * (2 + len(shown))]
     reached = []
-    for number, name in enumerate(classes):
-        chosen = int(np.delete(_merit(values), number, axis=1).mean(1).argmax())
+    for number, (name, chosen) in enumerate(zip(classes, choices(values), strict=True)):
         reached.append(values[:, chosen, number])
         lines.append(f"| {name} | {names[chosen]} | {_cells(reached[-1], 4)} |")
     lines.append(f"| mean | | {_cells(np.mean(reached, axis=0), 4)} |")

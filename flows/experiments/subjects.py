@@ -138,6 +138,14 @@ def load_known(name: str, roots: Sequence[Path], folder: Path, params: config.Pa
     return Subject(name, found.rows[chosen].reset_index(drop=True), found.root)
 
 
+def find(wanted: Sequence[str], roots: Sequence[Path], folder: Path, params: config.Params) -> list[Subject]:
+    """Read the `wanted` classes, see `choose`; names of the catalogue that stand for a share of a class come last."""
+    shares = [name for name in wanted if name in CLASSES and CLASSES[name].share < 1]
+    whole = [name for name in wanted if name not in shares]
+    found = load(choose(find_places(roots), whole), folder, params) if whole or not shares else []
+    return [*found, *(load_known(name, roots, folder, params) for name in shares)]
+
+
 def _built(source: str, origin: Path | None, names: list[str], folder: Path, params: config.Params) -> Layout:
     """Build a workspace with the manifest of some classes of a dataset."""
     changes = {"name": source, "source": source, "categories": tuple(names), "root": ""}

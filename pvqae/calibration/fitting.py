@@ -91,7 +91,7 @@ def fit(
     if params.score.recon in ("memory", "both"):
         found = replace(found, memories=fit_memories(found.backbone, examples, groups_n, params, name))
     if params.score.recon in ("decoder", "both"):
-        found = replace(found, whitening=_whitening(found, examples))
+        found = replace(found, whitening=decoder_whitening(found, examples))
     seen = _Measured(examples.rows, list(_measured(found, examples, groups_n)))
     again = None
     if retaken is not None:
@@ -146,7 +146,8 @@ def fit_memories(
 
 
 @torch.no_grad()
-def _whitening(found: measures.Networks, examples: Examples) -> Tensor:
+def decoder_whitening(found: measures.Networks, examples: Examples) -> Tensor:
+    """Return what whitens the decoder's residuals of normals, T x T."""
     kept, passed, step, allocator = [], 0, 0, found.trained
     for _, batch in examples.batches(_CHUNK):
         features = _features(found.backbone, batch)
