@@ -3,9 +3,10 @@
 The names of `__all__` are the public interface; everything else is private by convention. Each is imported when it is
 first used, so that `import pvqae` loads no torch.
 
-    detector = pvqae.load("models/demo/brick/bundle")
-    scored = detector.score("photo.png")
-    print(scored.image_score > detector.threshold, scored.anomaly_map.shape)
+    detector = pvqae.fit("photos/good")  # or pvqae.load("bundle")
+    found = detector.score("part.png")
+    print(found.decision, found.score, found.threshold, found.map.shape, found.regions)
+    detector.save("bundle")
 """
 
 import importlib
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from pvqae import moved
 
 if TYPE_CHECKING:
+    from pvqae.api import Detector, Verdict, fit, load
     from pvqae.calibration.calibrate import calibrate
     from pvqae.core.config import Params
     from pvqae.core.config import load as load_params
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from pvqae.datasets.validation import check as check_manifest
     from pvqae.evaluation.stage import run as evaluate
     from pvqae.export.export import export as export_onnx
-    from pvqae.inference.bundle import Detector, load
     from pvqae.inference.bundle import export as export_bundle
     from pvqae.inference.bundle import verify as verify_bundle
     from pvqae.inference.scoring import Scored
@@ -57,12 +58,14 @@ __all__ = [
     "PvqaeError",
     "Scored",
     "ValidationFailed",
+    "Verdict",
     "build_manifest",
     "calibrate",
     "check_manifest",
     "evaluate",
     "export_bundle",
     "export_onnx",
+    "fit",
     "load",
     "load_params",
     "merge_reports",
@@ -77,7 +80,7 @@ _PUBLIC = {  # name → where it is
     "CalibrationError": "core.errors.CalibrationError",
     "ConfigError": "core.errors.ConfigError",
     "DataError": "core.errors.DataError",
-    "Detector": "inference.bundle.Detector",
+    "Detector": "api.Detector",
     "Files": "serving.batch_source.Files",
     "IntegrityError": "core.errors.IntegrityError",
     "Layout": "core.layout.Layout",
@@ -86,13 +89,15 @@ _PUBLIC = {  # name → where it is
     "PvqaeError": "core.errors.PvqaeError",
     "Scored": "inference.scoring.Scored",
     "ValidationFailed": "core.errors.ValidationFailed",
+    "Verdict": "api.Verdict",
     "build_manifest": "datasets.build.build",
     "calibrate": "calibration.calibrate.calibrate",
     "check_manifest": "datasets.validation.check",
     "evaluate": "evaluation.stage.run",
     "export_bundle": "inference.bundle.export",
     "export_onnx": "export.export.export",
-    "load": "inference.bundle.load",
+    "fit": "api.fit",
+    "load": "api.load",
     "load_params": "core.config.load",
     "merge_reports": "report.report.report",
     "parse_params": "core.config.parse",

@@ -140,26 +140,29 @@ def of_images() -> list[Rule]:
     ]
 
 
-def of_classes(min_normals: int) -> list[Rule]:
-    """Return what is expected of the table of classes of `pvqae.datasets.facts`."""
+def of_classes(min_normals: int, judged: bool = True) -> list[Rule]:
+    """Return what is expected of the table of classes of `pvqae.datasets.facts`; `judged`: also of test images."""
     add = "bring the dataset in with `python -m flows data add NAME ROOT`, which writes data/classes.yaml"
     again = "see data/quarantine.csv for what was left out; repair it, then run `python -m flows data add NAME ROOT`"
     more = "add images of good parts, or lower data.min_normals or data.shares"
     camera = "look whether one camera and one export made these images; replace the others"
     some = "add images to the dataset's test folder, or raise data.shares.test"
-    judged = "add such images to the dataset's test folder, or leave it: the metrics that need them will be null"
+    other = "add such images to the dataset's test folder, or leave it: the metrics that need them will be null"
+    of_tests = [
+        _between("test_images", 1, None, "at least one image to test with", some),
+        _between("test_normals", 1, None, "normals to test with", other, warning=True),
+        _between("test_defects", 1, None, "defects to test with", other, warning=True),
+    ]
     return [
         _holds("in_classes_file", "every class of the manifest is in data/classes.yaml", add, whole=True),
         _holds("in_manifest", "every class of data/classes.yaml has images", again),
         _between("training_normals", min_normals, None, f"at least {min_normals} normals to train with", more),
-        _between("test_images", 1, None, "at least one image to test with", some),
         _silent("range_used", "values over the range of the files", "set image.bits in params.yaml, then run again"),
         _silent("range_mostly_used", "values over most of the range of the files", camera, warning=True),
         _silent("shade", "pictures that are neither black nor white", camera, warning=True),
         _silent("one_bit_depth", "images of one bit depth", camera, warning=True),
         _silent("one_channel_count", "images of one number of channels", camera, warning=True),
-        _between("test_normals", 1, None, "normals to test with", judged, warning=True),
-        _between("test_defects", 1, None, "defects to test with", judged, warning=True),
+        *(of_tests if judged else ()),
     ]
 
 

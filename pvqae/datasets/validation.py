@@ -34,8 +34,10 @@ _MEASURED = ("sha256", *facts.STATISTICS, "lowest", "highest", "skew")
 _Checked = tuple[Outcome, Any]  # with Great Expectations' own result, which the page is rendered from
 
 
-def check(layout: Layout, params: Params) -> Summary:
+def check(layout: Layout, params: Params, judged: bool = True) -> Summary:
     """Run every expectation over data/manifest.csv and write data/rows, data_docs/index.html and validation.json.
+
+    `judged`: whether there must be images to test with, too.
 
     A class with rows that fail is held back, together with those that share its network or prior: data/rows has none
     of theirs, the summary names them, and the other classes go on.
@@ -51,7 +53,7 @@ def check(layout: Layout, params: Params) -> Summary:
     frame = frame.astype({name: "str" for name in _REPEATED if name in frame.columns})
     if not rules.failed([outcome for outcome, _ in checked]):
         frame = frame.astype(dict.fromkeys(manifest.NUMBERS, "int64"))
-        checked += _run_typed(frame, _statistics(layout.statistics), known, layout.data, params)
+        checked += _run_typed(frame, _statistics(layout.statistics), known, layout.data, params, judged)
     outcomes = [outcome for outcome, _ in checked]
     stops = rules.failed(outcomes)
     held = known.sharing(name for outcome in stops for name in outcome.categories)
@@ -93,13 +95,18 @@ def _statistics(path: Path) -> pd.DataFrame:
 
 
 def _run_typed(
-    frame: pd.DataFrame, statistics: pd.DataFrame, known: classes.Classes, data: Path, params: Params
+    frame: pd.DataFrame,
+    statistics: pd.DataFrame,
+    known: classes.Classes,
+    data: Path,
+    params: Params,
+    judged: bool,
 ) -> list[_Checked]:
     images = facts.of_images(frame, statistics, data)
     table = facts.of_classes(frame, known, statistics, params.image.bits)
     return [
         *_run("images", images, rules.of_images(), ["sample_id", "path"]),
-        *_run("classes", table, rules.of_classes(params.data.min_normals), ["category"]),
+        *_run("classes", table, rules.of_classes(params.data.min_normals, judged), ["category"]),
     ]
 
 

@@ -11,7 +11,8 @@ import pytest
 import pvqae
 
 NAMES = {
-    *("Detector", "Scored", "load", "verify_bundle", "export_bundle", "export_onnx", "Files", "score_folder"),
+    *("Detector", "Scored", "Verdict", "fit", "load"),
+    *("verify_bundle", "export_bundle", "export_onnx", "Files", "score_folder"),
     *("Params", "load_params", "parse_params", "Layout", "read_image"),
     *("build_manifest", "check_manifest", "train_network", "train_prior", "calibrate", "evaluate", "merge_reports"),
     *("PvqaeError", "ConfigError", "DataError", "ValidationFailed"),
