@@ -44,17 +44,18 @@ Array = NDArray[Any]  # H0 x W0 (x 3): uint8, uint16, or floats in [0, 1]
 Source = Path | str | Array
 _DATASET = "python"
 _BITS = {"uint8": 8, "uint16": 16}
-_SHOWN = 320  # longest side of a picture in a notebook, pixels
 
 
 def fit(normals: Source | Iterable[Source] | pd.DataFrame, params: Any = None, name: str = "part") -> "Detector":
     """Return a detector of what is not in `normals`, photographs of good parts only.
 
-    `normals`: a folder (with all below it), several files or arrays, or a frame with the column `path`. Files named
-    PART__VIEW are several photographs of one part. `params`: `Params`, or sections of params.yaml as a mapping, e.g.
-    {"calibration": {"false_alarm_rate": 0.01}}. By default no network is trained (train.steps: 0), which changes no
-    score and no threshold; {"train": {"steps": 60}} adds what it says of resolutions. `name`: of the class, in the
-    bundle.
+    `normals`: a folder (with all below it), several files or arrays, or a frame with the column `path`. Several
+    photographs of one part are files named PART__VIEW, or rows of a frame with the same `part`: a part is then judged
+    by what other parts taught, without which the threshold is too low.
+
+    `params`: `Params`, or sections of params.yaml as a mapping, e.g. {"calibration": {"false_alarm_rate": 0.01}}. By
+    default no network is trained (train.steps: 0), which changes no score and no threshold; {"train": {"steps": 60}}
+    adds what it says of resolutions. `name`: of the class, in the bundle.
 
     Raises `DataError` for what is no photograph, `ValidationFailed` for photographs that no detector should learn from
     (too few, blank, not of one camera), each with the repair, `ConfigError` for `params` or a `name` that can't be.
@@ -191,7 +192,7 @@ class Verdict(Scored):
 
     def _repr_html_(self) -> str:
         drawn = pictures.over(self.picture, self.anomaly_map, self.detector.card)
-        shown = ((pictures.thumbnail(self.picture, _SHOWN), "photograph"), (drawn, "anomaly map, marks outlined"))
+        shown = ((pictures.thumbnail(self.picture), "photograph"), (drawn, "anomaly map, marks outlined"))
         figures = "".join(
             '<figure style="margin:0"><img alt="{0}" src="data:image/webp;base64,{1}"><figcaption>{0}</figcaption>'
             "</figure>".format(words, base64.b64encode(pictures.webp(picture)).decode("ascii"))
@@ -243,9 +244,12 @@ def _torch_as_before() -> Iterator[None]:
 
 def _gather(normals: Source | Iterable[Source] | pd.DataFrame, place: Path) -> None:
     """Copy photographs to `place`. Raises `DataError` for what is none."""
+    parts: list[str] | None = None
     if isinstance(normals, pd.DataFrame):
         if "path" not in normals:
             raise DataError(f"normals: expected a frame with the column path, found {', '.join(map(str, normals))}")
+        if "part" in normals:
+            parts = [f"{code:06}__" for code in pd.factorize(normals["part"], use_na_sentinel=False)[0]]
         normals = list(normals["path"])
     if isinstance(normals, Path | str):
         folder = Path(normals)
@@ -262,8 +266,8 @@ def _gather(normals: Source | Iterable[Source] | pd.DataFrame, place: Path) -> N
         elif not Path(one).is_file():
             raise DataError(f"{one}: expected the file of a photograph, found none; correct the path")
         else:
-            named = place / Path(one).name
-            shutil.copyfile(one, named if not named.exists() else place / f"{number:06}-{Path(one).name}")
+            name = Path(one).name if parts is None else f"{parts[number]}{number:06}{Path(one).suffix}"
+            shutil.copyfile(one, place / name if not (place / name).exists() else place / f"{number:06}-{name}")
 
 
 def _write(array: Array, file: Path, what: str) -> None:

@@ -1,6 +1,7 @@
 """The notebook is what `python -m tests.notebook` writes, and its cells run."""
 
 import nbformat
+import pytest
 
 from tests import notebook
 
@@ -13,6 +14,7 @@ def test_its_cells_are_those_of_its_script_and_have_outputs() -> None:
     assert all(output.output_type != "error" for output in shown)
 
 
+@pytest.mark.integration
 def test_every_cell_runs() -> None:
     book = notebook.run(notebook.made())
     assert book.cells[-1].outputs[0]["data"]["text/plain"] == "True"
