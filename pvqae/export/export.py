@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-import pvqae
 from pvqae.core import config, files
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import whole_folder
@@ -132,7 +131,7 @@ def _write_program(folder: Path) -> None:
     Even where pvqae is installed, an export then reads images as it did when it was checked. The same code gives the
     same bytes.
     """
-    own = Path(pvqae.__file__).parent
+    own = Path(__file__).parents[1]
     program = own / "export" / "run_exported.py"
     (folder / "run.py").write_text(_renamed(program), "utf-8")
     with zipfile.ZipFile(folder / "reading.zip", "w") as packed:
