@@ -208,7 +208,13 @@ def examples_of(
 
     Features are in half precision, about 1 MB a view at 256 px; of a trained backbone the pixels are kept instead.
     """
-    facts = (params.image.model_dump(), params.model.backbone, params.model.levels, params.train.richness)
+    facts = (
+        params.image.model_dump(),
+        params.model.backbone,
+        params.model.levels,
+        params.train.richness,
+        backbone.facts(),
+    )
     names = rows[["path", "sha256"]].values.tolist()
     file = folder / f"{key_of(names, facts, backbone.weights_sha256, source_of(*VIEW_SOURCES))}.safetensors"
     try:

@@ -116,7 +116,7 @@ class BenchmarkContext:
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone, untrained unless it is a frozen one."""
-        return backbones.make(self.params.model).eval()
+        return backbones.make(self.params.model, size=self.params.image.size).eval()
 
     def views(self, rows: pd.DataFrame) -> Examples:
         """Read the views of some rows of the class."""

@@ -35,7 +35,7 @@ def load_networks(layout: Layout, params: config.Params, network: str, prior: st
 
     A fold only judges images, so where the score reads no network it has none: it can't move a threshold.
     """
-    backbone = backbones.make(params.model).eval()
+    backbone = backbones.make(params.model, size=params.image.size).eval()
     folder, read = layout.network(network), fit == splits.FULL or params.score.reads_network
     if not (read and (folder / "allocations.safetensors").exists()):
         return measures.Networks(backbone, None, {}, None)
@@ -140,9 +140,8 @@ def fit_memories(
                 label = f"{fit}/{name}"
                 samples[name] = CellSample.draw(examples.valid, x.shape[-2:], settings.patches, params.seed, label)
             vectors[name].append(samples[name].vectors(x, int(indices[0])))
-    return {
-        name: fit_memory(torch.cat(vectors.pop(name)), groups_n[samples[name].views], settings.codes) for name in names
-    }
+    how = settings.codes, settings.width, params.seed
+    return {name: fit_memory(torch.cat(vectors.pop(name)), groups_n[samples[name].views], *how) for name in names}
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pvqae.core import seeding, tensors
-from pvqae.inference.measures import Memory
+from pvqae.inference.measures import Memory, Projection
 from pvqae.inference.readout import Normal
 from pvqae.model.backbones import cells_of
 from pvqae.model.codebook import cover
@@ -54,15 +54,21 @@ class CellSample:
         return vectors
 
 
-def fit_memory(vectors_mC: Tensor, group_m: Tensor, count: int) -> Memory:
-    """Cover m vectors with at most `count` codes. `group_m`: the group of each."""
+def fit_memory(vectors_mC: Tensor, group_m: Tensor, count: int, width: int = 0, seed: int = 0) -> Memory:
+    """Cover m vectors with at most `count` codes. `group_m`: the group of each. Vectors of more than `width` channels
+    are projected to it (0: never), standardised before: a channel that is loud would drown the others.
+    """
     mean, spread = vectors_mC.mean(0), vectors_mC.std(0, correction=0)
     scale = torch.where(spread > 1e-6, spread, torch.ones_like(spread)).reciprocal()
-    standard = (vectors_mC - mean) * scale
+    standard, channels = (vectors_mC - mean) * scale, vectors_mC.shape[1]
+    projection = None
+    if 0 < width < channels:
+        projection = Projection.draw(channels, width, seeding.generator(seed, "memory", "projection", str(channels)))
+        standard = standard @ projection.matrix
     chosen = cover(standard, count)
     # Rounded now, as on disk: what is calibrated is what is shipped.
     codes, step = _rounded(standard[chosen])
-    return Memory(mean, scale, codes, step, group_m[chosen])
+    return Memory(mean, scale, codes, step, group_m[chosen], projection)
 
 
 def _rounded(codes_KC: Tensor) -> tuple[Tensor, Tensor]:

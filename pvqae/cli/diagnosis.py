@@ -240,8 +240,8 @@ def _backbone() -> Check:
     except IntegrityError as error:
         return Check("backbone weights", "bad", str(error), again)
     found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
-    if found != tensors.CHECKPOINT_SHA256:
-        said = f"{file}: expected sha256 {tensors.CHECKPOINT_SHA256[:12]}, found {found[:12]}"
+    if found != (expected := tensors.CHECKPOINTS["efficientnet_lite0"]):
+        said = f"{file}: expected sha256 {expected[:12]}, found {found[:12]}"
         return Check("backbone weights", "bad", said, again)
     return Check("backbone weights", "ok", f"efficientnet_lite0, sha256 {found[:12]}")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pvqae.cli import processes
+from pvqae.cli import backbone_commands, processes
 from pvqae.cli.console import CliGroup, console, leave, quiet, to_json, workspace
 from pvqae.core import runtime
 
@@ -28,6 +28,7 @@ _Json = Annotated[
 ]
 data = typer.Typer(no_args_is_help=True, help="Datasets: make the demo, download, build the manifest, check it.")
 app.add_typer(data, name="data", rich_help_panel=STAGES)
+app.add_typer(backbone_commands.app, name="backbone", rich_help_panel=USE)
 bench = typer.Typer(no_args_is_help=True, help="Measure what the documentation claims.")
 app.add_typer(bench, name="bench", rich_help_panel=ABOUT)
 

@@ -52,8 +52,17 @@ class Image(_Section):
     bits: Annotated[int, Field(ge=8, le=16)] | _Auto = "auto"
 
 
+_Colours = tuple[float, float, float]
+
+
 class Model(_Section):
     backbone: str = "efficientnet_lite0"
+    weights: str = ""
+    taps: tuple[str, ...] | _Auto = "auto"
+    input: Annotated[int, Field(ge=32, le=4096)] | _Auto = "auto"
+    mean: _Colours | _Auto = "auto"
+    deviation: _Colours | _Auto = "auto"
+    interpolation: Literal["auto", "nearest", "bilinear", "bicubic"] = "auto"
     levels: int = Field(3, ge=1, le=4)
     width: int = Field(64, ge=8, multiple_of=8)
     code_dim: int = Field(32, ge=4, multiple_of=4)
@@ -66,6 +75,7 @@ class Model(_Section):
 class Memory(_Section):
     codes: int = Field(2048, ge=1)
     patches: int = Field(60000, ge=1)
+    width: int = Field(320, ge=8)
 
 
 class Train(_Section):

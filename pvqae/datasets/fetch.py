@@ -88,7 +88,7 @@ def fetch(
     url = url or archive.url
     expected = _expected(archive, url, sha256, record)
     file = out.with_name(f".{out.name}.archive")
-    _download(url, file)
+    download(url, file)
     found = digest(file)
     if expected not in (None, found):
         file.unlink()
@@ -136,10 +136,11 @@ def _dataset_root(name: str, folder: Path) -> Path:
     return folder
 
 
-def _download(url: str, path: Path) -> None:
+def download(url: str, path: Path, repair: str = "give another address with --url") -> None:
     """Fetch `url` to `path`. What arrived before a break is kept in `path`.part for the next call.
 
-    Raises `DataError` when the server refuses, cannot be reached in several attempts, or sends too much.
+    Raises `DataError` when the server refuses, which `repair` tells what to do about, cannot be reached in several
+    attempts, or sends too much.
     """
     part, note = (path.with_name(path.name + end) for end in (".part", ".part.version"))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +153,7 @@ def _download(url: str, path: Path) -> None:
                 raise DataError(f"{url}: {error}; what arrived is kept, run the same command to go on") from None
             time.sleep(_PAUSE * attempt)
         except requests.RequestException as error:
-            raise DataError(f"{url}: {error}; give another address with --url") from None
+            raise DataError(f"{url}: {error}; {repair}") from None
     part.replace(path)
     note.unlink()
 
@@ -182,6 +183,8 @@ def _ask(url: str, have: int, version: str) -> requests.Response:
     if have and (answer.status_code == 416 or other):
         answer.close()
         return _ask(url, 0, "")
+    if answer.status_code >= 400:
+        answer.close()
     if answer.status_code >= 500:
         raise requests.ConnectionError(f"the server says {answer.status_code} {answer.reason}")
     answer.raise_for_status()

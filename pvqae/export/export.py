@@ -35,7 +35,7 @@ from pvqae.inference.bundle import Detector
 
 _OPSET = 18
 _PACKAGE = "pvqae_reading"  # in reading.zip
-_BACKBONES = ("efficientnet_lite0", "vqgan")
+_BACKBONES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "vqgan")
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _OUTPUTS = {  # shapes by the letters of `onnx_graph`
     "image_score": "B; fused, compared with the threshold",
@@ -91,9 +91,9 @@ def _refuse(detector: Detector) -> None:
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise ConfigError(f"export: the packages {', '.join(missing)} are missing; install pvqae[export]")
     backbone = detector.config["model"]["backbone"]
-    if backbone not in _BACKBONES:
+    if backbone not in _BACKBONES and ":" not in backbone:
         raise ConfigError(
-            f"model.backbone: export knows {', '.join(_BACKBONES)}, found {backbone}; use the bundle itself, or "
+            f"model.backbone: export knows {', '.join(_BACKBONES)}, timm:, hf:, found {backbone}; use the bundle, or "
             "add the backbone to pvqae.export.export._BACKBONES and check the parity report"
         )
 

@@ -5,7 +5,7 @@ of an unknown number of cells, a branch on a value. Those few steps have a form 
 B views; S side of a view; H W the finest grid, h w the coarsest; N = h*w; R levels; k clusters.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +95,8 @@ class Graph(nn.Module):
         super().__init__()
         found = scorer.networks
         memories = {
-            name: _BatchedMemory(x.mean, x.scale, x.codes, x.step, x.owners) for name, x in found.memories.items()
+            name: _BatchedMemory(*(getattr(x, field.name) for field in fields(Memory)))
+            for name, x in found.memories.items()
         }
         self.learned, allocator = nn.ModuleList([found.backbone]), None
         self.parts: tuple[str, ...] = MEMORY_PARTS

@@ -32,7 +32,7 @@ from pvqae.samples import geometry, images
 _PACKAGE = Path(__file__).parent.parent
 _DECODING = ("samples/decoding.py", "samples/geometry.py", "samples/images.py", "features/features.py")
 _CHUNK = 8  # views through the backbone at once
-_MODELS = ("model/backbones.py", "model/efficientnet.py")
+_MODELS = ("model/backbones.py", "model/efficientnet.py", "model/foreign.py")
 _Tensors = dict[str, Tensor]
 
 
@@ -232,7 +232,8 @@ def _source_of(*files: str) -> str:
 
 def _identity(backbone: Backbone, device: str) -> object:
     """Return all that decides the last bit of a frozen backbone's features; of a trained one only pixels are kept."""
-    if backbone.weights_sha256 is None:
+    if not backbone.spec.frozen:
         return "pixels"
     machine = [torch.__version__, device, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
-    return [backbone.weights_sha256, type(backbone).__name__, asdict(backbone.spec), _source_of(*_MODELS), machine]
+    own = [type(backbone).__name__, asdict(backbone.spec), backbone.facts()]
+    return [backbone.weights_sha256, *own, _source_of(*_MODELS), machine]

@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pvqae.core import config
-from pvqae.core.errors import IntegrityError
+from pvqae.core.errors import ConfigError, IntegrityError
 from pvqae.core.files import SUMS, Sealed, read_folder, seal_folder, whole_folder
 from pvqae.core.tensors import pack, unpack
-from pvqae.inference.measures import JOINT, STRIDES, Allocator, Memory, Networks
+from pvqae.inference.measures import JOINT, STRIDES, Allocator, Memory, Networks, Projection
 from pvqae.inference.readout import Normal
 from pvqae.inference.scoring import Scale, Scored, Scorer
 from pvqae.model import backbones
@@ -115,6 +115,7 @@ def _config(scorer: Scorer, params: config.Params, category: str, health: dict[s
         "prior_width": params.prior.width,
         "scales": {name: [scale.mean, scale.deviation] for name, scale in scorer.scales.items()},
         "backbone_sha256": scorer.networks.backbone.weights_sha256,
+        **({} if (about := scorer.networks.backbone.facts()) is None else {"backbone": about}),
         "health": health,
     }
 
@@ -143,6 +144,9 @@ def _statistics(scorer: Scorer) -> dict[str, Tensor]:
     for name, memory in scorer.networks.memories.items():
         tensors |= {f"memory.{name}.codes": memory.as_bytes(), f"memory.{name}.step": memory.step}
         tensors |= {f"memory.{name}.mean": memory.mean, f"memory.{name}.scale": memory.scale}
+        if memory.projection is not None:
+            own = memory.projection
+            tensors |= {f"memory.{name}.signs": own.signs, f"memory.{name}.rows": own.rows}
     if scorer.networks.whitening is not None:
         tensors["whitening"] = scorer.networks.whitening.half()
     for name, normal in scorer.normals.items():
@@ -208,7 +212,7 @@ def _load(files: Sealed) -> Detector:
         _check_finite(card["pixel"]["threshold"])
     model, image = config.Model(**facts["model"]), config.Image(**facts["image"])
     score = config.Score(**(facts["score"] if facts["format"] == _FORMAT else _old_score(facts)))
-    backbone = _backbone(files, model, facts["backbone_sha256"])
+    backbone = _backbone(files, model, image, facts)
     networks = _networks(files, model, image, score, backbone, facts["prior_width"])
     tensors = files.tensors("statistics.safetensors")
     if facts["format"] != _FORMAT:
@@ -238,9 +242,12 @@ def threshold(files: Sealed) -> float:
     raise IntegrityError(f"{file}: expected a finite threshold, found {found!r}; {REPAIR}")
 
 
-def _backbone(files: Sealed, model: config.Model, expected: str | None) -> backbones.Backbone:
-    own = files.files.get(_BACKBONE)
-    backbone = backbones.make(model, own).eval()
+def _backbone(files: Sealed, model: config.Model, image: config.Image, facts: dict[str, Any]) -> backbones.Backbone:
+    own, expected = files.files.get(_BACKBONE), facts["backbone_sha256"]
+    try:
+        backbone = backbones.make(model, own, image.size, facts.get("backbone")).eval()
+    except ConfigError as error:
+        raise IntegrityError(f"{files.folder}: {error}") from None
     if backbone.weights_sha256 != expected:
         place = "in it" if own else "installed"
         raise IntegrityError(
@@ -282,14 +289,13 @@ def _float(x: Tensor | None) -> Tensor | None:
 def _memories(tensors: dict[str, Tensor]) -> dict[str, Memory]:
     """Return the memories in the order of `memory_names`."""
     there = [name for name in (*STRIDES, JOINT) if f"memory.{name}.codes" in tensors]
-    return {
-        name: _memory({k: tensors[f"memory.{name}.{k}"] for k in ("mean", "scale", "codes", "step")}) for name in there
-    }
+    return {name: _memory(_below(f"memory.{name}.", tensors)) for name in there}
 
 
 def _memory(own: dict[str, Tensor]) -> Memory:
     codes = own["codes"].float() * own["step"]
-    return Memory(own["mean"], own["scale"].float(), codes, own["step"], torch.empty(0, dtype=torch.long))
+    projection = Projection(own["signs"], own["rows"]) if "signs" in own else None
+    return Memory(own["mean"], own["scale"].float(), codes, own["step"], torch.empty(0, dtype=torch.long), projection)
 
 
 def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

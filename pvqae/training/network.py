@@ -65,7 +65,7 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
         write_text(layout.timing(name), json.dumps(facts))
         return
     fits = splits.fits(rows) if params.score.reads_network else [splits.FULL]  # see `calibrate.calibrate`
-    backbone = backbones.make(params.model).to(plan.device).eval()
+    backbone = backbones.make(params.model, size=params.image.size).to(plan.device).eval()
     store = Store(layout.features, params.compute.cache_gb)
     examples = prepare(rows, layout.data, params.image, backbone, params.train.richness, plan.device, store)
     print(f"network {name}: {store.counts}", flush=True)
@@ -89,7 +89,7 @@ def _leave_untrained(layout: Layout, params: config.Params, name: str, rows: pd.
 
     Raises `ConfigError` where something that is asked for needs a trained network.
     """
-    if params.score.reads_network or not backbones.make(params.model).spec.frozen:
+    if params.score.reads_network or not backbones.make(params.model, size=params.image.size).spec.frozen:
         raise ConfigError(
             "train.steps: 0 trains no network, so the score can only come from the memory of frozen features: expected "
             "score.recon memory, score.fusion recon and a frozen model.backbone, found "
@@ -159,7 +159,7 @@ def half(x: Tensor) -> Tensor:
 @torch.no_grad()
 def allocations(params: config.Params, plan: runtime.Plan, weights: dict[str, Tensor], examples: Examples) -> Tensor:
     """Return router logits of every view, n x R x h x w in half precision: all that the prior needs."""
-    backbone = backbones.make(params.model).to(plan.device).eval()
+    backbone = backbones.make(params.model, size=params.image.size).to(plan.device).eval()
     autoencoder = Autoencoder.from_tensors(weights, params.model, backbone).to(plan.device)
     found = []
     for _, batch in examples.batches(64, plan.device):

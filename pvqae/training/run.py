@@ -93,7 +93,7 @@ class Run:
 def start(params: config.Params, plan: runtime.Plan, name: str) -> Run:
     """Return a run at step 0, all weights (of a trained backbone, too) drawn from the seed and the run's name."""
     seeding.initialise(params.seed, "weights", name)
-    backbone = backbones.make(params.model)
+    backbone = backbones.make(params.model, size=params.image.size)
     autoencoder = Autoencoder(params.model, backbone.spec)
     trained = None if backbone.spec.frozen else backbone
     modules = nn.ModuleList([autoencoder] if trained is None else [autoencoder, trained])

@@ -29,7 +29,8 @@ from pvqae.training.run import Run
 
 NONE = "none"
 _LR_SHARE = 0.5  # of the peak learning rate from scratch
-_FIXED = ("backbone", "levels", "width", "code_dim", "codes")  # params of the model that decide what weights there are
+_FIXED = ("levels", "width", "code_dim", "codes")  # params of the model that decide what weights there are
+_READ = ("backbone", "taps", "input", "mean", "deviation", "interpolation")  # those that decide what features they know
 _BACK = "or start from scratch (without --warm)"
 
 
@@ -40,6 +41,7 @@ class Parent:
     bundle: Sealed
     network: Sealed
     rows: pd.DataFrame
+    stranger: str = ""  # why no fit can start from it: it has learned from another backbone's features
 
     @classmethod
     def load(cls, folder: Path, params: config.Params) -> Self | None:
@@ -53,9 +55,11 @@ class Parent:
         repair = f"place it again, {_BACK}"
         bundle, network = (read_folder(folder / part, "a parent's files", repair) for part in ("bundle", "network"))
         try:
-            _check(folder, bundle.json("config.json", repair), params)
+            facts = bundle.json("config.json", repair)
+            if not (stranger := _stranger(facts, params)):
+                _check(folder, facts, params)
             rows = pd.read_csv(BytesIO(network.files["rows.csv"]), dtype=str, keep_default_na=False)
-            return cls(bundle, network, rows.astype({"fold": int}))
+            return cls(bundle, network, rows.astype({"fold": int}), stranger)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise IntegrityError(f"{folder}: expected a parent's contents, found {error!r}; {repair}") from None
 
@@ -82,6 +86,14 @@ class Parent:
             if fit == splits.FULL
             else (f"{fit}.safetensors" in self.network.files)
         )
+
+
+def _stranger(facts: dict[str, Any], params: config.Params) -> str:
+    """Return in which words the parent's backbone is another one than that of `params`; "" where it is the same."""
+    theirs = config.Model(**facts["model"])
+    other = [key for key in _READ if getattr(theirs, key) != getattr(params.model, key)]
+    differs = ", ".join(f"model.{key} {getattr(theirs, key)}, here {getattr(params.model, key)}" for key in other)
+    return f"the parent has another backbone: {differs}" if other else ""
 
 
 def _check(folder: Path, facts: dict[str, Any], params: config.Params) -> None:
@@ -115,6 +127,8 @@ def obstacle(parent: Parent | None, rows: pd.DataFrame, fit: str) -> str:
     """Return why `fit` of `rows` (with a column `fold`) has to start from scratch; empty where it may start warm."""
     if parent is None:
         return "no parent"
+    if parent.stranger:
+        return parent.stranger
     if not parent.has(fit):
         return "the parent has no such fit, or no network at all"
     known = _groups(parent.rows[splits.learns(parent.rows, fit)])

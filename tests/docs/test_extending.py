@@ -16,6 +16,7 @@ from tests.docs.commands import ROOT
 from tests.flows.gate import test_gate_rules
 from tests.pvqae.datasets import test_anomalies, test_sources
 from tests.pvqae.features import test_richness
+from tests.pvqae.model import test_autoencoder
 from tests.pvqae.prior import test_grouping
 from tests.pvqae.training import test_budget
 
@@ -43,7 +44,15 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
 
 
 def test_every_marked_section_is_tested_here() -> None:
-    tested = {"Dataset layout", "Richness measure", "λ schedule", "Synthetic anomaly", "Prior grouping", "Gate rule"}
+    tested = {
+        "Dataset layout",
+        "Backbone",
+        "Richness measure",
+        "λ schedule",
+        "Synthetic anomaly",
+        "Prior grouping",
+        "Gate rule",
+    }
     assert set(MARKED) == tested
     assert set(ADDITIONS) == {"SOURCES", "BACKBONES", "RICHNESS", "SCHEDULES", "ANOMALIES", "GROUPINGS", "RULES"}
 
@@ -65,13 +74,12 @@ def test_a_dataset_layout(add: Callable[[str], str], tmp_path: Path) -> None:
 
 
 def test_a_backbone(add: Callable[[str], str]) -> None:
-    from pvqae.core import config
-    from pvqae.model import backbones
-
-    model = config.Model(backbone=add("BACKBONES"), levels=2)
-    levels, target = backbones.make(model)(torch.rand(2, 3, 64, 64))
-    assert [level.shape for level in levels] == [(2, 1, 2, 2), (2, 1, 4, 4)]
-    assert target.shape[1] == 1
+    name = add("BACKBONES")
+    for levels in (1, 2, 3):
+        test_autoencoder.test_backbones_give_the_maps_that_their_spec_promises(name, levels)
+        test_autoencoder.test_reconstructions_have_the_shape_of_the_target(name, levels)
+    test_autoencoder.test_a_given_allocation_is_used(name)
+    test_autoencoder.test_the_vectors_of_padding_are_neither_quantised_nor_decoded(name)
 
 
 def test_a_richness_measure(add: Callable[[str], str]) -> None:

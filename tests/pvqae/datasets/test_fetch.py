@@ -150,7 +150,7 @@ class TestDownload:
 
     def test_goes_on_where_it_broke_off(self, server: Server, tmp_path: Path) -> None:
         server.content, server.breaks = self.content, [3000, 2000]
-        fetch._download(server.url, tmp_path / "a")
+        fetch.download(server.url, tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == self.content
         assert server.ranges[0] is None
         assert server.ranges[1] == "bytes=3000-"
@@ -161,9 +161,9 @@ class TestDownload:
         monkeypatch.setattr(fetch, "_ATTEMPTS", 1)
         server.content, server.breaks = self.content, [3000]
         with pytest.raises(DataError, match="run the same command"):
-            fetch._download(server.url, tmp_path / "a")
+            fetch.download(server.url, tmp_path / "a")
         assert not (tmp_path / "a").exists()
-        fetch._download(server.url, tmp_path / "a")
+        fetch.download(server.url, tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == self.content
         assert server.ranges[-1] == "bytes=3000-"
 
@@ -173,21 +173,21 @@ class TestDownload:
         monkeypatch.setattr(fetch, "_ATTEMPTS", 1)
         server.content, server.breaks = self.content, [3000]
         with pytest.raises(DataError):
-            fetch._download(server.url, tmp_path / "a")
+            fetch.download(server.url, tmp_path / "a")
         server.content, server.version = self.content[::-1], '"2"'
-        fetch._download(server.url, tmp_path / "a")
+        fetch.download(server.url, tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == self.content[::-1]
 
     def test_survives_a_stop_after_the_last_byte(self, server: Server, tmp_path: Path) -> None:
         server.content = self.content
         (tmp_path / "a.part").write_bytes(self.content)
         (tmp_path / "a.part.version").write_text(f'{server.url}\n"1"')
-        fetch._download(server.url, tmp_path / "a")
+        fetch.download(server.url, tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == self.content
 
     def test_a_server_without_versions_starts_again(self, server: Server, tmp_path: Path) -> None:
         server.content, server.version, server.breaks = self.content, 'W/"1"', [3000]
-        fetch._download(server.url, tmp_path / "a")
+        fetch.download(server.url, tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == self.content
         assert server.ranges == [None, None]
 
@@ -195,19 +195,19 @@ class TestDownload:
     def test_asks_again_only_where_that_may_help(self, server: Server, tmp_path: Path, status: int, asked: int) -> None:
         server.status = status
         with pytest.raises(DataError, match=str(status)):
-            fetch._download(server.url, tmp_path / "a")
+            fetch.download(server.url, tmp_path / "a")
         assert len(server.ranges) == asked
 
     @pytest.mark.parametrize("url", ["file:///etc/passwd", "nowhere"])
     def test_only_web_addresses(self, tmp_path: Path, url: str) -> None:
         with pytest.raises(DataError, match="--url"):
-            fetch._download(url, tmp_path / "a")
+            fetch.download(url, tmp_path / "a")
 
     def test_too_large_is_refused(self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fetch, "_MAX_BYTES", 1000)
         server.content = self.content
         with pytest.raises(DataError, match="at most 1000 bytes"):
-            fetch._download(server.url, tmp_path / "a")
+            fetch.download(server.url, tmp_path / "a")
 
 
 def tar(*members: tuple[tarfile.TarInfo, bytes], mode: str = "w:xz") -> bytes:

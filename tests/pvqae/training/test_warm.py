@@ -98,6 +98,15 @@ def test_a_parent_of_another_model_is_refused_by_name(
         warm.Parent.load(folder, other)
 
 
+def test_a_parent_of_another_backbone_is_left_alone(params: Params, folder: Path) -> None:
+    """What its network has learned is of features that are gone: the fit starts from scratch, and says why."""
+    own = params("vqgan")
+    other = own.model_copy(update={"model": own.model.model_copy(update={"backbone": "timm:resnet18@00", "levels": 3})})
+    parent = warm.Parent.load(folder, other)
+    said = "the parent has another backbone: model.backbone vqgan, here timm:resnet18@00"
+    assert warm.obstacle(parent, normals({"a": 0, "b": 1}), "full") == said
+
+
 BOTH = {"a": 0, "b": 1, "c": 2}
 
 
