@@ -50,7 +50,9 @@ def run(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     os.sched_setaffinity(0, {max(cores)})  # beside other work, threads of a process wait for each other
     try:
         with tempfile.TemporaryDirectory() as folder:
-            NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+            NotebookClient(
+                book, timeout=1200, kernel_name="python3", resources={"metadata": {"path": folder}}
+            ).execute()
     finally:
         os.sched_setaffinity(0, cores)
     for cell in book.cells:
