@@ -38,11 +38,12 @@ def page(results: _Results, found: Sequence[Subject], params: config.Params, eff
 
 
 def _about(results: _Results, params: config.Params, effort: Effort) -> str:
-    seeds = ", ".join(str(seed) for seed in dict.fromkeys(one["seed"] for one in results))
+    seeds, names = (",".join(str(x) for x in dict.fromkeys(one[key] for one in results)) for key in ("seed", "class"))
+    steps = ",".join(map(str, effort.steps))
     return (
-        f"`python -m flows bench fusion`, split test, {params.image.size} px, seeds {seeds}; networks trained for "
-        f"{' and '.join(map(str, effort.steps))} steps, priors over codes for {effort.codes.steps}. Every figure is a "
-        "look at test sets; the class that is left out judges what the others chose, the memory alone among the "
+        f"`python -m flows bench fusion --classes {names} --seeds {seeds} --steps {steps}`, split test, "
+        f"{params.image.size} px; priors over codes trained for {effort.codes.steps} steps. Every figure is a look at "
+        "test sets; the class that is left out judges what the others chose, the memory alone among the "
         "candidates. The memory is the shipped read-out, itself chosen on these classes.\n\n"
         "Signals are in deviations of normals, by the statistics that the score uses. *Cells* adds maps before the "
         "image score is read, the memory's weights adding up to 1; *images* adds image scores; *gated* adds a quarter "

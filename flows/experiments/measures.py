@@ -20,7 +20,6 @@ from pvqae.core import config
 from pvqae.core.seeding import numpy_generator
 from pvqae.datasets import anomalies
 from pvqae.evaluation import metrics
-from pvqae.inference.readout import FUSIONS
 from pvqae.inference.scoring import Scored
 from pvqae.report import pictures
 from pvqae.samples import geometry, images
@@ -198,17 +197,6 @@ def _priors(task: Task) -> Figures:
     return {"": judge_grouped(task.params, members, task.work)}
 
 
-def _fusions(task: Task) -> Figures:
-    """Put the image scores of one detector together in each way, a row for each; its read-out is the chosen one."""
-    scores = task.trial().scores
-    defect = (scores["label"] == "defect").to_numpy()
-
-    def part(name: str) -> Any:  # an array: fusions are of numbers, and of all that adds like them
-        return scores[name].to_numpy()
-
-    return {name: {"image_auroc": metrics.image_auroc(defect, fuse(part))} for name, fuse in FUSIONS.items()}  # type: ignore[arg-type]
-
-
 MEASURES: dict[str, Callable[[Task], Figures]] = {
     "detection": _detection,
     "shipped": _shipped,
@@ -218,5 +206,4 @@ MEASURES: dict[str, Callable[[Task], Figures]] = {
     "maps": _maps,
     "diffuse": _diffuse,
     "priors": _priors,
-    "fusions": _fusions,
 }
