@@ -98,6 +98,9 @@ class Graph(nn.Module):
             name: _BatchedMemory(*(getattr(x, field.name) for field in fields(Memory)))
             for name, x in found.memories.items()
         }
+        for memory in memories.values():
+            if memory.projection is not None:
+                _ = memory.projection.matrix  # a constant of the graph, not computed in it
         self.learned, allocator = nn.ModuleList([found.backbone]), None
         self.parts: tuple[str, ...] = MEMORY_PARTS
         if found.allocator is not None:

@@ -50,8 +50,8 @@ class Projection:
         """C x W; its columns are orthogonal, and of the length at which distances stay what they are."""
         channels, width = len(self.signs), len(self.rows)
         places = torch.arange(channels, dtype=torch.float64)[:, None] + 0.5
-        waves = (places * self.rows.double() * torch.pi / channels).cos() * (2 / width) ** 0.5
-        waves[:, self.rows == 0] /= 2**0.5
+        lengths = torch.where(self.rows == 0, (1 / width) ** 0.5, (2 / width) ** 0.5)  # the first row does not wave
+        waves = (places * self.rows.double() * torch.pi / channels).cos() * lengths.double()
         signed: Tensor = waves * self.signs.double()[:, None]
         return signed.float()
 
