@@ -1,4 +1,4 @@
-"""Three lines of Python: fit a detector to photographs of good parts, score another photograph, save and load.
+"""Three lines of Python: fit a detector to good parts, score a photograph, save and load.
 
     detector = pvqae.fit("photos/good")
     found = detector.score("part.png")
