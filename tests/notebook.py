@@ -1,4 +1,7 @@
-"""Write docs/quickstart.ipynb with its outputs: `python -m tests.notebook`. A test runs its cells, too."""
+"""Write docs/quickstart.ipynb with its outputs: `python -m tests.notebook`. A test runs its cells, too.
+
+Cells are as `ruff format`, which formats notebooks, leaves them.
+"""
 
 import json
 import os
@@ -14,22 +17,22 @@ CELLS = (
     "# A detector in three lines\n\n"
     "`pvqae.fit` learns from photographs of good parts only. This notebook runs offline, on the embedded demo: "
     "photographs of scikit-image (CC0), cut into parts, with made defects. It says nothing about quality.",
-    "from pathlib import Path\n\nimport pvqae\nfrom pvqae.datasets import demo\n\ndemo.make(Path('parts'))",
+    'from pathlib import Path\n\nimport pvqae\nfrom pvqae.datasets import demo\n\ndemo.make(Path("parts"))',
     "## Fit\n\nA folder, a list of files, arrays, or a frame with the column `path`; eight at least, and more make a "
     "sharper promise about false alarms. Here several photographs show the same part, so a frame says which: else a "
     "part would be judged by what its own photographs taught, and the threshold would be too low.",
-    "import pandas as pd\n\nfiles = sorted(Path('parts/gravel/train/good').iterdir())\n"
-    "normals = pd.DataFrame({'path': files, 'part': [file.stem.split('_')[0] for file in files]})\n"
-    "detector = pvqae.fit(normals, name='gravel')\ndetector",
+    'import pandas as pd\n\nfiles = sorted(Path("parts/gravel/train/good").iterdir())\n'
+    'normals = pd.DataFrame({"path": files, "part": [file.stem.split("_")[0] for file in files]})\n'
+    'detector = pvqae.fit(normals, name="gravel")\ndetector',
     "## Score",
-    "file = sorted(Path('parts/gravel/test/fill').iterdir())[0]\nfound = detector.score(file)\nfound",
-    "print(found.decision, round(found.score, 2), 'above' if found.score > found.threshold else 'within', "
-    "round(found.threshold, 2))\nprint(found.map.shape, found.mask.sum(), found.regions[:1])",
+    'file = sorted(Path("parts/gravel/test/fill").iterdir())[0]\nfound = detector.score(file)\nfound',
+    'print(\n    found.decision,\n    round(found.score, 2),\n    "above" if found.score > found.threshold else "within",\n'
+    "    round(found.threshold, 2),\n)\nprint(found.map.shape, found.mask.sum(), found.regions[:1])",
     "Arrays work as well: `H x W x 3` or grey, `uint8`, `uint16` or floats in [0, 1].",
-    "pixels = pvqae.read_image(sorted(Path('parts/gravel/test/good').iterdir())[0])\ndetector.score(pixels)",
+    'pixels = pvqae.read_image(sorted(Path("parts/gravel/test/good").iterdir())[0])\ndetector.score(pixels)',
     "## Save and load\n\nA bundle is safetensors, JSON and hashes: nothing in it is executed, and every file is "
     "checked when it is loaded. `python -m flows serve`, `pvqae score` and `pvqae export` take it.",
-    "detector.save('bundle')\nagain = pvqae.load('bundle')\nagain.score(pixels).score == detector.score(pixels).score",
+    'detector.save("bundle")\nagain = pvqae.load("bundle")\nagain.score(pixels).score == detector.score(pixels).score',
 )
 
 
