@@ -26,8 +26,9 @@ CELLS = (
     'detector = pvqae.fit(normals, name="gravel")\ndetector',
     "## Score",
     'file = sorted(Path("parts/gravel/test/fill").iterdir())[0]\nfound = detector.score(file)\nfound',
-    'print(\n    found.decision,\n    round(found.score, 2),\n    "above" if found.score > found.threshold else "within",\n'
-    "    round(found.threshold, 2),\n)\nprint(found.map.shape, found.mask.sum(), found.regions[:1])",
+    "print(\n    found.decision,\n    round(found.score, 2),\n    "
+    '"above" if found.score > found.threshold else "within",\n    round(found.threshold, 2),\n)'
+    "\nprint(found.map.shape, found.mask.sum(), found.regions[:1])",
     "Arrays work as well: `H x W x 3` or grey, `uint8`, `uint16` or floats in [0, 1].",
     'pixels = pvqae.read_image(sorted(Path("parts/gravel/test/good").iterdir())[0])\ndetector.score(pixels)',
     "## Save and load\n\nA bundle is safetensors, JSON and hashes: nothing in it is executed, and every file is "
