@@ -97,7 +97,7 @@ def retrainings(plant: Project, deployment: str, ended: bool = True) -> list[dic
     asked: dict[str, Any] = {"deployments": {"name": {"any_": [deployment]}}}
     if ended:
         asked["flow_runs"] = {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}}
-    found: list[dict[str, Any]] = requests.post(f"{api}/flow_runs/filter", json=asked, timeout=10).json()
+    found: list[dict[str, Any]] = requests.post(f"{api}/flow_runs/filter", json=asked, timeout=60).json()
     return found
 
 
@@ -151,7 +151,7 @@ def test_drift_of_what_is_scored_starts_a_retraining(plant: Project) -> None:
 
 
 def test_both_deployments_wait_for_the_next_event_and_for_the_night(plant: Project) -> None:
-    scheduled = until(lambda: retrainings(plant, "schedule", ended=False), patience=30)
+    scheduled = until(lambda: retrainings(plant, "schedule", ended=False), patience=120)
     assert {run["state"]["type"] for run in scheduled} == {"SCHEDULED"}
 
 

@@ -156,7 +156,7 @@ def test_the_residuals_of_many_views_are_thinned_as_they_come(
     every: list[torch.Tensor] = []
     monkeypatch.setattr(fitting, "_RESIDUALS", 10**9)
     monkeypatch.setattr(fitting, "residual_whitening", lambda x: every.append(x) or torch.eye(2))  # type: ignore[func-returns-value]
-    fitting._whitening(found, examples)
+    fitting.decoder_whitening(found, examples)
     monkeypatch.setattr(fitting, "_RESIDUALS", most)
-    fitting._whitening(found, examples)
+    fitting.decoder_whitening(found, examples)
     assert torch.equal(every[1], every[0][:: max(1, len(every[0]) // most)])
