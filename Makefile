@@ -20,6 +20,15 @@ else
 TORCH := --torch-backend=auto
 endif
 
+# Programs of an environment name its folder: moved or copied with the project, they would run (and install into) the
+# old one. A linked folder is somebody else's, and stays.
+ifneq ($(wildcard $(BIN)/pip),)
+ifneq ($(shell test -L $(VENV) || head -n 2 $(BIN)/pip | grep -qF "$(CURDIR)/$(BIN)/python" || echo moved),)
+MOVED := remake
+.PHONY: $(STAMP)
+endif
+endif
+
 .PHONY: help run test integration chaos bench flames audit lint format clean services experiment gpu-bundle accuracy rooms install
 
 help: ## list the targets
@@ -27,6 +36,7 @@ help: ## list the targets
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, found $$($(PYTHON) --version); run: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -z "$(MOVED)" || { echo "$(VENV) was made in another folder: it is made again here"; rm -rf $(VENV); }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt uv
 	$(CERTIFICATES) $(BIN)/uv pip install -q --python $(BIN)/python $(TORCH) -c constraints.txt -e '.[dev]'

@@ -94,6 +94,7 @@ class FakeRegistry:
     owned: dict[str, Owner] = field(default_factory=dict)  # model → whose it is
     folders: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)  # (run, folder) → file → content
     deleted: set[tuple[str, str]] = field(default_factory=set)  # (name, version)
+    noted: dict[str, dict[str, str]] = field(default_factory=dict)  # model → notes
 
     def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
         run = f"run-{len(self.runs)}"
@@ -140,7 +141,9 @@ class FakeRegistry:
         self.bundles[f"models:/{run}"] = {file.name: file.read_bytes() for file in bundle.iterdir()}
         return f"models:/{run}"
 
-    def register(self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None) -> str:
+    def register(
+        self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None, text: str = ""
+    ) -> str:
         if owner and self.owned.setdefault(name, owner) != owner:
             raise PvqaeError(f"{name} is {self.owned[name]}, not {owner}")
         self.versions.setdefault(name, []).append(dict(tags))
@@ -171,6 +174,24 @@ class FakeRegistry:
 
     def owners(self, prefix: str) -> dict[str, Owner | None]:
         return {name: self.owned.get(name) for name in sorted(self.versions) if name.startswith(prefix)}
+
+    def rename(self, name: str, to: str, owner: Owner) -> None:
+        if to in self.versions:
+            raise RegistryError(f"{to} is there already")
+        self.versions[to] = self.versions.pop(name)
+        self.log[to], self.noted[to] = self.log.pop(name, []), self.noted.pop(name, {})
+        self.owned.pop(name, None)
+        self.aliases = {(to if key[0] == name else key[0], key[1]): version for key, version in self.aliases.items()}
+        self.sources = {(to if key[0] == name else key[0], key[1]): model for key, model in self.sources.items()}
+        self.owned[to] = owner
+
+    def note(self, name: str, key: str, value: str) -> None:
+        self.noted.setdefault(name, {})[key] = value
+        if not value:
+            del self.noted[name][key]
+
+    def notes(self, name: str) -> dict[str, str]:
+        return dict(self.noted.get(name, {}))
 
     def download(self, name: str, version: str, out: Path) -> Path:
         bundle = out / "artifacts" / "bundle"

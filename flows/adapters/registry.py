@@ -18,7 +18,7 @@ from mlflow import entities
 from mlflow.exceptions import MlflowException
 
 from flows.adapters.mlflow_client import Client
-from flows.adapters.tracking import Metric, Promotion, Registry, own_database
+from flows.adapters.tracking import Metric, Promotion, Registry, database_of, own_database
 from flows.adapters.tracking import RegistryError as RegistryError
 from flows.core import lineage
 from flows.core.lineage import MODEL, OURS, Owner
@@ -27,7 +27,7 @@ _BATCH = 1000  # metrics per request, MLflow's limit
 # Characters of a value that MLflow keeps; the rest of a longer one it cuts off, or refuses the whole. A model's tag is
 # checked for 100,000, but its column on a server has 5,000.
 _PARAM, _TAG, _VERSION_TAG, _MODEL_TAG = 6000, 8000, 100_000, 5000
-_PROMOTION = "promotion."
+_PROMOTION, _NOTE = "promotion.", "pvqae."
 _DATASET, _CATEGORY = "dataset", "class"  # tags of a registered model: whose it is
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
 
@@ -138,10 +138,13 @@ class Mlflow:
         """Log a self-contained bundle as a model of `run`; return the model's address."""
         return self._client.log_bundle(run, bundle)
 
-    def register(self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None) -> str:
+    def register(
+        self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None, text: str = ""
+    ) -> str:
         """Make a new version of `name`, with its tags from the start: a kill leaves no version without lineage.
 
-        `owner`: whose the model is from now on. Raises `RegistryError` where it is another one's.
+        `owner`: whose the model is from now on; `text`: its description for people. Raises `RegistryError` where it
+        is another one's.
         """
         whose = {_DATASET: owner.dataset, _CATEGORY: owner.category} if owner else {}
         try:
@@ -156,7 +159,9 @@ class Mlflow:
                 self._client.set_registered_model_tag(name, key, value)
         logged = model.rpartition("/")[2] if model.startswith("models:/") else None
         kept = self._fitting(run, "tags", tags, _VERSION_TAG)
-        created = self._client.create_model_version(name, source=model, run_id=run, tags=kept, model_id=logged)
+        created = self._client.create_model_version(
+            name, source=model, run_id=run, tags=kept, description=text or None, model_id=logged
+        )
         return str(created.version)
 
     def find(self, name: str, tags: Mapping[str, str]) -> str | None:
@@ -239,6 +244,32 @@ class Mlflow:
                     return Owner(dataset, run.data.tags["stage"])
         return None
 
+    def rename(self, name: str, to: str, owner: Owner) -> None:
+        """Give a model another name and owner; versions, aliases and the promotion log go along.
+
+        Raises `RegistryError` where there is a model of that name.
+        """
+        self._client.rename_registered_model(name, to)
+        for key, value in {_DATASET: owner.dataset, _CATEGORY: owner.category}.items():
+            self._client.set_registered_model_tag(to, key, value)
+
+    def note(self, name: str, key: str, value: str) -> None:
+        """Keep a text with a model under `key`; "" removes it."""
+        if value:
+            self._client.set_registered_model_tag(name, _NOTE + key, value[:_MODEL_TAG])
+        elif key in self.notes(name):
+            self._client.delete_registered_model_tag(name, _NOTE + key)
+
+    def notes(self, name: str) -> dict[str, str]:
+        """Return what `note` kept with a model; nothing where there is none."""
+        try:
+            tags: dict[str, str] = self._client.get_registered_model(name).tags
+        except RegistryError as error:
+            if error.code != _MISSING:
+                raise
+            return {}
+        return {key.removeprefix(_NOTE): value for key, value in tags.items() if key.startswith(_NOTE)}
+
     def download(self, name: str, version: str, out: Path) -> Path:
         """Return the version's bundle, in a folder below `out`, its hashes unchecked. Raises `RegistryError`."""
         try:
@@ -313,7 +344,7 @@ def _promotion(values: dict[str, Any]) -> Promotion:
 def open_registry(project: Path, setting: str) -> tuple[Registry, str]:
     """Open MLflow where the environment or params say, else the project's own database; return it and its address."""
     named = os.environ.get("MLFLOW_TRACKING_URI", "") or ("" if setting == "auto" else setting)
-    if named:
+    if named and named != database_of(project):  # which MLflow itself puts into the environment once it is opened
         return Mlflow(named), named
     uri = own_database(project)
     return Mlflow(uri, project / ".pvqae" / "mlflow" / "artifacts"), uri

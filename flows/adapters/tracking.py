@@ -1,18 +1,30 @@
 """What the flows need of a tracking server and model registry, and the project's own database for lack of a server."""
 
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
 
 from flows.core import locks
 from flows.core.lineage import Owner
 from pvqae.core.errors import PvqaeError
+from pvqae.core.files import write_text
+
+_STORE = "/.pvqae/mlflow/artifacts"
+# Every column of MLflow's database that says where files are.
+_COLUMNS = (
+    *(("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location")),
+    *(("model_versions", "storage_location"), ("model_versions", "source")),
+)
+_PATIENCE = 60.0  # seconds, for another process that writes
 
 
 class RegistryError(PvqaeError):
@@ -55,7 +67,7 @@ class Promotion:
     alias: str
     from_version: str
     to_version: str
-    kind: str  # initial | challenger | gate | rollback | override
+    kind: str  # initial | challenger | gate | rollback | override | migration
     reasons: tuple[str, ...]
     run: str  # with the full verdict among its artifacts
     verdict: str = ""  # of the gate: pass | refused | insufficient; "" where it was not asked
@@ -75,12 +87,17 @@ class Registry(Protocol):
     def dataset(self, run: str, name: str, digest: str, source: str) -> None: ...
     def monitored(self, run: str) -> AbstractContextManager[None]: ...
     def log_model(self, run: str, bundle: Path) -> str: ...
-    def register(self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None) -> str: ...
+    def register(
+        self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None, text: str = ""
+    ) -> str: ...
     def find(self, name: str, tags: Mapping[str, str]) -> str | None: ...
     def version_tags(self, name: str, version: str) -> dict[str, str]: ...
     def exists(self, name: str, version: str) -> bool: ...
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None: ...
     def owners(self, prefix: str) -> dict[str, Owner | None]: ...
+    def rename(self, name: str, to: str, owner: Owner) -> None: ...
+    def note(self, name: str, key: str, value: str) -> None: ...
+    def notes(self, name: str) -> dict[str, str]: ...
     def download(self, name: str, version: str, out: Path) -> Path: ...
     def fetch(self, run: str, folder: str, out: Path) -> Path | None: ...
     def alias(self, name: str, alias: str) -> str | None: ...
@@ -90,13 +107,19 @@ class Registry(Protocol):
     def astray(self, name: str) -> str: ...
 
 
+def database_of(root: Path) -> str:
+    """Return the address of the project's own tracking database."""
+    return f"sqlite:///{root / '.pvqae' / 'mlflow' / 'mlflow.db'}"
+
+
 def own_database(root: Path) -> str:
     """Make the project's own tracking database below `root`/.pvqae, migrated; return its address.
 
-    Several first touches of a fresh database at once break it, so it is migrated once, under a lock.
+    Several first touches of a fresh database at once break it, so it is migrated once, under a lock. A project that was
+    moved or copied since gets its own addresses.
     """
     home = root / ".pvqae" / "mlflow"
-    uri, marker = f"sqlite:///{home / 'mlflow.db'}", home / f"migrated-{version('mlflow')}"
+    uri, marker = database_of(root), home / f"migrated-{version('mlflow')}"
     with locks.held(home / "migration.lock"):
         if not marker.exists():
             command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
@@ -104,4 +127,53 @@ def own_database(root: Path) -> str:
             if done.returncode:
                 raise PvqaeError(f"MLflow's database {home / 'mlflow.db'} can't be prepared:\n{done.stderr[-2000:]}")
             marker.touch()
+        _settle(root, home / "mlflow.db")
     return uri
+
+
+def _settle(root: Path, database: Path) -> None:
+    """Make the addresses in a project's `database` those of `root`, and bring what a copy left with its original.
+
+    The caller holds the database's lock. Where the project has not moved since the last time, nothing is read. Raises
+    `PvqaeError` where the database can't be changed.
+    """
+    here, marker = str(root), database.with_name("place")
+    if marker.is_file() and marker.read_text("utf-8") == here:
+        return
+    try:
+        with closing(sqlite3.connect(database, timeout=_PATIENCE)) as connection, connection:
+            connection.execute("begin immediate")
+            changed = [pair for table, column in _COLUMNS for pair in _readdress(connection, table, column, root)]
+    except sqlite3.Error as error:
+        raise PvqaeError(
+            f"{database}: its addresses can't be made those of {root}: {error}; end what uses it, then run again"
+        ) from None
+    brought = sum(_bring(Path(unquote(urlsplit(old).path)), Path(unquote(urlsplit(new).path))) for old, new in changed)
+    if changed:
+        places = ", ".join(sorted({unquote(urlsplit(old).path).rpartition(_STORE)[0] for old, _ in changed}))
+        more = f", {brought} folders were copied from there" if brought else ""
+        said = f"this project was at {places}: {len(changed)} addresses of MLflow are those of {root} now{more}"
+        print(said, file=sys.stderr, flush=True)
+    write_text(marker, here)
+
+
+def _readdress(connection: sqlite3.Connection, table: str, column: str, root: Path) -> list[tuple[str, str]]:
+    """Change the addresses of a column; return each that changed, old and new."""
+    asked = f"select distinct {column} from {table} where {column} like ?"  # names from above
+    found = [row[0] for row in connection.execute(asked, (f"file:%{_STORE}%",))]
+    ours, changed = root.as_uri(), []
+    for old in found:
+        before, store, rest = old.rpartition(_STORE)
+        if before != ours:
+            changed.append((old, f"{ours}{store}{rest}"))
+    change = f"update {table} set {column} = ? where {column} = ?"
+    connection.executemany(change, [(new, old) for old, new in changed])
+    return changed
+
+
+def _bring(old: Path, new: Path) -> bool:
+    """Copy a folder of artifacts that is only at the old place: what a copy of a project wrote into its original."""
+    if new.exists() or not old.is_dir():
+        return False
+    shutil.copytree(old, new)
+    return True

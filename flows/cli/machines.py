@@ -22,7 +22,10 @@ _COLOURS = {"healthy": "green", "not answering": "red", "stopped": "dim"}  # by 
 
 
 @app.command("doctor", epilog="Example: python -m flows doctor", rich_help_panel=PANEL)
-def _doctor(as_json: Json = False) -> None:
+def _doctor(
+    as_json: Json = False,
+    load: Annotated[bool, typer.Option("--load/--no-load", help="Load every champion, which takes seconds.")] = True,
+) -> None:
     """Check what is installed, the device, the servers and the project; say what is wrong and how to repair it.
 
     Exit code 1: a problem was found.
@@ -30,7 +33,7 @@ def _doctor(as_json: Json = False) -> None:
     from flows.upkeep import doctor as doctors
     from pvqae.cli import checks
 
-    found = doctors.examine(Path.cwd())
+    found = doctors.examine(Path.cwd(), loading=load)
     raise typer.Exit(checks.show(found, as_json, console()))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import typer
 
-from flows.cli import laboratory, machines, training, use
+from flows.cli import laboratory, machines, promotion, training, use
 from pvqae.cli.console import CliGroup, leave
 
 # No completion: a shell completes the names of programs, and this is `python` with an option. `pvqae` has it.
@@ -19,8 +19,9 @@ app = typer.Typer(
 app.add_typer(training.app)
 app.add_typer(laboratory.app)
 app.add_typer(training.data, name="data", rich_help_panel=training.PANEL)
-app.add_typer(use.promote, name="promote", rich_help_panel=training.PANEL)
+app.add_typer(promotion.promote, name="promote", rich_help_panel=training.PANEL)
 app.add_typer(use.app)
+app.add_typer(promotion.app)
 app.add_typer(machines.app)
 app.add_typer(laboratory.bench, name="bench", rich_help_panel=training.PANEL)
 app.add_typer(machines.services, name="services", rich_help_panel=machines.PANEL)

@@ -15,6 +15,7 @@ from pvqae.core.errors import PvqaeError
 
 if TYPE_CHECKING:
     from flows.train.summary import Summary
+    from pvqae.core.config import Params
 
 app = typer.Typer()
 data = typer.Typer(no_args_is_help=True, help="Datasets and their versions.")
@@ -39,8 +40,9 @@ def _train(
     """
     with quiet(as_json):
         root = project()
+        settings = _settings(root, params, overrides)
         ready = guarded_server()
-        _prepare_database(root, params, overrides)
+        _prepare_database(root, settings)
         from flows.train.summary import ClassesFailed
         from flows.train.train import train as flow
 
@@ -55,22 +57,26 @@ def _train(
         raise failure
 
 
-def _prepare_database(root: Path, params: str, overrides: list[str]) -> None:
+def _settings(root: Path, params: str, overrides: list[str]) -> "Params":
+    """Return the params of a run before anything is started for it: what is wrong with them is told at once."""
+    from flows.workspace import workspace
+
+    return workspace.choose(root, params, tuple(overrides)).params
+
+
+def _prepare_database(root: Path, params: "Params") -> None:
     """Create the project's own tracking database, if runs go there, while everything else starts: it takes seconds.
 
     Whoever needs the database asks for it all the same, waits, and hears of an error.
     """
     from flows.adapters import tracking
-    from flows.workspace import workspace
 
     def work() -> None:
         with contextlib.suppress(PvqaeError):
             tracking.own_database(root)
 
-    with contextlib.suppress(PvqaeError):  # the flow says it
-        setting = workspace.choose(root, params, tuple(overrides)).params.flow.tracking_uri
-        if setting == "auto" and not os.environ.get("MLFLOW_TRACKING_URI"):
-            threading.Thread(target=work, daemon=True).start()
+    if params.flow.tracking_uri == "auto" and not os.environ.get("MLFLOW_TRACKING_URI"):
+        threading.Thread(target=work, daemon=True).start()
 
 
 @app.command(
@@ -99,6 +105,9 @@ def _retrain(
     """
     with quiet(as_json):
         root = project()
+        from flows.retrain import watch
+
+        _settings(root, params or watch.params_of(root, dataset), overrides)
         ready = guarded_server()
         from flows.retrain.retrain import retrain as flow
 

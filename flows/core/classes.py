@@ -57,21 +57,25 @@ def without(graph: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {**graph, **parts, "classes": left}
 
 
-def wanted(params: Params, raw: Path) -> list[str]:
-    """Return the classes that the params ask for, from the dataset's folder.
-
-    Raises `DataError` when it is not there.
-    """
+def there(params: Params, raw: Path) -> list[str]:
+    """Return all classes of the dataset's folder. Raises `DataError` when it is not there."""
     from pvqae.datasets import demo, sources  # numpy and scipy: not for --help
 
     data = params.data
     if data.source == "demo":  # its stage makes it, later
-        found = sorted(demo.TURNS)
-    elif raw.is_dir():
-        found = sources.categories(data.source, raw)
-    else:
-        repair = f"python -m flows data add {data.name} FOLDER --source {shlex.quote(data.source)}"
-        raise DataError(f"data/raw/{data.name}: there are no images of data.source={data.source}; {repair}")
+        return sorted(demo.TURNS)
+    if raw.is_dir():
+        return sources.categories(data.source, raw)
+    repair = f"python -m flows data add {data.name} FOLDER --source {shlex.quote(data.source)}"
+    raise DataError(f"data/raw/{data.name}: there are no images of data.source={data.source}; {repair}")
+
+
+def wanted(params: Params, raw: Path) -> list[str]:
+    """Return the classes that the params ask for, from the dataset's folder.
+
+    Raises `DataError` when it is not there, or one of them.
+    """
+    data, found = params.data, there(params, raw)
     if missing := sorted(set(data.categories) - set(found)):
         raise DataError(f"data.categories: {', '.join(missing)} not in {data.name}; it has {', '.join(found)}")
     return [name for name in found if not data.categories or name in data.categories]

@@ -78,7 +78,7 @@ def services_file(root: Path) -> Path:
 def of_services(root: Path) -> dict[str, str]:
     """Return the environment that points clients at the services of `root`; empty unless they are meant to run.
 
-    Raises `ConfigError` when its file is damaged.
+    Raises `ConfigError` when its file is damaged, or that of another project, of which this one is a copy.
     """
     file = services_file(root)
     try:
@@ -89,6 +89,12 @@ def of_services(root: Path) -> dict[str, str]:
         raise ConfigError(
             f"{file}: expected the services' environment as JSON, found damaged text; run: {_REPAIR}"
         ) from None
+    key_file = Path(known.get("AWS_SHARED_CREDENTIALS_FILE", file))
+    if key_file.parent.name == "services" and key_file.parent != file.parent:  # a copy must not write into its original
+        raise ConfigError(
+            f"{file}: expected services of {root}, found those of {key_file.parents[2]}, whose folder was moved or "
+            f"copied here; run: {_REPAIR}"
+        )
     return known
 
 

@@ -11,17 +11,18 @@ from flows.core import lineage, locks
 from flows.gate import measure as measuring
 from flows.gate.measure import Findings, Pair
 from flows.gate.rules import Verdict, judge
-from flows.versions import promotions, report_page
+from flows.versions import notes, promotions, report_page
 from flows.versions.promotions import PromotionError
-from flows.versions.version_bundles import fetch
+from flows.versions.version_bundles import check_loads, fetch
 from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.config import Gate
-from pvqae.core.errors import DataError, IntegrityError, PvqaeError
+from pvqae.core.errors import DataError, FormatError, IntegrityError, PvqaeError
 from pvqae.core.files import digest, write_text
 from pvqae.samples import manifest
 
 _Measure = Callable[[Pair], Findings]
+_Loads = Callable[[Path], None]  # a bundle's folder; raises what `check_loads` does
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def run(
             return measuring.measure(space, category, pair, params.gate, params.compute, supervisor)
 
         asked = VerdictRequest(trigger, reason, override)
-        verdict = decide(registry, root, dataset, category, measure, params.gate, asked)
+        verdict = decide(registry, root, dataset, category, measure, params.gate, asked, loads=check_loads)
     _show_in_prefect(lineage.model_name(dataset, category), verdict)
     if page:
         show(root, dataset, category)
@@ -89,9 +90,10 @@ def _workspace_of(root: Path, params: config.Params, dataset: str, manifest_sha2
 
 
 def decide(
-    registry: Registry, root: Path, dataset: str, category: str, measure: _Measure, limits: Gate, asked: VerdictRequest
-) -> Verdict:
-    """Reach one verdict, with the measuring left to `measure`, and act on it."""
+    registry: Registry, root: Path, dataset: str, category: str, measure: _Measure, limits: Gate,
+    asked: VerdictRequest, *, loads: _Loads,
+) -> Verdict:  # fmt: skip
+    """Reach one verdict, with loading and measuring left to `loads` and `measure`, and act on it."""
     # 1. The aliases as the log has them.
     name, lock = lineage.model_name(dataset, category), promotions.lock_file(root, dataset)
     promotions.check_owners(registry, dataset, [category])
@@ -110,22 +112,28 @@ def decide(
     forbidden = _forbids(tags)
     if asked.override and forbidden:
         raise PromotionError(f"{name} version {challenger} can't be promoted, not by override: {'; '.join(forbidden)}")
+    if asked.override:
+        notes.refuse_pinned(registry, name)
     taken_back = _rolled_back(log).get(challenger)
     flaws = forbidden + ((f"was rolled back: {taken_back}",) if taken_back else ())
 
     # 3. Both bundles as they were evaluated, the measuring, the rules.
     with tempfile.TemporaryDirectory() as place:
         own = fetch(registry, name, challenger, Path(place) / challenger)
-        pair = Pair(own, _opponent(registry, name, champion, Path(place), asked), tags, flaws)
-        found, verdict = _judged(measure, pair, limits, bool(asked.override))
-        verdict = replace(verdict, version=challenger, champion=champion or lineage.NONE)
+        loads(own)  # not by override either: it could score nothing
+        opponent, absent = _opponent(registry, name, champion, Path(place), asked, loads)
+        found, verdict = _judged(measure, Pair(own, opponent, tags, flaws), limits, bool(asked.override))
+        lines = (*absent, *verdict.lines)
+        verdict = replace(verdict, lines=lines, version=challenger, champion=champion or lineage.NONE)
 
         # 4. The verdict with the challenger's run, before anything moves.
         _record(registry, name, verdict, found, asked, Path(place))
 
-    # 5. The move, if nobody moved the champion meanwhile.
+    # 5. The move, if nobody moved or pinned the champion meanwhile.
     if not (asked.override or verdict.promotable(limits)):
         return verdict
+    if held_fast := notes.pinned(registry, name):
+        return replace(verdict, lines=(f"nothing moved: the champion is pinned, {held_fast}", *verdict.lines))
     reasons = (f"override: {asked.override}",) if asked.override else (f"{asked.trigger}: {asked.reason}",)
     kind = "override" if asked.override else "gate" if champion else "initial"
     with locks.held(lock):
@@ -147,17 +155,29 @@ def _rolled_back(log: Sequence[Promotion]) -> dict[str, str]:
     return {entry.from_version: entry.reasons[0] for entry in log if entry.kind == "rollback"}
 
 
-def _opponent(registry: Registry, name: str, champion: str | None, place: Path, asked: VerdictRequest) -> Path | None:
-    """Fetch the champion's bundle. One whose files are gone or damaged stops all but an override."""
+def _opponent(
+    registry: Registry, name: str, champion: str | None, place: Path, asked: VerdictRequest, loads: _Loads
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Fetch the champion's bundle; return it, and why there is none to compare with.
+
+    A champion of a format that this code no longer reads counts as absent: nothing here can score by it. Whatever else
+    is wrong (files gone or damaged, made by newer code) can be repaired, and stops all but an override.
+    """
     if not champion:
-        return None
+        return None, ()
     try:
-        return fetch(registry, name, champion, place / champion)
+        folder = fetch(registry, name, champion, place / champion)
+        loads(folder)
     except (RegistryError, IntegrityError) as error:
-        if asked.override:
-            return None
-        text = "the champion can't be judged against: put its files back, see `promote rollback`, or use --override"
-        raise type(error)(f"{error}; {text}") from None
+        if asked.override or (isinstance(error, FormatError) and error.older):
+            return None, (f"not compared with version {champion}, which can't be loaded: {error}",)
+        way = (
+            "nothing can be compared with it: repair what is named (python -m flows doctor), go back to an earlier"
+            f" one (python -m flows promote rollback {name} --reason TEXT), or promote without comparing (--override)"
+        )
+        kind = RegistryError if isinstance(error, RegistryError) else IntegrityError
+        raise kind(f"{name} version {champion}, the champion: {error}; {way}") from None
+    return folder, ()
 
 
 def _judged(measure: _Measure, pair: Pair, limits: Gate, overridden: bool) -> tuple[Findings | None, Verdict]:

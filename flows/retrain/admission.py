@@ -22,7 +22,7 @@ from flows.retrain.arrivals import Champions
 from flows.retrain.index import Index
 from flows.retrain.ledger import Entry, IntakePaths, Ledger, Taken
 from flows.retrain.retrain_policy import ClassFacts, Facts
-from flows.versions import promotions
+from flows.versions import notes, promotions
 from flows.workspace import workspace
 from pvqae.core.config import Params
 from pvqae.core.errors import DataError
@@ -31,6 +31,7 @@ from pvqae.core.layout import ARRIVED, Layout
 from pvqae.datasets import arrivals as arrived
 from pvqae.datasets import sources
 from pvqae.datasets.layouts import Found
+from pvqae.samples.images import SUFFIXES
 
 _HELD_OUT = ("test", "gate")  # splits set by the source or by a person: nothing there is trained on
 
@@ -46,6 +47,7 @@ def with_dataset(
             dvc.checkout(name)
         categories = classes.wanted(params, layout.raw)
         promotions.check_owners(tracking, name, categories)
+        notes.check(tracking, name, classes.there(params, layout.raw), params.data.categories)
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         champions = Champions(tracking, name, temporary, params.retrain.screen_margin)
         ledger = Ledger(paths.ledger)
@@ -67,8 +69,9 @@ def _would_take(
     if (area := watch.landing_area(project, params)) is None:
         return Taken()
     items, waiting = _new_objects(area, params, ledger, categories, champions)
-    counts = Counter(item.key.partition("/")[0] for item in items)
-    return Taken((), (), waiting + Counter({f"{category}, a dry run": n for category, n in counts.items()}))
+    images = [item for item in items if Path(item.key).suffix.lower() in SUFFIXES]
+    counts = Counter(item.key.partition("/")[0] for item in images)
+    return Taken((), (), waiting, looked=dict(counts), others=len(items) - len(images))
 
 
 def _new_objects(
@@ -174,7 +177,7 @@ def _facts_of(
         champion = promotions.champion(registry, model) or ""
         normals = [f for f in found if f.category == category and f.label == "normal" and f.official not in _HELD_OUT]
         seen = dvc.listing(registry.version_tags(model, champion)["data_hash"]) if champion else None
-        fresh = taken.waiting.get(f"{category}, a dry run", 0)
+        fresh = taken.looked.get(category, 0)
         trained, judged = ("", False) if fresh else _of_this_data(registry, model, dvc.data_hash(name))
         new = [f for f in normals if seen is not None and f.path.relative_to(raw).as_posix() not in seen]
         return ClassFacts(

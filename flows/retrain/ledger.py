@@ -53,11 +53,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Taken:
-    """What one run took: entries by state, what did not arrive, what had to wait and why (reason → images)."""
+    """What one run took: entries by state, what did not arrive, what had to wait and why (reason → images).
+
+    Of a dry run: how many images of each class would be `looked` at, and how many `others` are no images.
+    """
 
     entries: tuple[Entry, ...] = ()
     failed: tuple[str, ...] = ()
     waiting: Mapping[str, int] = field(default_factory=dict)
+    looked: Mapping[str, int] = field(default_factory=dict)
+    others: int = 0
 
     def count(self, *states: State) -> int:
         """Return the number of entries in one of `states`."""
@@ -69,6 +74,10 @@ class Taken:
         counts = Counter(entry.state for entry in self.entries)
         came = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
         lines = [f"{len(self.entries)} new objects: {came}"] if counts else ["no new objects"]
+        if self.looked or self.others:
+            by_class = ", ".join(f"{n} {category}" for category, n in sorted(self.looked.items()))
+            lines = [f"a dry run: {sum(self.looked.values())} images would be looked at: {by_class or 'none'}"]
+            lines += [f"a dry run: {self.others} files that are no images would be quarantined"] * bool(self.others)
         lines += [f"{n} objects wait: {reason}" for reason, n in sorted(self.waiting.items())]
         return (*lines, *(f"did not arrive: {reason}" for reason in self.failed))
 

@@ -105,7 +105,7 @@ def retrain(
                 trained, untrained = error.summary, error.failed
             outcome = replace(outcome, trained=trained)
         verdicts, failed = _judge(project, outcome)
-        outcome = replace(outcome, verdicts=verdicts)
+        outcome = replace(outcome, verdicts=verdicts, trained=outcome.trained and _after(outcome.trained, verdicts))
         tracking.tag(run, {f"gate_{model}": verdict.sentence(model) for model, verdict in verdicts})
         if failed or untrained:
             raise PvqaeError(
@@ -132,6 +132,18 @@ def _judge(project: Path, outcome: Outcome) -> "tuple[tuple[tuple[str, Verdict],
             failed.append(str(error))
     promote.show(project, name)  # once: a page of a thousand classes is not written again for each
     return tuple(verdicts), tuple(failed)
+
+
+def _after(trained: "Summary", verdicts: "tuple[tuple[str, Verdict], ...]") -> "Summary":
+    """Return the summary with the aliases that the gate gave: its table must not contradict the verdicts."""
+    champions = {(name, verdict.version) for name, verdict in verdicts if verdict.promoted}
+    versions = tuple(
+        replace(item, alias="champion")
+        if (lineage.model_name(trained.dataset, item.category), item.version) in champions
+        else item
+        for item in trained.versions
+    )
+    return replace(trained, versions=versions)
 
 
 @contextmanager

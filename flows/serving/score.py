@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,3 +222,37 @@ def _figures(report: Report, category: str, model: str, version: str, since: str
         "limits": {f.name: round(f.limit, 4) for f in found.figures},
         "above_threshold": found.share.above,
     }
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, of which version, and on how many images its parity was checked."""
+
+    model: str
+    version: str
+    alias: str  # that the version was asked for by; "" for a number
+    out: Path
+    images: int
+    difference: float
+
+
+def export(root: Path, name: str, out: str, images: Path | None, tell: Callable[[str], None]) -> Exported:
+    """Write the version that `name` means to `out`, by default exported/MODEL; its card says which it is.
+
+    `images`: a folder for the parity check instead of the class's test images. Raises errors of `pvqae.core.errors`.
+    """
+    from pvqae.export import export as exports  # imports torch
+
+    registry, _ = open_registry(root, config.load(root / "params.yaml").flow.tracking_uri)
+    model, version = parse(name, registry)
+    alias = "" if re.search(r"@\d+$", name) else name.partition("@")[2] or "champion"
+    owner = promotions.owner_of(registry, model)
+    bundle = bundle_of(root, registry, model, version).folder
+    tell(f"{model} version {version}" + f", {alias}" * bool(alias))
+    folder = Path(out) if out else root / "exported" / model
+    tags = registry.version_tags(model, version)
+    kept = {key: tags[key] for key in lineage.REQUIRED if key in tags}
+    about = {"model": model, "version": version, "alias": alias, "lineage": kept}
+    workspaces = (root, root / ".pvqae" / "runs" / owner.dataset)
+    found = exports.run(bundle, folder, images, tell, workspaces=workspaces, registered=about)
+    return Exported(model, version, alias, folder, found.images, float(max(found.score, found.anomaly_map)))

@@ -6,7 +6,7 @@ The rows that a stage writes, {"phase", "fold", "step", "loss", ...}, become cur
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -45,12 +45,27 @@ def _end_dead_runs(registry: Registry, root: Path, experiment: str, flow: str) -
     Their flows were killed. To be called under the lock that flows of this kind exclude each other with: the dead one
     held it, so none of them can be alive. Return the tags by which the next flow finds this one's.
     """
-    file = root / ".pvqae" / "project"  # names this copy of the project, whatever the machine or container is called
-    if not file.exists():
-        write_text(file, uuid.uuid4().hex)
-    tags = {"pvqae.project": file.read_text("utf-8"), "pvqae.flow": flow}
+    tags = {"pvqae.project": _identity(root), "pvqae.flow": flow}
     registry.end_open(experiment, tags)
     return tags
+
+
+def _identity(root: Path) -> str:
+    """Return what names this copy of the project, whatever the machine or container is called.
+
+    A project that was moved keeps its name; a copy, whose original is still where it was, gets one of its own: on a
+    tracking server that both use it must not end its original's runs.
+    """
+    file = root / ".pvqae" / "project"
+    known = file.read_text("utf-8") if file.exists() else ""
+    name, _, place = known.partition("\n")
+    if place and place != str(root):
+        with suppress(OSError):  # nothing there any more
+            name = "" if (Path(place) / ".pvqae" / "project").read_text("utf-8") == known else name
+    name = name or uuid.uuid4().hex
+    if known != f"{name}\n{root}":
+        write_text(file, f"{name}\n{root}")
+    return name
 
 
 def ending(error: BaseException | None) -> str:

@@ -1,6 +1,7 @@
 """What a train run came to: one row per class, for the terminal, Prefect's page and the flow's caller."""
 
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,17 +82,20 @@ class Summary:
         return [*found, *warned]
 
     def commands(self, environ: Mapping[str, str], opener: str) -> list[tuple[str, str]]:
-        """Return what to type next: a purpose and a command each."""
+        """Return what to type next: a purpose and a command each, which any shell runs in any folder."""
         found = [("open the report", shlex.join([opener, str(self.report / "index.html")]))]
         if self.tracking_uri.startswith("http"):
             found.append(("open MLflow", shlex.join([opener, self.tracking_uri])))
         else:
-            found.append(("MLflow's pages", shlex.join(["mlflow", "ui", "--backend-store-uri", self.tracking_uri])))
+            store = ["--backend-store-uri", self.tracking_uri]
+            found.append(("MLflow's pages", shlex.join([sys.executable, "-m", "mlflow", "ui", *store])))
         if url := environ.get("PREFECT_API_URL"):
             found.append(("open Prefect", shlex.join([opener, url.removesuffix("/api")])))
         else:
-            home = shlex.quote(environ.get("PREFECT_HOME", ""))
-            found.append(("Prefect's pages", f"PREFECT_HOME={home} prefect server start"))
+            home = f"PREFECT_HOME={environ.get('PREFECT_HOME', '')}"
+            found.append(
+                ("Prefect's pages", shlex.join(["env", home, sys.executable, "-m", "prefect", "server", "start"]))
+            )
         return found
 
     def markdown(self) -> str:

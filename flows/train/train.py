@@ -22,7 +22,7 @@ from flows.train import recording, stages
 from flows.train.recording import Recorder
 from flows.train.stages import Done, Pipeline
 from flows.train.summary import ClassesFailed, Summary
-from flows.versions import promotions, warm_start
+from flows.versions import notes, promotions, warm_start
 from flows.versions import report_page as pages
 from flows.versions.registration import Registered, Registrar, read_json
 from flows.workspace import workspace
@@ -67,6 +67,7 @@ def train(
         tracking, uri = open_registry(project, settings.tracking_uri)
         graph = classes.classes(space.params, classes.wanted(space.params, space.layout.raw))
         promotions.check_owners(tracking, name, graph["classes"])
+        notes.check(tracking, name, classes.there(space.params, space.layout.raw), space.params.data.categories)
         graph = warm_start.place(space, tracking, graph, warm)
         classes.write(space.layout.classes_file, graph)
         changed = dvc.status()
@@ -136,7 +137,7 @@ def train(
             report=report,
             tracking_uri=environment.shown(uri),
             mlflow_run=parent,
-            warnings=tuple(_validation(space).get("warnings", ())),
+            warnings=tuple(_placed(space, text) for text in _validation(space).get("warnings", ())),
         )
         _finish(tracking, parent, space, summary)
         if unfit or failed:
@@ -158,6 +159,13 @@ def _validation(space: Workspace) -> dict[str, Any]:
     """Return what the check of the data says."""
     file = space.layout.reports / "validation.json"
     return dict(json.loads(file.read_text("utf-8"))) if file.exists() else {}
+
+
+def _placed(space: Workspace, text: str) -> str:
+    """Return a warning with the tables that it names where they are: a run with --set has its own folder."""
+    for file in (space.layout.quarantine, space.layout.ignored):
+        text = text.replace(file.relative_to(space.path).as_posix(), str(file))
+    return text
 
 
 def _without_held_back(space: Workspace, graph: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:

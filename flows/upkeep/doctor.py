@@ -2,13 +2,15 @@
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 from flows.adapters import git
 from flows.adapters.probes import ServerProbe
+from flows.adapters.tracking import database_of
 from flows.core import environment
 from pvqae.cli import checks, diagnosis
 from pvqae.cli.checks import Check
@@ -16,6 +18,7 @@ from pvqae.cli.diagnosis import examine as without_services
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, PvqaeError
 from pvqae.core.layout import find_root
+from pvqae.core.progress import track
 
 _UP = "python -m flows services up"
 _DOWN = "python -m flows services down"
@@ -30,8 +33,20 @@ class _Probe(Protocol):
     def trouble(self, remote: Mapping[str, str]) -> str: ...
 
 
-def examine(start: Path, outside: _Probe | None = None, environ: Mapping[str, str] = os.environ) -> list[Check]:
-    """Return every check, in the order in which a person would repair them; stop at what all others need."""
+_Load = Callable[[str, str], None]  # model, version; raises `PvqaeError` where it can't be loaded
+
+
+def examine(
+    start: Path,
+    outside: _Probe | None = None,
+    environ: Mapping[str, str] = os.environ,
+    load: _Load | None = None,
+    loading: bool = True,
+) -> list[Check]:
+    """Return every check, in the order in which a person would repair them; stop at what all others need.
+
+    Champions are loaded, by `load` or as scoring does, unless `loading` is False.
+    """
     found = without_services(start, needed="flows")
     root = find_root(start)
     if root is None or any(check.name == "extra flows" and check.found.startswith("not installed") for check in found):
@@ -47,7 +62,7 @@ def examine(start: Path, outside: _Probe | None = None, environ: Mapping[str, st
         _prefect(known.get("PREFECT_API_URL", ""), seen),
         *_pools(known.get("PREFECT_API_URL", ""), params, seen),
         _mlflow(uri, seen),
-        _champions(uri, seen),
+        *_champions(root, uri, seen, loading, load),
         _services(root),
     ]
 
@@ -64,7 +79,7 @@ def _tracking_uri(root: Path, params: config.Params, environ: Mapping[str, str])
     """Return where runs and versions are kept, as `flows.adapters.registry.open_registry` decides it."""
     setting = params.flow.tracking_uri
     named = environ.get("MLFLOW_TRACKING_URI", "") or ("" if setting == "auto" else setting)
-    return named or f"sqlite:///{root / '.pvqae' / 'mlflow' / 'mlflow.db'}"
+    return named or database_of(root)
 
 
 def _code(root: Path) -> list[Check]:
@@ -148,16 +163,38 @@ def _mlflow(uri: str, outside: _Probe) -> Check:
     return Check("MLflow", "bad", f"nothing answers at {environment.shown(uri)}", f"{_UP}, or {_DOWN} to go on without")
 
 
-def _champions(uri: str, outside: _Probe) -> Check:
+def _champions(root: Path, uri: str, outside: _Probe, loading: bool, load: _Load | None) -> list[Check]:
     try:
         found = outside.champions(uri)
     except OSError as error:
-        return Check("champions", "warn", f"can't be read: {error}", "python -m flows promote log")
+        return [Check("champions", "warn", f"can't be read: {error}", "python -m flows promote log")]
+    if not found:
+        return [Check("champions", "warn", "none yet", "make run")]
+    there = {name: version for name, version in sorted(found.items()) if version}
+    broken = list(_unloadable(root, uri, there, load)) if loading else []
     said = ", ".join(f"{name} {'version ' + one if (one := found[name]) else 'has none'}" for name in sorted(found))
+    if loading and there:
+        said += f"; {len(there) - len(broken)} of {len(there)} can be loaded"
     if lacking := [name for name in sorted(found) if not found[name]]:
         repair = f"python -m flows score {lacking[0]}@champion . says how it gets one"
-        return Check("champions", "warn", said, repair)
-    return Check("champions", "ok", said) if found else Check("champions", "warn", "none yet", "make run")
+        return [*broken, Check("champions", "warn", said, repair)]
+    return [*broken, Check("champions", "ok", said)]
+
+
+def _unloadable(root: Path, uri: str, champions: Mapping[str, str], load: _Load | None) -> Iterator[Check]:
+    """Load every champion as scoring does; yield a check for each that can't be."""
+    if champions and load is None:
+        from flows.adapters.registry import open_registry
+        from flows.versions import version_bundles
+
+        load = partial(version_bundles.check_version, open_registry(root, uri)[0])
+    for name, version in track(champions.items(), "loading champions", len(champions)):
+        assert load is not None
+        try:
+            load(name, version)
+        except PvqaeError as error:
+            repair = f"repair what is named, or go back: python -m flows promote rollback {name} --reason TEXT"
+            yield Check(f"champion {name}", "bad", f"version {version} can't be loaded: {error}", repair)
 
 
 def _services(root: Path) -> Check:

@@ -3,7 +3,7 @@
 import datetime
 import getpass
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from flows.adapters.tracking import Promotion, Registry
@@ -11,6 +11,7 @@ from flows.core import lineage, locks
 from pvqae.core.errors import PvqaeError
 
 ALIASES = ("champion", "challenger")
+Loads = Callable[[Registry, str, str], None]  # model, version: `version_bundles.check_version`
 _KEPT = ("git_sha", "data_sha", "manifest_sha256", "bundle_sha256", "trigger")  # lineage that an entry repeats
 
 
@@ -45,6 +46,8 @@ def champions(log: Sequence[Promotion]) -> list[str]:
     """Return the champions that a rollback could go back to, oldest first; the last is the present one."""
     found: list[str] = []
     for entry in (entry for entry in log if entry.alias == "champion"):
+        if entry.kind == "migration" and found[-1:] == [entry.from_version]:
+            found.pop()  # the same detector in another form: nothing to go back to
         if entry.kind == "rollback":
             while found and found[-1] != entry.to_version:
                 found.pop()
@@ -175,13 +178,15 @@ def _now(log: Sequence[Promotion]) -> str:
     return now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def rollback(registry: Registry, root: Path, dataset: str, name: str, reason: str, version: str = "") -> Promotion:
-    """Restore the champion before the present one.
+def rollback(
+    registry: Registry, root: Path, dataset: str, name: str, reason: str, version: str = "", *, loads: Loads
+) -> Promotion:
+    """Restore the newest champion before the present one that this code can load; pass over others, and log why.
 
     `version`: the one to take back, so that a killed rollback can be asked for again: what is taken back already is
     left so.
 
-    Raises `PromotionError` when there is no earlier one, when `version` is not champion, or without a reason.
+    Raises `PromotionError` when no earlier one loads, when `version` is not champion, or without a reason.
     """
     if not reason.strip():
         raise PromotionError("a rollback needs a reason: --reason TEXT")
@@ -191,7 +196,7 @@ def rollback(registry: Registry, root: Path, dataset: str, name: str, reason: st
         known = _left(registry, name, log)
         present = next((entry.to_version for entry in reversed(log) if entry.alias == "champion"), "")
         if present and present not in known:  # deleted: to the newest that is left
-            return _restored(registry, name, known, present, reason, version)
+            return _restored(registry, name, known, present, reason, version, loads)
         if version and known[-1:] != [version]:
             return _taken_back(name, version, [entry for entry in log if entry.alias == "champion"])
         if len(known) < 2:
@@ -200,11 +205,29 @@ def rollback(registry: Registry, root: Path, dataset: str, name: str, reason: st
                 f"{name}: no earlier champion in the log; promote another version: "
                 f"python -m flows promote run {place} --override REASON"
             )
-        return move(registry, name, "champion", known[-2], kind="rollback", reasons=(reason,), expected=known[-1])
+        to, passed = _loadable(registry, name, known[:-1], loads)
+        return move(registry, name, "champion", to, kind="rollback", reasons=(reason, *passed), expected=known[-1])
+
+
+def _loadable(registry: Registry, name: str, known: Sequence[str], loads: Loads) -> tuple[str, tuple[str, ...]]:
+    """Return the newest of `known` that loads, and a line on each that was passed over.
+
+    Raises `PromotionError` where none does: a champion that can't score would stop a line that runs.
+    """
+    passed = []
+    for version in reversed(known):
+        try:
+            loads(registry, name, version)
+        except PvqaeError as error:
+            passed.append(f"passed over version {version}, which can't be loaded: {error}")
+        else:
+            return version, tuple(passed)
+    said = "\n".join(passed)
+    raise PromotionError(f"{name}: the champion stays, no earlier one can be loaded by this code\n{said}")
 
 
 def _restored(
-    registry: Registry, name: str, known: Sequence[str], deleted: str, reason: str, version: str
+    registry: Registry, name: str, known: Sequence[str], deleted: str, reason: str, version: str, loads: Loads
 ) -> Promotion:
     if version not in ("", deleted):
         raise PromotionError(
@@ -212,7 +235,8 @@ def _restored(
         )
     if not known:
         raise PromotionError(f"{name}: version {deleted} was deleted; {way_back(registry, name)}")
-    return move(registry, name, "champion", known[-1], kind="rollback", reasons=(reason,), present=deleted)
+    to, passed = _loadable(registry, name, known, loads)
+    return move(registry, name, "champion", to, kind="rollback", reasons=(reason, *passed), present=deleted)
 
 
 def _taken_back(name: str, version: str, moves: Sequence[Promotion]) -> Promotion:

@@ -16,7 +16,7 @@ from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc
 from flows.core import lineage
 from flows.core.processes import Supervisor
-from flows.versions import version_bundles, warm_start
+from flows.versions import migration, notes, version_bundles, warm_start
 from pvqae.core import config
 from pvqae.core.config import Gate
 from pvqae.core.errors import PvqaeError
@@ -84,8 +84,9 @@ def run(root: Path, name: str, version: str, say: Callable[[str], None] = lambda
         dataset = _clone(root, clone, name, tags, registry.owners(name).get(name))
         dvc = Dvc(clone, supervisor)
         _bring_data(dvc, clone, dataset)
-        category = name.removeprefix(lineage.model_name(dataset, ""))
         known = yaml.safe_load((clone / "data" / "classes.yaml").read_text("utf-8"))
+        names = notes.names_of(registry, name, name.removeprefix(lineage.model_name(dataset, "")))
+        category = next((one for one in names if one in known["classes"]), names[0])
         warm_start.restore(registry, dataset, name, version, clone, known["classes"][category]["network"])
         recorded = clone / "dvc.lock"
         outputs = _outputs(recorded)
@@ -144,7 +145,7 @@ def _compare(
         _Row("environment", tags["environment"], here, None if tags["environment"] != here else True),
         *(_row(path, outputs[path], made[path], counts=False) for path in sorted(made) if path in outputs),
         _row("manifest", tags["manifest_sha256"], digest(layout.manifest)),
-        _row("bundle", tags["bundle_sha256"], digest(bundle / SUMS)),
+        _row("bundle", tags.get(migration.ORIGINAL, tags["bundle_sha256"]), digest(bundle / SUMS)),
     ]
     same = all(row.same is not False for row in rows)
     tolerance = f"mean score difference {limits.verify_score:g} deviations, image AUROC {limits.verify_auroc:g}"

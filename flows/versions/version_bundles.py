@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,14 +65,23 @@ def check_evaluated(bundle: Path, expected: str) -> "Sealed":
     from pvqae.inference import bundle as bundles  # imports torch
 
     files = bundles.read(bundle)
-    lines = files.files[SUMS].decode().splitlines(keepends=True)
-    own = "".join(line for line in lines if not line.endswith(f"  {_BACKBONE}\n"))
-    found = hashlib.sha256(own.encode()).hexdigest()
+    found = _without_backbone(files.files[SUMS])
     if found != expected:
         raise IntegrityError(
             f"{bundle}: expected the evaluated bundle {expected}, found {found}; train and register again"
         )
     return files
+
+
+def evaluated_sha256(bundle: Path) -> str:
+    """Return the hash by which `check_evaluated` knows a bundle, whether it carries its backbone or not."""
+    return _without_backbone((bundle / SUMS).read_bytes())
+
+
+def _without_backbone(sums: bytes) -> str:
+    lines = sums.decode().splitlines(keepends=True)
+    own = "".join(line for line in lines if not line.endswith(f"  {_BACKBONE}\n"))
+    return hashlib.sha256(own.encode()).hexdigest()
 
 
 def fetch(registry: Registry, name: str, version: str, out: Path) -> Path:
@@ -86,3 +96,16 @@ def fetch(registry: Registry, name: str, version: str, out: Path) -> Path:
     except IntegrityError as error:
         raise IntegrityError(f"{name} version {version}: {error}") from None
     return bundle
+
+
+def check_loads(bundle: Path) -> None:
+    """Raise `IntegrityError` where this code can't make a detector of a fetched bundle: it may score nothing then."""
+    from pvqae.inference import bundle as bundles  # imports torch
+
+    bundles.load(bundle)
+
+
+def check_version(registry: Registry, name: str, version: str) -> None:
+    """Fetch a version and load it as scoring would. Raises `RegistryError` or `IntegrityError` where that fails."""
+    with tempfile.TemporaryDirectory() as place:
+        check_loads(fetch(registry, name, version, Path(place) / version))

@@ -30,6 +30,14 @@ class IntegrityError(PvqaeError):
     """A file does not have the hash that was recorded for it, or lacks one."""
 
 
+class FormatError(IntegrityError):
+    """A file is whole, but of a format that this code can't read; `older`: no longer, else not yet."""
+
+    def __init__(self, text: str, older: bool = False) -> None:
+        super().__init__(text)
+        self.older = older
+
+
 class CalibrationError(PvqaeError):
     """Too few normals, or not the right ones, to set a threshold."""
 

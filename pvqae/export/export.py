@@ -16,7 +16,7 @@ import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,14 +53,23 @@ _OUTPUTS = {  # shapes by the letters of `onnx_graph`
 }
 
 
-def run(folder: Path, out: Path, images: Path | None, tell: Callable[[str], None]) -> Parity:
+def run(
+    folder: Path, out: Path, images: Path | None, tell: Callable[[str], None],
+    workspaces: Sequence[Path] = (), registered: Mapping[str, Any] | None = None,
+) -> Parity:  # fmt: skip
     """Export with parity checked on the images that `parity.sample` finds."""
     with tempfile.TemporaryDirectory() as scratch:
-        return export(folder, out, parity.sample(folder, images, Path(scratch), tell), tell)
+        found = parity.sample(folder, images, Path(scratch), tell, workspaces)
+        return export(folder, out, found, tell, registered)
 
 
-def export(folder: Path, out: Path, images: Sequence[Path], tell: Callable[[str], None] = print) -> Parity:
+def export(
+    folder: Path, out: Path, images: Sequence[Path], tell: Callable[[str], None] = print,
+    registered: Mapping[str, Any] | None = None,
+) -> Parity:  # fmt: skip
     """Write the folder `out`, whole or not at all; `images` are files that parity is checked on.
+
+    `registered`: the model, version and lineage that the bundle is registered as, for the card.
 
     Raises `ConfigError` for what can't be exported, before anything is written, `ParityError` where an image's score or
     map differs by more than `parity._TOLERANCE`.
@@ -71,7 +80,8 @@ def export(folder: Path, out: Path, images: Sequence[Path], tell: Callable[[str]
     with whole_folder(out) as part:
         tell("writing the graph (about half a minute)")
         _write_graph(detector, part / "model.onnx")
-        (part / "card.json").write_text(json.dumps(_card(detector), indent=1, sort_keys=True) + "\n", "utf-8")
+        card = _card(detector) | ({"registered": dict(registered)} if registered else {})
+        (part / "card.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", "utf-8")
         _write_program(part)
         files.seal_folder(part)
         found = parity.check(detector, part, images)

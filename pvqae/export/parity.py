@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from pvqae.core.errors import DataError, ParityError
-from pvqae.core.layout import Layout
+from pvqae.core.layout import Layout, find_root
 from pvqae.core.progress import track
 from pvqae.inference import bundle
 from pvqae.inference.bundle import Detector
@@ -109,28 +109,42 @@ def _away(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(away.max()) if np.isfinite(away).all() else np.inf
 
 
-def sample(bundle: Path, folder: Path | None, scratch: Path, tell: Callable[[str], None]) -> list[Path]:
-    """Return the images to check parity on: those below `folder`.
+def sample(
+    bundle: Path, folder: Path | None, scratch: Path, tell: Callable[[str], None], workspaces: Sequence[Path] = ()
+) -> list[Path]:
+    """Return the images to check parity on: those below `folder`; `tell` says which.
 
-    Without it: the test images of the class in this workspace, else made-up ones, which are written to `scratch`.
+    Without it: the test images of the class in the first of `workspaces` that has some, by default those of this
+    project; else made-up ones, which are written to `scratch`.
     """
     if folder is not None:
+        tell(f"parity is checked on the images below {folder}")
         return _in_folder(folder)
-    if found := _of_class(bundle, Path.cwd()):
-        return found
+    facts = json.loads((bundle / "config.json").read_text("utf-8")) if (bundle / "config.json").is_file() else {}
+    dataset, category = facts.get("dataset", ""), facts.get("category", "")
+    for place in workspaces or _workspaces(dataset):
+        if found := _of_class(Layout(place, dataset), category):
+            tell(f"parity is checked on the test images of {category} in {place}")
+            return found
     tell("no test images of the class here: parity is checked on made-up images; better name some with --images")
     return _made_up(scratch)
 
 
-def _of_class(bundle: Path, root: Path) -> list[Path]:
-    """Return the test images of a bundle's class in the workspace `root`; none if its manifest does not know them."""
-    facts = json.loads((bundle / "config.json").read_text("utf-8")) if (bundle / "config.json").is_file() else {}
-    layout = Layout(root, facts.get("dataset", ""))
-    if not facts or not layout.manifest.is_file():
+def _workspaces(dataset: str) -> tuple[Path, ...]:
+    """Return where this project may have the images of a dataset: in itself, or where a run with --set worked."""
+    root = find_root(Path.cwd()) or Path.cwd()
+    return root, root / ".pvqae" / "runs" / dataset
+
+
+def _of_class(layout: Layout, category: str) -> list[Path]:
+    """Return the test images of a class that are in a workspace; none if its manifest does not know them."""
+    if not layout.name or not layout.manifest.is_file():
         return []
     rows = manifest.read(layout.manifest)
-    mine = rows[(rows["category"] == facts["category"]) & (rows["split"] == "test")]
-    return [layout.data / path for path in mine["path"] if (layout.data / path).is_file()]
+    named = layout.data / "raw" / layout.name
+    mine = rows[(rows["category"] == category) & (rows["split"] == "test")]
+    files = [layout.data / path for path in mine["path"]]
+    return [file for file in files if file.is_relative_to(named) and file.is_file()]
 
 
 def _in_folder(folder: Path) -> list[Path]:

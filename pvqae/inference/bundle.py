@@ -14,8 +14,7 @@ import contextlib
 import hashlib
 import json
 import math
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pvqae.core import config
 from pvqae.core.errors import ConfigError, IntegrityError
 from pvqae.core.files import SUMS, Sealed, read_folder, seal_folder, whole_folder
 from pvqae.core.tensors import pack, unpack
+from pvqae.inference import formats
 from pvqae.inference.measures import JOINT, STRIDES, Allocator, Memory, Networks, Projection
 from pvqae.inference.readout import Normal
 from pvqae.inference.scoring import Scale, Scored, Scorer
@@ -36,8 +36,6 @@ from pvqae.model.autoencoder import Autoencoder
 from pvqae.prior.prior import from_tensors
 from pvqae.samples import geometry, images
 
-_FORMAT = 5
-_READABLE = (3, 4, _FORMAT)  # 3: the decoder in half precision; both: a whitened memory per level, chosen read-outs
 _NEEDED = ("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json")
 REPAIR = "copy the whole bundle again, or train the class again"
 _DECODER = "autoencoder.decoder."
@@ -106,7 +104,7 @@ def save(
 
 def _config(scorer: Scorer, params: config.Params, category: str, health: dict[str, Any]) -> dict[str, Any]:
     return {
-        "format": _FORMAT,
+        "format": formats.CURRENT,
         "dataset": params.data.name,
         "category": category,
         "image": scorer.image.model_dump(mode="json"),
@@ -204,19 +202,15 @@ def _load(files: Sealed) -> Detector:
             f"{files.folder}: expected the files {', '.join(_NEEDED)}, found no {missing[0]}; {REPAIR}"
         )
     facts = files.json("config.json", REPAIR)
-    if facts.get("format") not in _READABLE:
-        raise IntegrityError(f"{files.folder}: expected bundle format {_FORMAT}, found {facts.get('format')}; {REPAIR}")
+    formats.check(facts.get("format"), files.folder)
     card = files.json("calibration.json", REPAIR)
     _check_finite(card["threshold"], card["map_threshold"], *card["map_scale"])
     if card.get("pixel"):
         _check_finite(card["pixel"]["threshold"])
-    model, image = config.Model(**facts["model"]), config.Image(**facts["image"])
-    score = config.Score(**(facts["score"] if facts["format"] == _FORMAT else _old_score(facts)))
+    today, tensors = formats.upgraded(facts, files.tensors("statistics.safetensors"))
+    model, image, score = config.Model(**facts["model"]), config.Image(**facts["image"]), config.Score(**today["score"])
     backbone = _backbone(files, model, image, facts)
     networks = _networks(files, model, image, score, backbone, facts["prior_width"])
-    tensors = files.tensors("statistics.safetensors")
-    if facts["format"] != _FORMAT:
-        tensors = _renamed(tensors)
     networks = replace(networks, memories=_memories(tensors), whitening=_float(tensors.get("whitening")))
     scales = {name: Scale(*values) for name, values in facts["scales"].items()}
     _check_finite(*(x for scale in scales.values() for x in (scale.mean, scale.deviation)))
@@ -278,7 +272,7 @@ def _networks(
     return Networks(backbone, Allocator(autoencoder, prior, score.prior), {}, None)
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
@@ -286,7 +280,7 @@ def _float(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.float()
 
 
-def _memories(tensors: dict[str, Tensor]) -> dict[str, Memory]:
+def _memories(tensors: Mapping[str, Tensor]) -> dict[str, Memory]:
     """Return the memories in the order of `memory_names`."""
     there = [name for name in (*STRIDES, JOINT) if f"memory.{name}.codes" in tensors]
     return {name: _memory(_below(f"memory.{name}.", tensors)) for name in there}
@@ -298,27 +292,7 @@ def _memory(own: dict[str, Tensor]) -> Memory:
     return Memory(own["mean"], own["scale"].float(), codes, own["step"], torch.empty(0, dtype=torch.long), projection)
 
 
-def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of an older bundle, which numbers the memories of its levels, by today's names."""
-    numbered = re.compile(r"^(normal\.|)memory_(\d)\.(\w+)$")
-
-    def today(found: re.Match[str]) -> str:
-        prefix, number, field = found.groups()
-        return f"{prefix or 'memory.'}{STRIDES[int(number)]}.{'scale' if field == 'whitening' else field}"
-
-    return {numbered.sub(today, name): value for name, value in tensors.items()}
-
-
-def _old_score(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the score of an older bundle: each level counts as much as the others, or not at all."""
-    score, strides = dict(facts["score"]), STRIDES[: facts["model"]["levels"]]
-    first = {"all": 0, "finer": -2, "finest": -1}
-    for use in ("image", "map"):
-        score[use] = dict.fromkeys(strides[first[score.pop(f"{use}_levels")] :], 1.0)
-    return score
-
-
-def _normals(tensors: dict[str, Tensor]) -> dict[str, Normal]:
+def _normals(tensors: Mapping[str, Tensor]) -> dict[str, Normal]:
     names = {name.split(".")[1] for name in tensors if name.startswith("normal.")}
     return {name: Normal(*(tensors[f"normal.{name}.{field}"] for field in _NORMAL_FIELDS)) for name in sorted(names)}
 

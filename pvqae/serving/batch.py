@@ -7,6 +7,7 @@ row with its reason, never a score. What is done is kept in one SQLite file per 
 import hashlib
 import json
 import math
+import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -172,18 +173,18 @@ def _settle(
 ) -> tuple[str, bool]:
     """Return the image's hash, and whether it had to be scored."""
     sha256 = journal.sha256_of(item.identity)
-    if sha256 and _done(journal, sha256, out):
+    if sha256 and _done(journal, sha256, item.path, out):
         return sha256, False
     file = source.file(item, scratch)
     try:
         sha256 = files.digest(file)
         journal.know(item.identity, sha256)
-        if _done(journal, sha256, out):
+        if _done(journal, sha256, item.path, out):
             return sha256, False
         record, scored = _record(detector, file)
         if scored:
             for kind in out[1]:
-                _draw(detector, scored, out[0] / _picture(kind, sha256), kind)
+                _draw(detector, scored, out[0] / _picture(kind, sha256, item.path), kind)
         journal.put(sha256, record)
         return sha256, True
     finally:
@@ -191,14 +192,22 @@ def _settle(
             file.unlink(missing_ok=True)
 
 
-def _done(journal: _Journal, sha256: str, out: _Out) -> bool:
+def _done(journal: _Journal, sha256: str, path: str, out: _Out) -> bool:
     record = journal.find(sha256)
-    drawn = all((out[0] / _picture(kind, sha256)).is_file() for kind in out[1])
+    drawn = all(_drawn(out[0], kind, sha256, path) for kind in out[1])
     return record is not None and (drawn or bool(record["error"]))
 
 
-def _picture(kind: str, sha256: str) -> str:
-    return _PLACES[kind].format(sha256[:32])
+def _picture(kind: str, sha256: str, path: str) -> str:
+    """Name a picture after its image, for people, and its content: images of one name are in several folders."""
+    stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)[:40]
+    return _PLACES[kind].format(f"{stem}-{sha256[:16]}")
+
+
+def _drawn(out: Path, kind: str, sha256: str, path: str) -> str:
+    """Return the picture of an image that is there, "" for none; before 0.2 it was named after the content alone."""
+    names = _picture(kind, sha256, path), _PLACES[kind].format(sha256[:32])
+    return next((name for name in names if (out / name).is_file()), "")
 
 
 def _record(detector: Detector, file: Path) -> tuple[Values, Scored | None]:
@@ -271,5 +280,4 @@ def _final(detector: Detector, journal: _Journal, version: str, out: Path) -> It
         record = {"error": reason} if reason else journal.find(sha256)
         assert record is not None
         row = batch_rows.of(detector, version, path, sha256, modified, record)
-        names = {kind: _picture(kind, sha256) for kind in _PLACES}
-        yield row | {kind: name if sha256 and (out / name).is_file() else "" for kind, name in names.items()}
+        yield row | {kind: _drawn(out, kind, sha256, path) if sha256 else "" for kind in _PLACES}

@@ -90,7 +90,7 @@ def ledger(project: Clone) -> Counter[str]:
 
 
 def test_the_dry_run_says_what_would_come(retrained: tuple[Clone, str, str]) -> None:
-    assert "9 objects wait: gravel, a dry run" in retrained[1]
+    assert "a dry run: 9 images would be looked at: 9 gravel" in retrained[1]
 
 
 def test_good_images_come_in_and_the_others_do_not(retrained: tuple[Clone, str, str]) -> None:

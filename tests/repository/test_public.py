@@ -16,7 +16,7 @@ NAMES = {
     *("Params", "load_params", "parse_params", "Layout", "read_image"),
     *("build_manifest", "check_manifest", "train_network", "train_prior", "calibrate", "evaluate", "merge_reports"),
     *("PvqaeError", "ConfigError", "DataError", "ValidationFailed"),
-    *("IntegrityError", "CalibrationError", "ParityError"),
+    *("FormatError", "IntegrityError", "CalibrationError", "ParityError"),
 }
 
 

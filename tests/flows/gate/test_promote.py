@@ -11,7 +11,7 @@ import pytest
 
 from flows.adapters.fakes import FakeRegistry
 from flows.adapters.tracking import Promotion, Registry
-from flows.cli import use
+from flows.cli import promotion
 from flows.core import lineage
 from flows.gate import promote
 from flows.gate.measure import Findings, Pair
@@ -21,7 +21,7 @@ from flows.versions import promotions, version_bundles
 from flows.versions.promotions import PromotionError
 from pvqae.cli.console import to_json
 from pvqae.core.config import Gate
-from pvqae.core.errors import DataError, IntegrityError
+from pvqae.core.errors import DataError, FormatError, IntegrityError
 from tests.flows.gate.test_gate_rules import SOUND
 
 MODEL = "pvqae-x-part"
@@ -75,13 +75,17 @@ def add(registry: Registry, tmp_path: Path) -> Callable[..., str]:
     return added
 
 
+def sound(*_: object) -> None:
+    """Load any version: these bundles hold no detector."""
+
+
 def ask(registry: Registry, root: Path, found: Measured | Exception, asked: VerdictRequest = ASKED) -> Verdict:
     def measure(pair: Pair) -> Findings:
         if isinstance(found, Exception):
             raise found
         return Findings(replace(found, flaws=pair.flaws), pd.DataFrame({"sample_id": ["a"]}), "list")
 
-    return promote.decide(registry, root, "x", "part", measure, Gate(), asked)
+    return promote.decide(registry, root, "x", "part", measure, Gate(), asked, loads=sound)
 
 
 def champion_moves(registry: Registry) -> list[Promotion]:
@@ -177,6 +181,57 @@ def test_a_bundle_that_is_not_the_evaluated_one_is_refused(
         ask(registry, tmp_path, GOOD, overriding)
 
 
+def refuses(side: str, older: bool) -> Callable[[Path], None]:
+    """Load every bundle but that of one version, which is of another format."""
+
+    def load(folder: Path) -> None:
+        if folder.parent.name == side:
+            raise FormatError(f"{folder}: another format", older=older)
+
+    return load
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_champion_of_a_format_read_no_more_counts_as_absent_one_of_newer_code_stops_the_gate(
+    registry: Registry, add: Callable[..., str], tmp_path: Path, older: bool
+) -> None:
+    add("champion")
+    add("challenger")
+    seen: list[Pair] = []
+
+    def measure(pair: Pair) -> Findings:
+        seen.append(pair)
+        first = replace(SOUND, auroc=None, kinds={}, latency_ms=None, size_bytes=None)
+        return Findings(first, pd.DataFrame({"sample_id": ["a"]}), "list")
+
+    def judge() -> Verdict:
+        return promote.decide(registry, tmp_path, "x", "part", measure, Gate(), ASKED, loads=refuses("1", older))
+
+    if older:
+        verdict = judge()
+        assert verdict.promoted
+        assert seen[0].champion is None
+        assert verdict.lines[0].startswith("not compared with version 1, which can't be loaded")
+        assert champion_moves(registry)[-1].from_version == "1"
+        return
+    with pytest.raises(IntegrityError, match=r"version 1, the champion: .*promote rollback .*--override"):
+        judge()
+    assert registry.alias(MODEL, "champion") == "1"
+
+
+def test_a_challenger_that_cannot_be_loaded_is_not_promoted_not_even_by_override(
+    registry: Registry, add: Callable[..., str], tmp_path: Path
+) -> None:
+    add("champion")
+    add("challenger")
+    asked, loads = replace(ASKED, override="please"), refuses("2", True)
+    with pytest.raises(FormatError):
+        promote.decide(
+            registry, tmp_path, "x", "part", lambda pair: pytest.fail("measured"), Gate(), asked, loads=loads
+        )
+    assert registry.alias(MODEL, "champion") == "1"
+
+
 def test_a_first_champion_comes_through_the_absolute_rules(
     registry: Registry, add: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -234,7 +289,7 @@ def test_a_champion_that_moved_while_the_gate_measured_stays(
         return Findings(SOUND, pd.DataFrame({"sample_id": ["a"]}), "list")
 
     with pytest.raises(PromotionError, match="was version 1 when this was decided, now it is 3"):
-        promote.decide(registry, tmp_path, "x", "part", measure, Gate(), ASKED)
+        promote.decide(registry, tmp_path, "x", "part", measure, Gate(), ASKED, loads=sound)
     assert registry.alias(MODEL, "champion") == "3"
 
 
@@ -252,7 +307,7 @@ def test_rollback_goes_back_one_champion_at_a_time_and_bars_what_it_took_back(
     promoted_twice(registry, add, tmp_path)
 
     def back(reason: str) -> str:
-        return promotions.rollback(registry, tmp_path, "x", MODEL, reason).to_version
+        return promotions.rollback(registry, tmp_path, "x", MODEL, reason, loads=sound).to_version
 
     with pytest.raises(PromotionError, match="needs a reason"):
         back(" ")
@@ -266,7 +321,7 @@ def test_rollback_goes_back_one_champion_at_a_time_and_bars_what_it_took_back(
         back("all of them")
     assert ask(registry, tmp_path, GOOD, replace(ASKED, override="after all")).promoted
     assert back("no") == "1"
-    table = use._log_rows({MODEL: registry.promotions(MODEL)})
+    table = promotion._log_rows({MODEL: registry.promotions(MODEL)})
     assert [row["kind"] for row in table if row["alias"] == "champion"] == [
         *("initial", "gate", "gate", "rollback", "rollback", "override", "rollback"),
     ]
@@ -278,11 +333,11 @@ def test_a_rollback_that_names_its_version_can_be_asked_for_again(
     registry: Registry, add: Callable[..., str], tmp_path: Path
 ) -> None:
     promoted_twice(registry, add, tmp_path)
-    first = promotions.rollback(registry, tmp_path, "x", MODEL, "scratches", "3")
-    assert promotions.rollback(registry, tmp_path, "x", MODEL, "scratches", "3") == first
+    first = promotions.rollback(registry, tmp_path, "x", MODEL, "scratches", "3", loads=sound)
+    assert promotions.rollback(registry, tmp_path, "x", MODEL, "scratches", "3", loads=sound) == first
     assert registry.alias(MODEL, "champion") == "2"
     with pytest.raises(PromotionError, match="expected version 1 as champion, found 2"):
-        promotions.rollback(registry, tmp_path, "x", MODEL, "scratches", "1")
+        promotions.rollback(registry, tmp_path, "x", MODEL, "scratches", "1", loads=sound)
 
 
 def test_the_log_keeps_its_order_when_the_clock_is_set_back(

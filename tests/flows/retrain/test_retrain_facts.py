@@ -72,12 +72,12 @@ def test_a_version_of_this_data_counts_when_it_has_a_name(world: tuple[Path, Fak
     assert (facts(root, registry, dvc).trained, facts(root, registry, dvc).judged) == ("2", False)
     registry.versions[MODEL][1]["gate_outcome"] = "refused"
     assert facts(root, registry, dvc).judged
-    assert facts(root, registry, dvc, Taken(waiting={"nut, a dry run": 5})).trained == ""  # new images: other data
+    assert facts(root, registry, dvc, Taken(looked={"nut": 5})).trained == ""  # new images: other data
 
 
 def test_a_dry_run_counts_what_it_has_not_looked_at(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     root, registry, dvc = world
-    assert facts(root, registry, dvc, Taken(waiting={"nut, a dry run": 5})).new_normals == 7
+    assert facts(root, registry, dvc, Taken(looked={"nut": 5})).new_normals == 7
 
 
 def test_held_images_are_counted_while_they_are_there(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
@@ -129,8 +129,8 @@ def test_a_dry_run_only_looks(world: tuple[Path, FakeRegistry, FakeVersioning]) 
     params = config.parse({"data": {"name": "nuts", "source": "folder"}, "landing": {"url": "shore"}})
     champions = Champions(registry, "nuts", root / "bundles", 0.25)
     taken = _would_take(root, params, Ledger(root / "ledger"), ["nut"], champions)
-    assert taken.waiting["nut, a dry run"] == 2
-    assert sum(Counter(taken.waiting).values()) == 3
+    assert taken.looked == {"nut": 2}
+    assert sum(Counter(taken.waiting).values()) == 1
     assert not (root / "ledger").exists()
     assert not (root / ".pvqae").exists()
     assert landing_area(root, PARAMS) is None

@@ -1,6 +1,7 @@
 """What a person reads at the end, and how the command line fails."""
 
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_the_commands_name_the_real_places() -> None:
     local = dict(RESULT.commands({"PREFECT_HOME": "/p/prefect"}, "open"))
     assert local["open the report"] == "open /p/reports/x/index.html"
     assert local["MLflow's pages"].endswith("sqlite:////p/mlflow.db")
-    assert local["Prefect's pages"].startswith("PREFECT_HOME=/p/prefect ")
+    assert local["Prefect's pages"].startswith("env PREFECT_HOME=/p/prefect ")
     served = replace(RESULT, tracking_uri="http://mlflow:5000")
     remote = dict(served.commands({"PREFECT_API_URL": "http://prefect:4200/api"}, "open"))
     assert (remote["open MLflow"], remote["open Prefect"]) == ("open http://mlflow:5000", "open http://prefect:4200")
@@ -85,9 +86,15 @@ ODD = ["a b", "it's", "$HOME `id`", 'say "x"; #1']
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_the_commands_can_be_copied_whatever_the_folder_is_called(tmp_path: Path, name: str) -> None:
+def test_the_commands_can_be_copied_whatever_the_folder_is_called(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / name
     folder.mkdir()
+    python = folder / "python"  # stands for this environment's: says what it was given
+    python.write_text('#!/bin/sh\nprintf "%s|%s|%s|%s" "$2" "$3" "$PREFECT_HOME" "$5"\n', "utf-8")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     (folder / "index.html").write_text("the page", "utf-8")
     result = replace(RESULT, report=folder, tracking_uri=f"sqlite:///{folder}/mlflow.db")
     told = dict(result.commands({"PREFECT_HOME": str(folder)}, "cat"))
@@ -97,10 +104,8 @@ def test_the_commands_can_be_copied_whatever_the_folder_is_called(tmp_path: Path
         return done.stdout.rstrip("\n")
 
     assert by_shell(told["open the report"]) == "the page"
-    shown = 'mlflow() { printf %s "$3"; }; '
-    assert by_shell(shown + told["MLflow's pages"]) == result.tracking_uri
-    shown = 'prefect() { printf %s "$PREFECT_HOME"; }; '
-    assert by_shell(shown + told["Prefect's pages"]) == str(folder)
+    assert by_shell(told["MLflow's pages"]).split("|")[::3] == ["mlflow", result.tracking_uri]
+    assert by_shell(told["Prefect's pages"]).split("|")[:3] == ["prefect", "server", str(folder)]
 
 
 def test_a_wrong_key_is_one_paragraph_and_exit_code_2(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

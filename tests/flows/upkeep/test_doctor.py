@@ -18,6 +18,7 @@ from flows.core import environment
 from flows.upkeep import doctor
 from pvqae.cli.checks import Check
 from pvqae.core import config
+from pvqae.core.errors import IntegrityError
 from tests.flows.conftest import commit
 
 API, MLFLOW = "http://prefect:4200/api", "http://mlflow:5000"
@@ -30,10 +31,24 @@ def of(checks: list[Check], name: str) -> Check:
 
 
 def test_a_project_whose_servers_answer(project: Path) -> None:
-    found = doctor.examine(project, WELL, SERVERS)
+    loaded: list[tuple[str, str]] = []
+    found = doctor.examine(project, WELL, SERVERS, lambda name, version: loaded.append((name, version)))
+    assert loaded == [("pvqae-demo-brick", "3")]
     for name in ("code", "DVC remote", "Prefect", "MLflow", "work pool pvqae", "champions", "services"):
         assert of(found, name).state == "ok", of(found, name)
-    assert "pvqae-demo-brick version 3" in of(found, "champions").found
+    assert of(found, "champions").found == "pvqae-demo-brick version 3; 1 of 1 can be loaded"
+
+
+def test_a_champion_that_cannot_be_loaded_is_bad_with_the_way_back(project: Path) -> None:
+    def load(name: str, version: str) -> None:
+        raise IntegrityError(f"{name}: expected bundle format 5, found 6")
+
+    found = doctor.examine(project, WELL, SERVERS, load)
+    broken = of(found, "champion pvqae-demo-brick")
+    assert broken.state == "bad"
+    assert "version 3 can't be loaded: pvqae-demo-brick: expected bundle format 5, found 6" in broken.found
+    assert "promote rollback pvqae-demo-brick --reason" in broken.repair
+    assert "0 of 1 can be loaded" in of(found, "champions").found
 
 
 def test_servers_that_are_down(project: Path) -> None:
@@ -108,10 +123,10 @@ def test_champions_of_a_database(tmp_path: Path) -> None:
         database.executemany("insert into registered_model_aliases values (?, ?, ?)", rows)
     database.close()
     assert ServerProbe().champions(f"sqlite:///{file}") == {"pvqae-a-b": "2", "pvqae-a-c": ""}
-    found = doctor._champions(f"sqlite:///{file}", ServerProbe())
+    (found,) = doctor._champions(tmp_path, f"sqlite:///{file}", ServerProbe(), False, None)
     assert (found.state, found.found) == ("warn", "pvqae-a-b version 2, pvqae-a-c has none")
     file.write_bytes(b"no database")
-    assert doctor._champions(f"sqlite:///{file}", ServerProbe()).state == "warn"
+    assert doctor._champions(tmp_path, f"sqlite:///{file}", ServerProbe(), False, None)[0].state == "warn"
 
 
 class Answers(BaseHTTPRequestHandler):

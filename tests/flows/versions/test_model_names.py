@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flows.adapters.fakes import FakeRegistry
-from flows.cli import use
+from flows.cli import promotion
 from flows.core.lineage import Owner
 from flows.gate import promote
-from flows.versions import promotions
+from flows.versions import promotions, version_bundles
 from flows.versions.promotions import PromotionError
 
 MODEL = "pvqae-t-1-cap"  # by its name alone it could be one of the dataset t, class 1-cap
@@ -25,13 +25,14 @@ def registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRegistry:
             run = found.start("x", "run")
             version = found.register(name, run, "bundle", {"mlflow_run": run}, owner)
             promotions.move(found, name, "champion", version, kind="gate", reasons=("a test",))
-    monkeypatch.setattr(use, "project", lambda: tmp_path)
-    monkeypatch.setattr(use, "registry", lambda root, strict=True: found)
+    monkeypatch.setattr(promotion, "project", lambda: tmp_path)
+    monkeypatch.setattr(version_bundles, "check_version", lambda *_: None)  # these hold no detector
+    monkeypatch.setattr(promotion, "registry", lambda root, strict=True: found)
     return found
 
 
 def typed(*words: str) -> Result:
-    return CliRunner().invoke(use.promote, list(words))
+    return CliRunner().invoke(promotion.promote, list(words))
 
 
 @pytest.mark.parametrize("words", [("t-1", "cap"), (MODEL,)])

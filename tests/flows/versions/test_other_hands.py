@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from flows.adapters.probes import ServerProbe
 from flows.adapters.registry import Mlflow
-from flows.adapters.tracking import RegistryError
-from flows.cli import use
+from flows.adapters.tracking import Promotion, RegistryError
+from flows.cli import promotion
 from flows.core import lineage
 from flows.gate import promote
 from flows.gate.measure import Findings, Pair
@@ -36,7 +36,7 @@ from pvqae.cli.console import to_json
 from pvqae.core.config import Gate
 from pvqae.core.errors import PvqaeError
 from tests.flows.gate.test_gate_rules import SOUND
-from tests.flows.gate.test_promote import bundle
+from tests.flows.gate.test_promote import bundle, sound
 
 DATASET, CLASS = "t-1", "cap"
 MODEL = f"pvqae-{DATASET}-{CLASS}"
@@ -62,12 +62,15 @@ class Place:
         promotions.move(self.registry, MODEL, alias, version, kind=kind, reasons=("a test",))
         return run
 
+    def back(self) -> Promotion:
+        return promotions.rollback(self.registry, self.root, DATASET, MODEL, "why", loads=sound)
+
     def judge(self, override: str = "") -> str:
         def measure(pair: Pair) -> Findings:
             return Findings(SOUND if pair.champion else ALONE, pd.DataFrame({"sample_id": ["a"]}), "list")
 
         asked = VerdictRequest("manual", "a test", override or None)
-        return promote.decide(self.registry, self.root, DATASET, CLASS, measure, Gate(), asked).version
+        return promote.decide(self.registry, self.root, DATASET, CLASS, measure, Gate(), asked, loads=sound).version
 
 
 @pytest.fixture
@@ -147,7 +150,9 @@ COMMANDS: dict[str, Callable[[Place], object]] = {
     "bundle of score": lambda p: score.bundle_of(p.root, p.registry, *score.parse(f"{MODEL}@champion", p.registry)),
     "promote run": lambda p: p.judge(),
     "promote run --override": lambda p: p.judge("it has to be"),
-    "promote rollback": lambda p: promotions.rollback(p.registry, p.root, DATASET, MODEL, "why").to_version,
+    "promote rollback": lambda p: (
+        promotions.rollback(p.registry, p.root, DATASET, MODEL, "why", loads=sound).to_version
+    ),
     "promote log": lambda p: to_json({n: p.registry.promotions(n) for n in p.registry.owners("pvqae-")}),
     "train, its runs": lambda p: p.registry.finish(p.registry.start(f"pvqae-{DATASET}", "train")),
     "train, a version": lambda p: p.add("challenger"),
@@ -194,9 +199,10 @@ def carried_out(place: Place, text: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert command, text
     words = shlex.split(command[2] or command[1])
     if words[:4] == ["python", "-m", "flows", "promote"] and words[4] == "rollback":
-        monkeypatch.setattr(use, "project", lambda: place.root)
-        monkeypatch.setattr(use, "registry", lambda root, strict: place.registry)
-        done = CliRunner().invoke(use.promote, words[4:])
+        monkeypatch.setattr(promotion, "project", lambda: place.root)
+        monkeypatch.setattr(promotion, "registry", lambda root, strict: place.registry)
+        monkeypatch.setattr(version_bundles, "check_version", sound)
+        done = CliRunner().invoke(promotion.promote, words[4:])
         assert done.exit_code == 0, done.output
     elif words[:4] == ["python", "-m", "flows", "promote"]:
         assert words[4:] == ["run", DATASET, CLASS]

@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.adapters.tracking import Promotion
-from flows.cli import use
+from flows.cli import promotion
 from pvqae.cli import console
 from pvqae.core.errors import ConfigError, DataError, IntegrityError, ParityError, PvqaeError, ValidationFailed
 
@@ -72,13 +72,13 @@ def test_json_of_whatever_a_flow_returns() -> None:
 
 def test_a_piped_table_is_not_squeezed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    console.console().print(use._log_table({"pvqae-gravel-gravel": [ENTRY]}, narrow=False))
+    console.console().print(promotion._log_table({"pvqae-gravel-gravel": [ENTRY]}, narrow=False))
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "gravel" in line]
     assert all(value in row for value in ("2026-11-24T22:58:17Z", "pvqae-gravel-gravel", ENTRY.reasons[0].strip()))
 
 
 def test_the_promotion_log_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    Console(width=80).print(use._log_table({"pvqae-gravel-gravel": [ENTRY]}, narrow=True))
+    Console(width=80).print(promotion._log_table({"pvqae-gravel-gravel": [ENTRY]}, narrow=True))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert any("2026-11-24" in line and "pvqae-gravel-gravel" in line for line in lines)

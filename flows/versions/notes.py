@@ -1,0 +1,143 @@
+"""What a person notes with a model: its champion is pinned, its class has another name, or is made no more.
+
+A class that had a champion and whose folder is gone is told before anything is trained, with the three ways on.
+"""
+
+import datetime
+import getpass
+import shlex
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from flows.adapters.tracking import Registry
+from flows.core import lineage, locks
+from flows.core.lineage import Owner
+from flows.versions import promotions
+from flows.versions.promotions import PromotionError
+
+# Keys of notes; _FORMER: names of its class before, "/" between.
+_PINNED, _RETIRED, _FORMER = "pinned", "retired", "former_classes"
+
+
+def without_data(registry: Registry, dataset: str, there: Collection[str]) -> list[Owner]:
+    """Return the classes of a dataset that have a champion, were not retired, and are not among those `there`."""
+    owners = registry.owners(lineage.model_name(dataset, "")).items()
+    mine = [(name, owner) for name, owner in owners if owner and owner.dataset == dataset]
+    return sorted(
+        owner
+        for name, owner in mine
+        if owner.category not in there and promotions.champion(registry, name) and not retired(registry, name)
+    )
+
+
+def retired(registry: Registry, name: str) -> str:
+    """Return when, by whom and why a model was retired; "" where it was not."""
+    return registry.notes(name).get(_RETIRED, "")
+
+
+def check(registry: Registry, dataset: str, there: Collection[str], asked: Collection[str]) -> None:
+    """Raise `PromotionError` where a class with a champion has no images any more.
+
+    `there`: classes of the dataset's folder; `asked`: those of data.categories, empty for all. A run that is asked for
+    some classes says nothing of the others.
+    """
+    gone = [owner for owner in without_data(registry, dataset, there) if not asked or owner.category in asked]
+    if not gone:
+        return
+    new = [name for name in there if not promotions.champion(registry, lineage.model_name(dataset, name))]
+    lines = [line for owner in gone for line in _ways(owner, new)]
+    raise PromotionError("\n".join([*lines, "Nothing was trained. Choose, then run again."]))
+
+
+def _ways(owner: Owner, new: Iterable[str]) -> list[str]:
+    place = f"{shlex.quote(owner.dataset)} {shlex.quote(owner.category)}"
+    to = " or ".join(map(shlex.quote, new)) or "NEW"
+    return [
+        f"{owner}: it has a champion, but data/raw/{owner.dataset} has no folder of it. Either",
+        f"  its folder has another name now: python -m flows promote rename {place} {to}",
+        f"  it is made no more: python -m flows promote retire {place} --reason TEXT",
+        "  it was removed by mistake: bring its folder back where the images come from",
+    ]
+
+
+def retire(registry: Registry, root: Path, owner: Owner, reason: str) -> str:
+    """Note that a class is made no more; its versions and its log stay. Return the note.
+
+    A training of the class revives it. Raises `PromotionError` without a reason or a model.
+    """
+    if not reason.strip():
+        raise PromotionError("to retire a class needs a reason: --reason TEXT")
+    name = lineage.model_name(owner.dataset, owner.category)
+    with locks.held(promotions.lock_file(root, owner.dataset)):
+        promotions.owner_of(registry, name)
+        when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+        note = f"{when} by {getpass.getuser()}: {reason}"
+        registry.note(name, _RETIRED, note)
+    return note
+
+
+def revive(registry: Registry, name: str) -> None:
+    """Forget that a model was retired: its class is trained again."""
+    if retired(registry, name):
+        registry.note(name, _RETIRED, "")
+
+
+def rename(registry: Registry, root: Path, owner: Owner, to: str) -> str:
+    """Give the model of a class the class's new name, with all versions, aliases and the log; return the model's name.
+
+    Raises `PromotionError` where there is no such model, or one of the new name.
+    """
+    before, after = (lineage.model_name(owner.dataset, name) for name in (owner.category, to))
+    with locks.held(promotions.lock_file(root, owner.dataset)):
+        promotions.owner_of(registry, before)
+        if after in registry.owners(after):
+            raise PromotionError(f"{after} is registered already: a class with a history of its own; retire {before}")
+        former = registry.notes(before).get(_FORMER, "")
+        registry.rename(before, after, Owner(owner.dataset, to))
+        registry.note(after, _FORMER, "/".join(filter(None, (former, owner.category))))
+    return after
+
+
+def names_of(registry: Registry, name: str, category: str) -> list[str]:
+    """Return the names that the class of a model has or had, the present one first."""
+    return [category, *filter(None, reversed(registry.notes(name).get(_FORMER, "").split("/")))]
+
+
+def pinned(registry: Registry, name: str) -> str:
+    """Return which version of a model is pinned, when, by whom and why; "" for none."""
+    return registry.notes(name).get(_PINNED, "")
+
+
+def pin(registry: Registry, root: Path, owner: Owner, reason: str) -> str:
+    """Pin the present champion of a class; return the note.
+
+    Raises `PromotionError` without a reason or a champion.
+    """
+    if not reason.strip():
+        raise PromotionError("a pin needs a reason: --reason TEXT")
+    name = lineage.model_name(owner.dataset, owner.category)
+    with locks.held(promotions.lock_file(root, owner.dataset)):
+        promotions.complete(registry, name)
+        version = promotions.held(registry, name)
+        if not version:
+            raise PromotionError(f"{name}: no champion to pin; {promotions.way_back(registry, name)}")
+        when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+        note = f"version {version}, {when} by {getpass.getuser()}: {reason}"
+        registry.note(name, _PINNED, note)
+    return note
+
+
+def unpin(registry: Registry, root: Path, owner: Owner) -> str:
+    """Take the pin of a class's champion out; return what it said, "" where there was none."""
+    name = lineage.model_name(owner.dataset, owner.category)
+    with locks.held(promotions.lock_file(root, owner.dataset)):
+        note = pinned(registry, name)
+        if note:
+            registry.note(name, _PINNED, "")
+    return note
+
+
+def refuse_pinned(registry: Registry, name: str) -> None:
+    """Raise `PromotionError` where the champion is pinned: a person's own move takes the pin out first."""
+    if note := pinned(registry, name):
+        raise PromotionError(f"{name}: the champion is pinned ({note}); first: python -m flows promote unpin {name}")

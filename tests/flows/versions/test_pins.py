@@ -1,0 +1,62 @@
+"""A pinned champion stays whatever passes the gate, until the pin is taken out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows.adapters.fakes import FakeRegistry
+from flows.core import lineage
+from flows.core.lineage import Owner
+from flows.gate import promote
+from flows.gate.measure import Findings
+from flows.gate.promote import VerdictRequest
+from flows.gate.rules import Verdict
+from flows.versions import notes, promotions
+from flows.versions.promotions import PromotionError
+from pvqae.core.config import Gate
+from tests.flows.gate.test_gate_rules import SOUND
+from tests.flows.gate.test_promote import bundle, sound
+
+MODEL, OWNER = "pvqae-x-part", Owner("x", "part")
+ASKED = VerdictRequest("samples", "40 new images")
+
+
+@pytest.fixture
+def two(twin: FakeRegistry, tmp_path: Path) -> FakeRegistry:
+    """A champion and a challenger that passes."""
+    for number, alias in enumerate(promotions.ALIASES):
+        sha256 = bundle(tmp_path / str(number), str(number))
+        run = twin.start("pvqae-x", "part")
+        tags = dict.fromkeys(lineage.REQUIRED, "known") | {"bundle_sha256": sha256, "mlflow_run": run}
+        version = twin.register(MODEL, run, twin.log_model(run, tmp_path / str(number)), tags, OWNER)
+        promotions.move(twin, MODEL, alias, version, kind="initial", reasons=("first",))
+    return twin
+
+
+def judge(registry: FakeRegistry, root: Path, asked: VerdictRequest = ASKED) -> Verdict:
+    found = Findings(SOUND, pd.DataFrame({"sample_id": ["a"]}), "list")
+    return promote.decide(registry, root, "x", "part", lambda pair: found, Gate(), asked, loads=sound)
+
+
+def test_a_pass_waits_while_the_champion_is_pinned(two: FakeRegistry, tmp_path: Path) -> None:
+    notes.pin(two, tmp_path, OWNER, "audit")
+    verdict = judge(two, tmp_path)
+    assert (verdict.outcome, verdict.promoted) == ("pass", False)
+    assert verdict.lines[0].startswith("nothing moved: the champion is pinned, version 1, ")
+    assert "audit" in verdict.lines[0]
+    assert promotions.held(two, MODEL) == "1"
+    with pytest.raises(PromotionError, match=f"promote unpin {MODEL}"):
+        judge(two, tmp_path, replace(ASKED, override="please"))
+    assert "audit" in notes.unpin(two, tmp_path, OWNER)
+    assert judge(two, tmp_path).promoted
+    assert promotions.held(two, MODEL) == "2"
+
+
+def test_a_pin_needs_a_reason_and_a_champion(twin: FakeRegistry, tmp_path: Path) -> None:
+    with pytest.raises(PromotionError, match="needs a reason"):
+        notes.pin(twin, tmp_path, OWNER, "")
+    with pytest.raises(PromotionError, match="no champion to pin"):
+        notes.pin(twin, tmp_path, OWNER, "why")
+    assert notes.unpin(twin, tmp_path, OWNER) == ""
