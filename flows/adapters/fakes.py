@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.adapters.intake import Link
 from flows.adapters.landing import LandingError, Object
-from flows.adapters.prefect_client import State
+from flows.adapters.prefect_client import Crash, State
 from flows.adapters.tracking import Metric, Promotion, RegistryError
 from flows.adapters.versioning import OnLine, Outcome, StageFailed, ignore
 from flows.core.lineage import Owner
@@ -282,6 +282,23 @@ class FakeNotifier:
 
     def emit(self, event: str, resource: str, payload: Mapping[str, Any]) -> None:
         self.events.append((event, resource, dict(payload)))
+
+
+@dataclass
+class FakeCrashes:
+    """Stands for `prefect_client.HttpCrashes`: what crashed, and what was asked for again."""
+
+    crashed: list[Crash] = field(default_factory=list)
+    asked: list[Crash] = field(default_factory=list)
+    ill: bool = False
+
+    def unanswered(self) -> list[Crash]:
+        if self.ill:
+            raise ConnectionError("the server is away")
+        return [crash for crash in self.crashed if crash not in self.asked]
+
+    def ask_again(self, crash: Crash) -> None:
+        self.asked.append(crash)
 
 
 @dataclass

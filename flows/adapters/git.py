@@ -2,9 +2,10 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from pvqae.core.errors import PvqaeError
 from pvqae.core.layout import outside_hooks
 
 _CODE = ("pvqae", "flows", "dvc.yaml", "pyproject.toml", "constraints.txt")
-_BRANCH = "refs/heads/pvqae/data"
+BRANCH = "refs/heads/pvqae/data"
 _ATTEMPTS = 10  # of moving the branch while other flows move it too
 _IDENTITY = {"NAME": "pvqae", "EMAIL": "pvqae@localhost"}  # where git knows no user
 
@@ -154,17 +155,48 @@ def record(root: Path, files: Mapping[str, Path], message: str) -> str:
     tree are not touched. Raises `GitError` when the branch cannot be moved.
     """
     for attempt in range(_ATTEMPTS):
-        parent = commit_of(root, _BRANCH)
+        parent = commit_of(root, BRANCH)
         tree = _tree(root, parent, files)
         if parent and tree == git(root, "rev-parse", f"{parent}^{{tree}}"):
             return parent
         parents = ["-p", parent] if parent else []
         commit = git(root, "commit-tree", tree, *parents, env=_identity(root), text=message)
         try:
-            git(root, "update-ref", "-m", "pvqae: record data", _BRANCH, commit, parent)
+            git(root, "update-ref", "-m", "pvqae: record data", BRANCH, commit, parent)
         except GitError:  # another flow moved it meanwhile: its files are the new base
             if attempt == _ATTEMPTS - 1:
                 raise
             continue
         return commit
     raise AssertionError("unreachable")
+
+
+_KEPT = "refs/pvqae/versions/"  # below it the commits that restored versions name
+
+
+def bundle(root: Path, out: Path, commits: Iterable[str]) -> None:
+    """Write HEAD, `pvqae/data` and `commits`, with all before them, into the file `out`. Raises `GitError`.
+
+    The refs that git wants for that are those of a repository of its own, which borrows this one's objects.
+    """
+    named = {f"{_KEPT}{commit}": commit for commit in commits}
+    named |= {name: commit for name in (BRANCH, "HEAD") if (commit := commit_of(root, name))}
+    common = root / git(root, "rev-parse", "--git-common-dir")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        git(place, "init", "--quiet", "--bare", "--template=", str(place))
+        (place / "objects" / "info").mkdir(parents=True, exist_ok=True)
+        (place / "objects" / "info" / "alternates").write_text(f"{(common / 'objects').resolve()}\n", "utf-8")
+        if (common / "shallow").is_file():
+            shutil.copyfile(common / "shallow", place / "shallow")
+        for name, commit in named.items():
+            git(place, "update-ref", name if name != "HEAD" else f"{_KEPT}{commit}", commit)
+        git(place, "bundle", "create", "--quiet", str(out.resolve()), "--all")
+
+
+def unbundle(root: Path, file: Path) -> None:
+    """Bring what `bundle` wrote: `pvqae/data` goes on to it, the other commits are kept by refs of their own.
+
+    Raises `GitError` where this repository's `pvqae/data` has commits that the file lacks; then nothing is changed.
+    """
+    git(root, "fetch", "--quiet", "--no-tags", str(file.resolve()), f"{_KEPT}*:{_KEPT}*", f"{BRANCH}:{BRANCH}")

@@ -137,30 +137,36 @@ class Folder:
             raise LandingError(f"{item.key} changed while it was read; the next run tries again")
 
 
+def client(what: str, attempts: int = 3, patience: float = _PATIENCE) -> Any:
+    """Return boto3's client, address and keys as boto3 finds them. Raises `LandingError`, naming `what`, without any.
+
+    `attempts` of each request, with jitter; `patience` in seconds, of silence.
+    """
+    import boto3
+    from botocore.config import Config
+
+    settings = Config(
+        connect_timeout=10, read_timeout=patience, retries={"mode": "standard", "total_max_attempts": attempts}
+    )
+    with explained(what):  # a profile that is none
+        session = boto3.Session()
+        # boto3 wants some region; a server of one's own has none.
+        return session.client("s3", config=settings, region_name=session.region_name or "us-east-1")
+
+
 class Bucket:
     """A prefix of an S3 bucket. Address and keys as boto3 finds them: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ..."""
 
     def __init__(
         self, bucket: str, prefix: str, retries: int = 4, pause: float = _PAUSE, patience: float = _PATIENCE
     ) -> None:
-        import boto3
-        from botocore.config import Config
-
-        settings = Config(
-            connect_timeout=10,
-            read_timeout=patience,
-            retries={"mode": "standard", "total_max_attempts": min(3, retries + 1)},  # with jitter; of each request
-        )
-        with _explained(f"s3://{bucket}"):  # a profile that is none
-            session = boto3.Session()
-            # boto3 wants some region; a server of one's own has none.
-            self._client: Any = session.client("s3", config=settings, region_name=session.region_name or "us-east-1")
+        self._client = client(f"s3://{bucket}", min(3, retries + 1), patience)
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         self._retries, self._pause = retries, pause
 
     def objects(self) -> Iterator[Object]:
         """Yield what is there. Raises `LandingError` when the bucket is not there or does not answer."""
-        with _explained(f"s3://{self._bucket}/{self._prefix}"):
+        with explained(f"s3://{self._bucket}/{self._prefix}"):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
             for row in (row for page in pages for row in page.get("Contents", ())):
                 key = row["Key"].removeprefix(self._prefix)
@@ -175,7 +181,7 @@ class Bucket:
         _retried(lambda: self._once(item, target), self._retries, self._pause)
 
     def _once(self, item: Object, target: Path) -> None:
-        with _explained(item.key):
+        with explained(item.key):
             # IfMatch: the object that was listed, or none. botocore itself checks a CRC or SHA that the server keeps.
             found = self._client.get_object(Bucket=self._bucket, Key=self._prefix + item.key, IfMatch=item.etag)
             sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
@@ -196,7 +202,7 @@ class Bucket:
             raise (_Refused if wrong == "sha256" and "md5" in wanted else LandingError)(text)
 
 
-class _explained:  # noqa: N801 - reads as a word in `with`
+class explained:  # noqa: N801 - reads as a word in `with`
     """Errors of boto3 as `LandingError`s that name what was read."""
 
     def __init__(self, what: str) -> None:
@@ -205,13 +211,14 @@ class _explained:  # noqa: N801 - reads as a word in `with`
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
         from urllib3.exceptions import HTTPError
 
         if isinstance(error, ClientError) and self._refused(error):
             repair = "check that it can be read: keys, permissions, storage class"
             raise _Refused(f"{self._what}: {error}; {repair}") from None
-        if isinstance(error, BotoCoreError | ClientError | HTTPClientError | HTTPError | ConnectionError):
+        if isinstance(error, Boto3Error | BotoCoreError | ClientError | HTTPClientError | HTTPError | ConnectionError):
             raise LandingError(
                 f"{self._what}: {error}; check the address, the keys and the network, then run again"
             ) from None

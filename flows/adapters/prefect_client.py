@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
 
 import requests
@@ -45,6 +45,61 @@ class HttpEvents:
             "payload": dict(payload),
         }
         requests.post(f"{self.api}/events", json=[body], timeout=10).raise_for_status()
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A flow run of a deployment whose process or machine died; `tries`: how often the same was asked for so far."""
+
+    id: str
+    deployment: str
+    name: str
+    parameters: Mapping[str, Any]
+    tries: int
+
+
+class Crashes(Protocol):
+    """What the watcher needs to know of flow runs that died: `HttpCrashes`, or `fakes.FakeCrashes` in tests."""
+
+    def unanswered(self) -> list[Crash]: ...
+    def ask_again(self, crash: Crash) -> None: ...
+
+
+_AGAIN, _TRY = "pvqae.again-of:", "pvqae.try:"  # tags of a run: of which it is another try, and which
+
+
+@dataclass(frozen=True)
+class HttpCrashes:
+    """Crashed runs of a server, without Prefect's client; `api` is the server's address, .../api."""
+
+    api: str
+    deployments: tuple[str, ...]
+
+    def unanswered(self) -> list[Crash]:
+        """Return crashed runs of the last day that nobody has asked for again. Raises `OSError`."""
+        since = (datetime.now(UTC) - timedelta(days=1)).isoformat()
+        runs = {"state": {"type": {"any_": ["CRASHED"]}}, "expected_start_time": {"after_": since}}
+        wanted = {"flow_runs": runs, "deployments": {"name": {"any_": list(self.deployments)}}}
+        crashed = self._post("/flow_runs/filter", wanted)
+        tags = [f"{_AGAIN}{run['id']}" for run in crashed]
+        later = self._post("/flow_runs/filter", {"flow_runs": {"tags": {"any_": tags}}}) if tags else []
+        answered = {tag for run in later for tag in run["tags"]}
+        return [_crash(run) for run in crashed if f"{_AGAIN}{run['id']}" not in answered]
+
+    def ask_again(self, crash: Crash) -> None:
+        """Have the deployment run once more with the same parameters. Raises `OSError`."""
+        body = {"parameters": dict(crash.parameters), "tags": [f"{_AGAIN}{crash.id}", f"{_TRY}{crash.tries + 1}"]}
+        self._post(f"/deployments/{crash.deployment}/create_flow_run", body)
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        answer = requests.post(f"{self.api}{path}", json=body, timeout=10)
+        answer.raise_for_status()
+        return answer.json()
+
+
+def _crash(run: Mapping[str, Any]) -> Crash:
+    tries = [int(tag.removeprefix(_TRY)) for tag in run["tags"] if tag.startswith(_TRY)]
+    return Crash(run["id"], run["deployment_id"], run["name"], run["parameters"], max(tries, default=1))
 
 
 Kind = Literal["waiting", "running", "done", "failed", "crashed", "cancelled"]

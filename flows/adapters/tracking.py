@@ -18,9 +18,9 @@ from flows.core.lineage import Owner
 from pvqae.core.errors import PvqaeError
 from pvqae.core.files import write_text
 
-_STORE = "/.pvqae/mlflow/artifacts"
+STORE = "/.pvqae/mlflow/artifacts"
 # Every column of MLflow's database that says where files are.
-_COLUMNS = (
+COLUMNS = (
     *(("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location")),
     *(("model_versions", "storage_location"), ("model_versions", "source")),
 )
@@ -143,14 +143,14 @@ def _settle(root: Path, database: Path) -> None:
     try:
         with closing(sqlite3.connect(database, timeout=_PATIENCE)) as connection, connection:
             connection.execute("begin immediate")
-            changed = [pair for table, column in _COLUMNS for pair in _readdress(connection, table, column, root)]
+            changed = [pair for table, column in COLUMNS for pair in _readdress(connection, table, column, root)]
     except sqlite3.Error as error:
         raise PvqaeError(
             f"{database}: its addresses can't be made those of {root}: {error}; end what uses it, then run again"
         ) from None
     brought = sum(_bring(Path(unquote(urlsplit(old).path)), Path(unquote(urlsplit(new).path))) for old, new in changed)
     if changed:
-        places = ", ".join(sorted({unquote(urlsplit(old).path).rpartition(_STORE)[0] for old, _ in changed}))
+        places = ", ".join(sorted({unquote(urlsplit(old).path).rpartition(STORE)[0] for old, _ in changed}))
         more = f", {brought} folders were copied from there" if brought else ""
         said = f"this project was at {places}: {len(changed)} addresses of MLflow are those of {root} now{more}"
         print(said, file=sys.stderr, flush=True)
@@ -160,10 +160,10 @@ def _settle(root: Path, database: Path) -> None:
 def _readdress(connection: sqlite3.Connection, table: str, column: str, root: Path) -> list[tuple[str, str]]:
     """Change the addresses of a column; return each that changed, old and new."""
     asked = f"select distinct {column} from {table} where {column} like ?"  # names from above
-    found = [row[0] for row in connection.execute(asked, (f"file:%{_STORE}%",))]
+    found = [row[0] for row in connection.execute(asked, (f"file:%{STORE}%",))]
     ours, changed = root.as_uri(), []
     for old in found:
-        before, store, rest = old.rpartition(_STORE)
+        before, store, rest = old.rpartition(STORE)
         if before != ours:
             changed.append((old, f"{ours}{store}{rest}"))
     change = f"update {table} set {column} = ? where {column} = ?"

@@ -18,7 +18,7 @@ from pvqae.core.errors import ConfigError
 app = typer.Typer()
 services = typer.Typer(no_args_is_help=True, help="Start, stop and inspect the servers on this machine.")
 PANEL = "Machines, servers, triggers"
-_COLOURS = {"healthy": "green", "not answering": "red", "stopped": "dim"}  # by a service's health
+_COLOURS = {"healthy": "green", "not answering": "red", "orphaned": "red", "stopped": "dim"}  # by a service's health
 
 
 @app.command("doctor", epilog="Example: python -m flows doctor", rich_help_panel=PANEL)
@@ -69,9 +69,12 @@ def _worker(
 def _watch() -> None:
     """Watch landing.url for new images until stopped; tell Prefect, which starts a retraining."""
     root = project()
+    from flows.adapters.prefect_client import HttpCrashes
     from flows.retrain import watch as watching
 
-    watching.Watcher(root, _notifier(), _say).watch()
+    notifier = _notifier()
+    crashes = HttpCrashes(os.environ["PREFECT_API_URL"], watching.RETRAININGS)
+    watching.Watcher(root, notifier, _say, crashes).watch()
 
 
 @app.command("arrived", epilog="Example: python -m flows arrived parts --class gravel", rich_help_panel=PANEL)
@@ -128,6 +131,52 @@ def _gc(
         print(f"{'removed' if done else 'nothing was removed; would free'} {plan.megabytes} MB")
 
 
+@app.command("backup", epilog="Example: python -m flows backup /mnt/safe/plant-2026-12-01.tar", rich_help_panel=PANEL)
+def _backup(
+    target: Annotated[str, typer.Argument(help="The archive to write: a file, or s3://BUCKET/NAME.")],
+    as_json: Json = False,
+) -> None:
+    """Write all that can't be made again into one checked archive: versions, promotion log, samples, labels, data.
+
+    Secrets, scores and reports are not in it. It is made while no flow works.
+    """
+    root = project()
+    from flows.upkeep import backup
+
+    found = backup.write(root, target, _on_stderr)
+    print(to_json(found) if as_json else _archive(target, found))
+
+
+@app.command("restore", epilog="Example: python -m flows restore /mnt/safe/plant-2026-12-01.tar", rich_help_panel=PANEL)
+def _restore(
+    source: Annotated[str, typer.Argument(help="An archive that `backup` wrote: a file, or s3://BUCKET/NAME.")],
+    as_json: Json = False,
+) -> None:
+    """Bring all of an archive into this project, which has no versions yet: a new clone. All is checked first."""
+    root = project()
+    from flows.upkeep import restore
+
+    found = restore.read(root, source, _on_stderr)
+    print(to_json(found) if as_json else _archive(source, found))
+
+
+def _archive(name: str, facts: Any) -> str:
+    """Say in lines what an archive has."""
+    count = sum(map(len, facts.versions.values()))
+    models = f"{count} versions of {len(facts.versions)} models"
+    lines = [f"{name}: {models if facts.registry != 'elsewhere' else 'without the registry'}, made {facts.made}"]
+    if facts.lacking:
+        lines += [
+            f"{facts.lacking} objects that versions name are not in DVC's cache of the project that was backed up, so "
+            "not in the archive; what its DVC remote has of them, verify and flows fetch from there"
+        ]
+    return "\n".join(lines)
+
+
+def _on_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _show_services(found: Sequence[Any]) -> None:
     """Print a table in 80 columns with the logs below it."""
     from rich.table import Table
@@ -145,13 +194,15 @@ def _show_services(found: Sequence[Any]) -> None:
 @services.command("up", epilog="Example: python -m flows services up --set services.mlflow_port=5001")
 def _up(overrides: Overrides = []) -> None:  # noqa: B006  # typer reads the default
     """Start PostgreSQL, S3, MLflow, Prefect and a worker where they are not healthy; flows then use them."""
-    from flows.machines import control
+    from flows.machines import control, own_server
     from pvqae.core import config
 
     root = project_root()
     settings = config.load(root / "params.yaml", tuple(overrides)).services
     control.up(root, settings)
     _show_services(control.status(root, settings))
+    if own_server.behind(root):
+        print("the project's own registry has versions; copy them: python -m flows services take-over")
 
 
 @services.command("down", epilog="Example: python -m flows services down")
@@ -161,6 +212,40 @@ def _down() -> None:
 
     root = project_root()
     control.down(root, control.last_settings(root))
+
+
+@services.command("keep", epilog="Example: python -m flows services keep --set services.mlflow_port=5001")
+def _keep(overrides: Overrides = []) -> None:  # noqa: B006  # typer reads the default
+    """Start the servers, and again whichever dies, until this command ends; they stay up after it."""
+    from flows.machines import keeper
+    from pvqae.core import config
+
+    root = project_root()
+    keeper.keep(root, config.load(root / "params.yaml", tuple(overrides)).services, _say)
+
+
+@services.command("unit", epilog="Example: python -m flows services unit --write")
+def _unit(
+    write: Annotated[bool, typer.Option("--write", help="Write it among the user's units of systemd.")] = False,
+) -> None:
+    """Print a unit of systemd, of this user, that keeps the servers up from the start of the machine on."""
+    from flows.machines import keeper
+
+    root = project_root()
+    if not write:
+        print(keeper.unit(root), end="")
+        return
+    file = keeper.write_unit(root)
+    print(f"{file}\nstart it:  systemctl --user daemon-reload && systemctl --user enable --now {file.name}")
+    print("from the start of the machine, without a login:  loginctl enable-linger")
+
+
+@services.command("take-over", epilog="Example: python -m flows services take-over")
+def _take_over() -> None:
+    """Copy versions, runs and promotion log from before the services into their registry, which has none yet."""
+    from flows.machines import own_server
+
+    own_server.take_over(project())
 
 
 @services.command("status", epilog="Example: python -m flows services status --json")

@@ -183,7 +183,10 @@ def on_free_ports(settings: Services) -> Services:
 
 @dataclass(frozen=True)
 class _Status:
-    """`health` is healthy, not answering or stopped; `megabytes` of resident memory, all its processes."""
+    """`health` is healthy, not answering, stopped, or orphaned: processes are left without the one that was started.
+
+    `megabytes` of resident memory, of all its processes.
+    """
 
     name: str
     pid: int | None
@@ -204,7 +207,10 @@ def status(root: Path, settings: Services) -> list[_Status]:
 
 def _status(files: ServiceFiles, service: Service) -> _Status:
     found, name = ServiceProcesses(files).leader(service.name), service.name
-    health = "stopped" if not found else "healthy" if service.answers(found.create_time()) else "not answering"
+    if found:
+        health = "healthy" if service.answers(found.create_time()) else "not answering"
+    else:
+        health = "orphaned" if ServiceProcesses(files).members(name) else "stopped"
     memory = ServiceProcesses(files).megabytes(name)
     return _Status(name, found.pid if found else None, service.port, health, memory, str(files.log(name)))
 

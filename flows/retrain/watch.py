@@ -18,7 +18,7 @@ from pvqae.core.errors import ConfigError, PvqaeError
 from pvqae.core.files import write_text
 
 if TYPE_CHECKING:
-    from flows.adapters.prefect_client import Notifier
+    from flows.adapters.prefect_client import Crashes, Notifier
 
 _PLACE = "{dataset}"  # in landing.url: each dataset has a place of its own
 
@@ -86,12 +86,14 @@ def landing_area(root: Path, params: Params) -> landing.Landing | None:
 
 
 EVENT = "pvqae.samples.arrived"
+RETRAININGS = ("schedule", "samples", "drift")  # deployments, in infra/prefect.yaml
+_TRIES = 3  # of one retraining that crashes: more would not help
 _CONFIG = "params.yaml"
 
 
 @dataclass
 class Watcher:
-    """Looks at the landing area of every dataset.
+    """Looks at the landing area of every dataset, and for retrainings whose process or machine died.
 
     An image is reported once, and again only by a new watcher, or once params.yaml has been repaired: the retraining
     that it started may have failed for that.
@@ -100,6 +102,7 @@ class Watcher:
     root: Path
     notifier: "Notifier"
     say: Callable[[str], None] = print
+    crashes: "Crashes | None" = None
     settings: Params | None = None  # the last valid ones
     _before: dict[str, frozenset[Object]] = field(default_factory=dict)
     _told: dict[str, frozenset[Object]] = field(default_factory=dict)
@@ -118,6 +121,22 @@ class Watcher:
             except Exception as error:  # of a network, a disk, a server: they come back, and a dead watcher does not
                 wrong = f"{error}; trying again"
             self._note(dataset, wrong)
+        try:
+            self._ask_again()
+        except OSError as error:
+            self._note("retrainings", f"{error}; trying again")
+
+    def _ask_again(self) -> None:
+        """Ask again for what crashed, a few times: a killed one goes on where it was."""
+        if not self.crashes:
+            return
+        for crash in self.crashes.unanswered():
+            if crash.tries < _TRIES:
+                self.crashes.ask_again(crash)
+                self.say(f"the retraining {crash.name} crashed: asked for again, try {crash.tries + 1} of {_TRIES}")
+            else:
+                self._note(crash.id, f"{crash.name} crashed {_TRIES} times: it is not asked for again; see its log")
+        self._note("retrainings", "")
 
     def watch(self) -> None:
         """Look every `landing.poll` seconds until the process ends."""

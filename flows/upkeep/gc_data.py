@@ -6,6 +6,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -33,6 +34,19 @@ def unneeded(root: Path, commits: Iterable[str], idle: Callable[[Iterable[Path]]
     return [*gone, *runs]
 
 
+def needed(root: Path, commits: Iterable[str]) -> tuple[list[Path], set[str]]:
+    """Return the files of the cache that versions need, and the hashes among them that it does not have.
+
+    Versions are those of `commits` (on pvqae/data), of its tip, and of the project and its workspaces; what stages only
+    read, as code, is git's. Raises as `unneeded`.
+    """
+    objects = dvc_files.cache(root) / "files" / "md5"
+    tip = git.commit_of(root, git.BRANCH)
+    wanted = _with_contents(objects, _named_by(root, {*commits, *([tip] if tip else [])}, _outs))
+    there = {_hash(path): path for path in sorted(objects.glob("??/*"))}
+    return [there[name] for name in sorted(wanted & there.keys())], wanted - there.keys()
+
+
 def _hash(path: Path) -> str:
     """Return the hash of an object's file, without .dir."""
     return path.parent.name + path.name.partition(".")[0]
@@ -43,17 +57,21 @@ def _of_run(path: Path) -> set[str]:
 
 
 def _named(root: Path, commits: Iterable[str]) -> set[str]:
-    """Return the hashes that a dvc.lock or a .dvc file names."""
-    wanted = {git.needed(root, commit, "data_sha of a version") for commit in commits}
+    """Return the hashes that a dvc.lock or a .dvc file names, of any branch or tag, too."""
+    return _named_by(root, {*commits, *_every_commit(root)})
+
+
+def _named_by(root: Path, commits: Iterable[str], part: Callable[[dict[str, Any]], object] = dict) -> set[str]:
+    """Return the hashes in `part` of each of those files."""
     found: set[str] = set()
-    for commit in sorted(wanted | _every_commit(root)):
+    for commit in sorted({git.needed(root, commit, "data_sha of a version") for commit in commits}):
         for name in git.files_of(root, commit):
             if name.endswith((".dvc", "dvc.lock")):
-                found |= _hashes(git.git(root, "show", f"{commit}:{name}"), f"{commit}:{name}")
+                found |= _hashes(git.git(root, "show", f"{commit}:{name}"), f"{commit}:{name}", part)
     for file in _here(root):
         if dvc_files.is_cut(file):
             raise PvqaeError(f"{file} was cut off: what it names is not known; the next flow or `data add` mends it")
-        found |= _hashes(file.read_text("utf-8"), str(file))
+        found |= _hashes(file.read_text("utf-8"), str(file), part)
     return found
 
 
@@ -71,13 +89,18 @@ def _here(root: Path) -> Iterator[Path]:
         yield from place.glob("data/raw/*.dvc")
 
 
-def _hashes(text: str, name: str) -> set[str]:
+def _outs(content: dict[str, Any]) -> object:
+    """Return what a .dvc file or a dvc.lock says of outputs."""
+    return [content.get("outs"), *(stage.get("outs") for stage in (content.get("stages") or {}).values())]
+
+
+def _hashes(text: str, name: str, part: Callable[[dict[str, Any]], object] = dict) -> set[str]:
     try:
         content = yaml.safe_load(text)
         if not isinstance(content, dict):
             raise ValueError(type(content).__name__)
-        return set(_md5(content))
-    except (yaml.YAMLError, ValueError) as error:
+        return set(_md5(part(content)))
+    except (yaml.YAMLError, ValueError, AttributeError) as error:
         raise PvqaeError(
             f"{name}: can't read its hashes: {error}; repair it, else what it needs could be removed"
         ) from None

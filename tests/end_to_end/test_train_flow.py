@@ -10,14 +10,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 import yaml
 from PIL import Image
 
+from flows.adapters.prefect_client import HttpCrashes
 from flows.core import environment
 from tests.chaos import projects
 from tests.clones import Clone, clone
@@ -153,3 +156,26 @@ def test_a_class_that_fails_its_checks_does_not_stop_the_others(
     figures = json.loads((project.root / "reports" / "plant" / "metrics.json").read_text())
     assert list(figures["classes"]) == ["sound"]
     assert figures["not_evaluated"] == ["blank", "torn"]
+
+
+def test_a_crashed_run_of_a_deployment_is_asked_for_again_once(api: str) -> None:
+    def post(path: str, **body: object) -> Any:
+        answer = requests.post(f"{api}{path}", json=body, timeout=60)
+        answer.raise_for_status()
+        return answer.json()
+
+    deployment = post("/deployments/", name="samples", flow_id=post("/flows/", name="retrain")["id"])["id"]
+    asked = {"dataset": "parts", "trigger": "samples"}
+    for kind in ("CRASHED", "COMPLETED"):
+        run = post(f"/deployments/{deployment}/create_flow_run", parameters=asked)
+        post(f"/flow_runs/{run['id']}/set_state", state={"type": kind}, force=True)
+    crashes = HttpCrashes(api, ("samples", "drift"))
+    assert HttpCrashes(api, ("drift",)).unanswered() == []
+    [crash] = crashes.unanswered()
+    assert (crash.parameters, crash.tries) == (asked, 1)
+    crashes.ask_again(crash)
+    assert crashes.unanswered() == []
+    [again] = post("/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
+    assert (again["deployment_id"], again["parameters"]) == (deployment, asked)
+    post(f"/flow_runs/{again['id']}/set_state", state={"type": "CRASHED"}, force=True)
+    assert [crash.tries for crash in crashes.unanswered()] == [2]

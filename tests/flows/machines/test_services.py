@@ -1,5 +1,6 @@
 """Starting, finding and ending services, with small processes of our own in their files."""
 
+import configparser
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from flows.adapters import dvc_files
 from flows.cli import machines
 from flows.core import environment
-from flows.machines import catalogue, control, postgres, service_processes
+from flows.machines import catalogue, control, keeper, postgres, service_processes
 from flows.machines.catalogue import Service
 from flows.machines.service_files import HOST, Secrets, ServiceError, ServiceFiles
 from flows.machines.service_processes import ServiceProcesses
@@ -95,8 +96,55 @@ def test_children_of_a_killed_leader_are_found_and_ended(only: ServiceFiles) -> 
     leader.wait(5)
     assert ServiceProcesses(only).leader("one") is None
     assert len(ServiceProcesses(only).members("one")) == 1
+    assert [item.health for item in control.status(only.root, only.settings)] == ["orphaned"]
     control.down(only.root, only.settings)
+    assert [item.health for item in control.status(only.root, only.settings)] == ["stopped"]
     assert ServiceProcesses(only).members("one") == []
+
+
+def test_a_keeper_starts_again_what_died(only: ServiceFiles) -> None:
+    control.up(only.root, only.settings)
+    before, said = ServiceProcesses(only).leader("one"), list[str]()
+    assert before
+    before.kill()
+    before.wait(5)
+    keeper.keep(only.root, only.settings, said.append, pause=0.1, looks=2)
+    after = ServiceProcesses(only).leader("one")
+    assert after
+    assert after.pid != before.pid
+    after.kill()
+    after.wait(5)
+    keeper.keep(only.root, only.settings, said.append, pause=0.1, looks=1)
+    assert [item.health for item in control.status(only.root, only.settings)] == ["healthy"]
+    control.down(only.root, only.settings)
+
+
+def test_a_keeper_goes_on_when_a_start_fails(only: ServiceFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, tries = list[str](), []
+
+    def up(*_: object) -> None:
+        tries.append(1)
+        if len(tries) in (2, 3):
+            raise ServiceError("one: the disk is full")
+
+    monkeypatch.setattr(control, "up", up)
+    keeper.keep(only.root, only.settings, said.append, pause=0.01, looks=3)  # none is up: every look finds it
+    assert len(tries) == 4
+    assert [line.partition("\n")[0] for line in said].count("one: the disk is full") == 2
+    assert said.count("one is stopped: starting it again") == 3
+
+
+def test_a_unit_names_the_project_and_starts_after_every_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    root = tmp_path / "line 3 (50%)"
+    file = keeper.write_unit(root)
+    assert file == tmp_path / "config" / "systemd" / "user" / "pvqae-line-3--50--.service"
+    found = configparser.ConfigParser(interpolation=None, strict=False)
+    found.optionxform = str  # type: ignore[assignment,method-assign]
+    found.read_string(file.read_text())
+    assert found["Service"]["WorkingDirectory"] == str(root).replace("%", "%%")
+    assert found["Service"]["ExecStart"] == f"{sys.executable} -m flows services keep"
+    assert (found["Service"]["Restart"], found["Service"]["KillMode"]) == ("always", "process")
 
 
 def test_what_ignores_its_signal_is_killed(files: ServiceFiles) -> None:

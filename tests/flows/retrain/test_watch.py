@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters.fakes import FakeNotifier
+from flows.adapters.fakes import FakeCrashes, FakeNotifier
+from flows.adapters.prefect_client import Crash
 from flows.retrain import watch
 from flows.retrain.ledger import Entry, IntakePaths, Ledger
 from flows.retrain.watch import EVENT, Watcher, datasets
@@ -196,3 +197,18 @@ def test_no_fault_of_one_dataset_ends_the_watcher_or_hides_another(
 def test_a_dataset_whose_params_can_t_be_read_is_looked_at_all_the_same(project: Path) -> None:
     (project / ".pvqae" / "runs" / "parts" / "params.yaml").write_text("seed: x")
     assert datasets(project) == ["parts"]
+
+
+def test_a_retraining_that_crashed_is_asked_for_again_but_not_for_ever(project: Path) -> None:
+    first, third = Crash("a", "d", "quick-owl", {"dataset": "parts"}, 1), Crash("b", "d", "slow-owl", {}, 3)
+    kept, said = FakeCrashes([first, third], ill=True), list[str]()
+    watching = Watcher(project, FakeNotifier(), said.append, kept)
+    for _ in range(2):
+        watching.look()
+    assert said.count("retrainings: the server is away; trying again") == 1
+    kept.ill = False
+    for _ in range(3):
+        watching.look()
+    assert kept.asked == [first]
+    assert "the retraining quick-owl crashed: asked for again, try 2 of 3" in said
+    assert len([line for line in said if "slow-owl crashed 3 times" in line]) == 1
