@@ -23,8 +23,9 @@ from pvqae.features.examples import Batch, Examples
 from pvqae.inference import measures, readout
 from pvqae.inference.measures import whiten
 from pvqae.inference.readout import SCALES
-from pvqae.model.backbones import Features, Spec, averaged, on_grid, repeat_border
+from pvqae.model.backbones import Features, Spec, on_grid, repeat_border
 from pvqae.model.codebook import cover, nearest
+from pvqae.model.layers import averaged
 from pvqae.samples import geometry
 
 _CHUNK = 16  # views at once

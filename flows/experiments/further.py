@@ -15,7 +15,8 @@ from pvqae.core import config, seeding
 from pvqae.datasets import splits
 from pvqae.features.examples import Examples
 from pvqae.inference.measures import JOINT, Memory, Networks, Raw, measure
-from pvqae.model.backbones import Backbone, Features, averaged, on_grid
+from pvqae.model.backbones import Backbone, Features, on_grid
+from pvqae.model.layers import averaged
 
 PLACES, TWICE = "padim", "joint twice"
 _CHANNELS, _FOLDS, _CHUNK = 100, 4, 16

@@ -99,7 +99,10 @@ def score(
         # 2. The scores.
         batch_cli.prepare()
         bundle = bundle_of(project, registry, model, version)
-        found = batch.run(bundles.parse(bundle), _source_of(where), folder, version, heatmaps, masks)
+        detector = bundles.parse(bundle)
+        if detector.engine_note:
+            log.warning("%s", detector.engine_note)
+        found = batch.run(detector, _source_of(where), folder, version, heatmaps, masks)
         log.info("%s", found.sentence(folder))
 
         # 3. Drift.

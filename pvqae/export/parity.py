@@ -29,8 +29,9 @@ _SHAPES = ((256, 256), (400, 300), (120, 500), (640, 320))  # of made-up images,
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest differences to the bundle over `images`, in the score's and the map's own units (deviations of normals),
-    relative where a value is above 1; `worst` is the image. Median milliseconds per image, one thread each.
+    """Largest differences to the bundle over `images`: of the score in deviations of normals, relative where it is
+    above 1; of the map in those of one of the memories that it sums, relative where a value is above the sum of their
+    weights. `worst` is the image. Median milliseconds per image, one thread each.
     """
 
     images: int
@@ -99,13 +100,14 @@ def _differences(detector: Detector, file: Path, answer: dict[str, float], kept:
         return np.inf, np.inf, took
     return (
         _away(np.array(answer["score"]), np.array(scored.image_score)),
-        _away(found, scored.anomaly_map),
+        # A map is a sum of deviations with weights, and so are its differences.
+        _away(found, scored.anomaly_map, max(1.0, sum(detector.scorer.score.map.values()))),
         took,
     )
 
 
-def _away(found: np.ndarray, wanted: np.ndarray) -> float:
-    away = np.abs(found.astype(np.float64) - wanted) / np.maximum(1, np.abs(wanted))
+def _away(found: np.ndarray, wanted: np.ndarray, unit: float = 1.0) -> float:
+    away = np.abs(found.astype(np.float64) - wanted) / np.maximum(unit, np.abs(wanted))
     return float(away.max()) if np.isfinite(away).all() else np.inf
 
 

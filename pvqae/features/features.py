@@ -32,7 +32,7 @@ from pvqae.samples import geometry, images
 _PACKAGE = Path(__file__).parent.parent
 _DECODING = ("samples/decoding.py", "samples/geometry.py", "samples/images.py", "features/features.py")
 _CHUNK = 8  # views through the backbone at once
-_MODELS = ("model/backbones.py", "model/efficientnet.py", "model/foreign.py")
+_MODELS = ("model/backbones.py", "model/efficientnet.py", "model/engine.py", "model/foreign.py")
 _Tensors = dict[str, Tensor]
 
 
@@ -234,6 +234,7 @@ def _identity(backbone: Backbone, device: str) -> object:
     """Return all that decides the last bit of a frozen backbone's features; of a trained one only pixels are kept."""
     if not backbone.spec.frozen:
         return "pixels"
-    machine = [torch.__version__, device, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
+    computed = [torch.__version__, backbone.engine, device]
+    machine = [*computed, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
     own = [type(backbone).__name__, asdict(backbone.spec), backbone.facts()]
     return [backbone.weights_sha256, *own, _source_of(*_MODELS), machine]

@@ -61,6 +61,14 @@ class Detector:
         """Map value above which a pixel is marked; None in bundles of formats and versions that had none."""
         return float(self.card["pixel"]["threshold"]) if self.card.get("pixel") else None
 
+    @property
+    def engine_note(self) -> str:
+        """What to tell where another engine computes here than the one that the threshold was made with; else ""."""
+        here, made = self.scorer.networks.backbone.engine, self.config.get("engine")
+        if made in (None, here):  # from before there were others than PyTorch
+            return ""
+        return f"features are computed by {here} here, the threshold was made with {made}: scores differ by rounding"
+
     def marks(self, scored: Scored) -> dict[str, Any] | None:
         """Return the share, number, boxes and highest values of what is marked, see `geometry.marks`; None as above."""
         limit = self.pixel_threshold
@@ -113,6 +121,7 @@ def _config(scorer: Scorer, params: config.Params, category: str, health: dict[s
         "prior_width": params.prior.width,
         "scales": {name: [scale.mean, scale.deviation] for name, scale in scorer.scales.items()},
         "backbone_sha256": scorer.networks.backbone.weights_sha256,
+        "engine": scorer.networks.backbone.engine,
         **({} if (about := scorer.networks.backbone.facts()) is None else {"backbone": about}),
         "health": health,
     }

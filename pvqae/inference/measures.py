@@ -19,8 +19,9 @@ from torch import Tensor
 
 from pvqae.core.errors import ConfigError
 from pvqae.model.autoencoder import Autoencoder, as_onehot
-from pvqae.model.backbones import Backbone, Features, averaged, on_grid, repeat_border
+from pvqae.model.backbones import Backbone, Features, on_grid, repeat_border
 from pvqae.model.codebook import nearest
+from pvqae.model.layers import averaged
 from pvqae.prior.prior import Expected, Prior, expect
 
 _CELLS = 400  # vectors compared at once: their distances to all codes stay in the processor's cache

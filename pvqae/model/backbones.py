@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pvqae.core.config import Model
 from pvqae.core.errors import ConfigError
-from pvqae.model import efficientnet, layers
+from pvqae.model import efficientnet, engine, layers
+from pvqae.model.layers import averaged
 
 
 class Features(NamedTuple):
@@ -44,6 +45,11 @@ class Backbone(nn.Module):
     def installed_weights(self) -> bytes | None:
         """Return the content of the file of frozen weights; None where the weights are trained."""
         return None
+
+    @property
+    def engine(self) -> str:
+        """What computes the features, with its version."""
+        return f"torch {torch.__version__}"
 
     def facts(self) -> dict[str, Any] | None:
         """Return what a bundle keeps of a network that the name alone does not say, None where there is nothing."""
@@ -76,17 +82,21 @@ class _EfficientNetFeatures(Backbone):
         data = weights or self.installed_weights()
         self.weights_sha256 = hashlib.sha256(data).hexdigest()
         self.network = efficientnet.load(data, self.name)
+        self.run = engine.Compiled(self.network)
 
     def installed_weights(self) -> bytes:
         return efficientnet.weights(self.name)
 
+    @property
+    def engine(self) -> str:
+        return engine.name(self.network.stem.weight.device.type)
+
     @torch.no_grad()
     def forward(self, x_B3SS: Tensor) -> Features:
-        wanted = tuple(dict.fromkeys(self.taps + self.targets))
-        found = dict(zip(wanted, self.network(x_B3SS, wanted), strict=True))
-        levels = [found[tap] for tap in self.taps]
+        found = self.run(x_B3SS, self.taps, self.targets)
+        levels, targets = found[: len(self.taps)], found[len(self.taps) :]
         grid = levels[-1].shape[-2:]
-        return Features(levels, torch.cat([_to_grid(averaged(found[tap]), grid) for tap in self.targets], dim=1))
+        return Features(levels, torch.cat([_to_grid(x, grid) for x in targets], dim=1))
 
     def joint(self, features: Features) -> Tensor:
         return features.target[:, : self.joined]
@@ -128,15 +138,6 @@ class _ForeignFeatures(Backbone):
 
     def joint(self, features: Features) -> Tensor:
         return features.target
-
-
-def averaged(x_BChw: Tensor) -> Tensor:
-    """Return the mean over 3x3 cells.
-
-    Cells on padding count: their pixels repeat the image's border, and leaving them out makes border cells noisier
-    (measured: docs/experiments/trials.md).
-    """
-    return F.avg_pool2d(x_BChw, 3, 1, 1, count_include_pad=False)
 
 
 def _to_grid(x: Tensor, grid: tuple[int, ...]) -> Tensor:

@@ -19,6 +19,7 @@ from pvqae.core import runtime
 from pvqae.core.errors import IntegrityError
 from pvqae.core.files import seal, sealed, write_tensors
 from pvqae.core.tensors import CHECKPOINTS, packaged_checkpoint, parse_tensors
+from pvqae.model.layers import averaged
 
 _LITE0 = "efficientnet_lite0"
 # depth, width: what repeats and channels of the stages below are multiplied by
@@ -80,6 +81,8 @@ class _Pointwise(nn.Conv2d):
     small batches on one thread, a quarter of the time of scoring one image.
     """
 
+    edges = None
+
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, 1)
 
@@ -105,8 +108,10 @@ class _Block(nn.Module):
         return out
 
 
-class _EfficientNetLite(nn.Module):
-    """`forward(x_B3HW, taps)`: RGB in [0, 1] → the outputs of the named blocks (from 0), in the order of `taps`."""
+class EfficientNetLite(nn.Module):
+    """`forward(x_B3HW, taps, smoothed)`: RGB in [0, 1] → the outputs of the blocks `taps` (from 0), in that order, and
+    those of `smoothed`, each averaged over 3x3 cells.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -118,14 +123,14 @@ class _EfficientNetLite(nn.Module):
                 blocks.append(_Block(kernel, stride if first else 1, expansion, inputs if first else outputs, outputs))
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x_B3HW: Tensor, taps: tuple[int, ...]) -> list[Tensor]:
+    def forward(self, x_B3HW: Tensor, taps: tuple[int, ...], smoothed: tuple[int, ...] = ()) -> list[Tensor]:
         x = F.relu6(self.stem((x_B3HW * 255 - 127) / 128), inplace=True)
         found = {}
-        for index, block in enumerate(self.blocks[: max(taps) + 1]):
+        for index, block in enumerate(self.blocks[: max(taps + smoothed) + 1]):
             x = block(x)
-            if index in taps:
+            if index in taps + smoothed:
                 found[index] = x
-        return [found[tap] for tap in taps]
+        return [*(found[tap] for tap in taps), *(averaged(found[tap]) for tap in smoothed)]
 
 
 def _fold(state: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tensor]:
@@ -209,8 +214,8 @@ def weights(name: str = _LITE0) -> bytes:
     return data
 
 
-def load(data: bytes, name: str = _LITE0) -> _EfficientNetLite:
+def load(data: bytes, name: str = _LITE0) -> EfficientNetLite:
     """Return the frozen network in evaluation mode, from the content of a safetensors file."""
-    network = _EfficientNetLite(name)
+    network = EfficientNetLite(name)
     network.load_state_dict(parse_tensors(data))
     return network.eval().requires_grad_(False)

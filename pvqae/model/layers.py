@@ -21,6 +21,15 @@ from torch.autograd.function import once_differentiable
 _PIECE = 2**18  # values: 1 MB in single precision
 
 
+def averaged(x_BChw: Tensor) -> Tensor:
+    """Return the mean over 3x3 cells.
+
+    Cells on padding count: their pixels repeat the image's border, and leaving them out makes border cells noisier
+    (measured: docs/experiments/trials.md).
+    """
+    return F.avg_pool2d(x_BChw, 3, 1, 1, count_include_pad=False)
+
+
 def norm(channels: int) -> nn.GroupNorm:
     """Return GroupNorm with groups of at least four channels, so that it works for any width."""
     return nn.GroupNorm(_groups(channels), channels)

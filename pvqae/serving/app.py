@@ -110,7 +110,8 @@ class Health(BaseModel):
 
 class Ready(BaseModel):
     """`rejected`: a newer version that does not answer, and what kind of error it met. `on_disk`: what the folder that
-    the model was loaded from holds now. The model answers from memory, as it was verified, whatever that is: "replaced"
+    the model was loaded from holds now. `engine_note`: what to know where features are computed by another engine than
+    the threshold was made with. The model answers from memory, as it was verified, whatever that is: "replaced"
     by another bundle, "damaged" or "gone". To load what is there, start the service again.
     """
 
@@ -120,6 +121,7 @@ class Ready(BaseModel):
     bundle_sha256: str
     on_disk: Found
     rejected: dict[str, str] | None
+    engine_note: str
 
 
 def make(
@@ -200,6 +202,7 @@ def _add_probes(app: FastAPI, slot: ModelSlot, scoring: ScoringQueue) -> None:
             bundle_sha256=model.detector.sha256,
             on_disk=await asyncio.to_thread(lambda: model.on_disk),
             rejected={"version": failure.version, "error": failure.kind} if failure else None,
+            engine_note=model.detector.engine_note,
         )
 
 

@@ -158,7 +158,8 @@ def test_the_train_flow_keeps_everything_on_the_services(project: Project, train
     assert any("weights.safetensors" in key for key in keys_of(project, "mlflow"))
     assert not (project.root / ".pvqae/mlflow").exists()
     api = f"http://127.0.0.1:{project.settings.prefect_port}/api"
-    flows = requests.post(f"{api}/flow_runs/filter", json={}, timeout=10).json()
+    flows = requests.post(f"{api}/flow_runs/filter", json={}, timeout=60).json()
+    flows = [flow for flow in flows if flow["state_type"] != "SCHEDULED"]  # the nights to come
     assert [(flow["id"], flow["state_type"]) for flow in flows] == [(version.tags["flow_run"], "COMPLETED")]
 
 
@@ -171,10 +172,9 @@ def test_dvc_s_remote_has_the_files_of_the_run(project: Project, trained: str) -
     assert not (project.root / ".pvqae/remote").exists()
 
 
-def test_a_worker_and_a_limit_wait_for_flows(project: Project) -> None:
+def test_a_pool_waits_for_flows(project: Project) -> None:
     api = f"http://127.0.0.1:{project.settings.prefect_port}/api"
     assert requests.get(f"{api}/work_pools/pvqae", timeout=10).json()["type"] == "process"
-    assert requests.get(f"{api}/v2/concurrency_limits/pvqae-training", timeout=10).json()["limit"] == 1
 
 
 def test_up_starts_again_only_what_a_kill_has_ended(project: Project, trained: str) -> None:
@@ -186,7 +186,7 @@ def test_up_starts_again_only_what_a_kill_has_ended(project: Project, trained: s
     after = project.status()
     assert {row["health"] for row in after.values()} == {"healthy"}
     kept = {name for name in after if after[name]["pid"] == before[name]["pid"]}
-    assert kept == {"s3", "prefect", "mlflow"}
+    assert kept == {"s3", "prefect", "mlflow", "watcher"}
     assert only_version(project).version == "1"
 
 

@@ -209,6 +209,18 @@ def test_another_format_is_refused(copied: Path) -> None:
         bundle.load(copied)
 
 
+def test_another_engine_than_the_threshold_s_is_told(copied: Path) -> None:
+    assert bundle.load(copied).engine_note == ""
+    values = json.loads((copied / "config.json").read_text())
+    assert values["engine"] == bundle.load(copied).scorer.networks.backbone.engine
+    bare = {key: value for key, value in values.items() if key != "engine"}
+    said = "the threshold was made with torch 1.0: scores differ by rounding"
+    for changed, told in ((bare | {"engine": "torch 1.0"}, said), (bare, "")):
+        (copied / "config.json").write_text(json.dumps(changed))
+        bundle.seal(copied)
+        assert bundle.load(copied).engine_note.endswith(told)
+
+
 def test_a_backbone_of_other_weights_is_refused(copied: Path, tmp_path: Path) -> None:
     state = {name: value + 1 for name, value in efficientnet.load(efficientnet.weights()).state_dict().items()}
     save_file(state, str(copied / "backbone.safetensors"))
