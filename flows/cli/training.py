@@ -163,7 +163,11 @@ def _add(
     name: Annotated[str, typer.Argument(help="The dataset's name: data/raw/NAME.")],
     root: Annotated[Path, typer.Argument(help="The folder of the original images, which stay untouched.")],
     source: Annotated[
-        str, typer.Option(help="The folder's layout, checked when given: mvtec | btad | mtsd | folder")
+        str,
+        typer.Option(
+            help="The folder's layout, checked when given: mvtec | btad | mtsd | folder | table | annotated | visa | "
+            "loco | mvtec_ad_2 | mpdd | kolektor | kolektor2 | dagm | real_iad | mvtec_3d"
+        ),
     ] = "",
     link: Annotated[
         Literal["copy", "hardlink"],

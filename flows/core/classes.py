@@ -65,7 +65,7 @@ def there(params: Params, raw: Path) -> list[str]:
     if data.source == "demo":  # its stage makes it, later
         return sorted(demo.TURNS)
     if raw.is_dir():
-        return sources.categories(data.source, raw)
+        return sources.categories(data.source, raw, data)
     repair = f"python -m flows data add {data.name} FOLDER --source {shlex.quote(data.source)}"
     raise DataError(f"data/raw/{data.name}: there are no images of data.source={data.source}; {repair}")
 

@@ -73,7 +73,7 @@ def find_places(roots: Sequence[Path]) -> list[Place]:
     """
     found: dict[tuple[str, str], Place] = {}
     for root in roots:
-        named = [name for name in sources.SOURCES if name != _DEMO]
+        named = [name for name, one in sources.SOURCES.items() if name != _DEMO and not one.asks]
         origins = [(name, root / name) for name in named if (root / name).is_dir()]
         origins = origins or [(name, root) for name in named if _parts(name, root)][:1]
         for source, folder in origins:
@@ -169,6 +169,9 @@ def _bring(source: str, origin: Path | None, names: list[str], raw: Path) -> Non
     if all(part.parent == origin for part in parts.values()):
         for name in names:
             shutil.copytree(parts[name], raw / parts[name].name, copy_function=_link)
+        beside = sources.SOURCES[source].beside
+        if beside and (origin / beside).is_dir():
+            shutil.copytree(origin / beside, raw / beside, copy_function=_link)
     else:  # the root is the class
         shutil.copytree(origin, raw, copy_function=_link)
 

@@ -110,7 +110,7 @@ def _inputs(space: Path, job: JobSpec) -> list[str]:
     rows = pd.concat(frames) if frames else pd.DataFrame({"path": [], "mask_path": []})
     paths = {*rows["path"], *rows["mask_path"]} - {""}
     # Rows are relative to data/; the synthetic images of the gate are judged by the flow that asked.
-    folders = {f"data/{PurePosixPath(path).parent}" for path in paths if path.startswith("raw/")}
+    folders = {f"data/{PurePosixPath(path).parent}" for path in paths if path.startswith(("raw/", "masks/"))}
     return sorted(folders) + _models(job, known)
 
 

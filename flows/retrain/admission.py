@@ -58,7 +58,7 @@ def with_dataset(
             admit(paths, layout.raw, ledger, dvc, recorder(project, params))
             if params.flow.push and taken.count("accepted"):
                 dvc.push()
-        found = sources.scan(params.data.source, layout.raw, categories)
+        found = sources.scan(params.data.source, layout.raw, categories, params.data)
         return taken, _facts_of(asked, tracking, dvc, found, ledger, paths, taken)
 
 

@@ -155,7 +155,9 @@ class Index:
     def of(cls, paths: IntakePaths, params: Params) -> Self:
         """Index all images of the dataset."""
         raw = Layout(paths.root, paths.dataset).raw
-        return cls.build(sources.scan(params.data.source, raw), raw, paths.home / "index.npz", params.image.bits)
+        return cls.build(
+            sources.scan(params.data.source, raw, data=params.data), raw, paths.home / "index.npz", params.image.bits
+        )
 
     def remember(self, paths: IntakePaths, entries: Iterable[Entry], bits: images.Bits) -> None:
         """Add the kept images of `entries`: they are on their way into the dataset, or held."""

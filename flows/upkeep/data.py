@@ -1,6 +1,5 @@
 """Bringing a dataset into the project."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from flows.adapters.intake import Link
@@ -25,7 +24,7 @@ def add(root: Path, name: str, source_root: Path, source: str = "", link: Link =
     if name in classes.read(root / "data" / "classes.yaml").get("made", {}):
         raise ConfigError(f"{name} is the name of a dataset that the project makes itself; choose another name")
     own = params.data.name == name
-    told = _told(source_root.expanduser(), source or params.data.source * own, params.data.categories if own else ())
+    told = _told(source_root.expanduser(), source or params.data.source * own, params.data if own else config.Data())
     with workspace.working_on(root, name) as supervisor:
         dvc = Dvc(root, supervisor)
         new = dvc.add_dataset(name, source_root.expanduser(), link)
@@ -37,10 +36,10 @@ def add(root: Path, name: str, source_root: Path, source: str = "", link: Link =
     return "\n".join([f"data/raw/{name}: {did} {version}", *told, f"commit it with: git add data/raw/{name}.dvc"])
 
 
-def _told(root: Path, source: str, categories: Sequence[str]) -> list[str]:
+def _told(root: Path, source: str, data: config.Data) -> list[str]:
     """Say what a dataset has and which of its files nothing uses; nothing where its layout is not known."""
     if not source or not root.is_dir():
         return []
-    found, left = sources.survey(source, root, categories)
+    found, left = sources.survey(source, root, data.categories, data)
     warnings = [f"warning: {text}" for text in leftover.told(left)]
     return [leftover.folders(found, root), leftover.total(left), *warnings]

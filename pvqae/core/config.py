@@ -33,6 +33,9 @@ class Shares(_Section):
     test: float = Field(0.20, ge=0, lt=1)
 
 
+_Column = Literal["path", "label", "split", "mask", "part", "kind", "class"]
+
+
 class Data(_Section):
     name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)
     source: str = "demo"
@@ -42,6 +45,10 @@ class Data(_Section):
     shares: Shares = Shares()
     min_normals: int = Field(8, ge=2)
     max_quarantine: float = Field(0.05, ge=0, le=1)
+    table: str = ""
+    columns: dict[_Column, str] = {}
+    good: tuple[str, ...] = ()
+    annotations: str = ""
 
 
 class Image(_Section):

@@ -59,6 +59,11 @@ class Layout:
         return self.data / "gate"
 
     @property
+    def masks(self) -> Path:
+        """Masks that were drawn from annotations, or united from several files."""
+        return self.data / "masks"
+
+    @property
     def rows(self) -> Path:
         """The checked rows, with the file of their hashes."""
         return self.data / "rows"

@@ -1,4 +1,4 @@
-"""From the files of data/raw to the manifest: the verb `pvqae data build`, the one writer of its five outputs.
+"""From the files of data/raw to the manifest: the verb `pvqae data build`, the one writer of its six outputs.
 
 The gate's synthetic defects are made here: one of each kind per gate normal, fixed by the bytes of that image alone.
 """
@@ -59,16 +59,16 @@ class Summary:
 
 def build(root: Path, params: Params) -> Summary:
     """Scan data/raw/<name> below the workspace `root`, decode every image that is new and write data/manifest.csv,
-    quarantine.csv, ignored.csv, statistics.csv and gate/. The same files give the same bytes.
+    quarantine.csv, ignored.csv, statistics.csv, masks/ and gate/. The same files give the same bytes.
 
     Unreadable and flawed images and second copies are left out with a reason; whatever else is in the dataset is in
     ignored.csv, so each file is an image or a mask of the manifest or a row of one of the two lists. Raises `DataError`
     when the layout is not that of `data.source`, masks or folders of images belong to nothing, more than
-    `data.max_quarantine` of every class cannot be read, or equal files contradict each other. Where that many can't be
-    read in some classes only, those are left out whole and the others go on.
+    `data.max_quarantine` of every class cannot be read, equal files contradict each other, or a mask can't be drawn.
+    Where that many can't be read in some classes only, those are left out whole and the others go on.
     """
     layout, data = Layout(root, params.data.name), params.data
-    found, left = sources.survey(data.source, layout.raw, data.categories)
+    found, left = sources.survey(data.source, layout.raw, data.categories, data)
     folders = leftover.folders(found, layout.raw)
     found = _grouped(found, data.protocol)
     chosen = _splits(found, data.shares)
@@ -84,16 +84,17 @@ def build(root: Path, params: Params) -> Summary:
     ]
     frame = pd.DataFrame(rows, columns=list(manifest.COLUMNS))
     normals = frame[(frame["split"] == "gate") & (frame["label"] == "normal")]
-    with tempfile.TemporaryDirectory(dir=layout.data, prefix=".gate-") as folder:
-        place = Path(folder) / "gate"
+    with tempfile.TemporaryDirectory(dir=layout.data, prefix=".build-") as folder:
+        place, drawn = Path(folder) / "gate", Path(folder) / "masks"
         place.mkdir()
+        _draw_masks(read, drawn)
         total = len(normals) * len(GATE_KINDS)
         made = list(track(_synthesise(normals, layout.data, place, params.image.bits), "gate defects", total))
         frame = pd.concat([frame, pd.DataFrame([row for row, _ in made], columns=frame.columns)], ignore_index=True)
         measured = _measured([facts for _, facts in (*read, *made)])
         out = unreadable + with_spoilt + duplicates + flawed
         left += _masks_left(found, {path for path, _ in out}, layout.raw)
-        _write(layout, frame, out, left, measured, place)
+        _write(layout, frame, out, left, measured, {layout.gate_images: place, layout.masks: drawn})
     return Summary(_counts(frame), len(unreadable), len(duplicates), len(flawed), tuple(left), folders)
 
 
@@ -183,10 +184,34 @@ def _row(found: Found, facts: Facts, split: str, source: str, root: Path) -> dic
         "split": split,
         "label": found.label,
         "kind": found.kind,
-        "mask_path": found.mask_path.relative_to(root).as_posix() if found.mask_path else "",
+        "mask_path": _mask_path(found, root),
         **vars(facts.header),
         "source": source,
     }
+
+
+def _mask_path(found: Found, root: Path) -> str:
+    if found.drawing:
+        return f"masks/{_mask_name(found)}"
+    return found.mask_path.relative_to(root).as_posix() if found.mask_path else ""
+
+
+def _mask_name(found: Found) -> str:
+    *folders, name = found.sample_id.split("/")
+    return "/".join([*folders, f"{_short(name)}.png"])
+
+
+def _draw_masks(read: _Read, folder: Path) -> None:
+    """Draw the masks that are no single file below `folder`. Raises `DataError` for one that does not fit its image."""
+    folder.mkdir()
+
+    def draw(found: Found, facts: Facts) -> None:
+        assert found.drawing
+        mask = found.drawing.mask(found.path, facts.header.height, facts.header.width)
+        images.write(folder / _mask_name(found), mask)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda pair: draw(*pair), [pair for pair in read if pair[0].drawing]))
 
 
 def _measured(facts: Sequence[Facts]) -> pd.DataFrame:
@@ -203,12 +228,18 @@ def _counts(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def _write(
-    layout: Layout, frame: pd.DataFrame, out: _Out, left: Sequence[Left], measured: pd.DataFrame, gate_images: Path
+    layout: Layout,
+    frame: pd.DataFrame,
+    out: _Out,
+    left: Sequence[Left],
+    measured: pd.DataFrame,
+    folders: Mapping[Path, Path],
 ) -> None:
-    """Write all five outputs, the manifest last: where it is, the files that it names are."""
+    """Write all six outputs, the manifest last: where it is, the files that it names are. `folders`: new by place."""
     layout.manifest.unlink(missing_ok=True)
-    shutil.rmtree(layout.gate_images, ignore_errors=True)
-    os.replace(gate_images, layout.gate_images)
+    for place, new in folders.items():
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(new, place)
     quarantine = sorted((shown(path.relative_to(layout.data).as_posix()), reason) for path, reason in out)
     manifest.write_csv(pd.DataFrame(quarantine, columns=["path", "reason"]), layout.quarantine)
     ignored = [(shown(f"raw/{layout.name}/{item.path}"), item.kind, item.reason) for item in left]

@@ -10,12 +10,16 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pvqae.core.errors import DataError
 from pvqae.core.layout import ARRIVED
 from pvqae.datasets import masks
 from pvqae.datasets.masks import Parts
 from pvqae.samples import images
+
+if TYPE_CHECKING:  # what draws masks changes no training
+    from pvqae.datasets.drawing import Drawing
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Found:
     official: str | None  # train | test, where the source has a split of its own; gate, where the user set it aside
     flaw: str = ""  # why the image has to be left out although it can be read
     unneeded: tuple[Path, ...] = ()  # the masks of a good part
+    drawing: "Drawing | None" = None  # what the mask is drawn from where it is no single file
 
 
 GATE, GATE_MASKS = "gate", "gate_masks"
@@ -77,10 +82,14 @@ def _files(place: str, above: Parts, real: str, followed: Parts) -> Iterator[Par
             yield from _files(entry.path, parts, target, (*followed, target))
 
 
+def is_image(name: str) -> bool:
+    """Return whether a file's name ends as an image's does."""
+    return name[name.rfind(".") :].lower() in images.SUFFIXES
+
+
 def _is_picture(parts: Parts) -> bool:
     """Return whether a file has an image's name and neither it nor a folder above is hidden."""
-    name = parts[-1]
-    return name[name.rfind(".") :].lower() in images.SUFFIXES and not any(part[0] == "." for part in parts)
+    return is_image(parts[-1]) and not any(part[0] == "." for part in parts)
 
 
 def folders(folder: Path) -> list[Path]:
@@ -115,24 +124,38 @@ def defect(category: str, folder: Path, path: Path, kind: str, mask: Path | None
     return replace(normal(category, folder, path, official), label="defect", kind=kind, mask_path=mask)
 
 
-def _is_good(folder: str) -> bool:
-    """Return whether a folder of that name holds good parts."""
-    return folder.casefold() in _GOOD
+def is_good(word: str) -> bool:
+    """Return whether a folder or a label of that name means good parts."""
+    return word.casefold() in _GOOD
+
+
+def is_bad(word: str) -> bool:
+    """Return whether a label of that name means defects of any kind."""
+    return word.casefold() in _BAD.split("|")
 
 
 def _odd(folder: str, good: bool) -> bool:
     """Return whether a folder below good/, or below a kind, says by its name that its images are something else."""
-    return bool((_NOT_GOOD if good else _NOT_OF_KIND).search(folder.casefold())) or (_is_good(folder) and not good)
+    return bool((_NOT_GOOD if good else _NOT_OF_KIND).search(folder.casefold())) or (is_good(folder) and not good)
+
+
+def untrained(found: Found) -> Found:
+    """Return `found`, with a flaw where it is a defect of the source's own train split: nothing is trained on one, and
+    to test with it would change the official test.
+    """
+    if found.label == "normal" or found.official != "train":
+        return found
+    return replace(found, flaw="a defect of the official train split: nothing is trained on defects")
 
 
 def has_good(folder: Path) -> bool:
     """Return whether a folder of good parts is in a folder, with an image in it."""
-    return any(_is_good(p.name) and any(map(_is_picture, files(p))) for p in folders(folder))
+    return any(is_good(p.name) and any(map(_is_picture, files(p))) for p in folders(folder))
 
 
 def _good_folder(folder: Path, kinds: Iterable[str]) -> str:
     """Return the one of `kinds` that means good parts, "" for none. Raises `DataError` for several."""
-    names = sorted(filter(_is_good, kinds))
+    names = sorted(filter(is_good, kinds))
     if len(names) > 1:
         raise DataError(
             f"{folder}: expected one folder of good parts, found {', '.join(names)}; move their images into one of them"
@@ -187,14 +210,16 @@ def _gate(category: str, folder: Path, every: list[Parts]) -> list[Found]:
     return _labelled(category, folder, own, "gate")
 
 
-def split(category: str, folder: Path) -> list[Found]:
-    """Scan train/good, test/KIND, ground_truth/KIND: MVTec AD's layout, BTAD's with good called ok."""
+def split(category: str, folder: Path, test: str = "test") -> list[Found]:
+    """Scan train/good, test/KIND, ground_truth/KIND: MVTec AD's layout, BTAD's with good called ok. `test`: the name of
+    the folder with the test images.
+    """
     every = [parts for parts in files(folder) if _is_picture(parts)]
     found = _gate(category, folder, every)
     for head in _TRAIN:
         own = [(parts[1:], parts) for parts in every if parts[0] == head and len(parts) > 2]
         found += [f for f in _labelled(category, folder, own, "train") if f.label == "normal"]
-    tested = [(parts[1:], parts) for parts in every if parts[0] == "test" and len(parts) > 2]
+    tested = [(parts[1:], parts) for parts in every if parts[0] == test and len(parts) > 2]
     truth = [(parts, parts) for parts in every if len(parts) > 1 and masks.is_folder(parts[0])]
     return _one_by_one(found + _labelled(category, folder, tested + truth, "test"))
 

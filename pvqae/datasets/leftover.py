@@ -24,6 +24,7 @@ _UNREAD = frozenset(
 ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"))
 _OTHER = "other"
 _GOOD = (_OTHER, "the mask of a good part, which needs none")
+_PART = (_OTHER, "drawn into the mask of its image, with others")
 
 
 @dataclass(frozen=True)
@@ -35,25 +36,34 @@ class Left:
     reason: str
 
 
-def of(root: Path, found: Sequence[Found], unchosen: Collection[str], is_mask: Callable[[Parts], bool]) -> list[Left]:
+def of(
+    root: Path,
+    found: Sequence[Found],
+    unchosen: Collection[str],
+    is_mask: Callable[[Parts], bool],
+    reason: Callable[[Parts], str] = lambda parts: "",
+) -> list[Left]:
     """Return the files below a dataset's `root` that are no image and no mask of `found`. `unchosen`: folders of
-    classes that `data.categories` leaves out; `is_mask`: of the dataset's layout.
+    classes that `data.categories` leaves out; `is_mask` and `reason`: of the dataset's layout.
     """
     used = {str(path) for f in found for path in (f.path, f.mask_path) if path}
-    good = {str(path) for f in found for path in f.unneeded}
+    known = {str(path): _GOOD for f in found for path in f.unneeded}
+    known |= {str(path): _PART for f in found if f.drawing for path in f.drawing.files}
     left = [(str(path), parts) for parts in layouts.files(root) if str(path := root.joinpath(*parts)) not in used]
     return [
-        Left(shown("/".join(parts)), *(_GOOD if name in good else _why(parts, unchosen, is_mask)))
+        Left(shown("/".join(parts)), *(known.get(name) or _why(parts, unchosen, is_mask, reason(parts))))
         for name, parts in left
     ]
 
 
-def _why(parts: Parts, unchosen: Collection[str], is_mask: Callable[[Parts], bool]) -> tuple[str, str]:
+def _why(parts: Parts, unchosen: Collection[str], is_mask: Callable[[Parts], bool], reason: str) -> tuple[str, str]:
     suffix = PurePosixPath(parts[-1]).suffix.lower()
     if any(part.startswith(".") for part in parts):
         return _OTHER, "hidden"
     if unchosen and parts[0 if parts[0] != ARRIVED else min(1, len(parts) - 1)] in unchosen:
         return _OTHER, "of a class that data.categories leaves out"
+    if reason:
+        return _OTHER, reason
     if suffix in ARCHIVES:
         return "archive", "an archive: unpack it if it holds images"
     if suffix in _UNREAD:

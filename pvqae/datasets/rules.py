@@ -16,7 +16,8 @@ from pvqae.samples.manifest import COLUMNS, LABELS, NUMBERS, SPLITS
 
 # Relative, POSIX, no part starts with a dot: a manifest from elsewhere must not name other files of this machine.
 # (No lookahead and no groups: pandas hands expressions to RE2, which has none, and warns of the others.)
-_RELATIVE = r"^(?:raw|gate)(?:/[^./\\][^/\\]*)+$"
+_BELOW = r"(?:/[^./\\][^/\\]*)+$"
+_RELATIVE = f"^(?:raw|gate){_BELOW}"
 # Anything but white space, its characters listed: pandas would leave \S to Python, a million times.
 _PRESENT = "[^\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 
@@ -79,8 +80,8 @@ def of_manifest() -> list[Rule]:
         _matches(
             "mask_path_relative",
             "mask_path",
-            f"^$|{_RELATIVE}",
-            "every mask is below these too, or there is none",
+            f"^$|^(?:raw|gate|masks){_BELOW}",
+            "every mask is below these too, or below data/masks, or there is none",
             rebuild,
         ),
         _matches("sha256_format", "sha256", r"^[0-9a-f]{64}$", "every hash has 64 hexadecimal digits", rebuild),

@@ -17,7 +17,8 @@ def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys of nested sections."""
     found = []
     for key, value in values.items():
-        found += leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+        nested = isinstance(value, dict) and value  # an empty one is a value
+        found += leaves(value, f"{prefix}{key}.") if nested else [f"{prefix}{key}"]
     return found
 
 
