@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,9 @@ def _data_demo(
 
 @data.command("fetch", epilog="Example: pvqae data fetch btad downloads/btad --accept-licence")
 def _data_fetch(
-    name: Annotated[str, typer.Argument(help="mvtec, btad or mtsd.")],
+    name: Annotated[
+        str, typer.Argument(help="mvtec, btad, mtsd, visa, loco, mvtec_ad_2, mvtec_3d, kolektor or kolektor2.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder to make, e.g. downloads/mvtec.")],
     url: Annotated[str | None, typer.Option(help="Download the archive from this URL instead.")] = None,
     sha256: Annotated[
@@ -64,7 +67,8 @@ def _data_fetch(
     """Download a public dataset: the only command that uses a network, and only when you run it."""
     from pvqae.datasets import fetch
 
-    typer.echo(fetch.fetch(name, out, Path("data/sources.json"), url, sha256, accept_licence))
+    say = partial(typer.echo, err=True)
+    typer.echo(fetch.fetch(name, out, Path("data/sources.json"), url, sha256, accept_licence, say))
 
 
 @data.command("build", epilog="Example: pvqae data build")
@@ -159,6 +163,22 @@ def _score(
     from pvqae.serving import batch_cli
 
     raise typer.Exit(batch_cli.score(bundle, images, out, heatmaps, masks, table))
+
+
+@app.command(
+    "submit", epilog="Example: pvqae submit models/ad2/can/bundle data/raw/ad2/can submission", rich_help_panel=USE
+)
+def _submit(
+    bundle: _Bundle,
+    folder: Annotated[Path, typer.Argument(help="The class's folder of MVTec AD 2, with test_private/.")],
+    out: Annotated[Path, typer.Argument(help="Folder for anomaly_images/ and anomaly_images_thresholded/.")],
+) -> None:
+    """Write what the evaluation server of MVTec AD 2 wants of a class: maps and masks of its unlabelled images."""
+    from pvqae.inference import bundle as bundles
+    from pvqae.serving import batch_cli, submission
+
+    batch_cli.prepare()
+    typer.echo(f"{submission.write(bundles.load(bundle), folder, out)} images: {out}")
 
 
 @app.command("drift", epilog="Example: pvqae drift models/demo/brick/bundle FOLDER", rich_help_panel=USE)

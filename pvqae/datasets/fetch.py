@@ -67,17 +67,71 @@ ARCHIVES = {
         "https://github.com/abin24/Magnetic-tile-defect-datasets./archive/refs/heads/master.zip",
         None,  # made by GitHub on request
     ),
+    "visa": _Archive(
+        "VisA (Zou et al. 2022, SPot-the-Difference), Amazon: CC BY 4.0. https://github.com/amazon-science/spot-diff",
+        "https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",
+        "2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
+    ),
+    "loco": _Archive(
+        "MVTec LOCO AD, Copyright MVTec Software GmbH: CC BY-NC-SA 4.0, no commercial use. "
+        "https://www.mvtec.com/company/research/datasets/mvtec-loco",
+        "https://www.mydrive.ch/shares/48237/1b9106ccdfbb09a0c414bd49fe44a14a/download/430647091-1646842701/"
+        "mvtec_loco_anomaly_detection.tar.xz",
+        "9e7c84dba550fd2e59d8e9e231c929c45ba737b6b6a6d3814100f54d63aae687",
+    ),
+    "mvtec_ad_2": _Archive(
+        "MVTec AD 2, Copyright MVTec Software GmbH: CC BY-NC-SA 4.0, no commercial use; 33 GB. "
+        "https://www.mvtec.com/company/research/datasets/mvtec-ad-2",
+        "https://www.mydrive.ch/shares/150997/701c90d3aea6588f404936e32a674602/download/466712769-1743429042/"
+        "mvtec_ad_2.tar.gz",
+        "c0ded99ef32bfc8e352d52beb44515e5b292b8598cb963aadfa91ca0763505e4",
+    ),
+    "mvtec_3d": _Archive(
+        "MVTec 3D-AD, Copyright MVTec Software GmbH: CC BY-NC-SA 4.0, no commercial use. "
+        "https://www.mvtec.com/company/research/datasets/mvtec-3d-ad",
+        "https://www.mydrive.ch/shares/45920/dd1eb345346df066c63b5c95676b961b/download/428824485-1643285832/"
+        "mvtec_3d_anomaly_detection.tar.xz",
+        None,
+    ),
+    "kolektor": _Archive(
+        "KolektorSDD (Tabernik et al. 2019), Kolektor Group and ViCoS: CC BY-NC-SA 4.0, no commercial use. "
+        "https://www.vicos.si/resources/kolektorsdd/",
+        "https://data.vicos.si/datasets/KSDD/KolektorSDD.zip",
+        "65dc621693418585de9c4467d1340ea7958a6181816f0dc2883a1e8b61f9d4dc",
+    ),
+    "kolektor2": _Archive(
+        "KolektorSDD2 (Božič et al. 2021), Kolektor Group and ViCoS: CC BY-NC-SA 4.0, no commercial use. "
+        "https://www.vicos.si/resources/kolektorsdd2/",
+        "https://data.vicos.si/datasets/KSDD/KolektorSDD2.zip",
+        None,
+    ),
+}
+# Published, but not as one archive at an address that anyone may open.
+ELSEWHERE = {
+    "mpdd": "download it from its authors, https://github.com/stepanje/MPDD",
+    "dagm": "download its classes, https://hci.iwr.uni-heidelberg.de/content/"
+    "weakly-supervised-learning-industrial-optical-inspection",
+    "real_iad": "ask its authors for access, https://huggingface.co/datasets/Real-IAD/Real-IAD",
 }
 
 
 def fetch(
-    name: str, out: Path, record: Path, url: str | None = None, sha256: str | None = None, accept_licence: bool = False
+    name: str,
+    out: Path,
+    record: Path,
+    url: str | None = None,
+    sha256: str | None = None,
+    accept_licence: bool = False,
+    say: Callable[[str], object] = lambda text: None,
 ) -> Path:
-    """Download dataset `name` to the folder `out` and return it; the archive's hash is kept in the JSON file `record`.
+    """Download dataset `name` to the folder `out` and return it; the archive's hash is kept in the JSON file `record`,
+    and told by `say` where nothing was there to check it against.
 
     Raises `ConfigError` for an unknown name or a licence that was not accepted, `DataError` when `out` exists, the
     download fails or holds another layout, `IntegrityError` for another hash than before or an unsafe archive.
     """
+    if name in ELSEWHERE:
+        raise ConfigError(f"{name} has no archive to fetch: {ELSEWHERE[name]}; then use it with data.source={name}")
     if name not in ARCHIVES:
         raise ConfigError(f"expected one of {', '.join(ARCHIVES)} to fetch, found {name}")
     archive = ARCHIVES[name]
@@ -95,6 +149,8 @@ def fetch(
         raise IntegrityError(
             f"{url}: expected sha256 {expected}, found {found}; the file was removed, ask its publisher"
         )
+    if expected is None:
+        say(f"{url}: sha256 {found}, unverified: nobody has told which it should be; from now on it must stay the same")
     _unpack(name, file, out)
     write_text(record, json.dumps(_recorded(record) | {url: found}, indent=2, sort_keys=True) + "\n")
     file.unlink()

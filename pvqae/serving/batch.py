@@ -131,6 +131,15 @@ def rows(detector: Detector, source: Source, version: str = "") -> Iterator[Valu
             yield batch_rows.of(detector, version, item.path, sha256, item.modified, record)
 
 
+def check_marks(detector: Detector) -> None:
+    """Raise `ConfigError` for a bundle without a pixel threshold, which marks nothing."""
+    if detector.pixel_threshold is None:
+        raise ConfigError(
+            "masks: the bundle has no pixel threshold, it was made by a version before there was one; run "
+            "`python -m flows train` again, or leave masks out"
+        )
+
+
 def run(
     detector: Detector, source: Source, out: Path, version: str = "", heatmaps: bool = False, masks: bool = False
 ) -> Outcome:
@@ -139,11 +148,8 @@ def run(
     `version` is the registered version's number, for the rows. Pictures are below `out`/heatmaps and `out`/masks, by
     the image's hash. Raises `ConfigError` for masks by a bundle without a pixel threshold.
     """
-    if masks and detector.pixel_threshold is None:
-        raise ConfigError(
-            "masks: the bundle has no pixel threshold, it was made by a version before there was one; run "
-            "`python -m flows train` again, or leave masks out"
-        )
+    if masks:
+        check_marks(detector)
     wanted = out, tuple(kind for kind, asked in (("heatmap", heatmaps), ("mask", masks)) if asked)
     out.mkdir(parents=True, exist_ok=True)
     scored = 0

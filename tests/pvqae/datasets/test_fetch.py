@@ -145,6 +145,34 @@ def test_another_layout_is_named_and_leaves_nothing(server: Server, tmp_path: Pa
     assert not (tmp_path / "sources.json").exists()
 
 
+def test_a_hash_that_nobody_told_is_shown_once(server: Server, tmp_path: Path, tiny_mvtec: Path) -> None:
+    said: list[str] = []
+    server.content = zipped(tiny_mvtec)
+    get(server, tmp_path, say=said.append).rename(tmp_path / "first")
+    found = json.loads((tmp_path / "sources.json").read_text())[server.url]
+    assert len(said) == 1
+    assert f"sha256 {found}, unverified" in said[0]
+    get(server, tmp_path, say=said.append)  # it is the recorded one
+    assert len(said) == 1
+
+
+def test_what_has_no_archive_says_where_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"real_iad has no archive to fetch: ask its authors.*data\.source=real_iad"):
+        fetch.fetch("real_iad", tmp_path / "x", tmp_path / "sources.json", accept_licence=True)
+    known = {*fetch.ARCHIVES, *fetch.ELSEWHERE}
+    assert known == set(sources.SOURCES) - {"folder", "table", "annotated", "demo"}
+
+
+def test_a_dataset_below_a_folder_of_its_archive_is_found(server: Server, tmp_path: Path) -> None:
+    for name in ("kos01/Part0.png", "kos01/Part0_label.bmp", "readme.txt"):
+        (tmp_path / "KolektorSDD" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "KolektorSDD" / name).write_text(name)
+    server.content = zipped(tmp_path / "KolektorSDD", "KolektorSDD/")
+    record = tmp_path / "sources.json"
+    out = fetch.fetch("kolektor", tmp_path / "raw" / "k", record, server.url, accept_licence=True)
+    assert sources.categories("kolektor", out) == ["kolektor_sdd"]
+
+
 class TestDownload:
     content = bytes(range(256)) * 40
 
