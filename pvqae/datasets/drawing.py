@@ -20,6 +20,7 @@ from pvqae.samples import decoding, images
 from pvqae.samples.images import Mask
 
 Point = tuple[float, float]  # x, y
+_FAR = 1e7  # pixels: beyond it, arithmetic would lose the pixels themselves
 
 
 class Shape(Protocol):
@@ -60,8 +61,8 @@ def _words(size: tuple[int, ...] | None) -> str:
 
 def _finite(values: Sequence[float] | Sequence[Point]) -> NDArray[np.float64]:
     found = np.asarray(values, dtype=np.float64)
-    if not np.isfinite(found).all():
-        raise ValueError("expected finite coordinates, found others")
+    if not (np.abs(found) <= _FAR).all():
+        raise ValueError(f"expected finite coordinates within {_FAR:g} pixels, found others")
     return found
 
 

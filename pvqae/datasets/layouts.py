@@ -1,8 +1,9 @@
 """Folder layouts that datasets come in: from a category's folder to what each of its images is. Nothing is decoded.
 
 Folders below good/ and below a kind (a day, a lot, a camera) belong to it, unless their name says something else. In
-every layout but MTSD's the user may set labelled images aside for the gate: CATEGORY/gate/KIND/* (KIND good for
-normals), their masks in CATEGORY/gate_masks/KIND/*. What no layout takes is listed by `pvqae.datasets.leftover`.
+the layouts of folders and of MVTec AD the user may set labelled images aside for the gate: CATEGORY/gate/KIND/* (KIND
+good for normals), their masks in CATEGORY/gate_masks/KIND/*. What no layout takes is listed by
+`pvqae.datasets.leftover`.
 """
 
 import os

@@ -184,7 +184,8 @@ def _parts(name: str, root: Path, data: Data) -> dict[str, Path]:
         )
     for category, folder in parts.items():
         if wrong := unusable(category):
-            raise DataError(f"{folder}: expected as the name of a class {wrong}; rename the folder")
+            repair = "rename the folder" if folder.name == category else f"{category!r} is none, correct it"
+            raise DataError(f"{folder}: expected as the name of a class {wrong}; {repair}")
     return parts
 
 

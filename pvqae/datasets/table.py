@@ -57,7 +57,7 @@ def _inside(root: Path, text: str, what: str) -> Path:
 def parts(root: Path, data: Data) -> dict[str, Path]:
     """Return the classes of the table's rows, one named after the folder where the table names none."""
     path = file(root, data)
-    return dict.fromkeys(_rows(path, data)["class"].unique(), root) if path else {}
+    return dict.fromkeys(_rows(path, root, data)["class"].unique(), root) if path else {}
 
 
 def scan(category: str, root: Path, data: Data) -> list[Found]:
@@ -66,20 +66,21 @@ def scan(category: str, root: Path, data: Data) -> list[Found]:
     """
     path = file(root, data)
     assert path  # `parts` found it
-    table = _rows(path, data)
+    table = _rows(path, root, data)
     own = table[table["class"] == category]
     _check_files(path, own, root)
     return [_found(category, root, row, path, data) for row in own.to_dict("records")]
 
 
-def _rows(path: Path, data: Data) -> pd.DataFrame:
+def _rows(path: Path, root: Path, data: Data) -> pd.DataFrame:
     """Return the table as texts, in `COLUMNS`, with its rows numbered from 1 in the column `row`."""
     state = path.stat()
-    return _read(path, (state.st_mtime_ns, state.st_size), tuple(sorted(data.columns.items())))
+    named = tuple(sorted(data.columns.items()))
+    return _read(path, (state.st_mtime_ns, state.st_size), named, root.name)
 
 
 @lru_cache(maxsize=1)  # each class reads it
-def _read(path: Path, state: tuple[int, int], named: tuple[tuple[str, str], ...]) -> pd.DataFrame:
+def _read(path: Path, state: tuple[int, int], named: tuple[tuple[str, str], ...], only: str) -> pd.DataFrame:
     table = _texts(path)
     names = {name: name for name in COLUMNS if name in table.columns} | dict(named)
     missing = [f"{name} (data.columns.{key})" for key, name in named if name not in table.columns]
@@ -92,7 +93,9 @@ def _read(path: Path, state: tuple[int, int], named: tuple[tuple[str, str], ...]
     rows = pd.DataFrame({name: table[names[name]] if name in names else "" for name in COLUMNS}, index=table.index)
     rows["row"] = range(1, len(rows) + 1)
     if "class" not in names:
-        rows["class"] = path.parent.name
+        rows["class"] = only
+    if (rows["class"] == "").any():
+        raise DataError(f"{path}, row {rows.loc[rows['class'] == '', 'row'].iloc[0]}: expected a class, found none")
     twice = rows[rows["path"].duplicated()]
     if len(twice):
         raise DataError(f"{path}, row {twice['row'].iloc[0]}: expected each image once, found {twice['path'].iloc[0]}")

@@ -198,6 +198,7 @@ def test_a_stamp_is_a_small_mask() -> None:
     [
         (Polygon(((1, 1), (2, 2))), "at least 3 points, found 2"),
         (Polygon(((1, 1), (2, 2), (float("nan"), 1))), "finite coordinates"),
+        (Polygon(((1, 1), (1e300, -1e300), (3, 1))), "finite coordinates within 1e\\+07 pixels"),
         (Ellipse(1, 1, 0, 2), "an extent, found half axes 0 and 2"),
         (Runs((1, 2), SIZE), "runs over 16 x 12 pixels, found 2 over 3"),
         (Runs((-1, 193), SIZE), "runs over 16 x 12"),

@@ -135,6 +135,7 @@ WRONG: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
     ([{**GOOD, "path": "cam\\a.png"}], {}, "row 1: expected a path inside of the dataset with /"),
     ([{**GOOD, "mask": "/etc/a.png"}], {}, "row 1: expected a path inside"),
     ([{"path": "a.heic", "label": "good"}], {}, r"row 1: expected an image, found a\.heic; export it as PNG"),
+    ([{**GOOD, "class": ""}], {}, "row 1: expected a class, found none"),
     ([{"path": "", "label": "good"}, GOOD], {}, "row 1: expected a path inside"),
 ]
 
@@ -181,6 +182,9 @@ def test_several_tables_need_a_choice(tmp_path: Path) -> None:
     ):
         scan(root)
     assert len(scan(root, table="b.csv")) == 1
+    (root / "rows").mkdir()
+    (root / "a.csv").rename(root / "rows" / "a.csv")
+    assert [f.category for f in scan(root, table="rows/a.csv")] == ["parts"]
     with pytest.raises(DataError, match=r"c\.csv: expected the table of data\.table, found no file"):
         scan(root, table="c.csv")
     with pytest.raises(DataError, match=r"data\.table: expected a path inside"):
