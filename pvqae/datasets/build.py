@@ -19,7 +19,7 @@ import pandas as pd
 
 from pvqae.core.config import Params, Shares
 from pvqae.core.errors import DataError
-from pvqae.core.files import shown
+from pvqae.core.files import shown, write_text
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
 from pvqae.datasets import arrivals, inspection, leftover, sources, splits
@@ -36,6 +36,9 @@ _Out = list[tuple[Path, str]]  # left out, with the reason
 _EXTENTS = (0.003, 0.05)  # share of the image
 _LONGEST = 200  # bytes of a name
 _SCRATCH = 10  # the length of a scratch, in extents and diagonals
+_ABOUT_MASKS = (
+    "Masks that `pvqae data build` drew from annotations, or united from several files.\n"  # DVC warns of none
+)
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def _mask_name(found: Found) -> str:
 
 def _draw_masks(read: _Read, folder: Path) -> None:
     """Draw the masks that are no single file below `folder`. Raises `DataError` for one that does not fit its image."""
-    folder.mkdir()
+    write_text(folder / "README.txt", _ABOUT_MASKS)
 
     def draw(found: Found, facts: Facts) -> None:
         assert found.drawing

@@ -76,6 +76,8 @@ def test_inputs_are_the_folders_of_its_classes_and_what_others_have_made(tmp_pat
         for part in ("normals", "test"):
             base = dict.fromkeys(manifest.COLUMNS, "x") | dict.fromkeys(manifest.NUMBERS, 8) | {"mask_path": ""}
             images = [base | {"sample_id": n, "path": f"raw/x/{name}/{part}/{n}.png"} for n in "12"]
+            if part == "test":
+                images[1]["mask_path"] = f"masks/{name}/2.png"  # drawn: not below raw/
             rows = pd.DataFrame(images, columns=list(manifest.COLUMNS))
             layout.class_rows(name, part).parent.mkdir(parents=True, exist_ok=True)
             manifest.write(rows, layout.class_rows(name, part))
@@ -83,6 +85,6 @@ def test_inputs_are_the_folders_of_its_classes_and_what_others_have_made(tmp_pat
     def inputs(*stages: str) -> list[str]:
         return job._inputs(tmp_path, JobSpec("x", "", stages, {}, {}))
 
-    assert inputs("train@a") == ["data/raw/x/a/normals", "data/raw/x/a/test"]
+    assert inputs("train@a") == ["data/masks/a", "data/raw/x/a/normals", "data/raw/x/a/test"]
     assert inputs("prior@all")[-2:] == ["train@a", "train@b"]
-    assert inputs("calibrate@b", "evaluate@b")[2:] == ["prior@all", "train@b"]
+    assert inputs("calibrate@b", "evaluate@b")[3:] == ["prior@all", "train@b"]

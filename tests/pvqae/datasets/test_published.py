@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from flows.experiments import subjects
 from pvqae.core import config
 from pvqae.core.errors import DataError
 from pvqae.core.layout import Layout
@@ -224,8 +226,10 @@ def test_a_published_tree_becomes_a_manifest(name: str, tmp_path: Path) -> None:
     assert set(defects["split"]) == {"test"}
     for path in defects["mask_path"]:
         np.testing.assert_array_equal(images.read_mask(path, layout.data), DENT)
-    left = Counter((item.kind, item.reason) for item in said.left)
-    assert {kind for kind, _ in left} <= {"other"}
+    assert {item.kind for item in said.left} <= {"other"}
+    used = {path for column in ("path", "mask_path") for path in frame[column] if path.startswith("raw/")}
+    lists = [pd.read_csv(file) for file in (layout.quarantine, layout.ignored)]
+    assert len(used) + sum(map(len, lists)) == sum(file.is_file() for file in layout.raw.rglob("*"))
 
 
 def scan(source: str, root: Path) -> dict[str, Found]:
@@ -241,6 +245,14 @@ def test_visa_names_kinds_and_needs_no_split_file(tmp_path: Path) -> None:
         scan("visa", tmp_path)
     (tmp_path / "split_csv" / "1cls.csv").unlink()
     assert {f.official for f in scan("visa", tmp_path).values()} == {None}
+
+
+def test_the_laboratory_brings_visas_split_along(tmp_path: Path) -> None:
+    visa(tmp_path / "visa")
+    (place,) = subjects.choose(subjects.find_places([tmp_path]), ["candle"])
+    (found,) = subjects.load([place], tmp_path / "built", config.Params())
+    tested = found.rows[(found.rows["split"] == "test") & (found.rows["label"] == "normal")]
+    assert {Path(path).stem for path in tested["path"]} == {"0010", "0011"}
 
 
 def test_locos_regions_have_their_saturation(tmp_path: Path) -> None:
