@@ -84,12 +84,14 @@ class Polygon:
         down = start[:, 1] <= end[:, 1]
         (x, y), (to_x, to_y) = (np.where(down[:, None], *pair).T for pair in ((start, end), (end, start)))
         top, bottom = (int(np.clip(row, 0, height)) for row in (np.floor(y.min()), np.ceil(to_y.max())))
+        left, right = (int(np.clip(c, 0, width)) for c in (np.floor(start[:, 0].min()), np.ceil(start[:, 0].max())))
         rows = np.arange(top, bottom) + 0.5
         edge, row = np.nonzero((y[:, None] <= rows) & (rows < to_y[:, None]))
         crossing = x[edge] + (rows[row] - y[edge]) / (to_y - y)[edge] * (to_x - x)[edge]
-        odd = np.zeros((len(rows), width + 1), dtype=np.bool_)
-        np.logical_xor.at(odd, (row, np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)), True)
-        mask[top:bottom] |= np.logical_xor.accumulate(odd, axis=1)[:, :width]
+        column = np.clip(np.ceil(crossing - 0.5), left, right).astype(np.int64) - left
+        odd = np.zeros((len(rows), right - left + 1), dtype=np.bool_)
+        np.logical_xor.at(odd, (row, column), True)
+        mask[top:bottom, left:right] |= np.logical_xor.accumulate(odd, axis=1)[:, :-1]
 
 
 def box(x: float, y: float, width: float, height: float, degrees: float = 0.0, around: Point | None = None) -> Polygon:
