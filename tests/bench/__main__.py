@@ -39,6 +39,7 @@ BENCHES: dict[str, str] = {
     "scoring_scale": "scoring_scale.scoring_scale",
     "thousand": "thousand.thousand",
     "dvc_lock": "dvc_lock.dvc_lock",
+    "engine": "inference.compiled",
     "latency": "inference.latency",
     "share": "inference.share",
     "memory": "inference.memory",

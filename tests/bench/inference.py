@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 from flows.experiments import trial
 from flows.experiments.baselines import PatchCore, patches_of
 from flows.experiments.trial import BenchmarkContext
+from pvqae.core.config import Model
 from pvqae.inference import bundle
 from pvqae.inference.measures import measure
 from pvqae.inference.scoring import Scorer, through
+from pvqae.model import backbones
 from pvqae.samples import geometry, images
 from tests.bench import holding
-from tests.bench.rows import Row, Size, at_most, seconds
+from tests.bench.rows import Row, Size, at_least, at_most, seconds
 from tests.bench.subject import BRIEF, context
 
 UNUSED = {"threshold": 0.0, "map_threshold": 0.0, "map_scale": [0.0, 1.0]}  # a card, for a bundle to be whole
@@ -130,6 +132,29 @@ def share(size: Size) -> list[Row]:
         ),
         Row("decode + resize, of scoring", f"{reading:.0%}", total, None, *at_most(100 * reading, 40, " %")),
     ]
+
+
+def compiled(size: Size) -> list[Row]:
+    """The backbone's compiled form beside the same network in PyTorch: one view on one thread, then many on all."""
+    backbone = backbones.make(Model()).eval()
+    every, rows = torch.get_num_threads(), []
+    for views, threads in ((1, 1), (size.of(2, 32), every)):
+        pixels = torch.rand(views, 3, size.of(64, 320), size.of(64, 320)).contiguous(memory_format=torch.channels_last)
+        torch.set_num_threads(threads)
+        took = in_turns(
+            {
+                "compiled": lambda pixels=pixels: backbone.run(pixels, backbone.taps, backbone.targets),
+                "torch": lambda pixels=pixels: backbone.network(pixels, backbone.taps, backbone.targets),
+            },
+            size.of(1, 15),
+        )
+        what = f"frozen network, {views} views of 320 px, {threads} threads: {backbone.engine}"
+        ours, theirs = took["compiled"], took["torch"]
+        ratio = theirs / ours
+        against = f"torch {torch.__version__}, {theirs * 1e3:.0f} ms"
+        rows.append(Row(what, f"{ours * 1e3:.0f} ms", against, ratio, *at_least(ratio, 2)))
+    torch.set_num_threads(every)
+    return rows
 
 
 def memory(size: Size) -> list[Row]:

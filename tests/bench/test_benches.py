@@ -11,7 +11,7 @@ from tests.bench.__main__ import BENCHES, PROJECT, cells
 from tests.bench.rows import Row, at_least, at_most
 
 # The others start whole flows or processes; they take half a minute and more even when they are quick.
-FAST = ("dwt", "lookup", "latency", "share", "vqgan", "frozen")
+FAST = ("dwt", "lookup", "engine", "latency", "share", "vqgan", "frozen")
 
 
 @pytest.mark.parametrize(

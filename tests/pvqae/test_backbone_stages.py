@@ -1,25 +1,29 @@
 """Networks of other libraries through every stage, an export and a fresh process; random weights in a file."""
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import save
 
+import pvqae
 from pvqae.calibration.calibrate import calibrate
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
 from pvqae.core.layout import Layout
 from pvqae.datasets import build
 from pvqae.evaluation import stage
+from pvqae.evaluation.metrics import image_auroc
 from pvqae.export import export
 from pvqae.inference import bundle
 from pvqae.model import weights
@@ -27,6 +31,7 @@ from pvqae.prior import learn
 from pvqae.samples import classes, manifest
 from pvqae.training import network
 from tests.hub import write_dino
+from tests.pvqae.model.test_foreign import packaged_for_timm
 
 if find_spec("timm") is None or find_spec("transformers") is None:
     pytest.skip("the extra pvqae[backbones] is not installed", allow_module_level=True)
@@ -139,3 +144,19 @@ def test_every_family_is_exported_with_parity(made: tuple[Layout, config.Params]
     images = sorted((layout.data / "raw" / "tiny" / "cloth" / "test").rglob("*.png"))
     export.export(layout.bundle("cloth"), tmp_path / "exported", images)
     assert (tmp_path / "exported" / "model.onnx").is_file()
+
+
+@pytest.mark.integration  # a real class, twice
+def test_the_packaged_weights_through_timm_judge_a_real_class_alike(real_dataset: Callable[[str, str], Path]) -> None:
+    root = real_dataset("mvtec", "bottle") / "bottle"
+    data = packaged_for_timm()
+    weights.keep(data, {"backbone": "timm:tf_efficientnet_lite0"})
+    named = f"timm:tf_efficientnet_lite0@{hashlib.sha256(data).hexdigest()[:16]}"
+    files = sorted((root / "test").rglob("*.png"))
+    defect = np.array([file.parent.name != "good" for file in files])
+    found = []
+    for name in ("efficientnet_lite0", named):
+        detector = pvqae.fit(root / "train" / "good", {"model": {"backbone": name}})
+        found.append(image_auroc(defect, np.array([detector.score(file).score for file in files])))
+    assert found[0] > 0.99
+    assert found[1] == pytest.approx(found[0], abs=0.002)

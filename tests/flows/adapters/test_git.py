@@ -27,7 +27,7 @@ def test_a_record_leaves_the_users_branch_index_and_tree_alone(repository: Path,
     sha = git.record(repository, {"demo/dvc.lock": file}, "message")
     assert state(repository) == before
     assert git.git(repository, "show", "--format=%B", "--name-only", sha).split() == ["message", "demo/dvc.lock"]
-    assert git.commit_of(repository, git._BRANCH) == sha
+    assert git.commit_of(repository, git.BRANCH) == sha
 
 
 def test_no_commit_without_a_change_and_other_datasets_stay(repository: Path, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_flows_that_record_at_once_lose_nothing(repository: Path, tmp_path: Path
         file.write_text(file.name)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda file: git.record(repository, {f"{file.name}/f": file}, file.name), files))
-    names = git.git(repository, "ls-tree", "-r", "--name-only", git._BRANCH).split()
+    names = git.git(repository, "ls-tree", "-r", "--name-only", git.BRANCH).split()
     assert names == [f"{number}/f" for number in range(4)]
 
 

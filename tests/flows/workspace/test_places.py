@@ -180,7 +180,7 @@ def test_before_the_first_commit_nothing_that_needs_none_fails(project: Path) ->
 def test_a_commit_that_is_elsewhere_is_brought_from_a_shallow_clone_s_remote(project: Path, tmp_path: Path) -> None:
     first = commit(project)
     git.record(project, {"parts/params.yaml": project / "params.yaml"}, "m")
-    data = git.commit_of(project, git._BRANCH)
+    data = git.commit_of(project, git.BRANCH)
     commit(project)
     run(tmp_path, "git", "clone", "-q", "--depth", "1", f"file://{project}", "shallow")
     for sha in (first, data):
