@@ -74,14 +74,19 @@ def remember(root: Path, name: str, source: Path) -> None:
     write_text(_memory(root, name), json.dumps([str(source.resolve()), _listing(source)]))
 
 
-def _check(root: Path, name: str, source: Path) -> None:
-    target = root / "data" / "raw" / name
+def check(source: Path) -> None:
+    """Raise `DataError` for what is no folder with files."""
     if not source.is_dir():
         raise DataError(f"{source}: expected a folder of images, found {'a file' if source.exists() else 'nothing'}")
-    if source.resolve() in (target.resolve(), *target.resolve().parents):
-        raise DataError(f"{source} holds the project's own data/raw/{name}; name the folder of the original images")
     if not any(names for _, _, names in os.walk(source, followlinks=True)):
         raise DataError(f"{source} has no files")
+
+
+def _check(root: Path, name: str, source: Path) -> None:
+    target = root / "data" / "raw" / name
+    check(source)
+    if source.resolve() in (target.resolve(), *target.resolve().parents):
+        raise DataError(f"{source} holds the project's own data/raw/{name}; name the folder of the original images")
 
 
 def _make_writable(tree: Path) -> None:

@@ -41,6 +41,7 @@ def _train(
     with quiet(as_json):
         root = project()
         settings = _settings(root, params, overrides)
+        _check_source(settings)
         ready = guarded_server()
         _prepare_database(root, settings)
         from flows.train.summary import ClassesFailed
@@ -62,6 +63,14 @@ def _settings(root: Path, params: str, overrides: list[str]) -> "Params":
     from flows.workspace import workspace
 
     return workspace.choose(root, params, tuple(overrides)).params
+
+
+def _check_source(params: "Params") -> None:
+    """Raise `DataError` where data.root can't be a dataset."""
+    from flows.adapters import intake
+
+    if params.data.root and params.data.source != "demo":
+        intake.check(Path(params.data.root).expanduser())
 
 
 def _prepare_database(root: Path, params: "Params") -> None:
@@ -107,7 +116,9 @@ def _retrain(
         root = project()
         from flows.retrain import watch
 
-        _settings(root, params or watch.params_of(root, dataset), overrides)
+        settings = _settings(root, params or watch.params_of(root, dataset), overrides)
+        watch.refuse_made(settings)
+        watch.landing_area(root, settings)  # an address of a kind that is not known
         ready = guarded_server()
         from flows.retrain.retrain import retrain as flow
 

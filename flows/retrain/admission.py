@@ -29,11 +29,10 @@ from pvqae.core.errors import DataError
 from pvqae.core.files import digest
 from pvqae.core.layout import ARRIVED, Layout
 from pvqae.datasets import arrivals as arrived
-from pvqae.datasets import sources
+from pvqae.datasets import build, sources
 from pvqae.datasets.layouts import Found
-from pvqae.samples.images import SUFFIXES
 
-_HELD_OUT = ("test", "gate")  # splits set by the source or by a person: nothing there is trained on
+_LEARNT = ("train", "calibrate")  # splits that a new version learns from, or sets its threshold on
 
 
 def with_dataset(
@@ -59,7 +58,7 @@ def with_dataset(
             if params.flow.push and taken.count("accepted"):
                 dvc.push()
         found = sources.scan(params.data.source, layout.raw, categories, params.data)
-        return taken, _facts_of(asked, tracking, dvc, found, ledger, paths, taken)
+        return taken, _facts_of(asked, tracking, dvc, found, build.splits_of(found, params), ledger, paths, taken)
 
 
 def _would_take(
@@ -68,15 +67,15 @@ def _would_take(
     """Return what would be looked at; download and change nothing."""
     if (area := watch.landing_area(project, params)) is None:
         return Taken()
-    items, waiting = _new_objects(area, params, ledger, categories, champions)
-    images = [item for item in items if Path(item.key).suffix.lower() in SUFFIXES]
+    items, others = _new_objects(area, params, ledger, categories, champions)
+    images = [item for item in items if arrivals.is_image(item.key)]
     counts = Counter(item.key.partition("/")[0] for item in images)
-    return Taken((), (), waiting, looked=dict(counts), others=len(items) - len(images))
+    return replace(others, looked=dict(counts), others=len(items) - len(images))
 
 
 def _new_objects(
     area: Landing, params: Params, ledger: Ledger, categories: Sequence[str], champions: Champions
-) -> tuple[list[Object], Counter[str]]:
+) -> tuple[list[Object], Taken]:
     waits = champions.waits(categories)
     ready = [category for category, why in waits.items() if not why]
     return arrivals.new_objects(area, ledger, categories, ready, params.landing.max_objects, waits)
@@ -89,12 +88,12 @@ def _take_in(
     ledger.release(paths)
     if (area := watch.landing_area(paths.root, params)) is None:
         return Taken()
-    items, waiting = _new_objects(area, params, ledger, categories, champions)
+    items, others = _new_objects(area, params, ledger, categories, champions)
     if not items:
         ledger.write_lists(paths)
-        return Taken((), (), waiting)
+        return others
     known = Index.of(paths, params)
-    return arrivals.Intake(area, paths, ledger, known, champions.screen, params).take(items, waiting)
+    return arrivals.Intake(area, paths, ledger, known, champions.screen, params).take(items, others)
 
 
 def recorder(project: Path, params: Params) -> Callable[[str], str]:
@@ -165,26 +164,34 @@ def counted(entries: Sequence[Entry]) -> str:
 
 
 def _facts_of(
-    asked: Facts, registry: Registry, dvc: Versioning, found: Sequence[Found], ledger: Ledger, paths: IntakePaths,
-    taken: Taken,
+    asked: Facts, registry: Registry, dvc: Versioning, found: Sequence[Found], chosen: Mapping[str, str],
+    ledger: Ledger, paths: IntakePaths, taken: Taken,
 ) -> Facts:  # fmt: skip
-    """Complete `asked` by the facts of every class, from the registry, the data versions and the ledger."""
+    """Complete `asked` by the facts of every class, from the registry, the data versions and the ledger.
+
+    `chosen`: the split of each image of `found` by its sample_id.
+    """
     name, raw, now = paths.dataset, Layout(paths.root, paths.dataset).raw, datetime.datetime.now(datetime.UTC)
     held = Counter(e.category for e in ledger.entries("review") if (file := paths.file(e)) and file.exists())
 
     def facts(category: str) -> ClassFacts:
         model = lineage.model_name(name, category)
         champion = promotions.champion(registry, model) or ""
-        normals = [f for f in found if f.category == category and f.label == "normal" and f.official not in _HELD_OUT]
+        normals = [f for f in found if f.category == category and f.label == "normal"]
         seen = dvc.listing(registry.version_tags(model, champion)["data_hash"]) if champion else None
         fresh = taken.looked.get(category, 0)
         trained, judged = ("", False) if fresh else _of_this_data(registry, model, dvc.data_hash(name))
-        new = [f for f in normals if seen is not None and f.path.relative_to(raw).as_posix() not in seen]
+        new = Counter(
+            chosen[f.sample_id] for f in normals if seen is not None and f.path.relative_to(raw).as_posix() not in seen
+        )
         return ClassFacts(
             category=category,
             champion=champion,
             age_days=_age_days(registry, model, champion, now) if champion else None,
-            new_normals=None if seen is None else fresh + len(new),
+            new_normals=None if seen is None else fresh + sum(new[split] for split in _LEARNT),
+            new_tests=new["test"],
+            new_gates=new["gate"],
+            unseen=fresh,
             in_review=held[category],
             trained=trained,
             judged=judged,

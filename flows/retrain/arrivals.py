@@ -104,8 +104,8 @@ def new_objects(
     ready: Sequence[str],
     most: int,
     waits: Mapping[str, str] | None = None,
-) -> tuple[list[Object], Counter[str]]:
-    """Return at most `most` objects without a line in the ledger, and why others wait (reason → images).
+) -> tuple[list[Object], Taken]:
+    """Return at most `most` objects without a line in the ledger, and why others wait or could not be listed.
 
     They are sorted by key, but first come those that failed least often: what never arrives must not keep out what
     stands behind it. `ready` are the `classes` that have a champion to screen with; `waits` says why the others wait,
@@ -115,8 +115,12 @@ def new_objects(
 
     def why(item: Object) -> str:
         category, slash, _ = item.key.partition("/")
+        if slash and category in ready:
+            return ""
+        if not is_image(item.key):  # nothing that a champion or a folder would help
+            return "no image: remove it from the landing area, or export it as PNG"
         if slash and category in classes:
-            return "" if category in ready else (waits or {}).get(category) or _no_champion(category)
+            return (waits or {}).get(category) or _no_champion(category)
         found = f"{category}/" if slash else "no folder"
         return f"expected CLASS/FILE with one of the classes {', '.join(classes)}; found {found}: move them"
 
@@ -125,13 +129,17 @@ def new_objects(
             waiting[reason] += 1
         return not reason
 
-    found, unlisted = listed(landing)
-    waiting.update(unlisted)
+    found, unseen = listed(landing)
     fresh = [item for item in found if item not in ledger and usable(item)]
     fresh.sort(key=lambda item: (ledger.tries(item), item))
     if len(fresh) > most:
         waiting[f"more than landing.max_objects ({most}) for one run"] = len(fresh) - most
-    return fresh[:most], waiting
+    return fresh[:most], Taken(waiting=waiting, unseen=unseen)
+
+
+def is_image(key: str) -> bool:
+    """Tell by its name whether an object can be an image."""
+    return PurePosixPath(key).suffix.lower() in images.SUFFIXES
 
 
 def decide(
@@ -178,8 +186,11 @@ class Intake:
         self._landing, self._paths, self._ledger, self._index = landing, paths, ledger, index
         self._screen, self._params = screen, params
 
-    def take(self, items: Iterable[Object], waiting: Mapping[str, int] = {}) -> Taken:
-        """Look at each object and put it where it belongs; leave those that do not arrive to the next run."""
+    def take(self, items: Iterable[Object], others: Taken = Taken()) -> Taken:  # noqa: B008  # frozen
+        """Look at each object and put it where it belongs; leave those that do not arrive to the next run.
+
+        `others` says what waits; it is part of what is returned.
+        """
         shutil.rmtree(self._paths.incoming, ignore_errors=True)  # half downloads
         self._paths.incoming.mkdir(parents=True)
         held = self._ledger.entries("accepted", "review")
@@ -200,9 +211,9 @@ class Intake:
             if tired and tired % _PATIENCE == 0 and not self._goes_on(since):
                 break
         self._ledger.tried(failed)
-        self._ledger.write_lists(self._paths)
-        rest = Counter({_SILENT: len(left)}) if left else Counter[str]()
-        return Taken(tuple(entries), tuple(failed.values()), Counter(waiting) + rest)
+        tables = self._ledger.write_lists(self._paths)
+        waiting = Counter(others.waiting) + Counter({_SILENT: len(left)})
+        return replace(others, entries=tuple(entries), failed=tuple(failed.values()), waiting=waiting, tables=tables)
 
     def _goes_on(self, since: float) -> bool:
         """Tell whether the area is well although some objects do not arrive: it still lists, and not too slowly."""
@@ -226,7 +237,7 @@ class Intake:
         """Decide about an object, which is downloaded to `file` unless its name or size forbids that."""
         category, most = item.key.partition("/")[0], self._params.landing.max_bytes
         entry = Entry(item.key, item.etag, item.size, "quarantined", "", category)
-        if PurePosixPath(item.key).suffix.lower() not in images.SUFFIXES:
+        if not is_image(item.key):
             expected = f"expected a name ending in {', '.join(sorted(images.SUFFIXES))}"
             return replace(entry, reason=f"{expected}; export the image as PNG and upload that"), None
         if item.size > most:

@@ -20,6 +20,7 @@ from pvqae.core.files import write_table, write_text
 # accepted: kept next to the dataset; versioned: in a DVC version of it; lost: its kept file is gone, so it is as new.
 # The others are final unless a person decides.
 State = Literal["accepted", "versioned", "review", "duplicate", "quarantined", "lost"]
+_WORDS: dict[State, str] = {"review": "held back"}  # as the review page calls them; the others are words themselves
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Taken:
-    """What one run took: entries by state, what did not arrive, what had to wait and why (reason → images).
+    """What one run took: entries by state, what did not arrive, what had to wait and why (reason → objects).
 
-    Of a dry run: how many images of each class would be `looked` at, and how many `others` are no images.
+    Of a dry run: how many images of each class would be `looked` at, and how many `others` are no images. `unseen`:
+    why parts of the landing area could not be listed; `tables` says where the reasons are, by state.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -63,6 +65,8 @@ class Taken:
     waiting: Mapping[str, int] = field(default_factory=dict)
     looked: Mapping[str, int] = field(default_factory=dict)
     others: int = 0
+    unseen: tuple[str, ...] = ()
+    tables: Mapping[State, str] = field(default_factory=dict)
 
     def count(self, *states: State) -> int:
         """Return the number of entries in one of `states`."""
@@ -71,15 +75,27 @@ class Taken:
     @property
     def lines(self) -> tuple[str, ...]:
         """What came and what did not, for people."""
-        counts = Counter(entry.state for entry in self.entries)
-        came = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
-        lines = [f"{len(self.entries)} new objects: {came}"] if counts else ["no new objects"]
-        if self.looked or self.others:
+        looked, waiting = sum(self.looked.values()), sum(self.waiting.values())
+        states = Counter(entry.state for entry in self.entries)
+        counts = {_WORDS.get(state, state): n for state, n in sorted(states.items())}
+        counts |= {"would be looked at": looked, "would be quarantined": self.others}
+        counts |= {"wait": waiting, "did not arrive": len(self.failed)}
+        came = ", ".join(f"{n} {words}" for words, n in counts.items() if n)
+        lines = [f"{sum(counts.values())} new objects: {came}" if came else "no new objects"]
+        if looked:
             by_class = ", ".join(f"{n} {category}" for category, n in sorted(self.looked.items()))
-            lines = [f"a dry run: {sum(self.looked.values())} images would be looked at: {by_class or 'none'}"]
-            lines += [f"a dry run: {self.others} files that are no images would be quarantined"] * bool(self.others)
-        lines += [f"{n} objects wait: {reason}" for reason, n in sorted(self.waiting.items())]
-        return (*lines, *(f"did not arrive: {reason}" for reason in self.failed))
+            lines.append(f"a dry run: {looked} images would be looked at: {by_class}")
+        if self.others:
+            lines.append(f"a dry run: {self.others} files that are no images would be quarantined")
+        lines += [
+            f"{_WORDS.get(state, state)}: reasons in {self.tables[state]}" for state in self.tables if states[state]
+        ]
+        lines += [f"{n} wait: {reason}" for reason, n in sorted(self.waiting.items())]
+        return (
+            *lines,
+            *(f"not listed: {why}" for why in self.unseen),
+            *(f"did not arrive: {why}" for why in self.failed),
+        )
 
 
 class Ledger:
@@ -132,15 +148,18 @@ class Ledger:
                 self.append([accepted])
             file.unlink()
 
-    def write_lists(self, paths: "IntakePaths") -> None:
-        """Write quarantine.csv and review.csv for people, in the folders of these files: one line per object."""
-        for state, folder, name in (
-            ("quarantined", paths.home / "quarantine", "quarantine"),
-            ("review", paths.review, "review"),
-        ):
-            rows = [_listed(entry, paths.file(entry), folder) for entry in self.entries() if entry.state == state]
-            if rows or folder.is_dir():
-                write_table(folder / f"{name}.csv", ("class", "object", "bytes", "reason", "score", "file"), rows)
+    def write_lists(self, paths: "IntakePaths") -> dict[State, str]:
+        """Write quarantine.csv and review.csv for people, in the folders of these files: one line per object.
+
+        Return where they are, by state, below the project.
+        """
+        written: dict[State, str] = {}
+        for state, file in paths.tables.items():
+            rows = [_listed(entry, paths.file(entry), file.parent) for entry in self.entries(state)]
+            if rows or file.parent.is_dir():
+                write_table(file, ("class", "object", "bytes", "reason", "score", "file"), rows)
+                written[state] = file.relative_to(paths.root).as_posix()
+        return written
 
 
 def _tries(file: Path) -> dict[str, int]:
@@ -173,6 +192,14 @@ class IntakePaths:
     def review(self) -> Path:
         """Held images by class; a person accepts one by moving it to accepted/CLASS."""
         return self.root / ".pvqae" / "review" / self.dataset
+
+    @property
+    def tables(self) -> dict[State, Path]:
+        """The tables that say why, for people, by state."""
+        return {
+            "quarantined": self.home / "quarantine" / "quarantine.csv",
+            "review": self.review / "review.csv",
+        }
 
     @property
     def ledger(self) -> Path:

@@ -25,6 +25,7 @@ from pvqae.core.files import write_text
 if TYPE_CHECKING:  # training and the gate are only imported for a decision that needs them
     from flows.gate.rules import Verdict
     from flows.train.summary import Summary
+    from flows.versions.registration import Registered
 
 _LONGEST = 4000  # characters of a tag; the whole is in decision.json
 _WORDS = {"train": "TRAIN", "judge": "NO TRAINING, BUT THE GATE", "wait": "NO TRAINING"}
@@ -135,15 +136,17 @@ def _judge(project: Path, outcome: Outcome) -> "tuple[tuple[tuple[str, Verdict],
 
 
 def _after(trained: "Summary", verdicts: "tuple[tuple[str, Verdict], ...]") -> "Summary":
-    """Return the summary with the aliases that the gate gave: its table must not contradict the verdicts."""
-    champions = {(name, verdict.version) for name, verdict in verdicts if verdict.promoted}
-    versions = tuple(
-        replace(item, alias="champion")
-        if (lineage.model_name(trained.dataset, item.category), item.version) in champions
-        else item
-        for item in trained.versions
-    )
-    return replace(trained, versions=versions)
+    """Return the summary with the aliases that the gate gave and why: it must not contradict the verdicts."""
+    judged = {(name, verdict.version): verdict for name, verdict in verdicts}
+
+    def after(item: "Registered") -> "Registered":
+        verdict = judged.get((lineage.model_name(trained.dataset, item.category), item.version))
+        if verdict is None:
+            return item
+        alias = "champion" if verdict.promoted else item.alias
+        return replace(item, alias=alias, reasons=(f"the gate, against {verdict.champion}: {verdict.outcome}",))
+
+    return replace(trained, versions=tuple(map(after, trained.versions)))
 
 
 @contextmanager

@@ -12,7 +12,9 @@ Trigger = Literal["manual", "schedule", "samples", "drift"]
 class ClassFacts:
     """What is known of a class. `champion` is a version, "" for none; its age is None where that is not known.
 
-    `new_normals` to train with that its champion has not seen; None: what the champion has seen is not known.
+    `new_normals` to train with that its champion has not seen; None: what the champion has seen is not known. Of them
+    `unseen` were not looked at yet (a dry run). Nothing learns from the others that it has not seen: the `new_tests` of
+    the test split and the `new_gates` of the gate.
     `trained`: its version that was made of this very data, "" for none; `judged`: the gate has a verdict on that.
     """
 
@@ -21,6 +23,9 @@ class ClassFacts:
     age_days: float | None
     new_normals: int | None
     in_review: int = 0
+    new_tests: int = 0
+    new_gates: int = 0
+    unseen: int = 0
     trained: str = ""
     judged: bool = False
 
@@ -84,7 +89,7 @@ def _new(item: ClassFacts) -> bool:
 def _samples(facts: Facts, limits: Retrain) -> list[_Rule]:
     rules: list[_Rule] = []
     for item in facts.classes:
-        held = f"; {item.in_review} wait for review" if item.in_review else ""
+        held = f"; {item.in_review} held back" if item.in_review else ""
         if not item.champion:
             rules.append((True, "samples", f"{item.category}: no champion yet{held}"))
         elif item.new_normals is None:
@@ -93,8 +98,12 @@ def _samples(facts: Facts, limits: Retrain) -> list[_Rule]:
             )
         else:
             enough = item.new_normals >= limits.min_new
-            text = f"{item.category}: {item.new_normals} new normals since version {item.champion}"
-            rules.append((enough, "samples", f"{text}, {'at least' if enough else 'wanted'} {limits.min_new}{held}"))
+            most = "up to " if item.unseen else ""
+            text = f"{item.category}: {most}{item.new_normals} new normals since version {item.champion}"
+            others = {"the test split": item.new_tests, "the gate": item.new_gates}
+            more = " and ".join(f"{n} for {place}" for place, n in others.items() if n)
+            wanted = f"{'at least' if enough else 'wanted'} {limits.min_new}"
+            rules.append((enough, "samples", f"{text}, {wanted}{f'; {more}' if more else ''}{held}"))
     return rules
 
 

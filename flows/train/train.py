@@ -91,7 +91,7 @@ def train(
             first = stages.each(stages.first_stages(graph))
             done, unfit = run(first, Pipeline(dvc, changed, recorder), parallel=1)
             if unfit:
-                raise PvqaeError("\n".join(unfit))
+                raise PvqaeError(space.placed("\n".join(unfit)))
             ready = done[-1:]  # the checked manifest
             unfit, graph = _without_held_back(space, graph)
             for line in unfit:
@@ -126,7 +126,8 @@ def train(
         versions, failed = _versions(registrar, recorder, graph["classes"])
 
         # 8. What came of it: first the report's page, which names the versions.
-        pages.publish(tracking, report, name, versions, space.params.data.source == "demo")
+        warned = tuple(map(space.placed, _validation(space).get("warnings", ())))
+        pages.publish(tracking, report, name, versions, space.params.data.source == "demo", notes=warned)
         summary = Summary(
             dataset=name,
             figures=read_json(space.layout.reports / "metrics.json"),
@@ -137,7 +138,7 @@ def train(
             report=report,
             tracking_uri=environment.shown(uri),
             mlflow_run=parent,
-            warnings=tuple(_placed(space, text) for text in _validation(space).get("warnings", ())),
+            warnings=warned,
         )
         _finish(tracking, parent, space, summary)
         if unfit or failed:
@@ -161,18 +162,11 @@ def _validation(space: Workspace) -> dict[str, Any]:
     return dict(json.loads(file.read_text("utf-8"))) if file.exists() else {}
 
 
-def _placed(space: Workspace, text: str) -> str:
-    """Return a warning with the tables that it names where they are: a run with --set has its own folder."""
-    for file in (space.layout.quarantine, space.layout.ignored):
-        text = text.replace(file.relative_to(space.path).as_posix(), str(file))
-    return text
-
-
 def _without_held_back(space: Workspace, graph: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Return why the check of the data holds classes back, in words, and the graph of the others."""
     held = _validation(space).get("held_back", {})
-    words = [f"class {name} is held back:\n  {reason}" for name, reason in held.items() if name in graph["classes"]]
-    return words, classes.without(graph, held)
+    lines = [f"class {name} is held back:\n  {reason}" for name, reason in held.items() if name in graph["classes"]]
+    return [space.placed(line) for line in lines], classes.without(graph, held)
 
 
 def _evaluated(

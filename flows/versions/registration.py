@@ -71,6 +71,7 @@ class Registrar:
             "mlflow_run": run,
             "parent_version": champion or lineage.NONE,
             "parent_bundle_sha256": warm_start.sha256_of(self._space, category),
+            "started_from": warm_start.started_from(self._space, category),
         }
         with tempfile.TemporaryDirectory() as folder:
             exported = Path(folder) / "bundle"

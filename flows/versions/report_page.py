@@ -5,13 +5,13 @@ The page is in the project's `reports/<dataset>/`; its file of versions belongs 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flows.adapters.tracking import Promotion, Registry
 from flows.core import lineage
-from flows.versions import promotions
+from flows.versions import promotions, warm_start
 from flows.versions.registration import Registered
 from pvqae.core.errors import PvqaeError
 from pvqae.report.report import Comparison, Fact, Verdict, Version, read_versions, write_versions
@@ -29,7 +29,8 @@ _LINEAGE = {  # tag → words, whether it is a hash
     "environment": ("environment", True),
     "seed": ("seed", False),
     "parent_version": ("champion when trained", False),
-    "parent_bundle_sha256": ("trained on from bundle", True),
+    "parent_bundle_sha256": ("bundle given to start from", True),
+    "started_from": ("training started from", False),
     "trigger": ("trigger", False),
     "reason": ("reason", False),
     "mlflow_run": ("MLflow run", True),
@@ -44,10 +45,11 @@ def publish(
     found: Sequence[Registered],
     demo: bool,
     others: Mapping[str, dict[str, Any]] = {},
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the versions that `found` names into the dataset's folder of reports, and the page with them.
 
-    `others`: the classes whose versions are as they were.
+    `others`: the classes whose versions are as they were; `notes`: what the check of the data warned of.
     """
     metrics = json.loads((reports / "metrics.json").read_text("utf-8"))["classes"]
     names = {item.category: lineage.model_name(dataset, item.category) for item in found}
@@ -55,7 +57,7 @@ def publish(
         item.category: _version(registry, names[item.category], item.version, item.reasons, metrics[item.category])
         for item in found
     }
-    write_versions(reports, {**others, **known}, demo)
+    write_versions(reports, {**others, **known}, demo, notes)
 
 
 def refresh(registry: Registry, root: Path, dataset: str, category: str = "") -> None:
@@ -74,7 +76,7 @@ def refresh(registry: Registry, root: Path, dataset: str, category: str = "") ->
         if category in ("", name)
     ]
     try:
-        publish(registry, reports, dataset, found, kept.demo, others=kept.classes)
+        publish(registry, reports, dataset, found, kept.demo, others=kept.classes, notes=kept.notes)
     except PvqaeError as error:
         print(f"{reports}: the page was not written again: {error}")
 
@@ -108,10 +110,19 @@ def _version(
         alias=alias,
         registered=next((f"{one.when[:19]}Z" for one in log if number and one.to_version == number), ""),
         reasons=tuple(tags.get("decided_reasons", "").split("\n")) if number else reasons,
-        lineage=tuple(Fact(words, tags[key], is_hash) for key, (words, is_hash) in _LINEAGE.items() if key in tags),
+        lineage=tuple(_facts(tags)),
         comparison=_comparison(registry, name, tags, _opponent(number, tags, champion, log), metrics),
         verdict=_verdict(tags),
     )
+
+
+def _facts(tags: Mapping[str, str]) -> Iterator[Fact]:
+    """Yield the lines of a version's lineage; a bundle that it was given, but could not start from, is none."""
+    started = tags.get("started_from", "")
+    for key, (words, is_hash) in _LINEAGE.items():
+        if key not in tags or (key == "parent_bundle_sha256" and started not in ("", warm_start.PARENT)):
+            continue
+        yield Fact(words, "that bundle" if tags[key] == warm_start.PARENT else tags[key], is_hash)
 
 
 def _comparison(

@@ -17,10 +17,12 @@ from flows.versions import promotions
 from flows.workspace.workspace import Workspace
 from pvqae.core.errors import IntegrityError
 from pvqae.core.files import write_text
+from pvqae.datasets import splits
 from pvqae.samples.classes import FROM_SCRATCH
 
 _KEPT = "warm"  # a folder among the artifacts of a class's run
 _BACKBONE = "backbone.safetensors"  # in exported bundles only
+PARENT = "parent"  # in origin.json
 _WHY = "Networks with this parent start from scratch.\n"
 
 
@@ -38,10 +40,24 @@ def keep(registry: Registry, run: str, space: Workspace, category: str) -> None:
 
 def sha256_of(space: Workspace, category: str) -> str:
     """Return the hash of the bundle that the class's network was given to go on from, or "none"."""
+    return str(_origin(space, category).get("parent_bundle_sha256", lineage.NONE))
+
+
+def started_from(space: Workspace, category: str) -> str:
+    """Return what the weights of the class's bundle began as: `PARENT`, or why they began from scratch.
+
+    A network that was given a parent may have had to start without it, e.g. where a part that it had learned from is
+    gone.
+    """
+    return str(_origin(space, category).get("fits", {}).get(splits.FULL, "not known"))
+
+
+def _origin(space: Workspace, category: str) -> dict[str, Any]:
+    """Return the origin.json of the class's network; empty where there is none."""
     folder = _network(space, category)
     if folder is None or not (folder / "origin.json").exists():
-        return lineage.NONE
-    return str(json.loads((folder / "origin.json").read_text("utf-8"))["parent_bundle_sha256"])
+        return {}
+    return dict(json.loads((folder / "origin.json").read_text("utf-8")))
 
 
 def _network(space: Workspace, category: str) -> Path | None:

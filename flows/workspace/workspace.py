@@ -5,6 +5,7 @@ its own, with the project's code.
 """
 
 import hashlib
+import importlib
 import json
 import re
 import shlex
@@ -26,6 +27,19 @@ from pvqae.core.layout import Layout
 
 # Where and how fast a run happens, not what comes out of it.
 NO_RESULT = ("compute", "flow", "gate", "services", "landing", "retrain", "drift", "service")
+# Params that name an entry of a dict, and the dicts. Most of them are beside code that needs torch.
+_NAMED = {
+    "data.source": "pvqae.datasets.sources.SOURCES",
+    "model.backbone": "pvqae.model.backbones.BACKBONES",
+    "train.schedule": "pvqae.training.losses.SCHEDULES",
+    "train.richness": "pvqae.features.richness.RICHNESS",
+    "prior.grouping": "pvqae.samples.classes.GROUPINGS",
+    "score.recon": "pvqae.inference.readout.RECON",
+    "score.prior": "pvqae.inference.measures.PRIOR_MEASURES",
+    "score.fusion": "pvqae.inference.readout.FUSIONS",
+    "score.image_scale": "pvqae.inference.readout.SCALES",
+    "score.map_scale": "pvqae.inference.readout.SCALES",
+}
 _say = partial(print, flush=True)
 _SETTINGS = (".dvc/config", ".dvcignore", ".gitignore")  # besides the code, what DVC reads before it reads dvc.yaml
 
@@ -41,7 +55,7 @@ class Choice:
 def choose(root: Path, params_file: str = "", overrides: tuple[str, ...] = ()) -> Choice:
     """Read the params of a run. A new data.source without a data.name is another dataset, so it gets another name.
 
-    Raises `ConfigError` for a key or a value that `pvqae.core.config` does not know.
+    Raises `ConfigError` for a key or a value that `pvqae.core.config` does not know, or that no stage could work with.
     """
     file = Path(params_file) if params_file else root / "params.yaml"
     params = config.load(file, overrides)
@@ -51,7 +65,35 @@ def choose(root: Path, params_file: str = "", overrides: tuple[str, ...] = ()) -
         if name == "folder" and (folder := params.data.root):  # plain folders: by the folder's own name
             name = re.sub(r"[^a-z0-9_-]+", "-", Path(folder).resolve().name.lower()).strip("-_")[:100] or name
         params = config.load(file, (*overrides, f"data.name={name}"))
+    if wrong := [*_unknown_names(params), *_contradictions(params)]:
+        raise ConfigError("\n".join(wrong))
     return Choice(params, own=not overrides and file.resolve() == (root / "params.yaml").resolve())
+
+
+def _unknown_names(params: Params) -> Iterator[str]:
+    """Yield what is wrong with the values that name an entry of a dict; a dict is only loaded for another value than
+    the default.
+    """
+    for key, path in _NAMED.items():
+        section, name = key.split(".")
+        found, usual = (getattr(getattr(one, section), name) for one in (params, Params()))
+        if found == usual or (key == "model.backbone" and ":" in found):  # a network of another library
+            continue
+        module, _, table = path.rpartition(".")
+        if found not in (known := getattr(importlib.import_module(module), table)):
+            yield f"{key}: expected one of {', '.join(known)}; found {found}; correct --set or params.yaml"
+
+
+def _contradictions(params: Params) -> Iterator[str]:
+    """Yield which values can't be together."""
+    shares, score = params.data.shares, params.score
+    if (total := shares.calibrate + shares.gate + shares.test) >= 1:
+        yield f"data.shares: expected a sum below 1, found {total:g}: nothing is left to learn from; lower one"
+    if not params.train.steps and score.reads_network:
+        yield (
+            "train.steps: 0 trains no network, so expected score.recon memory and score.fusion recon, found "
+            f"{score.recon} and {score.fusion}; change them, or train.steps"
+        )
 
 
 def _without_root(params: Params) -> Params:
@@ -118,6 +160,14 @@ class Workspace:
         write_text(self.dvc_file, source.read_text("utf-8"))
         return not same or not self.layout.raw.is_dir()
 
+    def placed(self, text: str) -> str:
+        """Return a text with the tables that it names where they are below the project: a run with --set has its own
+        folder.
+        """
+        for file in (self.layout.quarantine, self.layout.ignored):
+            text = text.replace(file.relative_to(self.path).as_posix(), file.relative_to(self.root).as_posix())
+        return text
+
     def publish_reports(self) -> Path:
         """Put the reports where people look, replaced whole; return the project's folder of them."""
         target = Layout(self.root, self.params.data.name).reports
@@ -127,6 +177,9 @@ class Workspace:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
         shutil.copytree(self.layout.reports, new, copy_function=_copy_writable)
+        for file in (new / "validation.json", new / "data_docs" / "index.html"):
+            if file.is_file():
+                write_text(file, self.placed(file.read_text("utf-8")))
         if target.exists():
             target.rename(old)
         new.rename(target)

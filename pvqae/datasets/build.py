@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pvqae.core.config import Params, Shares
+from pvqae.core.config import Params
 from pvqae.core.errors import DataError
 from pvqae.core.files import shown, write_text
 from pvqae.core.layout import Layout
@@ -43,20 +43,26 @@ _ABOUT_MASKS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """What was built: images per class and split, what was left out, and what nothing uses."""
+    """What was built: images per class and split, what was left out, and what nothing uses; the tables that say so.
+
+    `synthetic` counts the defects that were drawn for the gate.
+    """
 
     counts: dict[str, dict[str, int]]
+    synthetic: int
     unreadable: int
     duplicates: int
     flawed: int
-    left: tuple[Left, ...] = ()
-    folders: str = ""
+    left: tuple[Left, ...]
+    folders: str
+    tables: tuple[Path, Path]
 
     def __str__(self) -> str:
         of = {name: ", ".join(f"{split} {n}" for split, n in own.items()) for name, own in self.counts.items()}
         counts = "; ".join(f"{name} {text}" for name, text in of.items())
         out = f"Left out: {self.unreadable} unreadable, {self.duplicates} duplicates, {self.flawed} flawed"
-        said = f"{counts}. {out}. {leftover.total(self.left)}. All are in data/quarantine.csv and data/ignored.csv"
+        tables = " and ".join(map(str, self.tables))
+        said = f"{counts}; gate defects {self.synthetic}. {out}. {leftover.total(self.left)}. All are in {tables}"
         return "\n".join([said, self.folders, *(f"warning: {text}" for text in leftover.told(self.left))])
 
 
@@ -74,7 +80,7 @@ def build(root: Path, params: Params) -> Summary:
     found, left = sources.survey(data.source, layout.raw, data.categories, data)
     folders = leftover.folders(found, layout.raw)
     found = _grouped(found, data.protocol)
-    chosen = _splits(found, data.shares)
+    chosen = splits_of(found, params)
     flawed = [(f.path, f.flaw) for f in found if f.flaw]
     read, unreadable = _decode([f for f in found if not f.flaw], layout.data, layout.cache, params.image.bits)
     spoilt = _spoilt(found, unreadable, data.max_quarantine)
@@ -93,12 +99,14 @@ def build(root: Path, params: Params) -> Summary:
         _draw_masks(read, drawn)
         total = len(normals) * len(GATE_KINDS)
         made = list(track(_synthesise(normals, layout.data, place, params.image.bits), "gate defects", total))
+        counts = _counts(frame)
         frame = pd.concat([frame, pd.DataFrame([row for row, _ in made], columns=frame.columns)], ignore_index=True)
         measured = _measured([facts for _, facts in (*read, *made)])
         out = unreadable + with_spoilt + duplicates + flawed
         left += _masks_left(found, {path for path, _ in out}, layout.raw)
         _write(layout, frame, out, left, measured, {layout.gate_images: place, layout.masks: drawn})
-    return Summary(_counts(frame), len(unreadable), len(duplicates), len(flawed), tuple(left), folders)
+    tables = layout.quarantine, layout.ignored
+    return Summary(counts, len(made), len(unreadable), len(duplicates), len(flawed), tuple(left), folders, tables)
 
 
 def _decode(found: Sequence[Found], root: Path, cache: Path, bits: Bits) -> tuple[_Read, _Out]:
@@ -166,9 +174,10 @@ def _grouped(found: Sequence[Found], protocol: str) -> list[Found]:
     return [replace(f, group_id=f.sample_id) for f in found] if protocol == "random" else list(found)
 
 
-def _splits(found: Sequence[Found], shares: Shares) -> dict[str, str]:
+def splits_of(found: Sequence[Found], params: Params) -> dict[str, str]:
     """Return the split by sample_id. All found images take part: a defect that is left out still spoils its group."""
-    return dict(zip((f.sample_id for f in found), splits.assign_splits(found, shares), strict=True))
+    grouped = _grouped(found, params.data.protocol)
+    return dict(zip((f.sample_id for f in found), splits.assign_splits(grouped, params.data.shares), strict=True))
 
 
 def _origin(found: Found, raw: Path, source: str, signed: Mapping[str, Mapping[str, str]]) -> str:

@@ -194,6 +194,9 @@ class Summary:
     """A checked dataset: its size, images per class and split, what is worth knowing, and the page to open. `files`:
     how many of its files are used, in quarantine and ignored; together they are all. `held_back`: the classes that
     can't be trained as they are, with the reason.
+
+    `rows` are the images of the dataset and the `synthetic` defects that were drawn on normals of the gate; in
+    `classes` are the images alone.
     """
 
     rows: int
@@ -203,18 +206,24 @@ class Summary:
     warnings: tuple[str, ...]
     docs: Path
     held_back: dict[str, str] = field(default_factory=dict)
+    synthetic: int = 0
 
     def __str__(self) -> str:
         counts = "; ".join(f"{name} {_listed(parts)}" for name, parts in self.classes.items())
         held = "" if self.held_back else " hold every expectation"
-        said = f"{self.rows} images{held}: {counts}. Files: {_listed(self.files)}. {self.docs}"
+        said = f"{self._size}{held}: {counts}. Files: {_listed(self.files)}. {self.docs}"
         out = [f"class {name} is held back:\n  {reason}" for name, reason in self.held_back.items()]
         return "\n".join([said, *out, *(f"warning: {text}" for text in self.warnings)])
+
+    @property
+    def _size(self) -> str:
+        drawn = f" and {self.synthetic} synthetic defects of the gate" if self.synthetic else ""
+        return f"{self.rows - self.synthetic} images{drawn}"
 
     def message(self, outcomes: Sequence[Outcome]) -> str:
         """Return the verdict in words, with the rows and the repair of each failed expectation."""
         stops = failed(outcomes)
-        held = f"{len(outcomes) - len(stops)} of {len(outcomes)} expectations hold for {self.rows} images"
+        held = f"{len(outcomes) - len(stops)} of {len(outcomes)} expectations hold for {self._size}"
         lines = [f"  {outcome.line()}\n    repair: {outcome.rule.repair}" for outcome in stops]
         notes = [f"  warning: {text}" for text in self.warnings]
         out = f"held back: {', '.join(self.held_back)}" if self.held_back else "nothing is trained"
@@ -230,6 +239,7 @@ class Summary:
             "success": not failed(outcomes),
             "expectations": expectations,
             "rows": self.rows,
+            "synthetic": self.synthetic,
             "classes": self.classes,
             "quarantined": self.quarantined,
             "files": self.files,

@@ -191,12 +191,13 @@ def _summary(
     if quarantined:
         told.append(f"{quarantined} files were left out, for the reasons in data/quarantine.csv")
     told += leftover.told(ignored)
-    sizes = _split_sizes(frame) if {"category", "split"} <= set(frame.columns) else {}
+    drawn = frame["path"].str.startswith("gate/") if "path" in frame.columns else pd.Series(False, frame.index)
+    sizes = _split_sizes(frame[~drawn]) if {"category", "split"} <= set(frame.columns) else {}
     names = [frame[column] for column in ("path", "mask_path") if column in frame.columns]
     used = sum(series[series.str.startswith("raw/")].nunique() for series in names)
     files = {"used": used, "in quarantine": quarantined, "ignored": len(ignored)}
     docs = layout.reports / "data_docs" / "index.html"
-    return Summary(len(frame), sizes, quarantined, files, tuple(told), docs)
+    return Summary(len(frame), sizes, quarantined, files, tuple(told), docs, synthetic=int(drawn.sum()))
 
 
 def _split_sizes(frame: pd.DataFrame) -> dict[str, dict[str, int]]:

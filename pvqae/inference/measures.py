@@ -137,7 +137,7 @@ class Allocator:
 
     autoencoder: Autoencoder
     prior: Prior
-    measure: str  # of what the prior did not expect, a key of `_PRIOR_MEASURES`
+    measure: str  # of what the prior did not expect, a key of `PRIOR_MEASURES`
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +241,7 @@ def _gaussian(expected: Expected, logits_BNR: Tensor) -> Tensor:
     return squares.mean(-1)
 
 
-_PRIOR_MEASURES: dict[str, Callable[[Expected, Tensor], Tensor]] = {
+PRIOR_MEASURES: dict[str, Callable[[Expected, Tensor], Tensor]] = {
     "cross_entropy": _cross_entropy,
     "gaussian": _gaussian,
 }
@@ -279,7 +279,7 @@ def _budget(allocator: Allocator, features: Features, valid_BSS: Tensor) -> Budg
     logits = allocator.autoencoder.router(allocator.autoencoder.codes(features))
     valid = on_grid(valid_BSS, logits.shape[-2:])
     expected = expect(allocator.prior, logits, valid)
-    unlikely = _PRIOR_MEASURES[allocator.measure](expected, logits.flatten(2).transpose(1, 2))
+    unlikely = PRIOR_MEASURES[allocator.measure](expected, logits.flatten(2).transpose(1, 2))
     normal = expected.logits.argmax(-1).view(valid.shape)
     return Budget(valid, unlikely.view(valid.shape), _chosen(logits, valid), normal)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +63,13 @@ _METHODS = {
 }
 
 
-def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: Mapping[str, Values]) -> str:
+def render(
+    metrics: Values, classes: list["ClassReport"], demo: bool, versions: Mapping[str, Values], notes: Sequence[str] = ()
+) -> str:
     """Render the page for `metrics` (the content of metrics.json) and its classes.
 
     `demo` labels it as no quality claim. `versions`: what `report.read_versions` gives; for a class without one, the
-    page says how it gets there.
+    page says how it gets there. `notes`: what the check of the data warned of.
     """
     here = Path(__file__).parent
     environment = Environment(
@@ -83,7 +85,8 @@ def render(metrics: Values, classes: list["ClassReport"], demo: bool, versions: 
         demo=demo,
         verdict=_verdict(metrics),
         totals=_totals(metrics),
-        warnings=[(name, _NOT_EVALUATED) for name in metrics.get("not_evaluated", [])]
+        warnings=[("the data", text) for text in notes]
+        + [(name, _NOT_EVALUATED) for name in metrics.get("not_evaluated", [])]
         + [(one.name, text) for one in classes for text in _warnings(one)],
         classes=views,
         shown=shown,

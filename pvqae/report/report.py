@@ -6,7 +6,7 @@ dvc.lock, so DVC can't track a file that names the version.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ def _rewrite_page(reports: Path, demo: bool) -> None:
 
 def _write_page(reports: Path, metrics: Values, classes: list[ClassReport], demo: bool) -> None:
     known = read_versions(reports)
-    write_text(reports / "index.html", page.render(metrics, classes, demo, known.classes if known else {}))
+    versions, notes = (known.classes, known.notes) if known else ({}, ())
+    write_text(reports / "index.html", page.render(metrics, classes, demo, versions, notes))
 
 
 def _mean(classes: list[Values]) -> Values:
@@ -164,20 +165,27 @@ class Version:
 
 @dataclass(frozen=True)
 class _Known:
-    """What versions.json holds: class → the fields of `Version`; `demo`: the page makes no quality claim."""
+    """What versions.json holds: class → the fields of `Version`; `demo`: the page makes no quality claim.
+
+    `notes`: what the check of the data warned of.
+    """
 
     classes: dict[str, Values]
     demo: bool
+    notes: tuple[str, ...] = ()
 
 
-def write_versions(reports: Path, versions: Mapping[str, Version | Values], demo: bool) -> None:
+def write_versions(
+    reports: Path, versions: Mapping[str, Version | Values], demo: bool, notes: Sequence[str] = ()
+) -> None:
     """Write versions.json, by class, in a dataset's folder of reports, and index.html again.
 
     It belongs to the metrics.json there. A class whose version is as it was is given as `read_versions` found it.
-    Raises `DataError` if the folder has no complete report.
+    `notes`: what the check of the data warned of. Raises `DataError` if the folder has no complete report.
     """
     classes = {name: asdict(one) if isinstance(one, Version) else one for name, one in versions.items()}
-    found = {"metrics_sha256": digest(reports / "metrics.json"), "demo": demo, "classes": classes}
+    sha256 = digest(reports / "metrics.json")
+    found = {"metrics_sha256": sha256, "demo": demo, "notes": list(notes), "classes": classes}
     write_text(reports / _VERSIONS, json.dumps(found, indent=1, allow_nan=False) + "\n")
     _rewrite_page(reports, demo)
 
@@ -189,4 +197,4 @@ def read_versions(reports: Path) -> _Known | None:
         same = found["metrics_sha256"] == digest(reports / "metrics.json")
     except FileNotFoundError:
         return None
-    return _Known(found["classes"], found["demo"]) if same else None
+    return _Known(found["classes"], found["demo"], tuple(found.get("notes", ()))) if same else None

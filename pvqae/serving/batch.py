@@ -47,9 +47,11 @@ class Outcome:
 
     def sentence(self, out: Path) -> str:
         """Return the numbers in words; `out` is the folder with the scores."""
+        others = self.images - self.scored - self.failed
+        known = f"{others} known, " if others else ""
         return (
-            f"{self.images} images: {self.scored} scored now, {self.defects} above the threshold, {self.failed} not "
-            f"scored (column error of {out / batch_rows.CSV})"
+            f"{self.images} images: {self.scored} scored now, {known}{self.defects} above the threshold, {self.failed} "
+            f"not scored (column error of {out / batch_rows.CSV})"
         )
 
 
@@ -177,7 +179,7 @@ def run(
 def _settle(
     detector: Detector, journal: _Journal, source: Source, item: Item, scratch: Path, out: _Out
 ) -> tuple[str, bool]:
-    """Return the image's hash, and whether it had to be scored."""
+    """Return the image's hash, and whether it was scored now."""
     sha256 = journal.sha256_of(item.identity)
     if sha256 and _done(journal, sha256, item.path, out):
         return sha256, False
@@ -192,7 +194,7 @@ def _settle(
             for kind in out[1]:
                 _draw(detector, scored, out[0] / _picture(kind, sha256, item.path), kind)
         journal.put(sha256, record)
-        return sha256, True
+        return sha256, scored is not None
     finally:
         if scratch in file.parents:
             file.unlink(missing_ok=True)

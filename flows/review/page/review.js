@@ -112,7 +112,8 @@ function show() {
   showQueues();
   $("bar").max = Math.max(1, state.total);
   $("bar").value = state.done;
-  $("left").textContent = `${list.length} left here, ${state.total - state.done} in all`;
+  const left = state.total - state.done, listed = state.queues.reduce((sum, one) => sum + one.items.length, 0);
+  $("left").textContent = `${list.length} left here, ${left} images in all queues${listed > left ? `, ${listed - left} of them in two` : ""}`;
   $("card").hidden = !item;
   $("empty").hidden = Boolean(item);
   if (item) {

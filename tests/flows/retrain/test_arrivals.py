@@ -323,7 +323,7 @@ def test_a_name_that_is_no_text_and_a_listing_that_breaks_off_stop_nothing(tmp_p
     images.write(world.raw / "nut" / "good" / "0.png", photograph(0))
     ledger = Ledger(world.places.ledger)
     items, waiting = arrivals.new_objects(area, ledger, ["nut"], ["nut"], 10)
-    assert waiting == {"page 2 did not come": 1}
+    assert waiting.unseen == ("page 2 did not come",)
     taken = Intake(area, world.places, ledger, world.index(), screen, PARAMS).take(items, waiting)
     assert sorted(entry.state for entry in taken.entries) == ["accepted", "quarantined"]
     assert "udcff.png" in (world.places.home / "quarantine" / "quarantine.csv").read_text("utf-8")

@@ -1,7 +1,7 @@
 """The facts of the decision from twins of the registry and DVC; what of a card makes the screening's limit."""
 
 import datetime
-from collections import Counter
+import itertools
 from pathlib import Path
 
 import pytest
@@ -10,16 +10,30 @@ from flows.adapters.fakes import FakeRegistry, FakeVersioning
 from flows.adapters.tracking import Promotion
 from flows.retrain.admission import _age_days, _facts_of, _would_take
 from flows.retrain.arrivals import Champions, _limit
-from flows.retrain.ledger import Entry, IntakePaths, Ledger, Taken
+from flows.retrain.ledger import Entry, IntakePaths, Ledger, State, Taken
 from flows.retrain.retrain_policy import ClassFacts, Facts
 from flows.retrain.watch import landing_area, params_of, refuse_made
 from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
-from pvqae.datasets import sources
+from pvqae.datasets import arrivals, build, sources, splits
 
 MODEL = "pvqae-nuts-nut"
 PARAMS = config.parse({"data": {"name": "nuts", "source": "folder"}})
+
+
+def _by_hash(split: str) -> "itertools.filterfalse[str]":
+    """Names of arrived normals that fall into a split."""
+    shares = PARAMS.data.shares
+    names = (f"a-{number}" for number in itertools.count())
+
+    def elsewhere(name: str) -> bool:
+        return splits._of_normals(arrivals.group_id("nut", f"{name}.png"), shares, False, True) != split
+
+    return itertools.filterfalse(elsewhere, names)
+
+
+LEARNT, TESTED = tuple(itertools.islice(_by_hash("train"), 2)), next(_by_hash("test"))
 
 
 def touch(root: Path, *names: str) -> None:
@@ -36,14 +50,16 @@ def facts(root: Path, registry: FakeRegistry, dvc: FakeVersioning, taken: Taken 
     found = sources.scan("folder", root / "data" / "raw" / "nuts")
     places = IntakePaths(root, "nuts")
     asked = Facts("manual", "", "", ())
-    return _facts_of(asked, registry, dvc, found, Ledger(places.ledger), places, taken or Taken()).classes[0]
+    chosen, ledger = build.splits_of(found, PARAMS), Ledger(places.ledger)
+    return _facts_of(asked, registry, dvc, found, chosen, ledger, places, taken or Taken()).classes[0]
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> tuple[Path, FakeRegistry, FakeVersioning]:
-    """Version 1 is champion and saw two images; since then three came, of which one belongs to the gate."""
+    """Version 1 is champion and saw two normals; since then four came: one for the gate, by hash one for the test."""
     raw, registry = tmp_path / "data" / "raw" / "nuts", FakeRegistry()
-    names = ("arrived/nut/good/a-1.png", "arrived/nut/good/b-2.png", "arrived/nut/gate/c-3.png")
+    names = (*(f"arrived/nut/good/{name}.png" for name in LEARNT), f"arrived/nut/good/{TESTED}.png")
+    names = (*names, "arrived/nut/gate/c-3.png")
     touch(raw, "nut/good/1.png", "nut/good/2.png", "nut/dent/3.png", *names)
     registry.register(MODEL, "run", "models:/m", {"data_hash": "old.dir"})
     registry.promote(MODEL, "champion", move("1", "champion"))
@@ -54,6 +70,7 @@ def world(tmp_path: Path) -> tuple[Path, FakeRegistry, FakeVersioning]:
 def test_new_normals_are_those_that_the_champion_has_not_seen(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     found = facts(*world)
     assert (found.category, found.champion, found.new_normals) == ("nut", "1", 2)
+    assert (found.new_tests, found.new_gates, found.unseen) == (1, 1, 0)
     assert (found.trained, found.judged) == ("", False)
 
 
@@ -77,7 +94,8 @@ def test_a_version_of_this_data_counts_when_it_has_a_name(world: tuple[Path, Fak
 
 def test_a_dry_run_counts_what_it_has_not_looked_at(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     root, registry, dvc = world
-    assert facts(root, registry, dvc, Taken(looked={"nut": 5})).new_normals == 7
+    found = facts(root, registry, dvc, Taken(looked={"nut": 5}))
+    assert (found.new_normals, found.unseen) == (7, 5)
 
 
 def test_held_images_are_counted_while_they_are_there(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
@@ -125,12 +143,15 @@ def test_the_params_of_a_trained_dataset_keep_the_projects_present_services(tmp_
 
 def test_a_dry_run_only_looks(world: tuple[Path, FakeRegistry, FakeVersioning]) -> None:
     root, registry, _ = world
-    touch(root / "shore", "nut/1.png", "nut/2.png", "bolt/1.png")
+    touch(root / "shore", "nut/1.png", "nut/2.png", "bolt/1.png", "nut/note.txt", "bolt/note.txt", "readme.txt")
     params = config.parse({"data": {"name": "nuts", "source": "folder"}, "landing": {"url": "shore"}})
     champions = Champions(registry, "nuts", root / "bundles", 0.25)
     taken = _would_take(root, params, Ledger(root / "ledger"), ["nut"], champions)
-    assert taken.looked == {"nut": 2}
-    assert sum(Counter(taken.waiting).values()) == 1
+    assert (taken.looked, taken.others) == ({"nut": 2}, 1)
+    strange = next(reason for reason in taken.waiting if "bolt/" in reason)
+    assert taken.waiting == {strange: 1, "no image: remove it from the landing area, or export it as PNG": 2}
+    said = "6 new objects: 2 would be looked at, 1 would be quarantined, 3 wait"
+    assert taken.lines[:2] == (said, "a dry run: 2 images would be looked at: 2 nut")
     assert not (root / "ledger").exists()
     assert not (root / ".pvqae").exists()
     assert landing_area(root, PARAMS) is None
@@ -144,3 +165,27 @@ def test_a_class_without_a_champion_waits_untouched(world: tuple[Path, FakeRegis
         root, params, Ledger(root / "ledger"), ["nut"], Champions(FakeRegistry(), "nuts", root / "b", 0.25)
     )
     assert taken.waiting == {"nut has no champion yet: run `python -m flows train` first": 1}
+    assert taken.lines[0] == "1 new objects: 1 wait"
+
+
+def test_every_object_is_counted_once_and_tables_are_named() -> None:
+    def entry(state: State, number: int) -> Entry:
+        return Entry(f"nut/{number}.png", "e", 1, state, "", "nut")
+
+    states: tuple[State, ...] = ("accepted", "accepted", "review", "quarantined")
+    taken = Taken(
+        tuple(map(entry, states, range(4))),
+        failed=("nut/x.png: gone",),
+        waiting={"later": 2},
+        unseen=("page 2",),
+        tables={"quarantined": "q/quarantine.csv", "review": "r/review.csv"},
+    )
+    assert taken.lines == (
+        "7 new objects: 2 accepted, 1 quarantined, 1 held back, 2 wait, 1 did not arrive",
+        "quarantined: reasons in q/quarantine.csv",
+        "held back: reasons in r/review.csv",
+        "2 wait: later",
+        "not listed: page 2",
+        "did not arrive: nut/x.png: gone",
+    )
+    assert Taken().lines == ("no new objects",)

@@ -84,7 +84,14 @@ def test_the_same_data_is_not_trained_twice_but_a_verdict_that_is_missing_is_ask
 
 
 def test_who_waits_for_review_is_said() -> None:
-    assert "7 wait for review" in decided(replace(QUIET, in_review=7)).reasons[0]
+    assert "7 held back" in decided(replace(QUIET, in_review=7)).reasons[0]
+
+
+def test_normals_that_nothing_learns_from_are_named_and_do_not_count() -> None:
+    found = decided(replace(QUIET, new_normals=24, new_tests=8, new_gates=3))
+    assert found.reason == "nut: 24 new normals since version 3, at least 20; 8 for the test split and 3 for the gate"
+    assert decided(replace(QUIET, new_normals=19, new_tests=8)).act == "wait"
+    assert "up to 24 new normals" in decided(replace(QUIET, new_normals=24, unseen=5)).reason
 
 
 classes = st.builds(

@@ -4,12 +4,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import main
+from flows.gate.rules import Verdict
+from flows.retrain.retrain import _after
 from flows.train.summary import FIGURES as COLUMNS
 from flows.train.summary import Summary
 from flows.versions.registration import Registered
@@ -80,6 +83,37 @@ def test_the_commands_name_the_real_places() -> None:
     served = replace(RESULT, tracking_uri="http://mlflow:5000")
     remote = dict(served.commands({"PREFECT_API_URL": "http://prefect:4200/api"}, "open"))
     assert (remote["open MLflow"], remote["open Prefect"]) == ("open http://mlflow:5000", "open http://prefect:4200")
+
+
+@pytest.mark.parametrize(
+    ("promoted", "outcome", "cell", "said"),
+    [
+        (True, "pass", "2 champion (new)", "part: version 2 is champion: the gate, against 1: pass"),
+        (False, "refused", "2 challenger (new)", "part: version 2 is challenger: the gate, against 1: refused"),
+    ],
+)
+def test_after_the_gate_table_and_sentences_say_what_the_verdict_says(
+    promoted: bool, outcome: Literal["pass", "refused"], cell: str, said: str
+) -> None:
+    waiting = replace(NEW, version="2", alias="challenger", reasons=("a champion exists: the gate decides",))
+    verdict = Verdict(outcome, promoted, (), {}, version="2", champion="1")
+    found = _after(replace(RESULT, versions=(waiting,)), (("pvqae-x-part", verdict),))
+    assert found.rows()[0]["version"] == cell
+    assert said in found.sentences()
+    assert "the gate decides" not in " ".join(found.sentences())
+
+
+def test_a_folder_that_is_no_dataset_is_told_before_anything_starts(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    words = ["--set", "data.source=folder", "--set", "data.root=/nowhere/at all"]
+    result = CliRunner().invoke(main.app, ["train", *words])
+    assert (result.exit_code, result.output) == (
+        2,
+        "error: /nowhere/at all: expected a folder of images, found nothing\n",
+    )
+    assert not (repository / ".pvqae" / "runs").exists()
 
 
 ODD = ["a b", "it's", "$HOME `id`", 'say "x"; #1']

@@ -73,6 +73,27 @@ def test_lineage_and_figures_come_from_the_registry(reports: Path) -> None:
     assert comparison["other_figures"]["size_bytes"] == 7
 
 
+@pytest.mark.parametrize(
+    ("tags", "shown"),
+    [
+        ({}, {"bundle given to start from": "ab"}),  # of a release that kept no more
+        ({"started_from": "parent"}, {"bundle given to start from": "ab", "training started from": "that bundle"}),
+        ({"started_from": "scratch: a part is gone"}, {"training started from": "scratch: a part is gone"}),
+    ],
+)
+def test_a_bundle_that_was_not_trained_on_from_is_not_named(tags: dict[str, str], shown: dict[str, str]) -> None:
+    found = report_page._facts({"parent_bundle_sha256": "ab", **tags})
+    assert {fact.name: fact.value for fact in found} == shown
+
+
+def test_what_the_data_check_warned_of_stays_on_the_page(reports: Path) -> None:
+    runs = FakeRegistry()
+    found = Registered("part", _add(runs, "champion"), True, "champion", ())
+    report_page.publish(runs, reports, "x", [found], demo=False, notes=("3 files were left out",))
+    report_page.refresh(runs, reports.parents[1], "x")
+    assert json.loads((reports / "versions.json").read_text())["notes"] == ["3 files were left out"]
+
+
 def test_an_unregistered_bundle_is_compared_by_its_report(reports: Path) -> None:
     runs = FakeRegistry()
     _add(runs, "champion")

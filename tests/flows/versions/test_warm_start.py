@@ -119,8 +119,12 @@ def test_a_consistent_but_other_bundle_is_refused(space: Workspace, runs: FakeRe
 def test_the_lineage_says_what_a_network_started_from(space: Workspace) -> None:
     assert warm_start.sha256_of(space, "a") == "none"
     assert warm_start.sha256_of(space, "b") == "none"
-    (space.layout.network("a") / "origin.json").write_text('{"parent_bundle_sha256": "12ab"}')
+    file = space.layout.network("a") / "origin.json"
+    file.write_text('{"parent_bundle_sha256": "12ab"}')
     assert warm_start.sha256_of(space, "a") == "12ab"
+    assert warm_start.started_from(space, "a") == "not known"
+    file.write_text('{"parent_bundle_sha256": "12ab", "fits": {"full": "scratch: lost", "fold-0": "parent"}}')
+    assert warm_start.started_from(space, "a") == "scratch: lost"
 
 
 def test_a_versions_own_parent_can_be_put_back(space: Workspace, runs: FakeRegistry, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Params of a run, and the networks, priors and classes that follow from them."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,39 @@ def test_the_projects_own_params_run_in_the_project() -> None:
 )
 def test_another_source_is_another_dataset(overrides: tuple[str, ...], name: str) -> None:
     assert workspace.choose(ROOT, overrides=overrides).params.data.name == name
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.schedule=liner", "train.schedule: expected one of linear, constant, cosine, adaptive; found liner"),
+        ("train.richness=noise", "train.richness: expected one of"),
+        ("score.fusion=both", "score.fusion: expected one of recon, prior, product, gated; found both"),
+        ("model.backbone=resnet", "model.backbone: expected one of efficientnet_lite0"),
+        ("data.source=mvtek", "data.source: expected one of"),
+        ("data.shares.test=0.8", "data.shares: expected a sum below 1, found 1.05"),
+        ("train.steps=0", ""),
+    ],
+)
+def test_a_value_that_a_stage_would_stumble_over_is_told_at_once(override: str, said: str) -> None:
+    if not said:
+        assert workspace.choose(ROOT, overrides=(override,)).params.train.steps == 0
+        return
+    with pytest.raises(ConfigError) as error:
+        workspace.choose(ROOT, overrides=(override,))
+    assert said in str(error.value)
+
+
+def test_without_a_network_no_score_may_read_one() -> None:
+    with pytest.raises(ConfigError, match=r"train\.steps: 0 trains no network"):
+        workspace.choose(ROOT, overrides=("train.steps=0", "score.fusion=gated"))
+
+
+def test_the_names_that_are_checked_have_their_defaults_in_their_dicts() -> None:
+    for key, path in workspace._NAMED.items():
+        section, name = key.split(".")
+        module, _, table = path.rpartition(".")
+        assert getattr(getattr(Params(), section), name) in getattr(importlib.import_module(module), table)
 
 
 def test_the_hash_of_params_sees_what_changes_results_only() -> None:

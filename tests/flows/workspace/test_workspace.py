@@ -91,6 +91,18 @@ def test_reports_are_replaced_whole_and_may_be_changed_by_people(project: Path) 
     assert (target / "new.html").stat().st_mode & stat.S_IWUSR
 
 
+def test_published_reports_name_tables_where_they_are(project: Path) -> None:
+    space = Workspace(project, project / ".pvqae" / "runs" / "parts", choice().params)
+    docs = space.layout.reports / "data_docs" / "index.html"
+    docs.parent.mkdir(parents=True)
+    docs.write_text("3 files were left out, for the reasons in data/quarantine.csv")
+    space.layout.quarantine.parent.mkdir(parents=True)
+    space.layout.quarantine.write_text("path,reason\n")
+    said = (space.publish_reports() / "data_docs" / "index.html").read_text()
+    assert (project / said.split()[-1]).is_file()
+    assert Workspace(project, project, choice().params).placed("data/quarantine.csv") == "data/quarantine.csv"
+
+
 def test_without_a_commit_the_error_says_what_to_do(tmp_path: Path) -> None:
     git.git(tmp_path, "init", "-q")
     with pytest.raises(ConfigError, match="git commit"):

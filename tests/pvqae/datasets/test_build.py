@@ -54,7 +54,9 @@ def test_every_image_is_one_true_row(root: Path) -> None:
         "raw/tiny/part/ground_truth/dent/000_mask.png",
     ]
     assert set(frame.loc[frame.path.str.contains("/test/"), "split"]) == {"test"}
-    assert summary.counts == {"part": {s: int((frame.split == s).sum()) for s in manifest.SPLITS}}
+    assert summary.counts == {"part": {s: int((raw.split == s).sum()) for s in manifest.SPLITS}}
+    assert summary.synthetic == len(frame) - len(raw) > 0
+    assert all(table.is_file() and str(table) in str(summary) for table in summary.tables)
     assert min(summary.counts["part"].values()) > 0
     assert (summary.unreadable, summary.duplicates) == (0, 0)
 

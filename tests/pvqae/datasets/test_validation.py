@@ -123,7 +123,8 @@ def test_a_good_dataset_leaves_its_rows_and_reports(tmp_path: Path) -> None:
     assert summary.rows == 2 * (9 + 2 + 4 + 2)
     assert summary.warnings == ()
     assert summary.quarantined == 0
-    assert summary.classes["bolt"] == {"calibrate": 2, "gate": 2, "test": 4, "train": 9}
+    assert summary.classes["bolt"] == {"calibrate": 2, "gate": 1, "test": 4, "train": 9}
+    assert "32 images and 2 synthetic defects of the gate hold every expectation" in str(summary)
     assert set(_written(layout)) == {
         *("data/rows/SHA256SUMS", "data/rows/networks/both.csv"),
         *(f"data/rows/classes/{name}/{part}.csv" for name in ("bolt", "nut") for part in ("normals", "test", "gate")),

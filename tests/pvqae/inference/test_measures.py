@@ -7,7 +7,7 @@ import torch
 from pvqae.calibration import fitting, normals
 from pvqae.core import config
 from pvqae.inference import measures
-from pvqae.inference.measures import _PRIOR_MEASURES as PRIOR_MEASURES
+from pvqae.inference.measures import PRIOR_MEASURES
 from pvqae.inference.scoring import Scorer
 from pvqae.prior.prior import BudgetPrior, Expected
 

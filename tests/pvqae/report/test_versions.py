@@ -49,6 +49,11 @@ def test_lineage_comparison_and_verdict_are_shown(reported: Layout) -> None:
     assert text.count("No registered version is known") == 1  # of the other class
 
 
+def test_what_the_data_check_warned_of_is_shown(reported: Layout) -> None:
+    write_versions(reported.reports, {"brick": VERSION}, demo=True, notes=("3 files left out: see <x>/quarantine.csv",))
+    assert "3 files left out: see &lt;x&gt;/quarantine.csv" in _text(reported)
+
+
 def test_a_stage_that_runs_again_keeps_versions_of_the_same_figures_only(reported: Layout) -> None:
     write_versions(reported.reports, {"brick": VERSION}, demo=True)
     report(reported)

@@ -84,7 +84,10 @@ def contents(out: Path) -> dict[str, bytes]:
 def test_rows_say_everything_and_bad_images_why(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = batch.run(Detector(), Files((folder,)), out, "7")  # type: ignore[arg-type]
-    assert found == batch.Outcome(images=3, scored=3, defects=1, failed=1)
+    assert found == batch.Outcome(images=3, scored=2, defects=1, failed=1)
+    assert found.sentence(out).startswith("3 images: 2 scored now, 1 above the threshold, 1 not scored")
+    again = batch.run(Detector(), Files((folder,)), out, "7")  # type: ignore[arg-type]
+    assert again.sentence(out).startswith("3 images: 0 scored now, 2 known, 1 above the threshold, 1 not scored")
     normal, broken, defect = rows(out)
     assert Path(normal["path"]).name == "a.png"
     assert (normal["decision"], defect["decision"], broken["decision"]) == ("normal", "defect", "")
@@ -118,7 +121,7 @@ def test_only_what_is_new_is_scored(folder: Path, tmp_path: Path) -> None:
     assert batch.run(detector, Files((folder,)), out).scored == 1  # type: ignore[arg-type]
     assert len(rows(out)) == 4
     another = Detector(sha256="cd" * 32)
-    assert batch.run(another, Files((folder,)), out).scored == 4  # type: ignore[arg-type]
+    assert batch.run(another, Files((folder,)), out).scored == 3  # type: ignore[arg-type]
     assert {row["bundle_sha256"] for row in rows(out)} == {"cd" * 32}
 
 
