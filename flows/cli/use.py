@@ -118,7 +118,7 @@ def _review(
     most: Annotated[int, typer.Option(min=1, help="At most this many scored images per queue.")] = 100,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
-    """Label images on a local page by keyboard: those held back, those nearest the threshold, false alarms.
+    """Label images on a local page by keyboard: those held back, nearest the threshold, false alarms, odd in the gate.
 
     Apply makes one DVC version of the dataset and a commit that says who labelled what and when.
     """

@@ -17,8 +17,9 @@ from flows.adapters.landing import Landing, Object
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc, Versioning
 from flows.core import classes, lineage
-from flows.retrain import arrivals, labels, watch
+from flows.retrain import arrivals, gate_normals, labels, watch
 from flows.retrain.arrivals import Champions
+from flows.retrain.gate_normals import GateNormal
 from flows.retrain.index import Index
 from flows.retrain.ledger import Entry, IntakePaths, Ledger, Taken
 from flows.retrain.retrain_policy import ClassFacts, Facts
@@ -57,8 +58,20 @@ def with_dataset(
             admit(paths, layout.raw, ledger, dvc, recorder(project, params))
             if params.flow.push and taken.count("accepted"):
                 dvc.push()
+            taken = replace(taken, notes=_doubts(gate_normals.look(paths, params, champions), name))
         found = sources.scan(params.data.source, layout.raw, categories, params.data)
         return taken, _facts_of(asked, tracking, dvc, found, build.splits_of(found, params), ledger, paths, taken)
+
+
+def _doubts(found: Sequence[GateNormal], dataset: str) -> tuple[str, ...]:
+    """Say what the champions find odd among the normals of the gate."""
+    if not found:
+        return ()
+    first = found[0]
+    return (
+        f"{len(found)} normals of the gate score far above what their champions know, {first.path} highest "
+        f"({first.score:.3g}, above {first.limit:.3g}): look at them with `python -m flows review --dataset {dataset}`",
+    )
 
 
 def _would_take(
@@ -106,12 +119,12 @@ def recorder(project: Path, params: Params) -> Callable[[str], str]:
 def admit(
     paths: IntakePaths, raw: Path, ledger: Ledger, dvc: Versioning, record: Callable[[str], str]
 ) -> tuple[Entry, ...]:
-    """Bring all accepted images into the dataset at `raw` as one DVC version; return their entries.
+    """Bring all accepted images into the dataset at `raw`, and what was withdrawn out of it, as one DVC version.
 
-    `record` commits the version with a message and returns the commit. An accepted image whose file is gone or changed
-    is reported and counts as new again: the next run fetches it.
+    Return the entries of the accepted ones. `record` commits the version with a message and returns the commit. An
+    accepted image whose file is gone or changed is reported and counts as new again: the next run fetches it.
     """
-    accepted = []
+    accepted, withdrawn = [], ledger.entries("withdrawn")
     for entry in ledger.entries("accepted"):
         try:
             _copy_in(paths, entry, raw)
@@ -119,17 +132,35 @@ def admit(
         except DataError as error:
             print(error, file=sys.stderr, flush=True)
             ledger.append([replace(entry, state="lost", reason=str(error))])
-    if not accepted:
+    for entry in (*accepted, *withdrawn):
+        for file in _places(raw, entry):
+            if entry.state == "withdrawn" or file.parent != raw / ARRIVED / entry.category / entry.part:
+                file.unlink()
+    if not accepted and not withdrawn:
         return ()
     signed = labels.Log(paths.labels).signatures(ledger.entries("accepted", "versioned"))
     arrived.sign(raw, signed)
     dvc.version_dataset(paths.dataset)
-    record(_message(paths.dataset, accepted, signed))
+    record(_message(paths.dataset, accepted, withdrawn, signed))
     version = dvc.data_hash(paths.dataset)
     versioned = [replace(entry, state="versioned", reason=version) for entry in accepted]
-    ledger.append(versioned)
+    ledger.append([*versioned, *(replace(entry, state="quarantined") for entry in withdrawn)])
     shutil.rmtree(paths.home / "staged", ignore_errors=True)
     return tuple(versioned)
+
+
+def _places(raw: Path, entry: Entry) -> list[Path]:
+    """Return where the file of an entry is in the dataset: a label moves it, and a person may sort defects by kind."""
+    own = raw / ARRIVED / entry.category
+    folders = [own / "good", own / "gate", *own.glob("defect/*")]
+    return [folder / entry.name for folder in folders if (folder / entry.name).is_file()]
+
+
+def file_of(paths: IntakePaths, entry: Entry) -> Path | None:
+    """Return the file of an accepted or versioned entry, None where it is gone."""
+    kept = paths.file(entry)
+    found = [kept] if kept else _places(Layout(paths.root, paths.dataset).raw, entry)
+    return next((file for file in found if file.is_file()), None)
 
 
 def _copy_in(paths: IntakePaths, entry: Entry, raw: Path) -> None:
@@ -144,17 +175,24 @@ def _copy_in(paths: IntakePaths, entry: Entry, raw: Path) -> None:
     paths.copy(source, target)
 
 
-def _message(dataset: str, entries: Sequence[Entry], signed: Sequence[Mapping[str, str]]) -> str:
-    """Word the commit: what came in, by class, then each file with the object it was, and who labelled it when."""
+def _message(
+    dataset: str, entries: Sequence[Entry], withdrawn: Sequence[Entry], signed: Sequence[Mapping[str, str]]
+) -> str:
+    """Word the commit: what came in and went out, by class, then each file with the object it was, and who labelled it
+    when.
+    """
     who = {row["sha256"]: f", labelled {row['label']} by {row['who']} at {row['when']}" for row in signed}
-    lines = sorted(
+    lines = sorted(f"{entry.category}/{entry.part}/{entry.name} taken out, {entry.reason}" for entry in withdrawn)
+    lines += sorted(
         # A key may hold anything, also line breaks; a name is checked when it is given.
         re.sub(r"[^\x20-\x7e]", "?", f"{entry.category}/{entry.part}/{entry.name} from {entry.key}")
         + who.get(entry.sha256, "")
         for entry in entries
     )
     came = "labelled" if all(entry.sha256 in who for entry in entries) else "arrived"
-    return f"{dataset}: {len(entries)} images {came} ({counted(entries)})\n\n" + "\n".join(lines) + "\n"
+    did = [f"{len(entries)} images {came} ({counted(entries)})"] if entries else []
+    did += [f"{len(withdrawn)} images taken out ({counted(withdrawn)})"] if withdrawn else []
+    return f"{dataset}: {', '.join(did)}\n\n" + "\n".join(lines) + "\n"
 
 
 def counted(entries: Sequence[Entry]) -> str:

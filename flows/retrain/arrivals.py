@@ -17,6 +17,7 @@ from flows.adapters.landing import Landing, LandingError, Object, listed
 from flows.adapters.tracking import Registry
 from flows.core import lineage
 from flows.retrain.index import Index, Known
+from flows.retrain.labels import Log
 from flows.retrain.ledger import Entry, IntakePaths, Ledger, Taken
 from flows.versions import promotions
 from pvqae.core import config, errors
@@ -34,7 +35,7 @@ class Champions:
     """Champions of the classes of a dataset; a bundle is fetched below `place`, and loaded, when it is first needed."""
 
     def __init__(self, registry: Registry, dataset: str, place: Path, margin: float) -> None:
-        self._registry, self._dataset, self._place, self._margin = registry, dataset, place, margin
+        self._registry, self._dataset, self._place, self.margin = registry, dataset, place, margin
         self._loaded: dict[str, Any] = {}
         self._broken: dict[str, PvqaeError] = {}  # not fetched again for each image
 
@@ -66,7 +67,7 @@ class Champions:
         except PvqaeError as error:
             self._broken[category] = error
             raise
-        return float(detector.score(path).image_score), _limit(detector.card, self._margin)
+        return float(detector.score(path).image_score), _limit(detector.card, self.margin)
 
     def _load(self, category: str) -> Any:
         from flows.versions import version_bundles
@@ -185,6 +186,7 @@ class Intake:
     ) -> None:
         self._landing, self._paths, self._ledger, self._index = landing, paths, ledger, index
         self._screen, self._params = screen, params
+        self._strays: dict[str, str] = {}  # sha256 of a wrong photograph → who said so
 
     def take(self, items: Iterable[Object], others: Taken = Taken()) -> Taken:  # noqa: B008  # frozen
         """Look at each object and put it where it belongs; leave those that do not arrive to the next run.
@@ -193,6 +195,8 @@ class Intake:
         """
         shutil.rmtree(self._paths.incoming, ignore_errors=True)  # half downloads
         self._paths.incoming.mkdir(parents=True)
+        standing = Log(self._paths.labels).standing().values()
+        self._strays = {said.label.sha256: said.label.words() for said in standing if said.label.label == "neither"}
         held = self._ledger.entries("accepted", "review")
         self._index.remember(self._paths, held, self._params.image.bits)
         entries: list[Entry] = []
@@ -248,6 +252,8 @@ class Intake:
         self._landing.fetch(item, file)
         sha256 = digest(file)
         entry = replace(entry, sha256=sha256, name=arrivals.file_name(item.key, sha256))
+        if said := self._strays.get(sha256):
+            return replace(entry, reason=f"a wrong photograph, {said}"), None
         return decide(entry, file, self._index, self._params, self._screened)
 
     def _screened(self, entry: Entry, file: Path) -> Entry:

@@ -10,10 +10,11 @@ from flows.core import lines, locks
 from flows.retrain.ledger import Entry
 from pvqae.core.layout import ARRIVED
 
-Word = Literal["good", "defect", "skip", "undo", "applied"]
-Origin = Literal["held", "scored", "test"]
+Word = Literal["good", "defect", "neither", "skip", "undo", "applied"]  # neither: a wrong photograph
+# gate: a normal of the gate that arrived; source: one that the dataset came with; labelled: in the dataset by a label.
+Origin = Literal["held", "scored", "test", "gate", "source", "labelled"]
 KIND = "defect/reviewed"  # the part of a labelled defect; a person may sort them into other kinds later
-SAID = ("good", "defect", "skip")
+SAID = ("good", "defect", "neither", "skip")
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,23 @@ class Label:
 
     def fits(self, entry: Entry) -> bool:
         """Tell whether an image came into the dataset as what this label says."""
-        return entry.defect == (self.label == "defect") and self.label != "skip"
+        return self.label == ("defect" if entry.defect else "good")
+
+    def words(self) -> str:
+        """Return who said what and when."""
+        return f"labelled {self.label} by {self.who} at {self.when}"
 
 
 @dataclass(frozen=True)
 class _Standing:
-    """What holds about an image: the last label and, once it has been applied, the outcome."""
+    """What holds about an image: the last label and, once it has been applied, the outcome.
+
+    `earlier`: another label of it was applied before.
+    """
 
     label: Label
     outcome: str = ""
+    earlier: bool = False
 
     @property
     def applied(self) -> bool:
@@ -78,18 +87,24 @@ class Log:
         return self._labels
 
     def standing(self) -> dict[str, _Standing]:
-        """Return what holds about each image, by sha256, in the order in which it was last labelled."""
+        """Return what holds about each image, by sha256, in the order in which it was last labelled.
+
+        After an undo that is what was applied before, if anything was.
+        """
         found: dict[str, _Standing] = {}
+        settled: dict[str, _Standing] = {}
         for item in self.read():
             before = found.pop(item.sha256, None)
             if item.label in SAID:
-                found[item.sha256] = _Standing(item)
+                found[item.sha256] = _Standing(item, earlier=item.sha256 in settled)
             elif item.label == "applied" and before:
-                found[item.sha256] = _Standing(before.label, item.note or "applied")
+                found[item.sha256] = settled[item.sha256] = _Standing(before.label, item.note or "applied")
+            elif item.sha256 in settled:
+                found[item.sha256] = settled[item.sha256]
         return found
 
     def pending(self) -> list[Label]:
-        """Return the labels good and defect that were not applied yet, oldest first."""
+        """Return the labels that were not applied yet, oldest first; a skipped image has none."""
         found = (standing for standing in self.standing().values() if not standing.applied)
         return [standing.label for standing in found if standing.label.label != "skip"]
 

@@ -18,8 +18,9 @@ from pvqae.core import files
 from pvqae.core.files import write_table, write_text
 
 # accepted: kept next to the dataset; versioned: in a DVC version of it; lost: its kept file is gone, so it is as new.
-# The others are final unless a person decides.
-State = Literal["accepted", "versioned", "review", "duplicate", "quarantined", "lost"]
+# withdrawn: in quarantine, as a person said, and out of the dataset with the next version. The others are final unless
+# a person decides.
+State = Literal["accepted", "versioned", "review", "duplicate", "quarantined", "withdrawn", "lost"]
 _WORDS: dict[State, str] = {"review": "held back"}  # as the review page calls them; the others are words themselves
 
 
@@ -57,7 +58,8 @@ class Taken:
     """What one run took: entries by state, what did not arrive, what had to wait and why (reason → objects).
 
     Of a dry run: how many images of each class would be `looked` at, and how many `others` are no images. `unseen`:
-    why parts of the landing area could not be listed; `tables` says where the reasons are, by state.
+    why parts of the landing area could not be listed; `tables` says where the reasons are, by state; `notes` are
+    further lines.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -67,6 +69,7 @@ class Taken:
     others: int = 0
     unseen: tuple[str, ...] = ()
     tables: Mapping[State, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def count(self, *states: State) -> int:
         """Return the number of entries in one of `states`."""
@@ -95,6 +98,7 @@ class Taken:
             *lines,
             *(f"not listed: {why}" for why in self.unseen),
             *(f"did not arrive: {why}" for why in self.failed),
+            *self.notes,
         )
 
 
@@ -207,6 +211,11 @@ class IntakePaths:
         return self.home / "ledger.jsonl"
 
     @property
+    def gate_scores(self) -> Path:
+        """The file of what champions say of the gate's normals."""
+        return self.review / "gate.jsonl"
+
+    @property
     def labels(self) -> Path:
         """The file of what people said in review."""
         return self.review / "labels.jsonl"
@@ -215,7 +224,7 @@ class IntakePaths:
         """Return where an object's file is kept; None where none is."""
         if entry.state == "accepted":
             return self.home / "staged" / entry.category / entry.part / entry.name
-        if entry.state in ("review", "quarantined") and entry.name:
+        if entry.state in ("review", "quarantined", "withdrawn") and entry.name:
             home = self.review if entry.state == "review" else self.home / "quarantine"
             return home / entry.category / entry.name
         return None

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from flows.adapters.landing import LandingError
 from flows.adapters.versioning import Versioning
-from flows.retrain.admission import admit, counted
+from flows.retrain.admission import admit, counted, file_of
 from flows.retrain.arrivals import decide
 from flows.retrain.index import Index
 from flows.retrain.labels import KIND, Label, Log
-from flows.retrain.ledger import Entry, IntakePaths, Ledger
+from flows.retrain.ledger import Entry, IntakePaths, Ledger, State
 from flows.review.items import Item
 from pvqae.core.config import Params
 from pvqae.core.errors import DataError
@@ -25,24 +25,34 @@ from pvqae.core.layout import Layout
 from pvqae.datasets import arrivals
 
 _IN, _NOT, _WAITS = "in the dataset", "not taken", "waits for the next apply"
+_OUT = "out of the dataset"
+_NOTED = {
+    "test": "only noted: an image of the test split never teaches",
+    "source": "only noted: the dataset came with it; correct it there and add it again",
+}
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What one apply did. `outcomes`: a label and what came of it; `version`: DVC's hash of the dataset afterwards."""
+    """What one apply did. `outcomes`: a label and what came of it; `version`: DVC's hash of the dataset afterwards.
+
+    `withdrawn`: how many images were taken out.
+    """
 
     outcomes: tuple[tuple[Label, str], ...]
     admitted: tuple[Entry, ...]
     version: str
+    withdrawn: int = 0
 
     @property
     def lines(self) -> tuple[str, ...]:
         """What came in and what did not, for people."""
-        if not self.outcomes and not self.admitted:
+        if not (self.outcomes or self.admitted or self.withdrawn):
             return ("nothing to apply: label some images first",)
-        came = f"{len(self.admitted)} images came into the dataset ({counted(self.admitted)})"
+        did = [f"{len(self.admitted)} images came into the dataset ({counted(self.admitted)})"] if self.admitted else []
+        did += [f"{self.withdrawn} images were taken out of the dataset"] if self.withdrawn else []
         others = [f"{label.path}: {text}" for label, text in self.outcomes if not text.startswith(_IN)]
-        first = f"{came}: DVC version {self.version}" if self.admitted else "no image came into the dataset"
+        first = f"{', '.join(did)}: DVC version {self.version}" if did else "no image came into the dataset"
         return (first, *others)
 
 
@@ -58,29 +68,31 @@ class Applier:
         `find` gives a scored image by its sha256; `record` commits with a message and returns the commit.
         """
         dvc.data_hash(self._paths.dataset)  # nothing comes in where the .dvc file is damaged
-        for entry in self._ledger.entries("accepted", "versioned"):  # copied before a crash, but not removed
+        # Copied before a crash, but not removed.
+        for entry in self._ledger.entries("accepted", "versioned", "withdrawn", "quarantined"):
+            if not entry.name:
+                continue
             (self._paths.review / entry.category / entry.name).unlink(missing_ok=True)
         outcomes = tuple((label, self._settle(label, find)) for label in self._log.pending())
         raw = Layout(self._paths.root, self._paths.dataset).raw
+        withdrawn = len(self._ledger.entries("withdrawn"))
         admitted = admit(self._paths, raw, self._ledger, dvc, record)
         version = dvc.data_hash(self._paths.dataset)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         done = [(label, text) for label, text in outcomes if not text.startswith(_WAITS)]
         self._log.append(*(replace(label, label="applied", when=now, note=text) for label, text in done))
         self._ledger.write_lists(self._paths)
-        return Applied(outcomes, admitted, version)
+        return Applied(outcomes, admitted, version, withdrawn)
 
     def _settle(self, label: Label, find: Callable[[str], Item | None]) -> str:
         """Keep one labelled image next to the dataset, or say why not."""
-        if label.origin == "test":
-            return "only noted: an image of the test split never teaches"
+        if label.origin in _NOTED:
+            return _NOTED[label.origin]
         entries = (*self._ledger.entries("review"), *self._ledger.entries("accepted", "versioned"))
         if entry := {entry.sha256: entry for entry in entries}.get(label.sha256):
-            if entry.state == "review":
-                return self._held(label, entry)
-            return (
-                f"{_IN} as {entry.part}" if label.fits(entry) else f"{_NOT}: the dataset has it as {entry.part} already"
-            )
+            return self._held(label, entry) if entry.state == "review" else self._known(label, entry)
+        if label.label == "neither":  # only scored, or taken out before a crash
+            return f"{_OUT}: {label.words()}"
         item, index = find(label.sha256), self._index
         try:
             return self._scored(label, item, index) if item else f"{_NOT}: its scores are gone; score its source again"
@@ -93,9 +105,33 @@ class Applier:
         file = self._paths.file(entry)
         if not file or not file.is_file():
             return f"{_NOT}: its held file is gone"
-        found = self._accept(label, entry, file)
+        if label.label == "neither":
+            self._refuse(label, entry, "quarantined", file)
+            text = f"{_OUT}: {label.words()}"
+        else:
+            text = f"{_IN} as {self._accept(label, entry, file).part}"
         file.unlink()
-        return f"{_IN} as {found.part}"
+        return text
+
+    def _known(self, label: Label, entry: Entry) -> str:
+        """Settle an image that the dataset has: move it, or take it out, where a person looked at it as such."""
+        if label.fits(entry):
+            return f"{_IN} as {entry.part}"
+        file = file_of(self._paths, entry)
+        if file is None:
+            return f"{_NOT}: its file is gone from the dataset"
+        if label.label == "neither":
+            self._refuse(label, entry, "withdrawn", file)
+            return f"{_OUT}: {label.words()}"
+        if label.origin not in ("gate", "labelled"):
+            return f"{_NOT}: the dataset has it as {entry.part} already"
+        return f"{_IN} as {self._accept(label, entry, file).part}"
+
+    def _refuse(self, label: Label, entry: Entry, state: State, file: Path) -> None:
+        """Copy a wrong photograph to the quarantine and note it."""
+        refused = replace(entry, state=state, reason=label.words())
+        self._paths.keep(file, refused)
+        self._ledger.append([refused])
 
     def _scored(self, label: Label, item: Item, index: Index) -> str:
         """Settle as any new image, without the gate's share: scores must not choose what judges champions."""
@@ -118,8 +154,7 @@ class Applier:
 
     def _accept(self, label: Label, entry: Entry, file: Path) -> Entry:
         part = "good" if label.label == "good" else KIND
-        reason = f"labelled {label.label} by {label.who} at {label.when}"
-        accepted = replace(entry, state="accepted", part=part, reason=reason, score=label.score)
+        accepted = replace(entry, state="accepted", part=part, reason=label.words(), score=label.score)
         self._paths.keep(file, accepted)
         self._ledger.append([accepted])
         return accepted

@@ -17,7 +17,9 @@ import numpy as np
 from flows.adapters import landing
 from flows.adapters.landing import Object
 from flows.core import lineage, lines
-from flows.retrain.labels import Origin
+from flows.retrain import gate_normals
+from flows.retrain.admission import file_of
+from flows.retrain.labels import Log, Origin
 from flows.retrain.ledger import IntakePaths, Ledger
 from pvqae.core import files
 from pvqae.core.errors import DataError
@@ -94,6 +96,49 @@ def held(paths: IntakePaths, ledger: Ledger) -> list[Item]:
         if (file := paths.file(entry)) and file.is_file()
     ]
     return sorted(found, key=lambda item: (-(item.score or 0.0), item.sha256))
+
+
+def gate(paths: IntakePaths, ledger: Ledger) -> list[Item]:
+    """Return the normals of the gate that score far above what their champion knows, highest scores first.
+
+    What arrived can be moved or taken out; what the dataset came with can only be noted.
+    """
+    raw = Layout(paths.root, paths.dataset).raw
+    arrived = {entry.sha256 for entry in ledger.entries("accepted", "versioned")}
+    return [
+        Item(
+            one.sha256,
+            one.category,
+            "gate" if one.sha256 in arrived else "source",
+            one.path,
+            str(raw / one.path),
+            one.score,
+            version=one.version,
+            reason=f"a normal of the gate; the champion scores it {one.score:.3g}, above {one.limit:.3g}: is it really "
+            "a good part?",
+        )
+        for one in gate_normals.doubtful(paths)
+        if (raw / one.path).is_file()
+    ]
+
+
+def labelled(paths: IntakePaths, ledger: Ledger, log: Log) -> list[Item]:
+    """Return the images that are in the dataset, or were, by a label or with one that was applied."""
+    said = {sha256: found for sha256, found in log.standing().items() if found.applied or found.earlier}
+    return [
+        Item(
+            entry.sha256,
+            entry.category,
+            "gate" if entry.part == "gate" else "labelled",
+            entry.key,
+            str(file),
+            said[entry.sha256].label.score,
+            said[entry.sha256].label.threshold,
+            said[entry.sha256].label.version,
+        )
+        for entry in ledger.entries("accepted", "versioned")
+        if entry.sha256 in said and (file := file_of(paths, entry))
+    ]
 
 
 def scored(root: Path, dataset: str, categories: Sequence[str]) -> Iterator[Item]:

@@ -3,6 +3,7 @@
 import functools
 import os
 import secrets
+import tempfile
 import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,8 +14,9 @@ from flows.adapters import git
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc
 from flows.core import classes, lineage
-from flows.retrain import watch
+from flows.retrain import gate_normals, watch
 from flows.retrain.admission import recorder
+from flows.retrain.arrivals import Champions
 from flows.retrain.labels import Log
 from flows.retrain.ledger import IntakePaths, Ledger
 from flows.review import items
@@ -123,6 +125,9 @@ def serve(
     paths = IntakePaths(project, name)
     categories = tuple(classes.wanted(params, Layout(project, name).raw))
     batch_cli.prepare()
+    with tempfile.TemporaryDirectory(prefix="pvqae-") as place:
+        champions = Champions(registry, name, Path(place), params.retrain.screen_margin)
+        gate_normals.look(paths, params, champions)
     session = ReviewSession(paths, categories, most, _evaluated(project, registry, name))
     cache = project / ".pvqae" / "cache" / "review" / name
     thumbnails = ThumbnailCache(cache, _champions(project, registry, name), params.image.bits)

@@ -111,7 +111,7 @@ class _Person(BaseModel):
 
 class _Said(_Person):
     id: _Sha256
-    label: Literal["good", "defect", "skip"]
+    label: Literal["good", "defect", "neither", "skip"]
 
 
 def make(

@@ -112,9 +112,12 @@ def signatures(root: Path) -> dict[str, dict[str, str]]:
 
 
 def sign(root: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """Add rows to labels.csv, or replace those of the same path; sorted, whole or not at all."""
+    """Add rows to labels.csv, or replace those of the same path, and remove those of files that are gone; sorted, whole
+    or not at all.
+    """
     known = signatures(root)
     merged = known | {row["path"]: {name: row[name] for name in _SIGNED} for row in rows}
+    merged = {path: row for path, row in merged.items() if (root / path).is_file()}
     if merged == known:
         return
     write_table(_labels_file(root), _SIGNED, ([merged[path][name] for name in _SIGNED] for path in sorted(merged)))

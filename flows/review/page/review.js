@@ -1,12 +1,14 @@
 "use strict";
-// Keys: g good, d defect, s skip, u undo, 1 2 3 4 the queues. A label is on the server's disk before the next image shows.
+// Keys: g good, d defect, n neither, s skip, u undo, 1 to 6 the queues. A label is on the server's disk before the next image shows.
 const $ = (id) => document.getElementById(id);
 const page = document.body.dataset.page, dataset = document.body.dataset.dataset;
 const EMPTY = {
   held: ["Nothing is held back", "New images that the champion scores too high wait here: ", `python -m flows retrain --dataset ${dataset}`],
   near: ["No scored image is left", "Images nearest the threshold come from what was scored: ", `python -m flows score pvqae-${dataset}-CLASS@champion FOLDER`],
   alarms: ["No alarm is left", "Alarms come from the evaluation's test images and from what was scored: ", `python -m flows score pvqae-${dataset}-CLASS@champion FOLDER`],
+  gate: ["Nothing is odd in the gate", "Normals of the gate that the champion scores far too high wait here.", ""],
   skipped: ["Nothing was skipped", "", ""],
+  labelled: ["Nothing was labelled yet", "What was labelled waits here, should it have to be said again.", ""],
 };
 let state = null, queue = null, first = "", busy = false;
 
@@ -88,13 +90,15 @@ function showFacts(item) {
   const facts = [["class", item.category], ["score", number(item.score)]];
   if (item.threshold !== null) facts.push(["threshold", number(item.threshold)]);
   if (item.version) facts.push(["model version", item.version]);
-  facts.push(["from", { held: "the retraining screen", scored: "batch scoring", test: "the test split" }[item.origin]]);
+  facts.push(["from", { held: "the retraining screen", scored: "batch scoring", test: "the test split", gate: "the gate, arrived", source: "the gate, with the dataset", labelled: "the dataset" }[item.origin]]);
   $("facts").replaceChildren(...facts.flatMap(([name, value]) => [node("dt", name), node("dd", value)]));
   $("name").textContent = item.name;
   $("name").title = item.path;
   $("reason").textContent = item.reason;
   $("good").querySelector("small").textContent = item.good;
   $("defect").querySelector("small").textContent = item.defect;
+  $("neither").querySelector("small").textContent = item.neither;
+  $("skip").disabled = queue === "labelled";
   const gauge = item.score !== null && item.threshold !== null && item.threshold > 0;
   $("gauge").hidden = !gauge;
   if (gauge) $("mark").style.left = `${Math.min(98, Math.max(2, 50 * item.score / item.threshold))}%`;
@@ -108,11 +112,11 @@ function showEmpty() {
 }
 
 function show() {
-  const item = current(), list = items(queue), { good, defect } = state.pending;
+  const item = current(), list = items(queue), { good, defect, neither } = state.pending;
   showQueues();
   $("bar").max = Math.max(1, state.total);
   $("bar").value = state.done;
-  const left = state.total - state.done, listed = state.queues.reduce((sum, one) => sum + one.items.length, 0);
+  const left = state.total - state.done, listed = state.queues.reduce((sum, one) => sum + (one.name === "labelled" ? 0 : one.items.length), 0);
   $("left").textContent = `${list.length} left here, ${left} images in all queues${listed > left ? `, ${listed - left} of them in two` : ""}`;
   $("card").hidden = !item;
   $("empty").hidden = Boolean(item);
@@ -122,8 +126,9 @@ function show() {
     const next = list.find((other) => other.id !== item.id);
     if (next) for (const path of ["picture", "heatmap"]) new Image().src = `/${path}/${next.id}`;
   } else showEmpty();
-  $("pending").textContent = good + defect ? `${good} good, ${defect} defect not applied yet` : "no labels wait";
-  $("apply").disabled = busy || !(good + defect);
+  const many = `${good} good, ${defect} defect${neither ? `, ${neither} neither` : ""}`;
+  $("pending").textContent = good + defect + neither ? `${many} not applied yet` : "no labels wait";
+  $("apply").disabled = busy || !(good + defect + neither);
 }
 
 async function act(path, body) {
@@ -154,8 +159,8 @@ function label(word) {
   $("said").hidden = true;
   const where = items(queue).findIndex((other) => other.id === item.id);
   act("/label", { id: item.id, label: word }).then((done) => {
-    // In the queue of skipped images a skip goes on to the next one.
-    if (done && queue === "skipped" && word === "skip") first = (items(queue)[where + 1] || items(queue)[0] || {}).id || "";
+    // Where an image stays in its queue, the next one is shown.
+    if (done && ((queue === "skipped" && word === "skip") || queue === "labelled")) first = (items(queue)[where + 1] || items(queue)[0] || {}).id || "";
     if (done) show();
   });
 }
@@ -174,9 +179,9 @@ async function undo() {
 }
 
 function askApply() {
-  const { good, defect } = state.pending;
-  if (busy || !(good + defect)) return;
-  $("what").textContent = `Apply ${good} good and ${defect} defect?`;
+  const { good, defect, neither } = state.pending;
+  if (busy || !(good + defect + neither)) return;
+  $("what").textContent = `Apply ${good} good, ${defect} defect and ${neither} neither?`;
   $("sure").showModal();
 }
 
@@ -190,7 +195,7 @@ async function apply() {
   $("said").hidden = false;
 }
 
-for (const word of ["good", "defect", "skip"]) $(word).addEventListener("click", () => label(word));
+for (const word of ["good", "defect", "neither", "skip"]) $(word).addEventListener("click", () => label(word));
 $("undo").addEventListener("click", undo);
 $("apply").addEventListener("click", askApply);
 $("yes").addEventListener("click", apply);
@@ -198,7 +203,7 @@ $("no").addEventListener("click", () => $("sure").close());
 document.addEventListener("keydown", (event) => {
   // A held key must not label a whole queue.
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input") || $("sure").open || !state) return;
-  const does = { g: () => label("good"), d: () => label("defect"), s: () => label("skip"), u: undo }[event.key.toLowerCase()];
+  const does = { g: () => label("good"), d: () => label("defect"), n: () => label("neither"), s: () => label("skip"), u: undo }[event.key.toLowerCase()];
   const tab = state.queues[Number(event.key) - 1];
   if (does) does();
   else if (tab) choose(tab.name);
@@ -206,6 +211,6 @@ document.addEventListener("keydown", (event) => {
 
 ask("/state").then((found) => {
   state = found;
-  queue = (state.queues.find((one) => one.items.length && one.name !== "skipped") || state.queues[0]).name;
+  queue = (state.queues.find((one) => one.items.length && !["skipped", "labelled"].includes(one.name)) || state.queues[0]).name;
   show();
 }, (error) => complain(error.message));

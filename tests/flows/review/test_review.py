@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from flows.adapters.fakes import FakeVersioning
 from flows.retrain import admission, index, labels, ledger
 from flows.retrain import arrivals as arrivals_
+from flows.retrain.gate_normals import GateNormal
 from flows.retrain.labels import Label, Log
 from flows.retrain.ledger import Entry, IntakePaths, Ledger
 from flows.review import apply, items
@@ -279,6 +280,94 @@ def test_a_damaged_line_of_scores_hides_no_other_image(world: World) -> None:
     assert len(before - set(shown(world.desk(), "near"))) <= 1
 
 
+def odd_gate(world: World) -> tuple[Entry, Entry]:
+    """Two parts that went to the gate unseen, which the champion scores far too high, and one that the dataset has."""
+    found = []
+    for number in (40, 41):
+        name = f"g{number}__a-{number}.png"
+        file = world.raw / ARRIVED / "nut" / "gate" / name
+        images.write(file, photograph(number))
+        found.append(Entry(f"nut/g{number}__a.png", "e", 1, "versioned", "v", "nut", digest(file), name, "gate"))
+    Ledger(world.places.ledger).append(found)
+    rows = [(f"{ARRIVED}/nut/gate/{entry.name}", entry.sha256, 8.0 + n) for n, entry in enumerate(found)]
+    rows.append(("nut/good/2.png", digest(world.raw / "nut" / "good" / "2.png"), 7.0))
+    kept = [GateNormal(path, "s", "nut", sha256, "3", 0.25, score, 5.0) for path, sha256, score in rows]
+    text = "".join(json.dumps(asdict(one)) + "\n" for one in kept)
+    world.places.gate_scores.write_text(text, "utf-8")
+    return found[0], found[1]
+
+
+def test_a_wrong_photograph_of_the_gate_is_listed_and_taken_out(world: World) -> None:
+    first, second = odd_gate(world)
+    desk = world.desk()
+    assert shown(desk, "gate") == [second.name, first.name, "2.png"]
+    desk.label(first.sha256, "neither", "Ada")
+    desk.label(second.sha256, "defect", "Ada")
+    desk.label(by_name(desk, "2.png"), "neither", "Ada")
+    assert desk.state()["pending"] == {"good": 0, "defect": 1, "neither": 2}
+    done = world.apply()
+    assert world.arrived() == [f"nut/defect/reviewed/{second.name}"]
+    assert done.lines[0].startswith("1 images came into the dataset (1 nut/defect/reviewed), 1 images were taken out")
+    assert any("nut/good/2.png: only noted" in line for line in done.lines)
+    assert (world.raw / "nut" / "good" / "2.png").is_file()
+    assert f"nut/gate/{first.name} taken out, labelled neither by Ada" in world.commits[0]
+    (row,) = csv.DictReader((world.places.home / "quarantine" / "quarantine.csv").read_text("utf-8").splitlines())
+    assert (row["object"], row["file"]) == ("nut/g40__a.png", f"nut/{first.name}")
+    desk.refresh()
+    assert shown(desk, "gate") == []
+
+
+def test_a_normal_of_the_gate_that_a_person_confirms_stays_and_is_not_asked_for_again(world: World) -> None:
+    first, _ = odd_gate(world)
+    desk = world.desk()
+    desk.label(first.sha256, "good", "Ada")
+    assert "no image came into the dataset" in world.apply().lines[0]
+    assert f"nut/gate/{first.name}" in world.arrived()
+    assert world.commits == []
+    desk.refresh()
+    assert first.name not in shown(desk, "gate")
+
+
+def test_what_is_neither_never_comes_in(world: World) -> None:
+    desk = world.desk()
+    for name in ("h21", "32"):
+        desk.label(by_name(desk, name), "neither", "Ada")
+    done = world.apply()
+    assert (world.arrived(), world.commits, done.admitted) == ([], [], ())
+    assert done.lines[0] == "no image came into the dataset"
+    assert [path.name for path in (world.places.home / "quarantine" / "nut").iterdir()] == ["h21__a.png"]
+    assert {s.outcome[: len("out of the dataset")] for s in world.log.standing().values()} == {"out of the dataset"}
+    desk.refresh()
+    assert "32.png" not in shown(desk, "near")
+    assert world.log.pending() == []
+
+
+def test_what_was_labelled_before_can_be_labelled_again_and_undone(world: World) -> None:
+    desk = world.desk()
+    held, scored = by_name(desk, "h21"), by_name(desk, "32")
+    desk.label(held, "good", "Ada")
+    desk.label(scored, "defect", "Ada")
+    world.apply()
+    desk.refresh()
+    assert shown(desk, "labelled") == ["32.png", "h21__a.png"]
+    assert len(arrivals.signatures(world.raw)) == 2
+    desk.label(held, "skip", "Ada")  # says nothing of what is in the dataset
+    desk.label(held, "neither", "Ada")
+    desk.label(scored, "good", "Ada")
+    desk.refresh()
+    assert shown(desk, "near") == ["31.png", "30.png", "33.png"]
+    assert desk.undo("Ada") is not None
+    assert [label.label for label in world.log.pending()] == ["neither"]
+    assert desk.state()["queues"][-1]["items"][0]["reason"].startswith("labelled defect by Ada")
+    desk.label(scored, "good", "Bob")
+    done = world.apply()
+    (kept,) = world.arrived()
+    assert kept.startswith("nut/good/32-")
+    assert "1 images came into the dataset (1 nut/good), 1 images were taken out of the dataset" in done.lines[0]
+    (signed,) = arrivals.signatures(world.raw).values()
+    assert (signed["label"], signed["who"]) == ("good", "Bob")
+
+
 # What they call of the log appends whole lines or nothing, which has tests of its own.
 WATCHED = tuple(str(module.__file__) for module in (admission, apply, arrivals_, ledger))
 
@@ -295,6 +384,8 @@ def test_a_death_at_any_line_of_apply_neither_loses_nor_doubles(
     desk = template.desk()
     for name, word in (("h21", "defect"), ("h20", "good"), ("32", "good")):
         desk.label(by_name(desk, name), word, "Ada")  # type: ignore[arg-type]
+    for gone, word in zip(odd_gate(template), ("neither", "defect"), strict=True):
+        template.log.append(said(gone.sha256, word, category="nut", origin="gate", path=gone.key))  # type: ignore[arg-type]
 
     def fresh(name: str) -> World:
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
@@ -304,7 +395,7 @@ def test_a_death_at_any_line_of_apply_neither_loses_nor_doubles(
     undisturbed = fresh("whole")
     reached = traced(undisturbed.apply, WATCHED, None)
     expected = undisturbed.state()
-    assert len(undisturbed.arrived()) == 3
+    assert len(undisturbed.arrived()) == 4
     spots = {(*place, count - 1) for place, count in reached.items()}
     assert len(spots) > 60
     for spot in sorted(spots):
@@ -314,8 +405,12 @@ def test_a_death_at_any_line_of_apply_neither_loses_nor_doubles(
         assert world.state()[0] == expected[0], spot
         assert world.state()[1:2] == expected[1:2], spot
         assert world.state()[3:] == expected[3:], spot
-        assert {s.outcome for s in world.log.standing().values()} == {"in the dataset as good", IN_GATE}, spot
+        outcomes = {s.outcome for s in world.log.standing().values()}
+        assert outcomes == {"in the dataset as good", IN_GATE, f"out of the dataset: {said('', 'neither').words()}"}, (
+            spot
+        )
         assert len(world.commits) == 1, spot
 
 
 IN_GATE = "in the dataset as defect/reviewed"
+OUT = f"out of the dataset: {said('', 'neither').words()}"

@@ -73,7 +73,7 @@ def test_a_label_of_the_page_lands_in_the_log(desk: ReviewSession) -> None:
     body = {"id": ids(desk)[0], "label": "good", "who": "Ada"}
     answer = client(door, **{"X-Page": door.page, "Origin": HERE}).post("/label", json=body)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["pending"] == {"good": 1, "defect": 0}
+    assert answer.json()["pending"] == {"good": 1, "defect": 0, "neither": 0}
     (label,) = Log(desk.paths.labels).read()
     assert (label.who, label.label, label.version, label.score) == ("Ada", "good", "3", 5.1)
     assert label.when.endswith("+00:00")
@@ -195,11 +195,17 @@ def test_a_person_labels_with_keys(page: "Page", desk: ReviewSession) -> None:
     assert [label.label for label in Log(file).read()] == ["good", "defect", "skip", "undo", "undo"]
     assert {label.who for label in Log(file).read()} == {"Grace"}
     page.keyboard.press("d")
-    page.locator("#pending:text('1 good, 1 defect')").wait_for()
+    page.locator("#pending:text('1 good, 1 defect not applied yet')").wait_for()
+    assert page.inner_text("#left").startswith("1 left here, 1 images in all queues")
+    page.keyboard.press("n")
+    page.locator("#pending:text('1 good, 1 defect, 1 neither not applied yet')").wait_for()
     page.click("#apply")
     page.click("#yes")
     page.wait_for_selector("#said:not([hidden])")
     assert "2 images came into the dataset" in page.inner_text("#said")
+    page.click("[data-queue=labelled]")
+    page.locator("#reason:text('labelled')").wait_for()
+    assert page.locator("#skip").is_disabled()
 
 
 def test_a_hostile_name_is_text_and_the_page_fits_a_phone(page: "Page", desk: ReviewSession) -> None:
