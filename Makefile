@@ -29,6 +29,10 @@ MOVED := remake
 endif
 endif
 
+# Run a command that says nothing itself, and say every ten seconds that it is still at work.
+aloud = echo "$(subst ",\",$(1))"; (n=0; while sleep 10 >/dev/null 2>&1; do n=$$((n + 10)); echo "installing: $$n s so far"; done) & beat=$$!; \
+	$(1); code=$$?; kill $$beat; exit $$code
+
 .PHONY: help run test integration chaos bench flames audit lint format clean services experiment gpu-bundle accuracy rooms install
 
 help: ## list the targets
@@ -38,8 +42,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, found $$($(PYTHON) --version); run: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -z "$(MOVED)" || { echo "$(VENV) was made in another folder: it is made again here"; rm -rf $(VENV); }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt uv
-	$(CERTIFICATES) $(BIN)/uv pip install -q --python $(BIN)/python $(TORCH) -c constraints.txt -e '.[dev]'
+	@echo "installing into $(VENV): a minute or two, 2.5 GB"
+	@$(call aloud,$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt uv)
+	@$(call aloud,$(CERTIFICATES) $(BIN)/uv pip install -q --python $(BIN)/python $(TORCH) -c constraints.txt -e '.[dev]')
 	@touch $@
 
 install: $(STAMP) ## install everything into .venv, run nothing

@@ -91,6 +91,7 @@ class FakeRegistry:
     log: dict[str, list[Promotion]] = field(default_factory=dict)
     bundles: dict[str, dict[str, bytes]] = field(default_factory=dict)  # model → file → content
     sources: dict[tuple[str, str], str] = field(default_factory=dict)  # (name, version) → model
+    texts: dict[tuple[str, str], str] = field(default_factory=dict)  # descriptions of versions
     owned: dict[str, Owner] = field(default_factory=dict)  # model → whose it is
     folders: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)  # (run, folder) → file → content
     deleted: set[tuple[str, str]] = field(default_factory=set)  # (name, version)
@@ -148,7 +149,7 @@ class FakeRegistry:
             raise PvqaeError(f"{name} is {self.owned[name]}, not {owner}")
         self.versions.setdefault(name, []).append(dict(tags))
         version = str(len(self.versions[name]))
-        self.sources[name, version] = model
+        self.sources[name, version], self.texts[name, version] = model, text
         return version
 
     def find(self, name: str, tags: Mapping[str, str]) -> str | None:

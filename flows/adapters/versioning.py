@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from flows.adapters import dvc_files, intake
 from flows.core import environment
 from flows.core.processes import Supervisor
+from pvqae.core import progress
 from pvqae.core.errors import DataError, PvqaeError
 
 Outcome = Literal["ran", "restored", "unchanged"]
@@ -206,17 +207,8 @@ class Dvc:
 
     def _dvc(self, *arguments: str, on_line: OnLine = ignore) -> tuple[int, str]:
         """Return exit code and output; a command that met DVC's lock, or a file that a kill had cut off, runs again."""
-        command = [sys.executable, "-P", str(COMMAND), *arguments]
         for attempt in range(self._retries + 1):
-            lines: list[str] = []
-
-            def keep(line: str, lines: list[str] = lines) -> None:
-                lines.append(line)
-                if line.strip() and not line.startswith(_HINTS):
-                    on_line(line)
-
-            code = self._supervisor.run(command, self._workspace, environment.for_stages(self._workspace), keep)
-            output = "\n".join(lines)
+            code, output = self._once(arguments, on_line)
             if not code:
                 break
             if self._mended(on_line):
@@ -225,6 +217,22 @@ class Dvc:
                 break
             time.sleep(_PAUSE * 2**attempt)
         return code, output
+
+    def _once(self, arguments: Sequence[str], on_line: OnLine) -> tuple[int, str]:
+        """Run a command; say that it still runs where it says nothing itself for long."""
+        lines: list[str] = []
+        command = [sys.executable, "-P", str(COMMAND), *arguments]
+        say = progress.tell if on_line is ignore else on_line
+        with progress.working(shlex.join(["dvc", *arguments]), say) as heard:
+
+            def keep(line: str) -> None:
+                lines.append(line)
+                if line.strip() and not line.startswith(_HINTS):
+                    on_line(line)
+                    heard()
+
+            code = self._supervisor.run(command, self._workspace, environment.for_stages(self._workspace), keep)
+        return code, "\n".join(lines)
 
     def _mended(self, on_line: OnLine) -> bool:
         found = dvc_files.mend(self._workspace)

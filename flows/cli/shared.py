@@ -36,13 +36,15 @@ def guarded_server() -> Callable[[], None]:
     """
     from flows.adapters import prefect_server
     from flows.core.processes import ProcessReaper
+    from pvqae.core import progress
 
     atexit.register(ProcessReaper().close)  # a command that is killed leaves nothing behind
     wait = prefect_server.begin()
 
     def ready() -> None:
         _no_tracebacks()
-        wait()
+        with progress.working("starting Prefect's server"):
+            wait()
 
     return ready
 

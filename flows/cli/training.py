@@ -41,7 +41,7 @@ def _train(
     with quiet(as_json):
         root = project()
         settings = _settings(root, params, overrides)
-        _check_source(settings)
+        _check_source(root, settings)
         ready = guarded_server()
         _prepare_database(root, settings)
         from flows.train.summary import ClassesFailed
@@ -65,12 +65,19 @@ def _settings(root: Path, params: str, overrides: list[str]) -> "Params":
     return workspace.choose(root, params, tuple(overrides)).params
 
 
-def _check_source(params: "Params") -> None:
-    """Raise `DataError` where data.root can't be a dataset."""
+def _check_source(root: Path, params: "Params") -> None:
+    """Raise `DataError` where data.root can't be a dataset of the params' layout, or there is none at all."""
     from flows.adapters import intake
+    from flows.core import classes
+    from pvqae.core.layout import Layout
 
+    raw = Layout(root, params.data.name).raw
     if params.data.root and params.data.source != "demo":
-        intake.check(Path(params.data.root).expanduser())
+        place = Path(params.data.root).expanduser()
+        intake.check(place)
+        classes.there(params, place)
+    elif not (raw.is_dir() or raw.with_name(f"{raw.name}.dvc").exists()):
+        classes.there(params, raw)
 
 
 def _prepare_database(root: Path, params: "Params") -> None:

@@ -20,6 +20,7 @@ from flows.workspace.workspace import Workspace
 from pvqae.core import config, files
 from pvqae.core.errors import DataError, IntegrityError
 from pvqae.core.layout import Layout
+from pvqae.core.progress import track, working
 from pvqae.evaluation.metrics import PixelCounts, count, image_auroc
 from pvqae.samples import images, manifest
 from pvqae.samples.geometry import mask_of
@@ -98,7 +99,8 @@ def measure(
         else None
     )
     sizes = {side: sum(file.stat().st_size for file in folder.iterdir()) for side, folder in sides.items()}
-    measured = _facts(table, detectors["challenger"], limits, difference, times, maps, sizes, pair.flaws)
+    with working("comparing champion and challenger"):
+        measured = _facts(table, detectors["challenger"], limits, difference, times, maps, sizes, pair.flaws)
     return Findings(measured, table, _list_sha256(rows))
 
 
@@ -114,7 +116,7 @@ def _score(
     scores: dict[str, list[float]] = {side: [] for side in detectors}
     maps: dict[str, list[PixelCounts | None]] = {side: [] for side in detectors}
     masked = (rows["mask_path"] != "").any()
-    for index, row in enumerate(rows.to_dict("records")):
+    for index, row in enumerate(track(rows.to_dict("records"), "the gate's images", len(rows))):
         for side, detector in list(detectors.items())[:: -1 if index % 2 else 1]:  # who follows on a warm cache changes
             pixels = images.read(row["path"], data, detector.scorer.image.bits)
             if index == 0:

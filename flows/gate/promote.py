@@ -19,6 +19,7 @@ from pvqae.core import config
 from pvqae.core.config import Gate
 from pvqae.core.errors import DataError, FormatError, IntegrityError, PvqaeError
 from pvqae.core.files import digest, write_text
+from pvqae.core.progress import working
 from pvqae.samples import manifest
 
 _Measure = Callable[[Pair], Findings]
@@ -119,9 +120,11 @@ def decide(
 
     # 3. Both bundles as they were evaluated, the measuring, the rules.
     with tempfile.TemporaryDirectory() as place:
-        own = fetch(registry, name, challenger, Path(place) / challenger)
-        loads(own)  # not by override either: it could score nothing
-        opponent, absent = _opponent(registry, name, champion, Path(place), asked, loads)
+        print(f"the gate judges {name} version {challenger} against {champion or lineage.NONE}", flush=True)
+        with working(f"{name}: fetching both versions"):
+            own = fetch(registry, name, challenger, Path(place) / challenger)
+            loads(own)  # not by override either: it could score nothing
+            opponent, absent = _opponent(registry, name, champion, Path(place), asked, loads)
         found, verdict = _judged(measure, Pair(own, opponent, tags, flaws), limits, bool(asked.override))
         lines = (*absent, *verdict.lines)
         verdict = replace(verdict, lines=lines, version=challenger, champion=champion or lineage.NONE)

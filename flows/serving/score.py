@@ -27,6 +27,7 @@ from flows.versions import promotions, version_bundles
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, IntegrityError
 from pvqae.core.files import Sealed, whole_folder, write_text
+from pvqae.core.progress import working
 from pvqae.drift.drift_report import Report
 from pvqae.inference import bundle as bundles
 from pvqae.serving import batch, batch_cli, batch_source
@@ -250,8 +251,9 @@ def export(root: Path, name: str, out: str, images: Path | None, tell: Callable[
     model, version = parse(name, registry)
     alias = "" if re.search(r"@\d+$", name) else name.partition("@")[2] or "champion"
     owner = promotions.owner_of(registry, model)
-    bundle = bundle_of(root, registry, model, version).folder
     tell(f"{model} version {version}" + f", {alias}" * bool(alias))
+    with working("fetching its bundle", tell):
+        bundle = bundle_of(root, registry, model, version).folder
     folder = Path(out) if out else root / "exported" / model
     tags = registry.version_tags(model, version)
     kept = {key: tags[key] for key in lineage.REQUIRED if key in tags}

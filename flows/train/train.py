@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from flows.workspace.workspace import Workspace
 from pvqae.core import runtime
 from pvqae.core.errors import PvqaeError
 from pvqae.core.files import digest
+from pvqae.core.progress import working
 
 
 @flow(name="train", persist_result=False)
@@ -61,7 +62,8 @@ def train(
         code = git.code(project)
         space = workspace.prepare(project, choice)
         dvc = Dvc(space.path, supervisor, pull=bool(settings.train_pool))
-        _bring_data(space, Dvc(project, supervisor), dvc)
+        with working(f"{name}: bringing the data", log.info):
+            _bring_data(space, Dvc(project, supervisor), dvc)
 
         # 3. The graph of the dataset's classes, what they start from, and which of its stages changed.
         tracking, uri = open_registry(project, settings.tracking_uri)
@@ -123,7 +125,7 @@ def train(
             tracking, supervisor, space, made_from, uncommitted,
             threads=lambda: runtime.plan(space.params.compute, networks).threads,
         )  # fmt: skip
-        versions, failed = _versions(registrar, recorder, graph["classes"])
+        versions, failed = _versions(registrar, recorder, graph["classes"], log.info)
 
         # 8. What came of it: first the report's page, which names the versions.
         warned = tuple(map(space.placed, _validation(space).get("warnings", ())))
@@ -216,7 +218,7 @@ def _lineage_of(space: Workspace, git_sha: str, data_sha: str, data_hash: str) -
 
 
 def _versions(
-    registrar: Registrar, recorder: Recorder, categories: Iterable[str]
+    registrar: Registrar, recorder: Recorder, categories: Iterable[str], say: Callable[[str], object]
 ) -> tuple[tuple[Registered, ...], tuple[str, ...]]:
     """Return the version of every class, the one that equals its bundle already or a new one, and what failed.
 
@@ -228,7 +230,8 @@ def _versions(
             version = registrar.existing(category)
             if not version:
                 recorder.complete(category)
-                version = registrar.register(category, recorder.run(category))
+                with working(f"{category}: registering its version", say):
+                    version = registrar.register(category, recorder.run(category))
             found.append(version)
         except PvqaeError as error:
             found.append(Registered(category, "", False, "", (str(error),)))

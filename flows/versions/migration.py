@@ -4,6 +4,7 @@ A later release may read fewer formats. The new version keeps run and lineage of
 says `migration`, and a rollback goes past it to the champion before.
 """
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from flows.adapters.tracking import Registry
 from flows.core import lineage, locks
 from flows.versions import promotions, version_bundles
 from flows.versions.policy import PARITY_TOLERANCE
+from flows.versions.registration import description, read_json
 from pvqae.core.errors import IntegrityError, PvqaeError
 
 if TYPE_CHECKING:
@@ -134,4 +136,6 @@ def _registered(registry: Registry, owner: lineage.Owner, name: str, version: st
     if (known := registry.find(name, own)) is not None:  # a killed migration's
         return known
     run = tags["mlflow_run"]
-    return registry.register(name, run, registry.log_model(run, bundle), kept | own, owner)
+    card, figures = read_json(bundle / "calibration.json"), json.loads(tags.get("figures", "{}"))
+    text = f"{description(card, figures, tags)}\n\nVersion {version} in today's format, with the same scores.".strip()
+    return registry.register(name, run, registry.log_model(run, bundle), kept | own, owner, text)

@@ -86,7 +86,7 @@ class Registrar:
             warm_start.keep(self._registry, run, self._space, category)
             size = sum(file.stat().st_size for file in exported.iterdir())
             figures = lineage.figures(self._metrics(category), size)
-            text = _description(read_json(exported / "calibration.json"), self._metrics(category), tags)
+            text = description(read_json(exported / "calibration.json"), self._metrics(category), tags)
         owner = lineage.Owner(self._space.params.data.name, category)
         version = self._registry.register(name, run, model, tags | _decision_tags(decision) | figures, owner, text)
         notes.revive(self._registry, name)
@@ -140,7 +140,7 @@ class Registrar:
         return read_json(self._space.layout.class_report(category) / "metrics.json")
 
 
-def _description(card: Mapping[str, Any], metrics: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+def description(card: Mapping[str, Any], metrics: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """Return what MLflow's page shows of a version: its calibration card, its figures, what it was made from.
 
     Nothing for a card without a threshold, which no calibration writes.

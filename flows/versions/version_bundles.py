@@ -14,6 +14,7 @@ from flows.workspace.workspace import Workspace
 from pvqae.cli.processes import ADDRESS
 from pvqae.core.errors import IntegrityError, PvqaeError
 from pvqae.core.files import SUMS
+from pvqae.core.progress import working
 
 if TYPE_CHECKING:
     from pvqae.core.files import Sealed
@@ -49,7 +50,9 @@ def _pvqae(supervisor: Supervisor, space: Workspace, what: str, *words: str) -> 
     command = [sys.executable, "-m", "pvqae.cli.main", *words]
     # Where a train flow has started its fork server; where none listens the command does the work itself.
     server = {ADDRESS: str((space.path / environment.FORKSERVER).relative_to(space.root))}
-    if code := supervisor.run(command, space.root, environment.for_stages(space.root) | server, lines.append):
+    with working(what):
+        code = supervisor.run(command, space.root, environment.for_stages(space.root) | server, lines.append)
+    if code:
         raise PvqaeError(f"{what} failed (exit {code}):\n" + "\n".join(lines[-15:]))
     return lines
 

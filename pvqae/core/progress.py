@@ -1,8 +1,13 @@
-"""Progress with an estimate of the time left: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress with an estimate of the time left: a live bar on a terminal, a line now and then elsewhere.
+
+Nothing that takes long is silent: what has no steps to count says every ten seconds that it is still at work.
+"""
 
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -10,6 +15,43 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 _QUIET_SECONDS = 10.0  # between lines where there is no terminal
+
+
+def tell(line: str) -> None:
+    """Print a line to stderr at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def working(
+    what: str | Callable[[], str], say: Callable[[str], object] = tell, ends: bool = True
+) -> Iterator[Callable[[], None]]:
+    """Say what is being done, and for how long, whenever the block has said nothing for ten seconds.
+
+    Yield what the block calls where it says something itself. A shorter block is silent; else its end is told, too,
+    with the time it took, unless `ends` is False.
+    """
+    words: Callable[[], str] = what if callable(what) else lambda: str(what)
+    begun, stirred, over, spoken = time.monotonic(), threading.Event(), threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            if stirred.wait(_QUIET_SECONDS):
+                stirred.clear()
+            else:
+                spoken.set()
+                say(f"{words()}: {time.monotonic() - begun:.0f} s so far")
+
+    thread = threading.Thread(target=look, name="working", daemon=True)
+    thread.start()
+    try:
+        yield stirred.set
+    finally:
+        over.set()
+        stirred.set()
+        thread.join()
+    if ends and spoken.is_set():
+        say(f"{words()}: done in {time.monotonic() - begun:.0f} s")
 
 
 def track(items: Iterable[T], what: str, total: int, start: int = 0) -> Iterator[T]:
@@ -27,11 +69,15 @@ def track(items: Iterable[T], what: str, total: int, start: int = 0) -> Iterator
 
 
 def _lines(items: Iterable[T], what: str, total: int, start: int) -> Iterator[T]:
-    begun = spoken = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
-        now = time.monotonic()
-        if now - spoken >= _QUIET_SECONDS or start + done == total:
-            left = (now - begun) / done * (total - start - done)
-            print(f"{what}: {start + done}/{total}, about {left:.0f} s left", file=sys.stderr, flush=True)
-            spoken = now
+    done = 0
+    with working(lambda: f"{what}: {start + done}/{total}", ends=False) as heard:
+        begun = spoken = time.monotonic()
+        for item in items:
+            yield item
+            done += 1
+            now = time.monotonic()
+            if now - spoken >= _QUIET_SECONDS or start + done == total:
+                left = (now - begun) / done * (total - start - done)
+                tell(f"{what}: {start + done}/{total}, about {left:.0f} s left")
+                spoken = now
+                heard()

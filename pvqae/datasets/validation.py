@@ -22,6 +22,7 @@ from pvqae.core.config import Params
 from pvqae.core.errors import DataError, ValidationFailed
 from pvqae.core.files import write_text
 from pvqae.core.layout import Layout
+from pvqae.core.progress import working
 from pvqae.datasets import facts, leftover, rules
 from pvqae.datasets.leftover import Left
 from pvqae.datasets.rules import Outcome, Summary
@@ -49,11 +50,13 @@ def check(layout: Layout, params: Params, judged: bool = True) -> Summary:
     shutil.rmtree(layout.rows, ignore_errors=True)  # nothing may train on rows that no longer pass
     known = classes.read(layout.classes_file, params.data.name)
     frame = _table(layout.manifest, _REPEATED)
-    checked = _run("manifest", frame, rules.of_manifest(), ["sample_id", "path"])
+    with working("Great Expectations checks the manifest"):
+        checked = _run("manifest", frame, rules.of_manifest(), ["sample_id", "path"])
     frame = frame.astype({name: "str" for name in _REPEATED if name in frame.columns})
     if not rules.failed([outcome for outcome, _ in checked]):
         frame = frame.astype(dict.fromkeys(manifest.NUMBERS, "int64"))
-        checked += _run_typed(frame, _statistics(layout.statistics), known, layout.data, params, judged)
+        with working("Great Expectations checks images and classes"):
+            checked += _run_typed(frame, _statistics(layout.statistics), known, layout.data, params, judged)
     outcomes = [outcome for outcome, _ in checked]
     stops = rules.failed(outcomes)
     held = known.sharing(name for outcome in stops for name in outcome.categories)

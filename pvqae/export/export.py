@@ -27,6 +27,7 @@ import torch
 from pvqae.core import config, files
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import whole_folder
+from pvqae.core.progress import working
 from pvqae.export import parity
 from pvqae.export.onnx_graph import Graph, names
 from pvqae.export.parity import Parity
@@ -79,7 +80,8 @@ def export(
     _refuse(detector)
     with whole_folder(out) as part:
         tell("writing the graph (about half a minute)")
-        _write_graph(detector, part / "model.onnx")
+        with working("writing the graph", tell):
+            _write_graph(detector, part / "model.onnx")
         card = _card(detector) | ({"registered": dict(registered)} if registered else {})
         (part / "card.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", "utf-8")
         _write_program(part)

@@ -18,7 +18,7 @@ import torch
 
 from pvqae.core.errors import DataError, ParityError
 from pvqae.core.layout import Layout, find_root
-from pvqae.core.progress import track
+from pvqae.core.progress import track, working
 from pvqae.inference import bundle
 from pvqae.inference.bundle import Detector
 from pvqae.samples import images, manifest
@@ -62,7 +62,8 @@ def check(detector: Detector, folder: Path, files: Sequence[Path]) -> Parity:
     if not files:
         raise DataError("export: no images to check the parity on; name a folder of images")
     with tempfile.TemporaryDirectory() as scratch:
-        answers = _exported(folder, files, Path(scratch))
+        with working(f"run.py scores {len(files)} images"):
+            answers = _exported(folder, files, Path(scratch))
         rows = [
             _differences(detector, file, answer, Path(scratch) / f"{number}.npy")
             for number, (file, answer) in enumerate(zip(track(files, "parity", len(files)), answers, strict=True))

@@ -46,6 +46,8 @@ def test_a_champion_of_format_2_is_written_again_and_stays_what_it_was(twin: Fak
     assert not lineage.Lineage.missing(tags)
     assert tags["mlflow_run"] == twin.version_tags(MODEL, "1")["mlflow_run"]
     assert (tags["migrated_from"], tags[migration.ORIGINAL]) == ("1", twin.version_tags(MODEL, "1")["bundle_sha256"])
+    assert "is a defect" in twin.texts[MODEL, "2"]
+    assert "Version 1 in today's format" in twin.texts[MODEL, "2"]
     version_bundles.check_version(twin, MODEL, "2")
     assert promotions.champions(twin.promotions(MODEL)) == ["2"]  # a rollback goes past it
     (again,) = migration.run(twin, tmp_path)

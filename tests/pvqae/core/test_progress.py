@@ -1,6 +1,10 @@
+import threading
+import time
+
 import pytest
 
 from pvqae.core import progress
+from tests.waiting import until
 
 
 def test_every_item_comes_through_in_order_and_the_end_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,3 +21,58 @@ def test_the_time_left_is_estimated_from_this_run_only(
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     list(progress.track(range(3), "steps", total=10, start=7))
     assert capsys.readouterr().err.splitlines()[0] == "steps: 8/10, about 40 s left"
+
+
+def test_work_without_steps_is_not_silent_and_its_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.02)
+    said: list[str] = []
+    with progress.working("the graph", said.append):
+        until(lambda: len(said) >= 2)
+    assert all(line == "the graph: 0 s so far" for line in said[:-1])
+    assert said[-1] == "the graph: done in 0 s"
+
+
+def test_short_work_and_work_that_speaks_itself_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with progress.working("short", said.append):
+        pass
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.5)
+    with progress.working("talking", said.append) as heard:
+        for _ in range(20):
+            heard()
+            time.sleep(0.03)
+    assert said == []
+
+
+def test_work_that_fails_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.02)
+    said: list[str] = []
+
+    def fail() -> None:
+        until(lambda: bool(said))
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"), progress.working("the graph", said.append):
+        fail()
+    assert not any("done" in line for line in said)
+
+
+def test_a_first_item_that_takes_long_is_told_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.02)
+    heard: list[str] = []
+    for _ in progress.track(range(2), "memory", total=2):
+        while not heard or not heard[-1]:
+            heard.append(capsys.readouterr().err)
+            time.sleep(0.01)
+    assert heard[-1].startswith("memory: 0/2: 0 s so far")
+
+
+def test_a_loop_that_is_left_early_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    loop = progress.track(range(9), "left", total=9)
+    next(iter(loop))
+    assert threading.active_count() == before + 1
+    del loop
+    until(lambda: threading.active_count() == before)
