@@ -139,7 +139,7 @@ def admit(
     if not accepted and not withdrawn:
         return ()
     signed = labels.Log(paths.labels).signatures(ledger.entries("accepted", "versioned"))
-    arrived.sign(raw, signed)
+    arrived.sign(raw, signed, {entry.name for entry in (*accepted, *withdrawn)})
     dvc.version_dataset(paths.dataset)
     record(_message(paths.dataset, accepted, withdrawn, signed))
     version = dvc.data_hash(paths.dataset)

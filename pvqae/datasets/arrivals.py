@@ -9,7 +9,7 @@ says which part it shows: PART__VIEW-<hash>.png; without the double underscore e
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from pvqae.core.errors import DataError
@@ -111,13 +111,14 @@ def signatures(root: Path) -> dict[str, dict[str, str]]:
     return {row["path"]: row for row in rows}
 
 
-def sign(root: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """Add rows to labels.csv, or replace those of the same path, and remove those of files that are gone; sorted, whole
-    or not at all.
+def sign(root: Path, rows: Iterable[Mapping[str, str]], moved: Collection[str] = ()) -> None:
+    """Add rows to labels.csv, or replace those of the same path; sorted, whole or not at all.
+
+    `moved`: names of files that went elsewhere, or out of the dataset; of these only `rows` hold.
     """
     known = signatures(root)
-    merged = known | {row["path"]: {name: row[name] for name in _SIGNED} for row in rows}
-    merged = {path: row for path, row in merged.items() if (root / path).is_file()}
+    merged = {path: row for path, row in known.items() if PurePosixPath(path).name not in moved}
+    merged |= {row["path"]: {name: row[name] for name in _SIGNED} for row in rows}
     if merged == known:
         return
     write_table(_labels_file(root), _SIGNED, ([merged[path][name] for name in _SIGNED] for path in sorted(merged)))

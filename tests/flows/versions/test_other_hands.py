@@ -264,7 +264,7 @@ def test_one_class_s_failed_version_stops_no_other() -> None:
                 raise RegistryError("no files")
             return f"version of {category}"
 
-    found, failed = train._versions(Half(), None, ["a", "b", "c"])  # type: ignore[arg-type]
+    found, failed = train._versions(Half(), None, ["a", "b", "c"], print)  # type: ignore[arg-type]
     assert [found[0], found[2]] == ["version of a", "version of c"]
     assert (found[1].version, found[1].reasons) == ("", ("no files",))
     assert failed == ("b: no files",)
