@@ -190,6 +190,26 @@ def _unpin(dataset: Dataset, category: Class = "") -> None:
     print(f"the champion of {owner} is free; it was pinned: {note}" if note else f"{owner}: nothing was pinned")
 
 
+@promote.command("approve", epilog="Example: python -m flows promote approve demo brick --reason 'saw its misses'")
+def _approve(
+    dataset: Dataset,
+    reason: Annotated[str, Reason],
+    category: Class = "",
+    version: Annotated[str, typer.Option(help="The version; default: the challenger.")] = "",
+) -> None:
+    """Approve a version as a second person: where gate.approval is set, no other becomes champion."""
+    root = project()
+    from flows.core.lineage import Owner, model_name
+    from flows.versions import notes
+
+    found = registry(root, strict=False)
+    owner = Owner(*_owner(found, dataset, category))
+    note = notes.approve(found, root, owner, version, reason)
+    print(
+        f"{owner}: approved {note}\npromote it: python -m flows promote run {model_name(owner.dataset, owner.category)}"
+    )
+
+
 @promote.command("retire", epilog="Example: python -m flows promote retire demo brick --reason 'made no more'")
 def _retire(dataset: Dataset, reason: Annotated[str, Reason], category: Class = "") -> None:
     """Note that a class is made no more: trainings go on without its folder. Its versions and its log stay."""

@@ -137,6 +137,10 @@ def decide(
         return verdict
     if held_fast := notes.pinned(registry, name):
         return replace(verdict, lines=(f"nothing moved: the champion is pinned, {held_fast}", *verdict.lines))
+    consent = notes.approved(registry, name, challenger)
+    if limits.approval and not consent:
+        way = f"python -m flows promote approve {name} --version {challenger} --reason TEXT, then promote run again"
+        return replace(verdict, lines=(f"nothing moved: a second person has to approve: {way}", *verdict.lines))
     reasons = (f"override: {asked.override}",) if asked.override else (f"{asked.trigger}: {asked.reason}",)
     kind = "override" if asked.override else "gate" if champion else "initial"
     with locks.held(lock):
@@ -146,7 +150,7 @@ def decide(
             "champion",
             challenger,
             kind=kind,
-            reasons=(*reasons, *verdict.lines),
+            reasons=(*reasons, *(f"approved {note}" for note in [consent] if note), *verdict.lines),
             verdict=verdict.outcome,
             expected=verdict.champion,
         )

@@ -16,7 +16,7 @@ from flows.versions import promotions
 from flows.versions.promotions import PromotionError
 
 # Keys of notes; _FORMER: names of its class before, "/" between.
-_PINNED, _RETIRED, _FORMER = "pinned", "retired", "former_classes"
+_PINNED, _RETIRED, _FORMER, _APPROVED = "pinned", "retired", "former_classes", "approved."
 
 
 def without_data(registry: Registry, dataset: str, there: Collection[str]) -> list[Owner]:
@@ -134,6 +134,39 @@ def unpin(registry: Registry, root: Path, owner: Owner) -> str:
         note = pinned(registry, name)
         if note:
             registry.note(name, _PINNED, "")
+    return note
+
+
+def approved(registry: Registry, name: str, version: str) -> str:
+    """Return when, by whom and why a version was approved; "" where nobody has."""
+    return registry.notes(name).get(f"{_APPROVED}{version}", "")
+
+
+def approve(registry: Registry, root: Path, owner: Owner, version: str, reason: str) -> str:
+    """Note that a person approves a version as champion, by default the challenger; return the note.
+
+    Raises `PromotionError` without a reason or such a version, or for whoever had it trained: two persons have to look.
+    """
+    if not reason.strip():
+        raise PromotionError("an approval needs a reason: --reason TEXT")
+    name, person = lineage.model_name(owner.dataset, owner.category), getpass.getuser()
+    with locks.held(promotions.lock_file(root, owner.dataset)):
+        promotions.complete(registry, name)
+        version = version or promotions.held(registry, name, "challenger") or ""
+        if not version or not registry.exists(name, version):
+            raise PromotionError(
+                f"{name}: no version {version or 'is challenger'}; see python -m flows promote log {name}"
+            )
+        log = registry.promotions(name)
+        makers = {entry.who for entry in log if entry.kind == "challenger" and entry.to_version == version}
+        if person in makers:
+            raise PromotionError(
+                f"{name} version {version}: expected the approval of a second person, found {person}, who had it "
+                "trained; let somebody else run this, under a name of the system's own"
+            )
+        when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+        note = f"{when} by {person}: {reason}"
+        registry.note(name, f"{_APPROVED}{version}", note)
     return note
 
 

@@ -157,6 +157,7 @@ class Gate(_Section):
     size_ratio: float = Field(1.5, gt=0)
     first_auroc: float = Field(0.5, ge=0, le=1)
     insufficient_promotes: bool = False
+    approval: bool = False
     verify_auroc: float = Field(0.01, ge=0, le=1)
     verify_score: float = Field(0.1, ge=0)
 

@@ -1,5 +1,6 @@
 """A pinned champion stays whatever passes the gate, until the pin is taken out."""
 
+import getpass
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,11 @@ from tests.flows.gate.test_gate_rules import SOUND
 from tests.flows.gate.test_promote import bundle, sound
 
 MODEL, OWNER = "pvqae-x-part", Owner("x", "part")
+LIMITS, STRICT = Gate(), Gate(approval=True)
 ASKED = VerdictRequest("samples", "40 new images")
+
+
+KINDS = {"champion": "initial", "challenger": "challenger"}
 
 
 @pytest.fixture
@@ -31,13 +36,13 @@ def two(twin: FakeRegistry, tmp_path: Path) -> FakeRegistry:
         run = twin.start("pvqae-x", "part")
         tags = dict.fromkeys(lineage.REQUIRED, "known") | {"bundle_sha256": sha256, "mlflow_run": run}
         version = twin.register(MODEL, run, twin.log_model(run, tmp_path / str(number)), tags, OWNER)
-        promotions.move(twin, MODEL, alias, version, kind="initial", reasons=("first",))
+        promotions.move(twin, MODEL, alias, version, kind=KINDS[alias], reasons=("first",))
     return twin
 
 
-def judge(registry: FakeRegistry, root: Path, asked: VerdictRequest = ASKED) -> Verdict:
+def judge(registry: FakeRegistry, root: Path, asked: VerdictRequest = ASKED, limits: Gate = LIMITS) -> Verdict:
     found = Findings(SOUND, pd.DataFrame({"sample_id": ["a"]}), "list")
-    return promote.decide(registry, root, "x", "part", lambda pair: found, Gate(), asked, loads=sound)
+    return promote.decide(registry, root, "x", "part", lambda pair: found, limits, asked, loads=sound)
 
 
 def test_a_pass_waits_while_the_champion_is_pinned(two: FakeRegistry, tmp_path: Path) -> None:
@@ -52,6 +57,25 @@ def test_a_pass_waits_while_the_champion_is_pinned(two: FakeRegistry, tmp_path: 
     assert "audit" in notes.unpin(two, tmp_path, OWNER)
     assert judge(two, tmp_path).promoted
     assert promotions.held(two, MODEL) == "2"
+
+
+def test_a_pass_waits_for_a_second_person_where_the_gate_asks_for_one(
+    two: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdict = judge(two, tmp_path, limits=STRICT)
+    assert (verdict.outcome, verdict.promoted) == ("pass", False)
+    assert f"promote approve {MODEL} --version 2" in verdict.lines[0]
+    assert not judge(two, tmp_path, replace(ASKED, override="please"), STRICT).promoted
+    with pytest.raises(PromotionError, match="expected the approval of a second person, found"):
+        notes.approve(two, tmp_path, OWNER, "", "mine")  # who had it trained
+    monkeypatch.setattr(getpass, "getuser", lambda: "berta")
+    with pytest.raises(PromotionError, match="needs a reason"):
+        notes.approve(two, tmp_path, OWNER, "", " ")
+    with pytest.raises(PromotionError, match="no version 9"):
+        notes.approve(two, tmp_path, OWNER, "9", "why")
+    assert "by berta: looked at it" in notes.approve(two, tmp_path, OWNER, "", "looked at it")
+    assert judge(two, tmp_path, limits=STRICT).promoted
+    assert any("by berta: looked at it" in reason for reason in two.promotions(MODEL)[-1].reasons)
 
 
 def test_a_pin_needs_a_reason_and_a_champion(twin: FakeRegistry, tmp_path: Path) -> None:
