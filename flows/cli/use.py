@@ -75,6 +75,9 @@ def _serve(
     token_file: Annotated[
         Path | None, typer.Option(help="File with the token that clients must send; default: PVQAE_TOKEN, if set.")
     ] = None,
+    shadow: Annotated[
+        str, typer.Option(metavar="NAME@ALIAS", help="Score what was answered with this version, too, for comparison.")
+    ] = "",
     overrides: Overrides = [],  # noqa: B006  # typer reads the default
 ) -> None:
     """Score images over HTTP with the version that an alias names; follow the alias when it moves.
@@ -85,7 +88,7 @@ def _serve(
     from flows.serving import serve as serving
 
     serving.serve(
-        root, name, host=host, port=port, token_file=token_file, overrides=tuple(overrides),
+        root, name, host=host, port=port, token_file=token_file, shadow=shadow, overrides=tuple(overrides),
         tell=lambda line: print(line, flush=True),
     )  # fmt: skip
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from flows.adapters.registry import RegistryError, open_registry
 from flows.adapters.tracking import Registry
-from flows.core import lineage
+from flows.core import lineage, lines
 from flows.serving import score
 from pvqae.serving import server
 from pvqae.serving.middleware import Metrics
-from pvqae.serving.slot import LoadFailure, Model, ModelSlot, load
+from pvqae.serving.slot import Keep, LoadFailure, Model, ModelSlot, Shadow, load
 
 
 @dataclass
@@ -30,11 +30,14 @@ class _Follower:
     slot: ModelSlot
     seconds: float
     rejected: LoadFailure | None = None
+    beside: "_Follower | None" = None  # looks whenever this one does
 
     def run(self, stop: threading.Event) -> None:
         """Look at once, then every `seconds` until `stop` is set."""
         while not stop.is_set():
             self.look()
+            if self.beside:
+                self.beside.look()
             stop.wait(self.seconds)
 
     def look(self) -> None:
@@ -73,12 +76,19 @@ def _fetched(root: Path, registry: Registry, model: str, version: str) -> Model:
     return load(bundle, version, {key: tags[key] for key in lineage.REQUIRED if key in tags})
 
 
+def _kept(root: Path, name: str) -> Keep:
+    """Return what appends both scores of an image to the file for the model in shadow."""
+    file = root / ".pvqae" / "shadow" / f"{name.partition('@')[0]}.jsonl"
+    return lambda row: lines.append(file, [row])
+
+
 def serve(
     root: Path, name: str, *, host: str | None, port: int | None, token_file: Path | None,
-    overrides: tuple[str, ...], tell: Callable[[str], None],
+    shadow: str = "", overrides: tuple[str, ...], tell: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Serve what `name` means, now and later, until SIGTERM or Ctrl-C.
 
+    `shadow`: a name whose version scores what was answered, too, into .pvqae/shadow/MODEL.jsonl; no answer waits.
     The first version is loaded while the service already listens: /ready says 503 until then.
 
     Raises `ConfigError` for a name without a version, a host without a token or a port that is taken.
@@ -90,6 +100,11 @@ def serve(
     metrics = Metrics()
     follower = _Follower(root, registry, name, ModelSlot(metrics), settings.poll)
     words = f"serving {name}, now version {version}, looking for another every {settings.poll:g} s"
+    if shadow:
+        _, version = score.parse(shadow, registry)
+        follower.beside = _Follower(root, registry, shadow, ModelSlot(Metrics()), settings.poll)
+        follower.slot.shadow = Shadow(follower.beside.slot, _kept(root, shadow))
+        words += f", version {version} in shadow"
     server.run(
         follower.slot, metrics, params, settings, token, lambda where: tell(f"{words}, at {where}"), follower.run
     )

@@ -6,6 +6,7 @@ A request has multipart files, or JSON with base64.
 import asyncio
 import base64
 import binascii
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,9 @@ from pvqae.report import pictures
 from pvqae.serving import batch
 from pvqae.serving.batch_rows import Values
 from pvqae.serving.middleware import ConcurrencyLimit, Metrics, Refused
-from pvqae.serving.slot import Model, ModelSlot
+from pvqae.serving.slot import Model, ModelSlot, Shadow
+
+_log = logging.getLogger("pvqae.serving")
 
 _NAME = 255  # characters of a name that are kept
 _PARTS = 1000  # of a form that are looked at: each costs a buffer
@@ -125,6 +128,7 @@ class ScoringQueue:
         self._holder, self._settings, self._metrics = slot, settings, metrics
         self._places = ConcurrencyLimit(settings.queue, "waiting for scores")
         self._prepare, self._pool = prepare, ThreadPoolExecutor(1)
+        self._requests = 0  # that somebody waits for
 
     @asynccontextmanager
     async def open(self, app: object) -> AsyncIterator[None]:
@@ -146,6 +150,17 @@ class ScoringQueue:
         then are not scored.
         """
         model = self.model()
+        self._requests += 1
+        try:
+            found = await self._answered(model, uploads, heatmap, mask)
+        finally:
+            self._requests -= 1
+        for upload, row in zip(uploads, found, strict=True):
+            if self._holder.shadow and not row["error"]:
+                self._pool.submit(self._in_shadow, self._holder.shadow, upload, row)
+        return found
+
+    async def _answered(self, model: Model, uploads: Sequence[_Upload], heatmap: bool, mask: bool) -> list[Values]:
         with self._places.one(), self._metrics.waiting.track_inprogress():
             try:
                 async with asyncio.timeout(self._settings.timeout):
@@ -153,6 +168,21 @@ class ScoringQueue:
             except TimeoutError:
                 text = f"scoring timed out after {self._settings.timeout:g} s; retry later"
                 raise Refused(503, "timeout", text, self._settings.timeout) from None
+
+    def _in_shadow(self, shadow: Shadow, upload: _Upload, row: Values) -> None:
+        """Score what was answered with the other model, too, unless somebody waits for an answer by now."""
+        model, outcome = shadow.slot.current, "failed"
+        try:
+            if model is None or self._requests:
+                outcome = "skipped"
+                return
+            other, _ = batch.one(model.detector, upload.data, upload.name, model.version)
+            shadow.keep({key: row[key] for key in _OF_IMAGE} | {"answered": _in_short(row), "shadow": _in_short(other)})
+            outcome = "failed" if other["error"] else "scored"
+        except Exception:  # nobody waits for it: it is told, and the service goes on
+            _log.exception("the model in shadow did not score %s", upload.name)
+        finally:
+            self._metrics.shadows.labels(outcome).inc()
 
     async def _in_thread(self, model: Model, upload: _Upload, heatmap: bool, mask: bool) -> Values:
         loop = asyncio.get_running_loop()
@@ -168,6 +198,13 @@ class ScoringQueue:
             self._metrics.defects.inc(row["decision"] == "defect")
             self._metrics.scoring.observe(time.perf_counter() - start)
         return row
+
+
+_OF_IMAGE = ("path", "sha256", "taken")
+
+
+def _in_short(row: Values) -> dict[str, Any]:
+    return {key: row[key] for key in ("version", "bundle_sha256", "score", "threshold", "decision", "error")}
 
 
 def _answer(model: Model, upload: _Upload, heatmap: bool, mask: bool) -> Values:

@@ -59,6 +59,12 @@ class Metrics:
         self.scoring = Histogram("pvqae_scoring_seconds", "Seconds of one image", buckets=_SECONDS, registry=own)
         self.images = Counter("pvqae_images", "Images scored", registry=own)
         self.defects = Counter("pvqae_defects", "Images above the threshold", registry=own)
+        self.shadows = Counter(
+            "pvqae_shadow_images",
+            "Images for the model in shadow: scored, skipped as requests waited, failed",
+            ["outcome"],
+            registry=own,
+        )
         self.errors = Counter("pvqae_errors", "Requests or images without a score", ["reason"], registry=own)
         self.waiting = Gauge("pvqae_waiting", "Requests that wait for scores, running ones included", registry=own)
         self.ready = Gauge("pvqae_ready", "1 when a model is loaded", registry=own)

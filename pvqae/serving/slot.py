@@ -5,7 +5,7 @@ A request takes the model once, at its start, and keeps it to its end; so an exc
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -125,12 +125,26 @@ class LoadFailure:
     text: str
 
 
+Keep = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class Shadow:
+    """A second model that scores what was answered, after the answer, for nobody but the one who compares: `keep` gets
+    both scores of each image.
+    """
+
+    slot: "ModelSlot"
+    keep: Keep
+
+
 class ModelSlot:
     """The one place where the answering model stands. Assignment is atomic: readers see the old or the new one."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.current: Model | None = None
         self.failure: LoadFailure | None = None
+        self.shadow: Shadow | None = None
         self._metrics = metrics
 
     def put(self, model: Model) -> None:

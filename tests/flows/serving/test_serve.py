@@ -1,5 +1,6 @@
 """The service that follows an alias: what a client sees while versions come, go and are damaged."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,12 @@ import requests
 
 from flows.adapters.fakes import FakeRegistry
 from flows.adapters.registry import RegistryError
-from flows.serving.serve import _Follower
+from flows.serving.serve import _Follower, _kept
 from pvqae.core import config
 from pvqae.inference import bundle as bundles
 from pvqae.serving import app
 from pvqae.serving.middleware import Metrics
-from pvqae.serving.slot import ModelSlot
+from pvqae.serving.slot import ModelSlot, Shadow
 from tests.pvqae.conftest import picture, scorer  # noqa: F401  # fixtures
 from tests.pvqae.serving.conftest import bundle, newer, photos, running  # noqa: F401  # fixtures
 from tests.waiting import until
@@ -67,6 +68,9 @@ class Service:
 
     def loads(self, outcome: str) -> float | None:
         return self.metrics.registry.get_sample_value("pvqae_reloads_total", {"outcome": outcome})
+
+    def shadowed(self, outcome: str) -> float | None:
+        return self.metrics.registry.get_sample_value("pvqae_shadow_images_total", {"outcome": outcome})
 
 
 @contextmanager
@@ -167,3 +171,33 @@ def test_an_alias_that_is_gone_keeps_the_old_version(registry: Registry, tmp_pat
         registry.set_alias(MODEL, "champion", "1")
         service.follower.look()
         assert service.slot.failure is None
+
+
+def test_a_model_in_shadow_scores_what_was_answered_and_delays_nobody(
+    registry: Registry,
+    tmp_path: Path,
+    photos: list[bytes],  # noqa: F811
+) -> None:
+    file = tmp_path / ".pvqae" / "shadow" / f"{MODEL}.jsonl"
+    with following(registry, tmp_path) as service:
+        other = _Follower(tmp_path, registry, f"{MODEL}@2", ModelSlot(Metrics()), 0.02)
+        service.follower.beside = other
+        service.slot.shadow = Shadow(other.slot, _kept(tmp_path, f"{MODEL}@2"))
+        service.follower.look()
+        image = {"file": ("part.png", photos[0])}
+        answers = [requests.post(f"{service.url}/v1/score", files=image, timeout=60).json()]
+        until(lambda: service.shadowed("skipped") == 1)  # it was not loaded yet
+        other.look()
+        answers.append(requests.post(f"{service.url}/v1/score", files=image, timeout=60).json())
+        until(lambda: service.shadowed("scored") == 1)
+        assert {answer["version"] for answer in answers} == {"1"}
+        assert "shadow" not in answers[1]
+        [kept] = [json.loads(line) for line in file.read_text().splitlines()]
+        assert (kept["answered"]["version"], kept["shadow"]["version"]) == ("1", "2")
+        assert kept["answered"]["score"] == answers[1]["score"]
+        assert kept["shadow"]["decision"] in ("normal", "defect")
+        assert (kept["path"], kept["sha256"]) == ("part.png", answers[1]["sha256"])
+        file.unlink()
+        file.mkdir()  # it can't be written any more
+        assert requests.post(f"{service.url}/v1/score", files=image, timeout=60).status_code == 200
+        until(lambda: service.shadowed("failed") == 1)
