@@ -3,6 +3,7 @@
 import configparser
 import json
 import os
+import shlex
 import signal
 import socket
 import stat
@@ -143,7 +144,7 @@ def test_a_unit_names_the_project_and_starts_after_every_death(tmp_path: Path, m
     found.optionxform = str  # type: ignore[assignment,method-assign]
     found.read_string(file.read_text())
     assert found["Service"]["WorkingDirectory"] == str(root).replace("%", "%%")
-    assert found["Service"]["ExecStart"] == f"{sys.executable} -m flows services keep"
+    assert found["Service"]["ExecStart"] == f"{shlex.quote(sys.executable)} -m flows services keep"
     assert (found["Service"]["Restart"], found["Service"]["KillMode"]) == ("always", "process")
 
 
