@@ -146,7 +146,7 @@ def _rollback(
     with quiet(as_json):
         root = project()
         from flows.core import lineage, locks
-        from flows.versions import notes, promotions, report_page, version_bundles
+        from flows.versions import notes, promotions, report_page
         from flows.workspace import workspace
 
         found = registry(root, strict=False)
@@ -154,7 +154,7 @@ def _rollback(
         name = lineage.model_name(dataset, category)
         promotions.check_owners(found, dataset, [category])
         notes.refuse_pinned(found, name)
-        entry = promotions.rollback(found, root, dataset, name, reason, version, loads=version_bundles.check_version)
+        entry = promotions.rollback(found, root, dataset, name, reason, version)
         with locks.tried(workspace.lock_file(root, dataset)) as free:
             if free:  # else a flow works on the dataset, which writes the page at its end; a rollback waits for nothing
                 report_page.refresh(found, root, dataset, category)

@@ -179,17 +179,22 @@ def _now(log: Sequence[Promotion]) -> str:
 
 
 def rollback(
-    registry: Registry, root: Path, dataset: str, name: str, reason: str, version: str = "", *, loads: Loads
-) -> Promotion:
+    registry: Registry, root: Path, dataset: str, name: str, reason: str, version: str = "", *,
+    loads: Loads | None = None,
+) -> Promotion:  # fmt: skip
     """Restore the newest champion before the present one that this code can load; pass over others, and log why.
 
     `version`: the one to take back, so that a killed rollback can be asked for again: what is taken back already is
-    left so.
+    left so. `loads`: what loads a version, by default as scoring does.
 
     Raises `PromotionError` when no earlier one loads, when `version` is not champion, or without a reason.
     """
     if not reason.strip():
         raise PromotionError("a rollback needs a reason: --reason TEXT")
+    if loads is None:
+        from flows.versions import version_bundles  # a workspace and its processes: not for a log
+
+        loads = version_bundles.check_version
     with locks.held(lock_file(root, dataset)):
         complete(registry, name)
         log = registry.promotions(name)
