@@ -179,8 +179,8 @@ def bundle(root: Path, out: Path, commits: Iterable[str]) -> None:
 
     The refs that git wants for that are those of a repository of its own, which borrows this one's objects.
     """
-    named = {f"{_KEPT}{commit}": commit for commit in commits}
-    named |= {name: commit for name in (BRANCH, "HEAD") if (commit := commit_of(root, name))}
+    head, data = (commit_of(root, name) for name in ("HEAD", BRANCH))
+    named = {f"{_KEPT}{commit}": commit for commit in {head, *commits} - {""}} | ({BRANCH: data} if data else {})
     common = root / git(root, "rev-parse", "--git-common-dir")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -190,7 +190,7 @@ def bundle(root: Path, out: Path, commits: Iterable[str]) -> None:
         if (common / "shallow").is_file():
             shutil.copyfile(common / "shallow", place / "shallow")
         for name, commit in named.items():
-            git(place, "update-ref", name if name != "HEAD" else f"{_KEPT}{commit}", commit)
+            git(place, "update-ref", name, commit)
         git(place, "bundle", "create", "--quiet", str(out.resolve()), "--all")
 
 

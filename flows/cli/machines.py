@@ -142,8 +142,9 @@ def _backup(
     """
     root = project()
     from flows.upkeep import backup
+    from pvqae.core.progress import tell
 
-    found = backup.write(root, target, _on_stderr)
+    found = backup.write(root, target, tell)
     print(to_json(found) if as_json else _archive(target, found))
 
 
@@ -155,8 +156,9 @@ def _restore(
     """Bring all of an archive into this project, which has no versions yet: a new clone. All is checked first."""
     root = project()
     from flows.upkeep import restore
+    from pvqae.core.progress import tell
 
-    found = restore.read(root, source, _on_stderr)
+    found = restore.read(root, source, tell)
     print(to_json(found) if as_json else _archive(source, found))
 
 
@@ -171,10 +173,6 @@ def _archive(name: str, facts: Any) -> str:
             "not in the archive; what its DVC remote has of them, verify and flows fetch from there"
         ]
     return "\n".join(lines)
-
-
-def _on_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _show_services(found: Sequence[Any]) -> None:

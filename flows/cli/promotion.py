@@ -11,9 +11,12 @@ from flows.cli.shared import Json, project, project_root, registry
 from pvqae.cli.console import FAILED, INSUFFICIENT, console, quiet, to_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
 
     from flows.adapters.tracking import Promotion, Registry
+    from flows.core.lineage import Owner
 
 app = typer.Typer()
 promote = typer.Typer(no_args_is_help=True, help="Choose, inspect or roll back the champion.")
@@ -36,6 +39,15 @@ def _owner(found: "Registry", dataset: str, category: str) -> tuple[str, str]:
         return dataset, category
     owner = promotions.owner_of(found, dataset)
     return owner.dataset, owner.category
+
+
+def _opened(dataset: str, category: str) -> "tuple[Path, Registry, Owner]":
+    """Return project and registry, also where params.yaml is invalid, and whose model is meant."""
+    root = project()
+    from flows.core.lineage import Owner
+
+    found = registry(root, strict=False)
+    return root, found, Owner(*_owner(found, dataset, category))
 
 
 @promote.command("run", epilog="Example: python -m flows promote run demo brick --reason 'new lamp'")
@@ -168,24 +180,18 @@ def _rollback(
 @promote.command("pin", epilog="Example: python -m flows promote pin demo brick --reason 'audit until May'")
 def _pin(dataset: Dataset, reason: Annotated[str, Reason], category: Class = "") -> None:
     """Keep the present champion: the gate judges challengers, but moves nothing until `unpin`."""
-    root = project()
-    from flows.core.lineage import Owner
+    root, found, owner = _opened(dataset, category)
     from flows.versions import notes
 
-    found = registry(root, strict=False)
-    owner = Owner(*_owner(found, dataset, category))
     print(f"the champion of {owner} is pinned: {notes.pin(found, root, owner, reason)}")
 
 
 @promote.command("unpin", epilog="Example: python -m flows promote unpin demo brick")
 def _unpin(dataset: Dataset, category: Class = "") -> None:
     """Let the gate, overrides and rollbacks move the champion again."""
-    root = project()
-    from flows.core.lineage import Owner
+    root, found, owner = _opened(dataset, category)
     from flows.versions import notes
 
-    found = registry(root, strict=False)
-    owner = Owner(*_owner(found, dataset, category))
     note = notes.unpin(found, root, owner)
     print(f"the champion of {owner} is free; it was pinned: {note}" if note else f"{owner}: nothing was pinned")
 
@@ -198,12 +204,10 @@ def _approve(
     version: Annotated[str, typer.Option(help="The version; default: the challenger.")] = "",
 ) -> None:
     """Approve a version as a second person: where gate.approval is set, no other becomes champion."""
-    root = project()
-    from flows.core.lineage import Owner, model_name
+    root, found, owner = _opened(dataset, category)
+    from flows.core.lineage import model_name
     from flows.versions import notes
 
-    found = registry(root, strict=False)
-    owner = Owner(*_owner(found, dataset, category))
     note = notes.approve(found, root, owner, version, reason)
     print(
         f"{owner}: approved {note}\npromote it: python -m flows promote run {model_name(owner.dataset, owner.category)}"
@@ -213,13 +217,10 @@ def _approve(
 @promote.command("retire", epilog="Example: python -m flows promote retire demo brick --reason 'made no more'")
 def _retire(dataset: Dataset, reason: Annotated[str, Reason], category: Class = "") -> None:
     """Note that a class is made no more: trainings go on without its folder. Its versions and its log stay."""
-    root = project()
-    from flows.core.lineage import Owner
+    root, found, owner = _opened(dataset, category)
     from flows.versions import notes
 
-    found = registry(root, strict=False)
-    dataset, category = _owner(found, dataset, category)
-    print(f"class {category} of {dataset} is retired: {notes.retire(found, root, Owner(dataset, category), reason)}")
+    print(f"class {owner.category} of {owner.dataset} is retired: {notes.retire(found, root, owner, reason)}")
 
 
 @promote.command("rename", epilog="Example: python -m flows promote rename demo brick tile")

@@ -12,7 +12,7 @@ import sqlite3
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,9 +22,10 @@ from flows.adapters import buckets, dvc_files, git
 from flows.adapters.mlflow_store import Store
 from flows.adapters.registry import open_registry
 from flows.adapters.tracking import STORE, Registry, own_database
-from flows.core import environment, lineage, locks
+from flows.core import environment, lineage
 from flows.machines import own_server
 from flows.upkeep import gc_data
+from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import SUMS, whole_file
@@ -64,7 +65,10 @@ def write(root: Path, target: str, say: Say = print) -> Facts:
     remote = target.startswith(buckets.SCHEME)
     if not remote and Path(target).is_dir():
         raise ConfigError(f"{target}: expected a file to write, found a folder; name a file in it, NAME.tar")
-    with _quiet(root), tempfile.TemporaryDirectory(prefix=".backup-", dir=root / ".pvqae") as place:
+    with workspace.quiet(root) as busy, tempfile.TemporaryDirectory(prefix=".backup-", dir=root / ".pvqae") as place:
+        if busy:
+            names = ", ".join(file.stem for file in busy)
+            raise ConfigError(f"a flow works on {names}; run this again when it has ended")
         facts, files = _gather(root, Path(place), say)
         with whole_file(Path(place) / "archive.tar" if remote else Path(target).absolute()) as part:
             _pack(part, files, say)
@@ -72,16 +76,6 @@ def write(root: Path, target: str, say: Say = print) -> Facts:
             say(f"uploading to {target}")
             buckets.put(Path(place) / "archive.tar", target)
     return facts
-
-
-@contextmanager
-def _quiet(root: Path) -> Iterator[None]:
-    """Hold every lock of the project's flows. Raises `ConfigError` where a flow has one."""
-    with ExitStack() as stack:
-        files = sorted((root / ".pvqae" / "locks").glob("*.lock"))
-        if busy := [file.stem for file in files if not stack.enter_context(locks.tried(file))]:
-            raise ConfigError(f"a flow works on {', '.join(busy)}; run this again when it has ended")
-        yield
 
 
 def _gather(root: Path, place: Path, say: Say) -> tuple[Facts, dict[str, Path]]:

@@ -8,15 +8,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.adapters import dvc_files, git
 from flows.adapters.tracking import Registry
-from flows.core import lineage, locks
+from flows.core import lineage
 from flows.upkeep import gc_data
 from flows.versions import promotions
+from flows.workspace import workspace
 from pvqae.core import layout
 from pvqae.core.errors import PvqaeError
 from pvqae.datasets import inspection
@@ -64,9 +64,7 @@ def collect(root: Path, registry: Registry, keep_days: float, confirm: Callable[
 
     What was used within `keep_days` stays. Raises an error of the registry, git or a damaged file: then nothing goes.
     """
-    with ExitStack() as stack:
-        files = sorted((root / ".pvqae" / "locks").glob("*.lock"))
-        taken = [file for file in files if not stack.enter_context(locks.tried(file))]
+    with workspace.quiet(root) as taken:
         plan = _make(root, registry, time.time() - keep_days * _DAY, [file.name for file in taken])
         if not plan.items or not confirm(plan):
             return plan, False

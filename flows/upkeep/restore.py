@@ -14,7 +14,7 @@ from flows.adapters.tracking import database_of, own_database
 from flows.core import environment
 from flows.upkeep.backup import DATABASE, FACTS, FORMAT, HISTORY, OBJECTS, Facts, Say
 from pvqae.core.errors import ConfigError, IntegrityError
-from pvqae.core.files import SUMS, digest, write_text
+from pvqae.core.files import SUMS, digest, whole_file, write_text
 
 _CLONE = "restore into a new clone"
 _REPAIR = "copy the archive again, or take another one"
@@ -121,5 +121,5 @@ def _put(source: Path, target: Path, keep: bool) -> None:
     try:
         os.replace(source, target)
     except OSError:  # another disk
-        shutil.copyfile(source, target.with_name(f"{target.name}.part"))
-        os.replace(target.with_name(f"{target.name}.part"), target)
+        with whole_file(target) as part:
+            shutil.copyfile(source, part)

@@ -60,18 +60,22 @@ def _ways(owner: Owner, new: Iterable[str]) -> list[str]:
     ]
 
 
+def _signed(reason: str, what: str) -> str:
+    """Return a person's reason with the day and the name. Raises `PromotionError`, which says `what` needs one."""
+    if not reason.strip():
+        raise PromotionError(f"{what} needs a reason: --reason TEXT")
+    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d} by {getpass.getuser()}: {reason}"
+
+
 def retire(registry: Registry, root: Path, owner: Owner, reason: str) -> str:
     """Note that a class is made no more; its versions and its log stay. Return the note.
 
     A training of the class revives it. Raises `PromotionError` without a reason or a model.
     """
-    if not reason.strip():
-        raise PromotionError("to retire a class needs a reason: --reason TEXT")
+    note = _signed(reason, "to retire a class")
     name = lineage.model_name(owner.dataset, owner.category)
     with locks.held(promotions.lock_file(root, owner.dataset)):
         promotions.owner_of(registry, name)
-        when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-        note = f"{when} by {getpass.getuser()}: {reason}"
         registry.note(name, _RETIRED, note)
     return note
 
@@ -113,16 +117,14 @@ def pin(registry: Registry, root: Path, owner: Owner, reason: str) -> str:
 
     Raises `PromotionError` without a reason or a champion.
     """
-    if not reason.strip():
-        raise PromotionError("a pin needs a reason: --reason TEXT")
+    signed = _signed(reason, "a pin")
     name = lineage.model_name(owner.dataset, owner.category)
     with locks.held(promotions.lock_file(root, owner.dataset)):
         promotions.complete(registry, name)
         version = promotions.held(registry, name)
         if not version:
             raise PromotionError(f"{name}: no champion to pin; {promotions.way_back(registry, name)}")
-        when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-        note = f"version {version}, {when} by {getpass.getuser()}: {reason}"
+        note = f"version {version}, {signed}"
         registry.note(name, _PINNED, note)
     return note
 
@@ -147,8 +149,7 @@ def approve(registry: Registry, root: Path, owner: Owner, version: str, reason: 
 
     Raises `PromotionError` without a reason or such a version, or for whoever had it trained: two persons have to look.
     """
-    if not reason.strip():
-        raise PromotionError("an approval needs a reason: --reason TEXT")
+    note = _signed(reason, "an approval")
     name, person = lineage.model_name(owner.dataset, owner.category), getpass.getuser()
     with locks.held(promotions.lock_file(root, owner.dataset)):
         promotions.complete(registry, name)
@@ -164,8 +165,6 @@ def approve(registry: Registry, root: Path, owner: Owner, version: str, reason: 
                 f"{name} version {version}: expected the approval of a second person, found {person}, who had it "
                 "trained; let somebody else run this, under a name of the system's own"
             )
-        when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-        note = f"{when} by {person}: {reason}"
         registry.note(name, f"{_APPROVED}{version}", note)
     return note
 

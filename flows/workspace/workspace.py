@@ -11,7 +11,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -190,6 +190,14 @@ class Workspace:
 def lock_file(root: Path, dataset: str) -> Path:
     """Return the file whose lock a flow holds while it works on the dataset."""
     return root / ".pvqae" / "locks" / f"{dataset}.lock"
+
+
+@contextmanager
+def quiet(root: Path) -> Iterator[list[Path]]:
+    """Hold every lock of the project's flows, so that none starts meanwhile; yield the files that others hold."""
+    with ExitStack() as stack:
+        files = sorted((root / ".pvqae" / "locks").glob("*.lock"))
+        yield [file for file in files if not stack.enter_context(locks.tried(file))]
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class _EfficientNetFeatures(Backbone):
         data = weights or self.installed_weights()
         self.weights_sha256 = hashlib.sha256(data).hexdigest()
         self.network = efficientnet.load(data, self.name)
-        self.run = engine.Compiled(self.network)
+        self.run = engine.Compiled(self.network, self.taps, self.targets)
 
     def installed_weights(self) -> bytes:
         return efficientnet.weights(self.name)
@@ -93,7 +93,7 @@ class _EfficientNetFeatures(Backbone):
 
     @torch.no_grad()
     def forward(self, x_B3SS: Tensor) -> Features:
-        found = self.run(x_B3SS, self.taps, self.targets)
+        found = self.run(x_B3SS)
         levels, targets = found[: len(self.taps)], found[len(self.taps) :]
         grid = levels[-1].shape[-2:]
         return Features(levels, torch.cat([_to_grid(x, grid) for x in targets], dim=1))

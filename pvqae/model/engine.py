@@ -38,24 +38,21 @@ def name(device: str = "cpu") -> str:
 
 
 class Compiled:
-    """`network` with a compiled form for each size of view that it has met."""
+    """`network`, asked for the blocks `taps` and `smoothed`, compiled for each size of view that it has met."""
 
-    def __init__(self, network: "EfficientNetLite") -> None:
-        self._network = network
+    def __init__(self, network: "EfficientNetLite", taps: _Blocks, smoothed: _Blocks) -> None:
+        self._network, self._blocks = network, (taps, smoothed)
         self._forms: dict[tuple[int, ...], Any] = {}
         self._requests: dict[tuple[tuple[int, ...], int], Any] = {}
 
-    def __call__(self, x_B3HW: Tensor, taps: tuple[int, ...], smoothed: tuple[int, ...]) -> list[Tensor]:
-        """Return what the network itself does: the blocks `taps`, and `smoothed` ones, for RGB in [0, 1].
-
-        One instance is always asked for the same blocks.
-        """
+    def __call__(self, x_B3HW: Tensor) -> list[Tensor]:
+        """Return what the network itself does for RGB in [0, 1]."""
         if not self._fits(x_B3HW):
-            found: list[Tensor] = self._network(x_B3HW, taps, smoothed)
+            found: list[Tensor] = self._network(x_B3HW, *self._blocks)
             return found
         views = [view.numpy() for view in torch.split(x_B3HW.contiguous(), 1)]
         threads = min(torch.get_num_threads(), len(views))
-        requests = [self._request((taps, smoothed), views[0].shape, number) for number in range(threads)]
+        requests = [self._request(views[0].shape, number) for number in range(threads)]
         if threads == 1:
             outputs = _run(requests[0], views)
         else:
@@ -69,11 +66,11 @@ class Compiled:
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
         return plain and name().startswith(_LIBRARY)
 
-    def _request(self, blocks: tuple[_Blocks, _Blocks], shape: tuple[int, ...], number: int) -> Any:
+    def _request(self, shape: tuple[int, ...], number: int) -> Any:
         """Return what thread `number` asks; a form is compiled once."""
         if shape not in self._forms:
             library = _silent()
-            outputs, image = _graph(library.opset13, self._network, *blocks, shape)
+            outputs, image = _graph(library.opset13, self._network, *self._blocks, shape)
             model = library.Model(outputs, [image], "features")
             self._forms[shape] = library.Core().compile_model(model, "CPU", _SETTINGS)
         if (shape, number) not in self._requests:
@@ -101,7 +98,7 @@ def _run(request: Any, views: Sequence[Any]) -> list[list[Tensor]]:
 
 
 def _graph(
-    ops: Any, network: "EfficientNetLite", taps: tuple[int, ...], smoothed: tuple[int, ...], shape: tuple[int, ...]
+    ops: Any, network: "EfficientNetLite", taps: _Blocks, smoothed: _Blocks, shape: tuple[int, ...]
 ) -> tuple[list[Any], Any]:
     """Return outputs and input of `network.forward` in the library's operations, for views of one `shape`."""
 

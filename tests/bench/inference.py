@@ -143,7 +143,7 @@ def compiled(size: Size) -> list[Row]:
         torch.set_num_threads(threads)
         took = in_turns(
             {
-                "compiled": lambda pixels=pixels: backbone.run(pixels, backbone.taps, backbone.targets),
+                "compiled": lambda pixels=pixels: backbone.run(pixels),
                 "torch": lambda pixels=pixels: backbone.network(pixels, backbone.taps, backbone.targets),
             },
             size.of(1, 15),
