@@ -171,6 +171,26 @@ def record(root: Path, files: Mapping[str, Path], message: str) -> str:
     raise AssertionError("unreachable")
 
 
+def share(root: Path, remote: str) -> str:
+    """Push `pvqae/data` and HEAD's commit to `remote`, so that other clones can rebuild; return why not, "" if it went.
+
+    HEAD goes to the branch pvqae/COMMIT, unless a branch of the remote is known to have it. Nothing is ever forced.
+    """
+    if not remote:
+        return ""
+    head = commit_of(root, "HEAD")
+    there = _run(root, ("branch", "--remotes", "--contains", head, "--list", f"{remote}/*"), None, "").stdout.strip()
+    wanted = [f"{BRANCH}:{BRANCH}"] + ([] if there else [f"{head}:refs/heads/pvqae/{head[:12]}"])
+    done = _run(root, ("push", "--quiet", "--no-verify", remote, *wanted), None, "")
+    if not done.code:
+        return ""
+    said = " ".join(done.stderr.split())
+    other = "rejected" in said or "non-fast-forward" in said
+    why = "another clone pushed its own pvqae/data there; give this one another remote" if other else said
+    name = BRANCH.removeprefix("refs/heads/")
+    return f"flow.git_remote: {name} did not go to {remote}, so other clones can't verify yet: {why}"
+
+
 _KEPT = "refs/pvqae/versions/"  # below it the commits that restored versions name
 
 

@@ -152,6 +152,9 @@ def _rollback(
     reason: Annotated[str, Reason],
     category: Class = "",
     version: Annotated[str, typer.Option(help="Take back only this version: safe to repeat.")] = "",
+    exclude_data: Annotated[
+        bool, typer.Option("--exclude-data", help="And take the images that only it had learnt out of the dataset.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Restore the newest earlier champion that can be loaded. The gate does not promote what was taken back again."""
@@ -175,6 +178,12 @@ def _rollback(
     else:
         print(*entry.reasons[1:], sep="\n", end="\n" * bool(entry.reasons[1:]))
         print(f"{name}: champion is version {entry.to_version} again, version {entry.from_version} was taken back")
+    if exclude_data:
+        from flows.review import review
+
+        with quiet(as_json):
+            owner = lineage.Owner(dataset, category)
+            print(*review.exclude(root, found, owner, entry, partial(print, file=sys.stderr)), sep="\n")
 
 
 @promote.command("pin", epilog="Example: python -m flows promote pin demo brick --reason 'audit until May'")

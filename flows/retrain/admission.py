@@ -33,7 +33,7 @@ from pvqae.datasets import arrivals as arrived
 from pvqae.datasets import build, sources
 from pvqae.datasets.layouts import Found
 
-_LEARNT = ("train", "calibrate")  # splits that a new version learns from, or sets its threshold on
+LEARNT = ("train", "calibrate")  # splits that a new version learns from, or sets its threshold on
 
 
 def with_dataset(
@@ -113,7 +113,14 @@ def recorder(project: Path, params: Params) -> Callable[[str], str]:
     """Return what commits the dataset's .dvc file on `pvqae/data`, under the path that train runs use too."""
     name = params.data.name
     path = f"data/raw/{name}.dvc"
-    return lambda message: git.record(project, {f"{name}/{path}": project / path}, message)
+
+    def record(message: str) -> str:
+        commit = git.record(project, {f"{name}/{path}": project / path}, message)
+        if unsent := git.share(project, params.flow.git_remote):
+            print(unsent, file=sys.stderr, flush=True)
+        return commit
+
+    return record
 
 
 def admit(
@@ -226,7 +233,7 @@ def _facts_of(
             category=category,
             champion=champion,
             age_days=_age_days(registry, model, champion, now) if champion else None,
-            new_normals=None if seen is None else fresh + sum(new[split] for split in _LEARNT),
+            new_normals=None if seen is None else fresh + sum(new[split] for split in LEARNT),
             new_tests=new["test"],
             new_gates=new["gate"],
             unseen=fresh,

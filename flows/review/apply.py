@@ -6,7 +6,7 @@ twice.
 """
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -62,8 +62,11 @@ class Applier:
     def __init__(self, paths: IntakePaths, params: Params, ledger: Ledger, log: Log) -> None:
         self._paths, self._params, self._ledger, self._log = paths, params, ledger, log
 
-    def run(self, find: Callable[[str], Item | None], dvc: Versioning, record: Callable[[str], str]) -> Applied:
-        """Apply all pending labels.
+    def run(
+        self, find: Callable[[str], Item | None], dvc: Versioning, record: Callable[[str], str],
+        only: Iterable[Label] | None = None,
+    ) -> Applied:  # fmt: skip
+        """Apply all pending labels, or `only` these of them.
 
         `find` gives a scored image by its sha256; `record` commits with a message and returns the commit.
         """
@@ -73,7 +76,11 @@ class Applier:
             if not entry.name:
                 continue
             (self._paths.review / entry.category / entry.name).unlink(missing_ok=True)
-        outcomes = tuple((label, self._settle(label, find)) for label in self._log.pending())
+            if entry.state in ("accepted", "versioned"):
+                (self._paths.home / "quarantine" / entry.category / entry.name).unlink(missing_ok=True)
+        outcomes = tuple(
+            (label, self._settle(label, find)) for label in (self._log.pending() if only is None else only)
+        )
         raw = Layout(self._paths.root, self._paths.dataset).raw
         withdrawn = len(self._ledger.entries("withdrawn"))
         admitted = admit(self._paths, raw, self._ledger, dvc, record)
@@ -88,8 +95,12 @@ class Applier:
         """Keep one labelled image next to the dataset, or say why not."""
         if label.origin in _NOTED:
             return _NOTED[label.origin]
-        entries = (*self._ledger.entries("review"), *self._ledger.entries("accepted", "versioned"))
-        if entry := {entry.sha256: entry for entry in entries}.get(label.sha256):
+        states: tuple[tuple[State, ...], ...] = (("quarantined",), ("review",), ("accepted", "versioned"))
+        entries = (entry for some in states for entry in self._ledger.entries(*some))  # of one content the last counts
+        entry = {entry.sha256: entry for entry in entries}.get(label.sha256)
+        if entry and entry.state == "quarantined" and label.label != "neither":
+            return self._again(label, entry)
+        if entry and entry.state != "quarantined":
             return self._held(label, entry) if entry.state == "review" else self._known(label, entry)
         if label.label == "neither":  # only scored, or taken out before a crash
             return f"{_OUT}: {label.words()}"
@@ -110,6 +121,15 @@ class Applier:
             text = f"{_OUT}: {label.words()}"
         else:
             text = f"{_IN} as {self._accept(label, entry, file).part}"
+        file.unlink()
+        return text
+
+    def _again(self, label: Label, entry: Entry) -> str:
+        """Bring back what a person took out before."""
+        file = self._paths.file(entry)
+        if label.origin != "labelled" or not file or not file.is_file():
+            return f"{_NOT}: {entry.reason}"
+        text = f"{_IN} as {self._accept(label, entry, file).part}"
         file.unlink()
         return text
 

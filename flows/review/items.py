@@ -123,7 +123,7 @@ def gate(paths: IntakePaths, ledger: Ledger) -> list[Item]:
 
 
 def labelled(paths: IntakePaths, ledger: Ledger, log: Log) -> list[Item]:
-    """Return the images that are in the dataset, or were, by a label or with one that was applied."""
+    """Return the images that are in the dataset by a label or with one that was applied, and what one took out."""
     said = {sha256: found for sha256, found in log.standing().items() if found.applied or found.earlier}
     return [
         Item(
@@ -136,7 +136,7 @@ def labelled(paths: IntakePaths, ledger: Ledger, log: Log) -> list[Item]:
             said[entry.sha256].label.threshold,
             said[entry.sha256].label.version,
         )
-        for entry in ledger.entries("accepted", "versioned")
+        for entry in ledger.entries("accepted", "versioned", "quarantined")
         if entry.sha256 in said and (file := file_of(paths, entry))
     ]
 

@@ -116,6 +116,8 @@ def train(
             dvc.push()
         sources = {f"{name}/{path}": file for path, file in _sources_of(space).items()}
         data_sha = git.record(project, sources, f"{name}: params, data version and dvc.lock of a train run\n")
+        if unsent := git.share(project, settings.git_remote):
+            log.warning("%s", unsent)
 
         # 7. Versions.
         uncommitted = _changed_code(code, git.code(project))

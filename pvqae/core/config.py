@@ -196,6 +196,7 @@ class Compute(_Section):
 class Flow(_Section):
     retries: int = Field(2, ge=0)
     push: bool = True
+    git_remote: Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_./-]*)?$")] = ""  # the name of a git remote
     train_pool: str = ""
     tracking_uri: str = "auto"
 

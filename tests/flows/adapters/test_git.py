@@ -82,3 +82,49 @@ def test_before_the_first_commit_there_is_no_sha(tmp_path: Path) -> None:
     git.git(tmp_path, "init", "-q")
     (tmp_path / "dvc.yaml").write_text("")
     assert git.code(tmp_path) == git.Code("", ("dvc.yaml",))
+
+
+@pytest.fixture
+def remote(repository: Path, tmp_path: Path) -> Path:
+    """A remote that nobody has pushed to."""
+    git.git(tmp_path, "init", "--quiet", "--bare", str(tmp_path / "remote.git"))
+    git.git(repository, "remote", "add", "plant", str(tmp_path / "remote.git"))
+    return tmp_path / "remote.git"
+
+
+def test_what_is_shared_can_be_had_in_another_clone(repository: Path, remote: Path, tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    file.write_text("one")
+    data = git.record(repository, {"demo/dvc.lock": file}, "one")
+    assert git.share(repository, "") == ""
+    assert git.git(remote, "for-each-ref") == ""
+    assert git.share(repository, "plant") == ""
+    other = tmp_path / "other"
+    git.git(tmp_path, "init", "--quiet", str(other))
+    git.git(other, "remote", "add", "origin", str(remote))
+    for sha in (data, git.commit_of(repository, "HEAD")):
+        assert git.needed(other, sha, "what a version was made of") == sha
+
+
+def test_code_that_the_remote_has_gets_no_branch_of_its_own(repository: Path, remote: Path, tmp_path: Path) -> None:
+    git.git(repository, "push", "--quiet", "plant", "HEAD:refs/heads/main")
+    file = tmp_path / "lock"
+    file.write_text("one")
+    git.record(repository, {"demo/dvc.lock": file}, "one")
+    assert git.share(repository, "plant") == ""
+    names = git.git(remote, "for-each-ref", "--format=%(refname)").split()
+    assert names == ["refs/heads/main", git.BRANCH]
+
+
+def test_two_clones_never_write_over_each_other(repository: Path, remote: Path, tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    file.write_text("one")
+    git.record(repository, {"demo/dvc.lock": file}, "one")
+    assert git.share(repository, "plant") == ""
+    kept = git.commit_of(remote, git.BRANCH)
+    git.git(repository, "update-ref", "-d", git.BRANCH)  # as in a clone with a history of its own
+    git.record(repository, {"mtsd/dvc.lock": file}, "another")
+    assert "pvqae/data did not go to plant" in git.share(repository, "plant")
+    assert "another clone pushed its own" in git.share(repository, "plant")
+    assert git.commit_of(remote, git.BRANCH) == kept
+    assert "did not go to nowhere" in git.share(repository, "nowhere")

@@ -342,6 +342,32 @@ def test_what_is_neither_never_comes_in(world: World) -> None:
     assert world.log.pending() == []
 
 
+def test_what_a_person_took_out_can_be_brought_back(world: World) -> None:
+    desk = world.desk()
+    held = by_name(desk, "h21")
+    desk.label(held, "neither", "Ada")
+    world.apply()
+    desk.refresh()
+    assert shown(desk, "labelled") == ["h21__a.png"]
+    desk.label(held, "good", "Bob")
+    assert "1 images came into the dataset (1 nut/good)" in world.apply().lines[0]
+    assert world.arrived() == ["nut/good/h21__a.png"]
+    assert not list((world.places.home / "quarantine").rglob("*.png"))
+    assert not [e for e in Ledger(world.places.ledger).entries() if e.state == "quarantined"]
+
+
+def test_only_the_labels_that_were_named_are_applied(world: World) -> None:
+    desk = world.desk()
+    for name in ("h20", "h21"):
+        desk.label(by_name(desk, name), "good", "Ada")
+    with world.log.writing():
+        first = world.log.pending()[0]
+        applier = Applier(world.places, PARAMS, Ledger(world.places.ledger), world.log)
+        applier.run(lambda _: None, world.dvc, world.record, [first])
+    assert world.arrived() == ["nut/good/h20__a.png"]
+    assert [label.path for label in world.log.pending()] == ["nut/h21__a.png"]
+
+
 def test_what_was_labelled_before_can_be_labelled_again_and_undone(world: World) -> None:
     desk = world.desk()
     held, scored = by_name(desk, "h21"), by_name(desk, "32")
