@@ -34,6 +34,7 @@ QUIET = {
 
 
 _DVC_CACHE = Path("/var/tmp/dvc")  # DVC's own, of all users and projects
+COMMANDS = ".pvqae/bin"  # of a workspace
 FORKSERVER = ".pvqae/forkserver"  # its socket in a workspace, where DVC runs the stages; if a flow has one there
 _REPAIR = "python -m flows services up (or down, to go on without them)"
 
@@ -115,10 +116,13 @@ def _listens(url: str) -> bool:
 def for_stages(workspace: Path) -> dict[str, str]:
     """Return the environment of stages: this interpreter's `pvqae`, the code of `workspace` before any installed.
 
+    A `pvqae` of the workspace's own (`COMMANDS`), for code whose command this installation would not find, comes first.
+
     Thread counts are not set here: the stages set them themselves, so that a plain `dvc repro` gives the same files.
     """
     environ = outside_hooks(os.environ)  # a workspace has a repository of its own
-    environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
+    places = (workspace / COMMANDS, Path(sys.executable).parent, environ.get("PATH", os.defpath))
+    environ["PATH"] = os.pathsep.join(map(str, places))
     environ["PYTHONPATH"] = str(workspace)
     environ["PYTHONUNBUFFERED"] = "1"  # live lines through a pipe
     environ[ADDRESS] = FORKSERVER

@@ -1,6 +1,9 @@
 """Rebuild a registered version from its lineage alone, in a clean clone, and compare."""
 
+import shlex
+import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ from rich.table import Table
 from flows.adapters import dvc_files, git
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc
-from flows.core import lineage
+from flows.core import environment, lineage
 from flows.core.processes import Supervisor
 from flows.versions import migration, notes, version_bundles, warm_start
 from pvqae.core import config
@@ -82,6 +85,7 @@ def run(root: Path, name: str, version: str, say: Callable[[str], None] = lambda
         original = version_bundles.fetch(registry, name, version, Path(place) / "registered")
         clone = Path(place) / "clone"
         dataset = _clone(root, clone, name, tags, registry.owners(name).get(name))
+        _own_command(clone)
         dvc = Dvc(clone, supervisor)
         _bring_data(dvc, clone, dataset)
         known = yaml.safe_load((clone / "data" / "classes.yaml").read_text("utf-8"))
@@ -112,6 +116,16 @@ def _clone(root: Path, clone: Path, name: str, tags: Mapping[str, str], owner: l
     return dataset
 
 
+def _own_command(clone: Path) -> None:
+    """Write the `pvqae` that the clone's code was installed as: the module behind it had other names before."""
+    scripts = tomllib.loads((clone / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    module, _, function = scripts["pvqae"].partition(":")
+    code = f"import sys; from {module} import {function}; sys.exit({function}())"
+    command = clone / environment.COMMANDS / "pvqae"
+    write_text(command, f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"\n')
+    command.chmod(0o755)
+
+
 def _bring_data(dvc: Dvc, clone: Path, dataset: str) -> None:
     """Bring the raw images from the shared cache or the remote; a dataset that a stage makes has no .dvc file."""
     if (clone / "data" / "raw" / f"{dataset}.dvc").exists():
@@ -136,8 +150,6 @@ def _compare(
     limits: Gate,
 ) -> Verification:
     """Compare hashes first, scores only if the bundle is another one."""
-    from flows.core import environment
-
     tags, layout = registry.version_tags(name, version), Layout(clone, dataset)
     bundle, made = layout.bundle(category), _outputs(clone / "dvc.lock")
     here = environment.fingerprint()

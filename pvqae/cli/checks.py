@@ -142,7 +142,7 @@ def _check(
     wrong = [f"{item.name} {versions[item.name]}, expected {item.specifier}" for item in wanted if _wrong(item, found)]
     repair = install(extra, bool(pins))
     if missing:
-        said = f"not installed: {', '.join(missing)}; without them no {_EXTRAS[extra]}"
+        said = f"not installed: {', '.join(missing)}, needed for {_EXTRAS[extra]}"
         return Check(f"extra {extra}", "bad" if needed else "warn", said, repair)
     if wrong:
         return Check(f"extra {extra}", "bad", "; ".join(wrong), repair)

@@ -24,7 +24,8 @@ SHORT = [word for setting in (*TINY, "train.steps=20", "flow.push=false") for wo
 SECRET = "not-for-archives"
 
 
-def flows(project: Clone, *words: str, expect: int = 0) -> str:
+def flows(project: Clone, *words: str, expect: int = 0, err: bool = False) -> str:
+    """What a command said on its output, or on its error output, which ended with the code `expect`."""
     done = subprocess.run(
         [sys.executable, "-m", "flows", *words],
         cwd=project.root,
@@ -34,7 +35,7 @@ def flows(project: Clone, *words: str, expect: int = 0) -> str:
         check=False,
     )
     assert done.returncode == expect, f"{words}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+    return done.stderr if err else done.stdout
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,7 @@ def bundle(root: Path) -> Path:
 def test_a_missing_extra_names_what_is_lost_and_the_command(needed: str, state: str) -> None:
     found = of(checks.checks(WANTED, PINS, needed, {"torch": "2.13.0"}.get), "extra flows")
     assert found.state == state
-    assert "not installed: fastapi; without them no `python -m flows`" in found.found
+    assert "not installed: fastapi, needed for `python -m flows`" in found.found
     assert found.repair.endswith("-m pip install -c constraints.txt -e '.[flows]'")
 
 
