@@ -121,7 +121,7 @@ def _fusion(
 
     Each class judges what the other classes would have chosen. If it is interrupted, run it again to continue.
     """
-    from flows.experiments import fusion, fusion_page
+    from flows.experiments import fusion
     from flows.experiments.accuracy import QUICK
     from pvqae.core import files
 
@@ -129,7 +129,7 @@ def _fusion(
     overrides = [*(QUICK if quick else ()), *(set_ or [])]
     found, params, numbers = _asked(data, classes or ("demo" if quick else ""), seeds, overrides)
     results = fusion.run(found, params, numbers, _WORK, effort)
-    files.write_text(out, fusion_page.page(results, found, params, effort))
+    files.write_text(out, fusion.page(results, found, params, effort))
     typer.echo(out)
 
 

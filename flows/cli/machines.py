@@ -155,10 +155,10 @@ def _restore(
 ) -> None:
     """Bring all of an archive into this project, which has no versions yet: a new clone. All is checked first."""
     root = project()
-    from flows.upkeep import restore
+    from flows.upkeep import backup
     from pvqae.core.progress import tell
 
-    found = restore.read(root, source, tell)
+    found = backup.read(root, source, tell)
     print(to_json(found) if as_json else _archive(source, found))
 
 
@@ -215,11 +215,11 @@ def _down() -> None:
 @services.command("keep", epilog="Example: python -m flows services keep --set services.mlflow_port=5001")
 def _keep(overrides: Overrides = []) -> None:  # noqa: B006  # typer reads the default
     """Start the servers, and again whichever dies, until this command ends; they stay up after it."""
-    from flows.machines import keeper
+    from flows.machines import control
     from pvqae.core import config
 
     root = project_root()
-    keeper.keep(root, config.load(root / "params.yaml", tuple(overrides)).services, _say)
+    control.keep(root, config.load(root / "params.yaml", tuple(overrides)).services, _say)
 
 
 @services.command("unit", epilog="Example: python -m flows services unit --write")
@@ -227,13 +227,13 @@ def _unit(
     write: Annotated[bool, typer.Option("--write", help="Write it among the user's units of systemd.")] = False,
 ) -> None:
     """Print a unit of systemd, of this user, that keeps the servers up from the start of the machine on."""
-    from flows.machines import keeper
+    from flows.machines import control
 
     root = project_root()
     if not write:
-        print(keeper.unit(root), end="")
+        print(control.unit(root), end="")
         return
-    file = keeper.write_unit(root)
+    file = control.write_unit(root)
     print(f"{file}\nstart it:  systemctl --user daemon-reload && systemctl --user enable --now {file.name}")
     print("from the start of the machine, without a login:  loginctl enable-linger")
 

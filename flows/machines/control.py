@@ -1,9 +1,13 @@
-"""Start, stop and look at the services of a project."""
+"""Start, stop and look at the services of a project; keep them up, in a loop or as a unit of systemd."""
 
 import contextlib
 import json
+import os
+import re
+import shlex
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +27,7 @@ from flows.machines.service_files import HOST, REGION, ServiceError, ServiceFile
 from flows.machines.service_processes import ServiceProcesses, free_ports
 from pvqae.core import config
 from pvqae.core.config import Services
+from pvqae.core.files import write_text
 
 _POLL = 0.2  # seconds between two questions to a service that starts
 _PATIENCE = 10.0  # seconds that a living service is given to answer before it is started again
@@ -229,3 +234,64 @@ def last_settings(root: Path) -> Services:
         return Services.model_validate_json(ServiceFiles(root.resolve(), would_be).settings_file.read_text("utf-8"))
     except (OSError, ValueError):
         return would_be
+
+
+_PAUSE, _LONGEST = 10.0, 300.0  # seconds between two looks; after failures in a row, at most
+
+
+def keep(root: Path, settings: Services, say: _Say = print, pause: float = _PAUSE, looks: int | None = None) -> None:
+    """Start the services, and again those that are not healthy, until the process ends or after so many `looks`.
+
+    A service that can't be started is told, and tried again after a pause that grows. Raises `ServiceError` where the
+    services can't be started to begin with.
+    """
+    up(root, settings, say)
+    failed = 0
+    while looks is None or looks > 0:
+        time.sleep(min(_LONGEST, pause * 2**failed))
+        looks = None if looks is None else looks - 1
+        ill = [item for item in status(root, settings) if item.health != "healthy"]
+        if not ill:
+            failed = 0
+            continue
+        say("; ".join(f"{item.name} is {item.health}: starting it again" for item in ill))
+        try:
+            up(root, settings, lambda line: None if line.endswith("runs already") else say(line))
+            failed = 0
+        except ServiceError as error:
+            failed += 1
+            say(f"{error}\ntrying again in {min(_LONGEST, pause * 2**failed):.0f} s")
+
+
+_UNIT = """[Unit]
+Description=Servers of the pvqae project {root}
+StartLimitIntervalSec=0
+
+[Service]
+WorkingDirectory={root}
+ExecStart={python} -m flows services keep
+ExecStop={python} -m flows services down
+# A keeper that dies takes no server along, and the next one finds them.
+KillMode=process
+Restart=always
+RestartSec=10
+
+[Install]
+WantedBy=default.target
+"""
+
+
+def unit(root: Path) -> str:
+    """Return the text of a user's unit of systemd that keeps the services of the project at `root` up."""
+    # A path with blanks or percent signs, as systemd wants to read it.
+    python = shlex.quote(sys.executable).replace("%", "%%")
+    return _UNIT.format(root=str(root.resolve()).replace("%", "%%"), python=python)
+
+
+def write_unit(root: Path) -> Path:
+    """Write the unit where systemd looks for this user's; return the file."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", root.resolve().name)
+    file = home / "systemd" / "user" / f"pvqae-{name}.service"
+    write_text(file, unit(root))
+    return file

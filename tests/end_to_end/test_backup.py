@@ -12,7 +12,7 @@ import pytest
 
 from flows.core import locks
 from flows.machines import control, own_server
-from flows.upkeep import backup, restore
+from flows.upkeep import backup
 from flows.workspace import workspace
 from pvqae.core.config import Services
 from pvqae.core.errors import ConfigError, IntegrityError
@@ -95,7 +95,7 @@ def test_it_goes_on_as_if_nothing_had_happened(archive: Path, other: Clone) -> N
 
 def refused(project: Clone, archive: Path) -> str:
     with pytest.raises(ConfigError) as error:
-        restore.read(project.root, str(archive))
+        backup.read(project.root, str(archive))
     return str(error.value)
 
 
@@ -123,12 +123,12 @@ def test_a_damaged_archive_changes_nothing(archive: Path, other: Clone, tmp_path
     before = state(other.root)
     for name in ("damaged.tar", "cut.tar"):
         with pytest.raises(IntegrityError, match=rf"{name}.*copy the archive again, or take another one"):
-            restore.read(other.root, str(tmp_path / name))
+            backup.read(other.root, str(tmp_path / name))
         assert {name for name in state(other.root) if name != ".pvqae"} == before
 
 
 def test_what_was_killed_goes_on(archive: Path, other: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
-    put, done = restore._put, []
+    put, done = backup._put, []
 
     def killed(source: Path, target: Path, keep: bool) -> None:
         if len(done) == 20:
@@ -137,10 +137,10 @@ def test_what_was_killed_goes_on(archive: Path, other: Clone, monkeypatch: pytes
         put(source, target, keep)
 
     with monkeypatch.context() as patch:
-        patch.setattr(restore, "_put", killed)
+        patch.setattr(backup, "_put", killed)
         with pytest.raises(KeyboardInterrupt):
-            restore.read(other.root, str(archive))
-    assert restore.read(other.root, str(archive)).champions == {MODEL: "1"}
+            backup.read(other.root, str(archive))
+    assert backup.read(other.root, str(archive)).champions == {MODEL: "1"}
     assert MODEL in flows(other, "promote", "log")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.experiments import fusion, fusion_page
+from flows.experiments import fusion
 from flows.experiments.fusion import ALONE
 from flows.experiments.subjects import Subject
 from flows.experiments.trial import BenchmarkContext
@@ -94,7 +94,7 @@ def test_a_page_has_the_class_left_out_and_the_differences(cloth: list[Subject])
         }
         for name in ("a", "b")
     ]
-    lines = fusion_page.page(results, found, PARAMS, fusion.QUICK).splitlines()
+    lines = fusion.page(results, found, PARAMS, fusion.QUICK).splitlines()
     assert "| a | memory + 1 other, cells | 0.0000 |" in lines
     assert "| none | memory alone | 0.7500 |" in lines
     assert "| class codes, stride8 | 31; 3.00 → 2.50 | 31; 3.00 → 2.50 |" in lines

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from flows.adapters import dvc_files
 from flows.cli import machines
 from flows.core import environment
-from flows.machines import catalogue, control, keeper, postgres, service_processes
+from flows.machines import catalogue, control, postgres, service_processes
 from flows.machines.catalogue import Service
 from flows.machines.service_files import HOST, Secrets, ServiceError, ServiceFiles
 from flows.machines.service_processes import ServiceProcesses
@@ -109,13 +109,13 @@ def test_a_keeper_starts_again_what_died(only: ServiceFiles) -> None:
     assert before
     before.kill()
     before.wait(5)
-    keeper.keep(only.root, only.settings, said.append, pause=0.1, looks=2)
+    control.keep(only.root, only.settings, said.append, pause=0.1, looks=2)
     after = ServiceProcesses(only).leader("one")
     assert after
     assert after.pid != before.pid
     after.kill()
     after.wait(5)
-    keeper.keep(only.root, only.settings, said.append, pause=0.1, looks=1)
+    control.keep(only.root, only.settings, said.append, pause=0.1, looks=1)
     assert [item.health for item in control.status(only.root, only.settings)] == ["healthy"]
     control.down(only.root, only.settings)
 
@@ -129,7 +129,7 @@ def test_a_keeper_goes_on_when_a_start_fails(only: ServiceFiles, monkeypatch: py
             raise ServiceError("one: the disk is full")
 
     monkeypatch.setattr(control, "up", up)
-    keeper.keep(only.root, only.settings, said.append, pause=0.01, looks=3)  # none is up: every look finds it
+    control.keep(only.root, only.settings, said.append, pause=0.01, looks=3)  # none is up: every look finds it
     assert len(tries) == 4
     assert [line.partition("\n")[0] for line in said].count("one: the disk is full") == 2
     assert said.count("one is stopped: starting it again") == 3
@@ -138,7 +138,7 @@ def test_a_keeper_goes_on_when_a_start_fails(only: ServiceFiles, monkeypatch: py
 def test_a_unit_names_the_project_and_starts_after_every_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     root = tmp_path / "line 3 (50%)"
-    file = keeper.write_unit(root)
+    file = control.write_unit(root)
     assert file == tmp_path / "config" / "systemd" / "user" / "pvqae-line-3--50--.service"
     found = configparser.ConfigParser(interpolation=None, strict=False)
     found.optionxform = str  # type: ignore[assignment,method-assign]

@@ -14,7 +14,7 @@ from flows.adapters import git
 from flows.adapters.fakes import FakeRegistry
 from flows.cli import main
 from flows.core import locks
-from flows.upkeep import gc, gc_data
+from flows.upkeep import gc
 from pvqae.core.errors import PvqaeError
 from pvqae.datasets import inspection
 from tests.flows.conftest import commit
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_read_lets_nothing_go(project: Path) -> None:
     with pytest.raises(PvqaeError, match=r"dvc.lock: not a lock file"):
         collect(project, FakeRegistry())
     assert objects(project) == {1}
-    assert gc_data.HASH.fullmatch("0" * 32)
+    assert gc.HASH.fullmatch("0" * 32)
 
 
 def test_a_workspace_goes_with_its_worktree_unless_its_dataset_has_versions(project: Path) -> None:

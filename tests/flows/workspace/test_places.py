@@ -14,7 +14,7 @@ from flows.adapters.versioning import Dvc
 from flows.core.processes import Supervisor
 from flows.machines import job as jobs
 from flows.machines.fan_out import JobSpec
-from flows.upkeep import gc, gc_data
+from flows.upkeep import gc
 from flows.versions import verify
 from flows.workspace import workspace
 from pvqae.core import config
@@ -146,7 +146,7 @@ def test_what_each_command_does_with_git(place: Path, tmp_path: Path) -> None:
         file = place / ".dvc" / "cache" / "files" / "md5" / name[:2] / name[2:]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    gone = gc_data.unneeded(place, {data}, lambda paths: list(paths))
+    gone = gc.unneeded(place, {data}, lambda paths: list(paths))
     assert [path.name for path in gone] == ["0" * 29 + "2"]
 
 
@@ -173,7 +173,7 @@ def test_before_the_first_commit_nothing_that_needs_none_fails(project: Path) ->
     file = project / ".dvc" / "cache" / "files" / "md5" / "ab" / "c"
     file.parent.mkdir(parents=True)
     file.touch()
-    assert gc_data.unneeded(project, (), lambda paths: list(paths)) == [file]
+    assert gc.unneeded(project, (), lambda paths: list(paths)) == [file]
     assert git.record(project, {"parts/params.yaml": project / "params.yaml"}, "m")
 
 
