@@ -2,15 +2,13 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from flows.cli.shared import Json, Overrides, guarded_server, project
+from pvqae.cli import stream_command
 from pvqae.cli.console import FAILED, quiet, to_json
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer()
 PANEL = "Versions in use"
@@ -91,6 +89,23 @@ def _serve(
         root, name, host=host, port=port, token_file=token_file, shadow=shadow, overrides=tuple(overrides),
         tell=lambda line: print(line, flush=True),
     )  # fmt: skip
+
+
+def _stream(name: str, source: str, options: stream_command.Options) -> int:
+    """Score a source with a registered version; return the exit code."""
+    root = project()
+    from flows.serving import score
+
+    return score.stream(root, name, source, options)
+
+
+stream_command.add(
+    app,
+    Model,
+    _stream,
+    epilog="Example: python -m flows stream pvqae-demo-brick@champion s3://camera/line1 --out line1",
+    rich_help_panel=PANEL,
+)
 
 
 @app.command("export", epilog="Example: python -m flows export pvqae-demo-brick@champion", rich_help_panel=PANEL)

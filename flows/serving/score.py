@@ -24,10 +24,11 @@ from flows.adapters.registry import open_registry
 from flows.adapters.tracking import Registry
 from flows.core import lineage, lines, locks
 from flows.versions import promotions, version_bundles
+from pvqae.cli import stream_command
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, IntegrityError
 from pvqae.core.files import Sealed, whole_folder, write_text
-from pvqae.core.progress import working
+from pvqae.core.progress import tell, working
 from pvqae.drift.drift_report import Report
 from pvqae.inference import bundle as bundles
 from pvqae.serving import batch, batch_cli, batch_source
@@ -226,6 +227,20 @@ def _figures(report: Report, category: str, model: str, version: str, since: str
         "limits": {f.name: round(f.limit, 4) for f in found.figures},
         "above_threshold": found.share.above,
     }
+
+
+def stream(root: Path, name: str, source: str, options: stream_command.Options) -> int:
+    """Score a source as it comes with the version that `name` means now; return the exit code.
+
+    Raises errors of `pvqae.core.errors`, as `stream_command.stream`.
+    """
+    registry, _ = open_registry(root, config.load(root / "params.yaml").flow.tracking_uri)
+    model, version = parse(name, registry)
+    tell(f"{model} version {version}")
+    batch_cli.prepare()
+    detector = bundles.parse(bundle_of(root, registry, model, version))
+    bucket = _source_of(source) if source.startswith("s3://") else None
+    return stream_command.stream(detector, source.rstrip("/") if bucket else source, options, version, bucket)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pvqae.cli import backbone_commands, processes
+from pvqae.cli import backbone_commands, processes, stream_command
 from pvqae.cli.console import CliGroup, console, leave, quiet, to_json, workspace
 from pvqae.core import runtime
 
@@ -163,6 +163,15 @@ def _score(
     from pvqae.serving import batch_cli
 
     raise typer.Exit(batch_cli.score(bundle, images, out, heatmaps, masks, table))
+
+
+stream_command.add(
+    app,
+    Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder, e.g. models/demo/brick/bundle.")],
+    stream_command.of_bundle,
+    epilog="Example: pvqae stream models/demo/brick/bundle rtsp://camera/line1 --out line1 --page 8090",
+    rich_help_panel=USE,
+)
 
 
 @app.command(

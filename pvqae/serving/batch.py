@@ -259,6 +259,19 @@ def one(detector: Detector, data: bytes, name: str, version: str = "") -> tuple[
     return batch_rows.of(detector, version, name, hashlib.sha256(data).hexdigest(), "", record), scored
 
 
+def of_pixels(
+    detector: Detector, pixels: images.Floats, path: str, taken: str = "", version: str = ""
+) -> tuple[Values, Scored | None]:
+    """Return the row of pixels (H0, W0, 3) in [0, 1], and their result unless they could not be scored."""
+    record, scored = _judged(detector, pixels, taken)
+    return batch_rows.of(detector, version, path, "", taken, record), scored
+
+
+def unscored(detector: Detector, path: str, reason: str, taken: str = "", version: str = "") -> Values:
+    """Return the row of what could not be read, with its reason."""
+    return batch_rows.of(detector, version, path, "", taken, {"error": reason})
+
+
 def heatmap(detector: Detector, scored: Scored) -> "pictures.Bytes":
     """Draw the map over the picture, on the scale that the calibration fixed: as in the report."""
     from pvqae.report import pictures  # with scipy.ndimage: not for scores alone

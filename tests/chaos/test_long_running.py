@@ -5,7 +5,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +22,11 @@ from pvqae.core.errors import PvqaeError
 from pvqae.inference import bundle
 from pvqae.samples import images
 from pvqae.serving import batch, batch_source
+from pvqae.stream import frames, pipeline, sinks
 from tests.chaos import growth, rounds
 from tests.chaos.figures import Figure, record, size
 from tests.clones import TINY, Clone, clone
+from tests.videos import video
 
 BATCH, RELOAD = 2, 10  # images of a batch; batches with one loaded bundle
 SMALL = (*TINY, "train.steps=10", "prior.steps=5", "evaluation.pictures=0")
@@ -58,6 +63,57 @@ def test_scoring_batches_leave_nothing_behind(
     assert not grown
     assert not left
     assert not lost
+
+
+class Looping:
+    """A video file that begins again at its end, and looks at the process now and then."""
+
+    live, name = False, "looping.mkv"
+
+    def __init__(self, file: Path, counts: frames.Counts, every: int) -> None:
+        self.file, self.counts, self.every = file, counts, every
+        self.uses: list[growth.Use] = []
+
+    def frames(self, stop: threading.Event) -> Iterator[frames.Frame]:
+        while not stop.is_set():
+            for frame in frames.Video(str(self.file), self.name, self.counts, print, sha256="0" * 64).frames(stop):
+                yield frame
+                if self.counts.read % self.every == 0:
+                    self.uses.append(growth.use_of(psutil.Process()))
+
+
+def test_a_long_stream_holds_no_more_and_more(tiny_bundle: Path, tmp_path: Path) -> None:
+    """With lines, a folder of alarms and a page; every 50th frame is an alarm."""
+    pytest.importorskip("av", reason="PyAV is not installed: pip install 'pvqae[stream]'")
+    from pvqae.stream import live
+
+    count, rng, start, counts = size(150, 20_000), np.random.default_rng(0), time.monotonic(), frames.Counts()
+    some = [(rng.random((64, 64, 3)) * 50 + 100).astype(np.uint8) for _ in range(50)]
+    made = video(tmp_path / "v.mkv", some)
+    detector = bundle.load(tiny_bundle)
+    *_, second, first = sorted(detector.score(x.astype(np.float32) / 255).image_score for x in some)
+    detector = replace(detector, card=detector.card | {"threshold": (second + first) / 2})
+    source = Looping(made, counts, max(1, count // 50))
+    lines, alarms = sinks.Lines(tmp_path / "out", print), sinks.AlarmFolder(tmp_path / "alarms", 20, detector)
+    board = live.Board(detector, "part", source.name, counts)
+    settings = pipeline.Settings(queue=8, limit=count)
+    pipeline.run(detector, source, counts, [lines, alarms, board], settings, print, threading.Event())
+    lines.close()
+    seconds, grown = time.monotonic() - start, growth.grown(source.uses)
+    rows = (tmp_path / "out" / "scores.jsonl").read_bytes().count(b"\n")
+    kept = len(list((tmp_path / "alarms").iterdir()))
+    whole = rows == counts.scored == count and not (counts.dropped or counts.failed) and kept <= 20 * 4
+    middle, end = source.uses[len(source.uses) // 2], source.uses[-1]
+    note = (
+        f"half way {middle.memory:.0f} MB, {middle.files} files, {middle.threads} threads; at the end "
+        f"{end.memory:.0f}, {end.files}, {end.threads}; {counts.alarms} alarms; {count / seconds:.0f} frames a second"
+    )
+    what = "frames of a looping video in one stream: memory, files and threads level, a line for each, 20 alarms kept"
+    lost = 0 if whole and not grown else count
+    record(Figure("long_streaming", what, count, count - lost, lost, seconds, note))
+    assert not grown
+    assert whole
+    assert counts.alarms == count // 50
 
 
 @pytest.mark.integration

@@ -1,0 +1,1 @@
+"""Frames of cameras, videos and watched folders, scored as they come."""
