@@ -27,6 +27,7 @@ from pvqae.serving import batch_source
 from pvqae.serving.batch_source import Item
 
 if TYPE_CHECKING:
+    from av import Packet, VideoStream
     from av.container import InputContainer
 
 Tell = Callable[[str], object]
@@ -42,6 +43,7 @@ _CONTAINERS = (
 _MAX_PIXELS = 80_000_000  # of a frame, as of an image file
 _TIMEOUT = 10.0  # seconds without a byte after which a network stream counts as broken
 _DELAYS = (1.0, 30.0)  # seconds before the first attempt to open again, and at most between two
+_TRIES = 3  # looks at which an object of a bucket may fail to arrive before it is a row with the reason
 _SETTLED = 2.0  # seconds since its last change after which a file is whole, else it has to be the same at two looks
 
 
@@ -218,11 +220,13 @@ class Video:
             raise DataError(f"{self.name}: expected a video, found none in it, only other streams; correct the source")
         stream = container.streams.video[0]
         # A frame of which a part is missing is an error: it would be scored as a defect.
-        stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(_MAX_PIXELS)}
+        stream.codec_context.options = {"err_detect": "crccheck+explode", "max_pixels": str(_MAX_PIXELS)}
+        whole = True  # since the last picture that stands on its own
         fresh = True  # a stream is entered anywhere: what comes before its first whole picture is no failure
-        for packet in container.demux(stream):
+        for packet in _packets(container, stream):
             if stop.is_set():
                 return
+            whole = whole and not packet.is_corrupt
             try:
                 decoded = packet.decode()
             except av.FFmpegError as error:
@@ -230,13 +234,13 @@ class Video:
                     yield self._failed(f"expected a whole frame, found: {error.strerror or type(error).__name__}")
                 continue
             for one in decoded:
-                fresh = False
+                fresh, whole = False, whole or (one.key_frame and not packet.is_corrupt)
                 outage.over()
-                if (frame := self._frame(one)) is not None:
+                if (frame := self._frame(one, whole)) is not None:
                     yield frame
 
-    def _frame(self, found: Any) -> Frame | None:
-        """Return a decoded frame as it is scored; None for one that is left out."""
+    def _frame(self, found: Any, whole: bool) -> Frame | None:
+        """Return a decoded frame as it is scored; None for one that is left out. `whole`: nothing it needs is lost."""
         number, self._number = self._number, self._number + 1
         self._decoded += 1
         self.counts.read += 1
@@ -248,7 +252,7 @@ class Video:
             self.counts.skipped += 1
             return None
         about = self._about(number)
-        if found.is_corrupt:
+        if found.is_corrupt or not whole:
             return Frame(**about, seconds=seconds, pixels=None, error="expected a whole frame, found a damaged one")
         return Frame(**about, seconds=seconds, pixels=found.to_ndarray(format="rgb24"))
 
@@ -296,6 +300,7 @@ class Watched:
     live: bool = False  # what is not read yet stays where it is
     _number: int = 0
     _growing: dict[str, str] = field(default_factory=dict)  # path → identity at the last look
+    _tries: dict[str, int] = field(default_factory=dict)  # path → how often it did not arrive
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         outage = _Outage(self.name, self.tell, self.counts, 0.0, self.delays)
@@ -321,8 +326,10 @@ class Watched:
             if not whole and self._growing.get(item.path) != identity:
                 growing[item.path] = identity
                 continue
-            self.known.keys.add(key)
-            yield self._frame(item, identity, scratch)
+            frame = self._frame(item, identity, scratch)
+            if frame is not None:
+                self.known.keys.add(key)
+                yield frame
         self._growing = growing
 
     @staticmethod
@@ -336,20 +343,44 @@ class Watched:
             return "gone", True
         return f"{found.st_mtime_ns} {found.st_size}", time.time() - found.st_mtime > _SETTLED
 
-    def _frame(self, item: Item, identity: str, scratch: Path) -> Frame:
-        number, self._number = self._number, self._number + 1
-        self.counts.read += 1
-        sha256, file = "", None
+    def _frame(self, item: Item, identity: str, scratch: Path) -> Frame | None:
+        """Return an image as a frame; None for one that did not arrive and is fetched again at the next looks."""
         try:
             file = self.source.file(item, scratch)
+            self._tries.pop(item.path, None)
+        except (PvqaeError, OSError) as error:
+            tries = self._tries[item.path] = self._tries.get(item.path, 0) + 1
+            if item.identity and tries < _TRIES:
+                return None
+            del self._tries[item.path]
+            return self._next(item, identity, "", None, item.modified, str(error))
+        sha256 = ""
+        try:
             sha256 = files.digest(file)
             pixels, captured = batch_source.read(file, self.bits)
-            return Frame(number, item.path, pixels, captured or item.modified, None, sha256, identity)
+            return self._next(item, identity, sha256, pixels, captured or item.modified)
         except (PvqaeError, OSError) as error:
-            return Frame(number, item.path, None, item.modified, None, sha256, identity, str(error))
+            return self._next(item, identity, sha256, None, item.modified, str(error))
         finally:
-            if file is not None and scratch in file.parents:
+            if scratch in file.parents:
                 file.unlink(missing_ok=True)
+
+    def _next(
+        self, item: Item, identity: str, sha256: str, pixels: images.Floats | None, taken: str, error: str = ""
+    ) -> Frame:
+        number, self._number = self._number, self._number + 1
+        self.counts.read += 1
+        return Frame(number, item.path, pixels, taken, None, sha256, identity, error)
+
+
+def _packets(container: "InputContainer", stream: "VideoStream") -> "Iterator[Packet[VideoStream]]":
+    """Yield the packets of one stream, past those of streams that damaged bytes announce: PyAV does not know them."""
+    while True:
+        try:
+            yield from container.demux(stream)
+            return
+        except IndexError:
+            continue
 
 
 def now() -> str:

@@ -31,6 +31,7 @@ from pvqae.stream.sinks import Result
 
 _FILES = Path(__file__).parent / "page"
 _SHOWN, _ALARMS, _TREND = 8, 8, 300  # frames, alarms and scores that the page holds
+_FEW = 60  # scores across the trend while there are fewer
 _DRAW = 0.5  # seconds between two pictures of frames without an alarm
 _WINDOW = 30.0  # seconds over which a rate is taken
 _WIDTH, _HEIGHT = 960, 220  # of the trend, in SVG units
@@ -133,7 +134,7 @@ def trend(scores: list[tuple[int, float, bool]], threshold: float) -> dict[str, 
     values = [score for _, score, _ in scores]
     low, high = min([0.0, threshold, *values]), max([threshold, *values]) or 1.0
     span = (high - low) * 1.08 or 1.0
-    step = _WIDTH / max(1, _TREND - 1)
+    step = _WIDTH / max(_FEW, len(scores) - 1)
 
     def place(index: int, score: float) -> tuple[float, float]:
         x = _WIDTH - (len(scores) - 1 - index) * step
@@ -146,9 +147,8 @@ def trend(scores: list[tuple[int, float, bool]], threshold: float) -> dict[str, 
         "line": " ".join(f"{x},{y}" for x, y in points),
         "alarms": [point for point, (_, _, alarm) in zip(points, scores, strict=True) if alarm],
         "cut": place(0, threshold)[1],
-        "low": short(low),
+        "top": place(0, high)[1],
         "high": short(high),
-        "first": scores[0][0] if scores else None,
         "last": scores[-1][0] if scores else None,
     }
 

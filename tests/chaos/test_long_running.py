@@ -87,7 +87,7 @@ def test_a_long_stream_holds_no_more_and_more(tiny_bundle: Path, tmp_path: Path)
     pytest.importorskip("av", reason="PyAV is not installed: pip install 'pvqae[stream]'")
     from pvqae.stream import live
 
-    count, rng, start, counts = size(150, 20_000), np.random.default_rng(0), time.monotonic(), frames.Counts()
+    count, rng, start, counts = size(150, 50_000), np.random.default_rng(0), time.monotonic(), frames.Counts()
     some = [(rng.random((64, 64, 3)) * 50 + 100).astype(np.uint8) for _ in range(50)]
     made = video(tmp_path / "v.mkv", some)
     detector = bundle.load(tiny_bundle)

@@ -1,18 +1,22 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flows.adapters.fakes import FakeLanding, FakeNotifier, FakeRegistry
 from flows.serving import score
+from pvqae.cli import stream_command
 from pvqae.core import config
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import Sealed
 from pvqae.drift.drift import Comparison, _Figure, _Share
 from pvqae.drift.drift_report import Report
 from pvqae.drift.drift_report import _Verdict as Verdict
+from pvqae.inference import bundle as bundles
 from pvqae.serving import batch_cli
 from pvqae.serving.batch_source import Files
+from tests.chaos.conftest import make
 
 
 @pytest.fixture
@@ -57,6 +61,33 @@ def test_sources_and_places(tmp_path: Path) -> None:
     assert one != other
     assert one.parent == tmp_path / "scores" / "pvqae-parts-a"
     assert one.name.startswith("today-")
+
+
+def test_a_bucket_is_streamed_by_a_registered_version(
+    registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object that does not arrive at once is fetched again, one that never does is a row; a restart skips both."""
+    made = make(tmp_path / "tiny", tmp_path / "normals")
+    data = {f"{name}.png": (tmp_path / "normals" / f"{name}.png").read_bytes() for name in range(3)}
+    shelf = FakeLanding({**data, "notes.txt": b"x"}, failing={"1.png"})
+    monkeypatch.setattr(score, "open_registry", lambda *_: (registry, None))
+    monkeypatch.setattr(score, "bundle_of", lambda *_: bundles.read(made))
+    monkeypatch.setattr(score.landing, "open_landing", lambda url: shelf)
+    monkeypatch.setattr(batch_cli, "prepare", lambda: None)
+    (tmp_path / "params.yaml").write_text("data: {name: parts, source: folder}\n", "utf-8")
+    options = stream_command.Options(
+        out=tmp_path / "out", folder=None, keep=1, webhook="", mqtt="", page=None, page_host="127.0.0.1",
+        token_file=None, every=1, rate=0.0, drop="", queue=8, frames=3, poll=0.05, patience=30.0, ffmpeg=(),
+    )  # fmt: skip
+    assert score.stream(tmp_path, "pvqae-parts-a_1@champion", "s3://bucket/line/", options) == 1
+    rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text("utf-8").splitlines()]
+    assert [row["path"] for row in rows] == [f"s3://bucket/line/{name}.png" for name in (0, 2, 1)]
+    assert [row["version"] for row in rows] == ["2"] * 3
+    assert "failed on purpose" in rows[2]["error"]
+    assert shelf.fetched.count("1.png") == 3
+    shelf.content["3.png"] = shelf.content["0.png"]
+    assert score.stream(tmp_path, "pvqae-parts-a_1@champion", "s3://bucket/line", replace(options, frames=1)) == 0
+    assert len((tmp_path / "out" / "scores.jsonl").read_text("utf-8").splitlines()) == 4
 
 
 def report(verdict: Verdict, since: str = "2026-01-02") -> Report:

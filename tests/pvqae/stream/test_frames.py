@@ -76,6 +76,22 @@ def test_a_cut_video_says_so_and_its_whole_frames_count(
     assert (run.counts.scored, run.counts.failed) == (4, 1)
 
 
+def test_what_follows_lost_packets_is_not_scored_until_the_next_whole_picture(
+    streamed: Streamed, pictures: list[np.ndarray], tmp_path: Path
+) -> None:
+    file = video(
+        tmp_path / "v.ts", [np.roll(pictures[0], 3 * number, 1) for number in range(30)], "mpeg2video", "yuv420p"
+    )
+    data = file.read_bytes()
+    middle = len(data) // 188 // 2 * 188
+    file.write_bytes(data[:middle] + data[middle + 5 * 188 :])
+    run = streamed(str(file))
+    wrong = [row["frame"] for row in run.rows if row["error"]]
+    assert wrong
+    assert wrong == list(range(wrong[0], wrong[-1] + 1))
+    assert 5 < wrong[0] <= wrong[-1] < 28  # a picture that stands on its own comes every 12
+
+
 def test_another_resolution_in_mid_stream(streamed: Streamed, pictures: list[np.ndarray], tmp_path: Path) -> None:
     wide = [one[:96] for one in pictures]
     parts = [jpeg(one) for one in (*pictures[:2], *wide[:2])]
