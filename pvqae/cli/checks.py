@@ -80,6 +80,7 @@ _EXTRAS = {
     CORE: "everything",
     "validation": "`pvqae data check`",
     "serve": "`pvqae serve`",
+    "stream": "`pvqae stream` of cameras and videos",
     "backbones": "backbones of other libraries (timm:, hf:)",
     "export": "`pvqae export`",
     "flows": "`python -m flows`",

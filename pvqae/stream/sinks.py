@@ -215,10 +215,10 @@ class Webhook:
         self.sent = self.failed = 0
         self._ill = ""  # why the last one failed: told when it changes
         self._session = requests.Session()
-        # 0.5, 1, 2, 4 s between attempts. A server's own Retry-After could be hours.
+        # At once, then after 1, 2, 4, 8 s. A server's own Retry-After could be hours.
         again = Retry(
             total=5, backoff_factor=pause, status_forcelist=(408, 425, 429, 500, 502, 503, 504), allowed_methods=None,
-            respect_retry_after_header=False, redirect=0,
+            respect_retry_after_header=False, raise_on_status=False,
         )  # fmt: skip
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=again))

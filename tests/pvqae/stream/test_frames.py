@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -120,6 +122,32 @@ def test_a_camera_that_breaks_is_opened_again_and_its_password_is_not_shown(
     assert run.rows[0]["source"] == f"http://127.0.0.1:{port}/live?…"
     assert run.rows[0]["taken"].startswith("20")
     assert "hush" not in str(run.said) + (tmp_path / "out" / "scores.jsonl").read_text()
+
+
+PUSH = """
+import sys, av, numpy as np
+base = (np.random.default_rng(1).random((128, 128, 3)) * 200).astype(np.uint8)
+with av.open(sys.argv[1], "w", format="rtsp", options={"rtsp_transport": "tcp"}) as container:
+    stream = container.add_stream("libx264", rate=25, options={"g": "5", "tune": "zerolatency"})
+    stream.width, stream.height, stream.pix_fmt = 128, 128, "yuv420p"
+    for number in range(10_000):
+        frame = av.VideoFrame.from_ndarray(np.roll(base, number, 1), format="rgb24")
+        container.mux(stream.encode(frame))
+"""
+
+
+def test_rtsp_with_h264(streamed: Streamed) -> None:
+    """A camera that sends by itself, in a process of its own: PyAV's writer holds the interpreter while it waits."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    address = f"rtsp://127.0.0.1:{port}/line"
+    command = [sys.executable, "-c", f"import time\ntime.sleep(0.5)\n{PUSH}", address]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as camera:
+        run = streamed(address, limit=12, options={"rtsp_flags": "listen", "listen_timeout": "20"}, timeout=20)
+        camera.kill()
+    assert run.counts.scored == 12
+    assert run.counts.failed == 0
+    assert run.rows[-1]["source"] == address
 
 
 def test_a_camera_that_falls_silent_is_opened_again(streamed: Streamed, pictures: list[np.ndarray]) -> None:
