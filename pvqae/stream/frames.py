@@ -174,9 +174,15 @@ class Video:
     _due: float = float("-inf")  # seconds: no frame before is scored
     _decoded: int = 0
 
+    _finite: bool = False  # a file, or a stream that says how long it is
+
     @property
     def live(self) -> bool:
-        return not self.sha256
+        return not self._local and not self._finite
+
+    @property
+    def _local(self) -> bool:
+        return bool(self.sha256)
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         import av
@@ -185,16 +191,16 @@ class Video:
         while not stop.is_set():
             try:
                 with closing(self._open()) as container:
-                    finite = not self.live or container.duration is not None
+                    self._finite = self._local or container.duration is not None
                     yield from self._read(container, stop, outage)
                 reason = "the stream ended"
             except av.FFmpegError as error:  # its text has the address, and so the password
-                finite, reason = not self.live, error.strerror or type(error).__name__
-                if finite and self._number == 0:
+                reason = error.strerror or type(error).__name__
+                if self._local and self._number == 0:
                     raise self._no_video(reason) from None
-                if finite:
+                if not self.live:
                     yield self._failed(f"the video can't be read further: {reason}")
-            if finite:
+            if not self.live:
                 self._check_not_empty()
                 return
             if not stop.is_set():
@@ -203,14 +209,14 @@ class Video:
     def _open(self) -> "InputContainer":
         import av
 
-        options = {"protocol_whitelist": _PROTOCOLS["network" if self.live else "file"]}
+        options = {"protocol_whitelist": _PROTOCOLS["file" if self._local else "network"]}
         if self.address.startswith("rtsp"):
             options["rtsp_transport"] = "tcp"  # UDP loses packets, and with them frames
-        if not self.live:
+        if self._local:
             options["format_whitelist"] = _CONTAINERS
         if self.form:
             del options["protocol_whitelist"]
-        limit = (self.timeout, self.timeout) if self.live else None
+        limit = None if self._local else (self.timeout, self.timeout)
         return av.open(self.address, format=self.form, options=options | dict(self.options), timeout=limit)
 
     def _read(self, container: "InputContainer", stop: threading.Event, outage: _Outage) -> Iterator[Frame]:

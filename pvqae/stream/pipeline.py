@@ -25,10 +25,13 @@ _WAIT = 0.5  # seconds after which a signal is looked at
 
 
 class FrameQueue:
-    """At most `size` frames between the two threads; `counts.dropped` has what found no place."""
+    """At most `size` frames between the two threads; `counts.dropped` has what found no place.
 
-    def __init__(self, size: int, drop: Drop, counts: Counts) -> None:
-        self._size, self._drop, self._counts = size, drop, counts
+    `policy` is asked for each frame: only an open stream says whether it waits for its reader.
+    """
+
+    def __init__(self, size: int, policy: Callable[[], Drop], counts: Counts) -> None:
+        self._size, self._policy, self._counts = size, policy, counts
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
         self._ended = False
@@ -36,12 +39,13 @@ class FrameQueue:
 
     def put(self, frame: Frame, stop: threading.Event) -> None:
         """Add a frame, or drop one; with the policy `none` wait for a place."""
+        drop = self._policy()
         with self._changed:
-            while len(self._frames) >= self._size and self._drop == "none" and not stop.is_set():
+            while len(self._frames) >= self._size and drop == "none" and not stop.is_set():
                 self._changed.wait(_WAIT)
-            if len(self._frames) >= self._size and self._drop != "none":
+            if len(self._frames) >= self._size and drop != "none":
                 self._counts.dropped += 1
-                if self._drop == "newest":
+                if drop == "newest":
                     return
                 self._frames.popleft()
             self._frames.append(frame)
@@ -100,7 +104,7 @@ def run(
 
     Raises what the source raises: `DataError` if it never opens or has no frame. Sinks stay open.
     """
-    queue = FrameQueue(settings.queue, settings.policy(source.live), counts)
+    queue = FrameQueue(settings.queue, lambda: settings.policy(source.live), counts)
     halt = threading.Event()  # of the reader: also at the limit
     reader = threading.Thread(target=_fill, args=(source, queue, halt), name="frames", daemon=True)
     telling = _Telling(source.name, counts, tell)

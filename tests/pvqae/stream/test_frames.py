@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,20 @@ def test_a_camera_that_breaks_is_opened_again_and_its_password_is_not_shown(
     assert run.rows[0]["source"] == f"http://127.0.0.1:{port}/live?…"
     assert run.rows[0]["taken"].startswith("20")
     assert "hush" not in str(run.said) + (tmp_path / "out" / "scores.jsonl").read_text()
+
+
+def test_a_video_from_a_web_server_is_read_once_and_whole(
+    streamed: Streamed, pictures: list[np.ndarray], tmp_path: Path
+) -> None:
+    video(tmp_path / "v.mkv", pictures * 4)
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    with serving(partial(Quiet, directory=str(tmp_path))) as port:
+        run = streamed(f"http://127.0.0.1:{port}/v.mkv", queue=1)
+    assert [row["frame"] for row in run.rows] == list(range(20))
+    assert (run.counts.dropped, run.counts.reconnects, run.rows[0]["taken"]) == (0, 0, "")
 
 
 PUSH = """
