@@ -138,16 +138,19 @@ class _Outage:
             self.tell(f"{self.name}: back after {time.monotonic() - self._since:.0f} s")
         self._since, self._ever, self._delay = None, True, 0.0
 
-    def wait(self, reason: str, stop: threading.Event) -> None:
-        """Wait before the next attempt. Raises `DataError` where there was never a frame within the patience."""
-        now = time.monotonic()
-        if not self._ever and now - self._begun >= self.patience:
+    def check(self, reason: str) -> None:
+        """Raise `DataError` where there was never a frame within the patience."""
+        if not self._ever and time.monotonic() - self._begun >= self.patience:
             raise DataError(
                 f"{self.name}: no frame within {self.patience:g} s, the last time: {reason}; see that the address is "
                 "right, that the camera runs and that nobody else uses it"
             )
+
+    def wait(self, reason: str, stop: threading.Event) -> None:
+        """Wait before the next attempt. Raises as `check`."""
+        self.check(reason)
         if self._since is None:
-            self._since = now
+            self._since = time.monotonic()
             self.tell(f"{self.name}: {reason}; it is opened again, at most every {self.delays[1]:g} s")
         self._delay = min(self.delays[1], max(self.delays[0], self._delay * 2))
         stop.wait(self._delay)
@@ -173,7 +176,6 @@ class Video:
     _number: int = 0  # of the next frame
     _due: float = float("-inf")  # seconds: no frame before is scored
     _decoded: int = 0
-
     _finite: bool = False  # a file, or a stream that says how long it is
 
     @property
@@ -210,7 +212,7 @@ class Video:
         import av
 
         options = {"protocol_whitelist": _PROTOCOLS["file" if self._local else "network"]}
-        if self.address.startswith("rtsp"):
+        if self.address.lower().startswith("rtsp"):
             options["rtsp_transport"] = "tcp"  # UDP loses packets, and with them frames
         if self._local:
             options["format_whitelist"] = _CONTAINERS
@@ -236,8 +238,11 @@ class Video:
             try:
                 decoded = packet.decode()
             except av.FFmpegError as error:
-                if not (fresh and self.live):
-                    yield self._failed(f"expected a whole frame, found: {error.strerror or type(error).__name__}")
+                reason = f"expected a whole frame, found: {error.strerror or type(error).__name__}"
+                if fresh and self.live:
+                    outage.check(reason)
+                else:
+                    yield self._failed(reason)
                 continue
             for one in decoded:
                 fresh, whole = False, whole or (one.key_frame and not packet.is_corrupt)
@@ -265,10 +270,11 @@ class Video:
     def _is_due(self, seconds: float | None) -> bool:
         if not self.rate:
             return True
-        now = time.monotonic() if self.live or seconds is None else seconds
-        if now + 1e-6 < self._due:
+        moment = time.monotonic() if self.live or seconds is None else seconds
+        if moment + 1e-6 < self._due:
             return False
-        self._due = max(self._due + 1 / self.rate, now) if self._due > float("-inf") else now + 1 / self.rate
+        late = moment - self._due > 1 / self.rate  # the first one, or after an outage: not made up for
+        self._due = (moment if late else self._due) + 1 / self.rate
         return True
 
     def _about(self, number: int) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from pvqae.stream.frames import Counts
 from pvqae.stream.sinks import Result
 
 _FILES = Path(__file__).parent / "page"
-_SHOWN, _ALARMS, _TREND = 8, 8, 300  # frames, alarms and scores that the page holds
+_SHOWN, _TREND = 8, 300  # frames, and as many alarms, and scores that the page shows
+_HELD = 3 * _SHOWN  # pictures: a browser asks for those of a page that is older by then
 _FEW = 60  # scores across the trend while there are fewer
 _DRAW = 0.5  # seconds between two pictures of frames without an alarm
 _WINDOW = 30.0  # seconds over which a rate is taken
@@ -66,8 +67,8 @@ class Board:
     source: str
     counts: Counts
     failed: int = 0
-    _frames: "deque[_Picture]" = field(default_factory=lambda: deque(maxlen=_SHOWN))
-    _alarms: "deque[_Picture]" = field(default_factory=lambda: deque(maxlen=_ALARMS))
+    _frames: "deque[_Picture]" = field(default_factory=lambda: deque(maxlen=_HELD))
+    _alarms: "deque[_Picture]" = field(default_factory=lambda: deque(maxlen=_HELD))
     _scores: "deque[tuple[int, float, bool]]" = field(default_factory=lambda: deque(maxlen=_TREND))
     _times: "deque[float]" = field(default_factory=lambda: deque(maxlen=10_000))
     _drawn: float = float("-inf")
@@ -114,7 +115,8 @@ class Board:
     def state(self) -> dict[str, Any]:
         """Return what the page says, as values."""
         with self._lock:
-            frames, alarms, scores = list(self._frames), list(self._alarms), list(self._scores)
+            frames, alarms = list(self._frames)[-_SHOWN:], list(self._alarms)[-_SHOWN:]
+            scores = list(self._scores)
             last = self._times[-1] if self._times else None
         return {
             "title": self.title,

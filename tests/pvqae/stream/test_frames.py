@@ -192,6 +192,15 @@ def test_a_source_that_never_opens(streamed: Streamed) -> None:
     assert len(run.said) == 3  # each outage is told once
 
 
+def test_a_camera_whose_pictures_are_all_torn_is_given_up(streamed: Streamed, pictures: list[np.ndarray]) -> None:
+    def parts(number: int) -> Iterator[bytes]:
+        yield from (jpeg(one)[:2000] for one in pictures * 3)
+
+    with serving(mjpeg(parts, [])) as port, pytest.raises(DataError, match=r"no frame within 0\.5 s") as error:
+        streamed(f"http://me:hush@127.0.0.1:{port}/", patience=0.5)
+    assert "hush" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("address", "name"),
     [

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +60,16 @@ def test_the_page_says_what_the_stream_does(streamed: Streamed, detector: Detect
     assert state["alarms"][0]["number"] == 1
     assert [score for _, score, _ in state["scores"]] == pytest.approx([row["score"] for row in run.rows])
     assert "script-src" not in page.headers["Content-Security-Policy"]
+
+
+def test_pictures_of_an_older_page_are_still_there(
+    streamed: Streamed, detector: Detector, pictures: list[np.ndarray], tmp_path: Path
+) -> None:
+    run = Run()
+    shown = board(detector, run)
+    streamed(str(video(tmp_path / "v.mkv", [pictures[1]] * 12)), run=run, more=[shown])
+    assert [one.number for one in shown.state()["alarms"]] == list(range(11, 3, -1))
+    assert shown.webp(0)
 
 
 def test_only_this_machine_or_the_token(detector: Detector) -> None:
