@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from click.testing import Result
+from typer.testing import CliRunner
 
 from pvqae.cli import stream_command
+from pvqae.cli.main import app
 from pvqae.core.errors import ConfigError, DataError
 from pvqae.inference.bundle import Detector
 from pvqae.samples import images
+from pvqae.serving import batch_cli
 from tests.videos import jpeg, mjpeg, serving, video
 from tests.waiting import until
 
@@ -86,11 +90,17 @@ def test_a_live_source_by_environment_and_ctrl_c(bundle: Path, pictures: list[np
         assert "Traceback" not in said
 
 
-def test_a_source_that_is_none_is_one_paragraph(bundle: Path) -> None:
-    with command(bundle, "gone.mp4") as process:
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert said == "error: gone.mp4: expected a video or a folder of images, found none; correct the path\n"
+@pytest.fixture
+def here(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The command in this process, whose threads stay as they are."""
+    monkeypatch.setattr(batch_cli, "prepare", lambda: None)
+    return lambda *words: CliRunner().invoke(app, ["stream", str(bundle), *words])
+
+
+def test_a_source_that_is_none_is_one_paragraph(here: Callable[..., Result]) -> None:
+    done = here("gone.mp4")
+    assert done.exit_code == 2
+    assert done.stderr == "error: gone.mp4: expected a video or a folder of images, found none; correct the path\n"
 
 
 @pytest.mark.parametrize(
@@ -112,13 +122,19 @@ def test_what_is_wrong_is_told(detector: Detector, address: str, changes: dict[s
 
 
 def test_frames_that_could_not_be_scored_are_exit_code_1(
-    bundle: Path, pictures: list[np.ndarray], tmp_path: Path
+    here: Callable[..., Result], pictures: list[np.ndarray], tmp_path: Path
 ) -> None:
     small = [one[:4, :4] for one in pictures]
-    with command(bundle, str(video(tmp_path / "v.mkv", small)), "--out", str(tmp_path)) as process:
-        told, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "5 not scored (their rows say why)" in told
+    done = here(str(video(tmp_path / "v.mkv", small)), "--out", str(tmp_path))
+    assert done.exit_code == 1
+    assert "5 not scored (their rows say why)" in done.stdout
+
+
+def test_lines_are_alone_on_stdout(here: Callable[..., Result], pictures: list[np.ndarray], tmp_path: Path) -> None:
+    done = here(str(video(tmp_path / "v.mkv", pictures)), "--every", "2")
+    assert done.exit_code == 0
+    assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == [0, 2, 4]
+    assert "5 frames read, 3 scored, 0 alarms, 0 dropped, 2 left out by --every or --rate" in done.stderr
 
 
 def test_without_pyav_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
