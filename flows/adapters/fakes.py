@@ -10,7 +10,7 @@ from typing import Any
 from flows.adapters.intake import Link
 from flows.adapters.landing import LandingError, Object
 from flows.adapters.prefect_client import Crash, State
-from flows.adapters.tracking import Metric, Promotion, RegistryError
+from flows.adapters.tracking import FLOW, Flown, Listed, Metric, Promotion, RegistryError
 from flows.adapters.versioning import OnLine, Outcome, StageFailed, ignore
 from flows.core.lineage import Owner
 from pvqae.core.errors import PvqaeError
@@ -79,6 +79,8 @@ class FakeRun:
     artifacts: list[str] = field(default_factory=list)
     inputs: list[tuple[str, str]] = field(default_factory=list)
     status: str = "RUNNING"
+    experiment: str = ""
+    when: str = "2026-01-01T00:00:00Z"
 
 
 @dataclass
@@ -92,6 +94,7 @@ class FakeRegistry:
     bundles: dict[str, dict[str, bytes]] = field(default_factory=dict)  # model → file → content
     sources: dict[tuple[str, str], str] = field(default_factory=dict)  # (name, version) → model
     texts: dict[tuple[str, str], str] = field(default_factory=dict)  # descriptions of versions
+    made: dict[tuple[str, str], str] = field(default_factory=dict)  # (name, version) → when, where a test says so
     owned: dict[str, Owner] = field(default_factory=dict)  # model → whose it is
     folders: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)  # (run, folder) → file → content
     deleted: set[tuple[str, str]] = field(default_factory=set)  # (name, version)
@@ -99,7 +102,7 @@ class FakeRegistry:
 
     def start(self, experiment: str, name: str, parent: str | None = None, tags: Mapping[str, str] = {}) -> str:
         run = f"run-{len(self.runs)}"
-        self.runs[run] = FakeRun(name, parent, dict(tags))
+        self.runs[run] = FakeRun(name, parent, dict(tags), experiment=experiment)
         return run
 
     def finish(self, run: str, status: str = "FINISHED") -> None:
@@ -156,6 +159,18 @@ class FakeRegistry:
         versions = list(enumerate(self.versions.get(name, []), start=1))
         found = [str(number) for number, have in versions if all(have.get(key) == tags[key] for key in tags)]
         return next((number for number in reversed(found) if self.exists(name, number)), None)
+
+    def versions_of(self, name: str) -> list[Listed]:
+        numbers = [str(number) for number, _ in enumerate(self.versions.get(name, ()), start=1)]
+        return [
+            Listed(number, self.made.get((name, number), "2026-01-01T00:00:00Z"), self.version_tags(name, number))
+            for number in numbers
+            if self.exists(name, number)
+        ]
+
+    def flows_of(self, experiment: str) -> list[Flown]:
+        whole = (run for run in self.runs.values() if FLOW in run.tags and run.experiment == experiment)
+        return [Flown(run.when, run.status, run.tags) for run in whole]
 
     def version_tags(self, name: str, version: str) -> dict[str, str]:
         if not self.exists(name, version):

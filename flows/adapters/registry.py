@@ -1,5 +1,6 @@
 """MLflow: runs, models from code without pickle, versions, aliases and the promotion log."""
 
+import datetime
 import hashlib
 import json
 import os
@@ -7,7 +8,7 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from mlflow import entities
 from mlflow.exceptions import MlflowException
 
 from flows.adapters.mlflow_client import Client
-from flows.adapters.tracking import Metric, Promotion, Registry, database_of, own_database
+from flows.adapters.tracking import FLOW, Flown, Listed, Metric, Promotion, Registry, database_of, own_database
 from flows.adapters.tracking import RegistryError as RegistryError
 from flows.core import lineage
 from flows.core.lineage import MODEL, OURS, Owner
@@ -172,6 +173,31 @@ class Mlflow:
         conditions = [f"name = {quote}{name}{quote}", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())]
         found = self._client.search_model_versions(" and ".join(conditions))
         return max((str(version.version) for version in found), key=int, default=None)
+
+    def versions_of(self, name: str) -> list[Listed]:
+        """Return every version of `name` that was not deleted, by its number."""
+        if "'" in name:  # none of ours
+            return []
+        found = self._pages(lambda token: self._client.search_model_versions(f"name = '{name}'", page_token=token))
+        listed = [Listed(str(one.version), _utc(one.creation_timestamp), dict(one.tags)) for one in found]
+        return sorted(listed, key=lambda one: int(one.number))
+
+    def flows_of(self, experiment: str) -> list[Flown]:
+        """Return the runs of whole flows of an experiment, oldest first; none where there is no such experiment."""
+        if not (known := self._client.get_experiment_by_name(experiment)):
+            return []
+        where, order = f"tags.`{FLOW}` != ''", ["attributes.start_time ASC"]
+        ids = [known.experiment_id]
+        found = self._pages(lambda token: self._client.search_runs(ids, where, order_by=order, page_token=token))
+        return [Flown(_utc(run.info.start_time), str(run.info.status), dict(run.data.tags)) for run in found]
+
+    @staticmethod
+    def _pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+        page = ask(None)
+        yield from page
+        while page.token:
+            page = ask(page.token)
+            yield from page
 
     def version_tags(self, name: str, version: str) -> dict[str, str]:
         """Return the tags of a version. Raises `RegistryError` when there is no such version."""
@@ -335,6 +361,10 @@ class Mlflow:
                 raise
             return ()
         return tuple(_promotion(json.loads(tags[key])) for key in sorted(tags) if key.startswith(_PROMOTION))
+
+
+def _utc(milliseconds: int) -> str:
+    return datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _promotion(values: dict[str, Any]) -> Promotion:

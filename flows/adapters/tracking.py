@@ -18,6 +18,7 @@ from flows.core.lineage import Owner
 from pvqae.core.errors import PvqaeError
 from pvqae.core.files import write_text
 
+FLOW = "pvqae.flow"  # tag of a run of a whole flow: which
 STORE = "/.pvqae/mlflow/artifacts"
 # Every column of MLflow's database that says where files are.
 COLUMNS = (
@@ -74,6 +75,24 @@ class Promotion:
     lineage: Mapping[str, str] = field(default_factory=dict)  # of `to_version`, in short
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A version as a list shows it: `when` it was made (ISO 8601, UTC), with all its tags."""
+
+    number: str
+    when: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Flown:
+    """A run of a whole flow; `status` is MLflow's: RUNNING, FINISHED, FAILED or KILLED. `when` it began."""
+
+    when: str
+    status: str
+    tags: Mapping[str, str]
+
+
 class Registry(Protocol):
     """What the flows need of MLflow: `registry.Mlflow`, or `fakes.FakeRegistry` in tests."""
 
@@ -91,6 +110,8 @@ class Registry(Protocol):
         self, name: str, run: str, model: str, tags: Mapping[str, str], owner: Owner | None = None, text: str = ""
     ) -> str: ...
     def find(self, name: str, tags: Mapping[str, str]) -> str | None: ...
+    def versions_of(self, name: str) -> list[Listed]: ...
+    def flows_of(self, experiment: str) -> list[Flown]: ...
     def version_tags(self, name: str, version: str) -> dict[str, str]: ...
     def exists(self, name: str, version: str) -> bool: ...
     def tag_version(self, name: str, version: str, tags: Mapping[str, str]) -> None: ...

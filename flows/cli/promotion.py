@@ -50,6 +50,13 @@ def _opened(dataset: str, category: str) -> "tuple[Path, Registry, Owner]":
     return root, found, Owner(*_owner(found, dataset, category))
 
 
+def _noted(found: "Registry", root: "Path", owner: "Owner") -> None:
+    """Show a person's note on the page of the dataset's history."""
+    from flows.versions import history
+
+    history.refresh(found, root, owner.dataset)
+
+
 @promote.command("run", epilog="Example: python -m flows promote run demo brick --reason 'new lamp'")
 def _run(
     dataset: Dataset,
@@ -72,7 +79,7 @@ def _run(
     if as_json:
         print(to_json(verdict))
     else:
-        print(*verdict.lines, verdict.sentence(lineage.model_name(dataset, category)), sep="\n")
+        print(*verdict.lines, verdict.sentence(lineage.model_name(dataset, category)), *verdict.untold, sep="\n")
     if not verdict.promoted:
         raise typer.Exit(INSUFFICIENT if verdict.outcome == "insufficient" else FAILED)
 
@@ -160,8 +167,9 @@ def _rollback(
     """Restore the newest earlier champion that can be loaded. The gate does not promote what was taken back again."""
     with quiet(as_json):
         root = project()
+        from flows.adapters import notifications
         from flows.core import lineage, locks
-        from flows.versions import notes, promotions, report_page
+        from flows.versions import history, notes, promotions, report_page
         from flows.workspace import workspace
 
         found = registry(root, strict=False)
@@ -172,12 +180,17 @@ def _rollback(
         entry = promotions.rollback(found, root, dataset, name, reason, version)
         with locks.tried(workspace.lock_file(root, dataset)) as free:
             if free:  # else a flow works on the dataset, which writes the page at its end; a rollback waits for nothing
+                history.write(found, root, dataset)
                 report_page.refresh(found, root, dataset, category)
+        text = f"{name}: champion is version {entry.to_version} again, version {entry.from_version} was taken back"
+        subject = f"{dataset} {category} version {entry.from_version}"
+        news = notifications.News("rolled_back", dataset, subject, text, name, entry.from_version, entry.reasons)
+        notifications.tell(root, news)
     if as_json:
         print(to_json(entry))
     else:
         print(*entry.reasons[1:], sep="\n", end="\n" * bool(entry.reasons[1:]))
-        print(f"{name}: champion is version {entry.to_version} again, version {entry.from_version} was taken back")
+        print(text)
     if exclude_data:
         from flows.review import review
 
@@ -193,6 +206,7 @@ def _pin(dataset: Dataset, reason: Annotated[str, Reason], category: Class = "")
     from flows.versions import notes
 
     print(f"the champion of {owner} is pinned: {notes.pin(found, root, owner, reason)}")
+    _noted(found, root, owner)
 
 
 @promote.command("unpin", epilog="Example: python -m flows promote unpin demo brick")
@@ -203,6 +217,7 @@ def _unpin(dataset: Dataset, category: Class = "") -> None:
 
     note = notes.unpin(found, root, owner)
     print(f"the champion of {owner} is free; it was pinned: {note}" if note else f"{owner}: nothing was pinned")
+    _noted(found, root, owner)
 
 
 @promote.command("approve", epilog="Example: python -m flows promote approve demo brick --reason 'saw its misses'")
@@ -221,6 +236,7 @@ def _approve(
     print(
         f"{owner}: approved {note}\npromote it: python -m flows promote run {model_name(owner.dataset, owner.category)}"
     )
+    _noted(found, root, owner)
 
 
 @promote.command("retire", epilog="Example: python -m flows promote retire demo brick --reason 'made no more'")
@@ -230,6 +246,7 @@ def _retire(dataset: Dataset, reason: Annotated[str, Reason], category: Class = 
     from flows.versions import notes
 
     print(f"class {owner.category} of {owner.dataset} is retired: {notes.retire(found, root, owner, reason)}")
+    _noted(found, root, owner)
 
 
 @promote.command("rename", epilog="Example: python -m flows promote rename demo brick tile")

@@ -1,4 +1,4 @@
-"""Commands that use versions: score, drift, serve, review."""
+"""Commands that use versions: score, drift, serve, export, review; what became of them: card, history, notify."""
 
 from functools import partial
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.shared import Json, Overrides, guarded_server, project
+from flows.cli.shared import Json, Overrides, guarded_server, project, registry
 from pvqae.cli import stream_command
 from pvqae.cli.console import FAILED, quiet, to_json
 
@@ -148,3 +148,68 @@ def _review(
         print(*page.apply(root, dataset, say).lines, sep="\n")
     else:
         page.serve(root, dataset, host, port, most, browser, say)
+
+
+@app.command("card", epilog="Example: python -m flows card pvqae-demo-brick@champion", rich_help_panel=PANEL)
+def _card(name: Model) -> None:
+    """Print a version's model card: Markdown with the YAML fields of Hugging Face, the gate's verdict included."""
+    root = project()
+    from flows.serving import score
+    from flows.versions import promotions
+    from flows.versions.card import ModelCard
+    from pvqae.inference.bundle import REPAIR
+
+    found = registry(root, strict=False)
+    model, version = score.parse(name, found)
+    bundle, tags = score.bundle_of(root, found, model, version), found.version_tags(model, version)
+    calibration, settings = (bundle.json(f"{file}.json", REPAIR) for file in ("calibration", "config"))
+    alias = next((alias for alias in promotions.ALIASES if promotions.held(found, model, alias) == version), "")
+    made = ModelCard(model, promotions.owner_of(found, model), calibration, settings, tags)
+    print(made.text(version, alias), end="")
+
+
+@app.command("history", epilog="Example: python -m flows history parts", rich_help_panel=PANEL)
+def _history(
+    dataset: Annotated[str, typer.Argument(help="The dataset's name; default: every dataset with a version.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Write reports/DATASET/history.html: versions, verdicts, alarms, drift, reviews, rollbacks and pins over time."""
+    root = project()
+    from flows.core import lineage
+    from flows.versions import history
+    from pvqae.core.errors import ConfigError
+
+    found = registry(root, strict=False)
+    known = sorted({owner.dataset for owner in found.owners(lineage.OURS).values() if owner})
+    if dataset not in ("", *known):
+        raise ConfigError(f"{dataset}: expected a dataset with a version, one of {', '.join(known) or 'none'}")
+    wanted = [dataset] if dataset else known
+    if as_json:
+        print(to_json([history.collect(found, root, name) for name in wanted]))
+        return
+    for name in wanted:
+        print(history.refresh(found, root, name) or f"{name}: a flow works on it, which writes the page at its end")
+
+
+@app.command("notify", epilog="Example: python -m flows notify --test", rich_help_panel=PANEL)
+def _notify(
+    test: Annotated[bool, typer.Option("--test", help="Send a test message to each place.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show who is told of what (the section notify of params.yaml), or try it. Exit code 1: a place was not reached."""
+    with quiet(as_json):
+        root = project()
+        from flows.adapters import notifications
+        from pvqae.core import config
+
+        settings = config.load(root / "params.yaml").notify
+        if settings.blocks and test:
+            guarded_server()()
+        found = notifications.try_out(settings) if test else ()
+        known = notifications.places(settings)
+    if as_json:
+        print(to_json(found if test else known))
+    else:
+        print(*(found or known or ("nobody is told: fill the section notify of params.yaml",)), sep="\n")
+    if any(one.error for one in found):
+        raise typer.Exit(FAILED)

@@ -1,22 +1,25 @@
 """The gate: which version is champion. Judges the challenger, records the verdict, moves the alias, logs the move."""
 
+import datetime
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from flows.adapters import notifications
+from flows.adapters.notifications import News
 from flows.adapters.tracking import Promotion, Registry, RegistryError
 from flows.core import lineage, locks
 from flows.gate import measure as measuring
 from flows.gate.measure import Findings, Pair
 from flows.gate.rules import Verdict, judge
-from flows.versions import notes, promotions, report_page
+from flows.versions import history, notes, promotions, report_page
 from flows.versions.promotions import PromotionError
 from flows.versions.version_bundles import check_loads, fetch
 from flows.workspace import workspace
 from pvqae.core import config
-from pvqae.core.config import Gate
+from pvqae.core.config import Event, Gate
 from pvqae.core.errors import DataError, FormatError, IntegrityError, PvqaeError
 from pvqae.core.files import digest, write_text
 from pvqae.core.progress import working
@@ -36,12 +39,13 @@ class VerdictRequest:
 
 
 def show(root: Path, dataset: str, category: str = "") -> None:
-    """Write the dataset's page: the verdict on a class, or on all, and where the aliases are now."""
+    """Write the dataset's pages: the verdict on a class, or on all, and where the aliases are now."""
     from flows.adapters.registry import open_registry
 
     root = root.resolve()
     registry, _ = open_registry(root, config.load(root / "params.yaml").flow.tracking_uri)
     with locks.held(workspace.lock_file(root, dataset)):
+        history.write(registry, root, dataset)
         report_page.refresh(registry, root, dataset, category)
 
 
@@ -69,10 +73,22 @@ def run(
 
         asked = VerdictRequest(trigger, reason, override)
         verdict = decide(registry, root, dataset, category, measure, params.gate, asked, loads=check_loads)
+    verdict = _told(root, dataset, category, verdict)
     _show_in_prefect(lineage.model_name(dataset, category), verdict)
     if page:
         show(root, dataset, category)
     return verdict
+
+
+def _told(root: Path, dataset: str, category: str, verdict: Verdict) -> Verdict:
+    """Tell people of a verdict; return it with what did not reach them."""
+    name = lineage.model_name(dataset, category)
+    if verdict.version == verdict.champion:  # nothing was judged
+        return verdict
+    event: Event = "promoted" if verdict.promoted else "held" if verdict.held else "refused"
+    subject = f"{dataset} {category} version {verdict.version}"
+    news = News(event, dataset, subject, verdict.sentence(name), name, verdict.version, verdict.lines)
+    return replace(verdict, untold=notifications.tell(root, news))
 
 
 def _workspace_of(root: Path, params: config.Params, dataset: str, manifest_sha256: str) -> workspace.Workspace:
@@ -136,11 +152,11 @@ def decide(
     if not (asked.override or verdict.promotable(limits)):
         return verdict
     if held_fast := notes.pinned(registry, name):
-        return replace(verdict, lines=(f"nothing moved: the champion is pinned, {held_fast}", *verdict.lines))
+        return _held(registry, name, verdict, f"the champion is pinned, {held_fast}")
     consent = notes.approved(registry, name, challenger)
     if limits.approval and not consent:
         way = f"python -m flows promote approve {name} --version {challenger} --reason TEXT, then promote run again"
-        return replace(verdict, lines=(f"nothing moved: a second person has to approve: {way}", *verdict.lines))
+        return _held(registry, name, verdict, f"a second person has to approve: {way}")
     reasons = (f"override: {asked.override}",) if asked.override else (f"{asked.trigger}: {asked.reason}",)
     kind = "override" if asked.override else "gate" if champion else "initial"
     with locks.held(lock):
@@ -155,6 +171,12 @@ def decide(
             expected=verdict.champion,
         )
     return replace(verdict, promoted=True)
+
+
+def _held(registry: Registry, name: str, verdict: Verdict, why: str) -> Verdict:
+    """Note that a version waits for a person, and say so first."""
+    notes.remember(registry, name, "held", verdict.version, why)
+    return replace(verdict, held=why, lines=(f"nothing moved: {why}", *verdict.lines))
 
 
 def _rolled_back(log: Sequence[Promotion]) -> dict[str, str]:
@@ -220,6 +242,8 @@ def _record(
         "gate_outcome": verdict.outcome,
         "gate_champion": verdict.champion,
         "gate_verdict": "\n".join(verdict.lines),
+        "gate_when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "gate_figures": json.dumps(history.gate_summary(verdict.figures)),
         "gate_list_sha256": found.list_sha256 if found else lineage.NONE,
     }
     registry.tag(run, tags)  # first: it refuses where a person has deleted the run

@@ -64,6 +64,8 @@ class Verdict:
     figures: Mapping[str, Any]
     version: str = ""  # the one that was judged
     champion: str = ""  # the one that it was compared with, "none" for a first one
+    held: str = ""  # why a verdict that allows it moved nothing: a pin, or an approval that lacks
+    untold: tuple[str, ...] = ()  # lines on messages that did not arrive
 
     def sentence(self, model: str) -> str:
         """Say what came of a version of `model`."""

@@ -46,7 +46,7 @@ class Outcome:
     def lines(self) -> tuple[str, ...]:
         """What happened, for people, in the order of the story."""
         others = [line for line in self.decision.reasons if line != self.decision.reason]
-        judged = [verdict.sentence(name) for name, verdict in self.verdicts]
+        judged = [line for name, verdict in self.verdicts for line in (verdict.sentence(name), *verdict.untold)]
         return (*self.taken.lines, f"{_WORDS[self.decision.act]}: {self.decision.reason}", *others, *judged)
 
 
@@ -70,13 +70,15 @@ def retrain(
     log = get_run_logger()
     project = environment.project_of(root)
 
-    # 1. What is asked for; one retraining per dataset at a time.
-    params_file = params_file or watch.params_of(project, dataset)
-    choice = workspace.choose(project, params_file, overrides)
-    name = choice.params.data.name
-    watch.refuse_made(choice.params)
-    tracking, _ = open_registry(project, choice.params.flow.tracking_uri)
     with ExitStack() as stack:
+        attempt = stack.enter_context(workspace.failures_told(project, "retrain", dataset))
+
+        # 1. What is asked for; one retraining per dataset at a time.
+        params_file = params_file or watch.params_of(project, dataset)
+        choice = workspace.choose(project, params_file, overrides)
+        attempt.dataset = name = choice.params.data.name
+        watch.refuse_made(choice.params)
+        tracking, _ = open_registry(project, choice.params.flow.tracking_uri)
         mine = project / ".pvqae" / "locks" / f"{name}.retrain.lock"
         busy = f"another retraining of {name} runs: waiting for its end"
         stack.enter_context(locks.held(mine, waiting=lambda: log.warning(busy)))
@@ -90,6 +92,7 @@ def retrain(
             log.info("%s", line)
         if dry_run:
             return outcome
+        stack.callback(_show, tracking, project, name)  # when the run has ended
         run = stack.enter_context(_recorded(tracking, Workspace(project, project, choice.params), outcome))
 
         # 3. Training and the gate.
@@ -113,6 +116,13 @@ def retrain(
                 "\n".join([*untrained, *failed]) + "\nThe gate judged the other classes. Repair this and run again."
             )
         return outcome
+
+
+def _show(registry: Registry, project: Path, dataset: str) -> None:
+    """Write the page of the dataset's history."""
+    from flows.versions import history
+
+    history.refresh(registry, project, dataset)
 
 
 def _judge(project: Path, outcome: Outcome) -> "tuple[tuple[tuple[str, Verdict], ...], tuple[str, ...]]":

@@ -37,6 +37,13 @@ _HEADERS: Mapping[str, str] = {
     ),
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+# Reports bring their styles and scripts along. In the sandbox these have an origin of their own: they can't ask this
+# server for anything, let alone label an image.
+_REPORT_POLICY = (
+    "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_REPORTS = "/report/"
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class ReviewMiddleware:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
+                report = {"Content-Security-Policy": _REPORT_POLICY} if scope["path"].startswith(_REPORTS) else {}
+                MutableHeaders(scope=message).update({**_HEADERS, **report})
             await send(message)
 
         answer = self._refusal(Request(scope))
@@ -122,6 +130,7 @@ def make(
     page = secrets.token_urlsafe()
     app.add_exception_handler(PvqaeError, _explained)
     _add_page(app, session, who, page)
+    _add_reports(app, session.paths.root / "reports" / session.paths.dataset)
     _add_pictures(app, session, thumbnails)
     _add_labels(app, session, apply)
     return ReviewMiddleware(app, token, page)
@@ -149,6 +158,16 @@ def _add_page(app: FastAPI, session: ReviewSession, who: str, page: str) -> None
     def file(name: Literal["review"], kind: Literal["css", "js"]) -> FileResponse:
         media = {"css": "text/css", "js": "text/javascript"}[kind]
         return FileResponse(_FILES / f"{name}.{kind}", media_type=f"{media}; charset=utf-8")
+
+
+def _add_reports(app: FastAPI, folder: Path) -> None:
+    @app.get(_REPORTS + "{name}")
+    def report(
+        name: Literal["history.html", "index.html", "metrics.json", "images.csv", "roc.csv"],
+    ) -> FileResponse:
+        if not (folder / name).is_file():
+            raise HTTPException(404, "not written yet: run python -m flows history, or train")
+        return FileResponse(folder / name)
 
 
 def _add_pictures(app: FastAPI, session: ReviewSession, thumbnails: ThumbnailCache) -> None:

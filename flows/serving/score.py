@@ -17,13 +17,15 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from flows.adapters import landing
+from flows.adapters import landing, notifications
 from flows.adapters.landing import Landing, Object
+from flows.adapters.notifications import News
 from flows.adapters.prefect_client import Notifier, PrefectEvents
 from flows.adapters.registry import open_registry
 from flows.adapters.tracking import Registry
 from flows.core import lineage, lines, locks
-from flows.versions import promotions, version_bundles
+from flows.versions import history, promotions, version_bundles
+from flows.workspace import workspace
 from pvqae.cli import stream_command
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, IntegrityError
@@ -60,6 +62,7 @@ class Result:
     out: Path
     found: batch.Outcome
     drift: Judged | None
+    untold: tuple[str, ...] = ()  # lines on messages that did not arrive
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -69,7 +72,7 @@ class Result:
             return words
         earlier = self.drift.since != self.drift.report.since
         first = (f"Earlier reports show drift without a break since {self.drift.since}.",) if earlier else ()
-        return (*words, self.drift.report.sentence, *first, str(self.out / "drift.html"))
+        return (*words, self.drift.report.sentence, *first, str(self.out / "drift.html"), *self.untold)
 
 
 @flow(name="score", persist_result=False)
@@ -87,8 +90,15 @@ def score(
     With `judge_drift` compare all that was scored with the version's trusted normals, and send an event if it drifted.
     Raises an error of `pvqae.core.errors` for what the user can repair. A killed run goes on where it was.
     """
-    log = get_run_logger()
     project = Path(root).resolve()
+    with workspace.failures_told(project, f"score {name}"):
+        return _scored(project, name, source, out, heatmaps, judge_drift, masks)
+
+
+def _scored(
+    project: Path, name: str, source: str, out: str, heatmaps: bool, judge_drift: bool, masks: bool
+) -> Result:  # fmt: skip
+    log = get_run_logger()
     params = config.load(project / "params.yaml")
 
     # 1. The version, and the folder of its results; one run per folder at a time.
@@ -109,7 +119,19 @@ def score(
 
         # 3. Drift.
         judged = _judge(bundle, folder, params.drift, model, version, PrefectEvents()) if judge_drift else None
-    return Result(model, version, folder, found, judged)
+    if judged is None:
+        return Result(model, version, folder, found, None)
+    dataset = promotions.owner_of(registry, model).dataset
+    history.refresh(registry, project, dataset)
+    return Result(model, version, folder, found, judged, _told(project, dataset, model, version, judged))
+
+
+def _told(project: Path, dataset: str, model: str, version: str, judged: Judged) -> tuple[str, ...]:
+    """Tell people of drift; return what did not reach them."""
+    if judged.report.verdict != "drift":
+        return ()
+    text, since = judged.report.sentence, f"since {judged.since}"
+    return notifications.tell(project, News("drifted", dataset, model, text, model, version, (since,)))
 
 
 def parse(name: str, registry: Registry) -> tuple[str, str]:
@@ -191,6 +213,8 @@ def _judge(
         "verdict": report.verdict,
         "since": since,
         "sentence": report.sentence,
+        "n": report.comparison.n if report.comparison else None,
+        "above": report.comparison.share.above if report.comparison else None,
     }
     write_text(file, "".join(json.dumps(one) + "\n" for one in [*past, entry]))
     if report.verdict == "drift":

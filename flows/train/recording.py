@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from flows.adapters.tracking import Metric, Registry, as_metrics
+from flows.adapters.tracking import FLOW, Metric, Registry, as_metrics
 from flows.core import lines
 from flows.train.stages import Done
 from flows.versions.registration import read_json
@@ -45,7 +45,7 @@ def _end_dead_runs(registry: Registry, root: Path, experiment: str, flow: str) -
     Their flows were killed. To be called under the lock that flows of this kind exclude each other with: the dead one
     held it, so none of them can be alive. Return the tags by which the next flow finds this one's.
     """
-    tags = {"pvqae.project": _identity(root), "pvqae.flow": flow}
+    tags = {"pvqae.project": _identity(root), FLOW: flow}
     registry.end_open(experiment, tags)
     return tags
 

@@ -37,6 +37,7 @@ class Summary:
     tracking_uri: str
     mlflow_run: str
     warnings: tuple[str, ...] = ()  # of the check of the data
+    untold: tuple[str, ...] = ()  # lines on messages that did not arrive
 
     @property
     def nothing_changed(self) -> bool:
@@ -67,7 +68,7 @@ class Summary:
 
     def sentences(self) -> list[str]:
         """Say what happened, and why the rest did not."""
-        warned = [f"Warning about the data: {text}" for text in self.warnings]
+        warned = [*(f"Warning about the data: {text}" for text in self.warnings), *self.untold]
         if self.nothing_changed and not self.uncommitted:
             return ["Nothing changed: no stage ran, no version registered.", *warned]
         found = [f"Stages run: {_listed(self.ran)}. Taken from DVC's cache: {_listed(self.restored)}."]

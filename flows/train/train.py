@@ -12,7 +12,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
-from flows.adapters import git
+from flows.adapters import git, notifications
 from flows.adapters.registry import open_registry
 from flows.adapters.tracking import Registry, as_metrics
 from flows.adapters.versioning import Dvc, Versioning
@@ -22,7 +22,7 @@ from flows.train import recording, stages
 from flows.train.recording import Recorder
 from flows.train.stages import Done, Pipeline
 from flows.train.summary import ClassesFailed, Summary
-from flows.versions import notes, promotions, warm_start
+from flows.versions import history, notes, promotions, warm_start
 from flows.versions import report_page as pages
 from flows.versions.registration import Registered, Registrar, read_json
 from flows.workspace import workspace
@@ -51,11 +51,13 @@ def train(
     log = get_run_logger()
     project = Path(root).resolve()
     why = {"trigger": trigger, "reason": reason, "flow_run": flow_run.get_id() or ""}
-
-    # 1. What is asked for; one flow per dataset at a time; no process outlives the flow.
-    choice = workspace.choose(project, params_file, overrides)
-    name, settings = choice.params.data.name, choice.params.flow
     with ExitStack() as stack:
+        attempt = stack.enter_context(workspace.failures_told(project, "train"))
+
+        # 1. What is asked for; one flow per dataset at a time; no process outlives the flow.
+        choice = workspace.choose(project, params_file, overrides)
+        attempt.dataset = name = choice.params.data.name
+        settings = choice.params.flow
         supervisor = stack.enter_context(workspace.working_on(project, name, log.warning))
 
         # 2. The workspace with the present code and the raw data in it.
@@ -75,7 +77,8 @@ def train(
         changed = dvc.status()
         log.info("changed stages: %s", ", ".join(sorted(changed)) or "none")
 
-        # 4. The run of MLflow.
+        # 4. The run of MLflow; the page of the dataset's history, when it has ended.
+        stack.callback(history.write, tracking, project, name)
         parent = stack.enter_context(recording.flow_run(tracking, space, "train", why))
         tracking.params(parent, workspace.flat_params(space.params))
         if changed:
@@ -130,6 +133,7 @@ def train(
         versions, failed = _versions(registrar, recorder, graph["classes"], log.info)
 
         # 8. What came of it: first the report's page, which names the versions.
+        untold = _told(project, name, versions)
         warned = tuple(map(space.placed, _validation(space).get("warnings", ())))
         pages.publish(tracking, report, name, versions, space.params.data.source == "demo", notes=warned)
         summary = Summary(
@@ -143,6 +147,7 @@ def train(
             tracking_uri=environment.shown(uri),
             mlflow_run=parent,
             warnings=warned,
+            untold=untold,
         )
         _finish(tracking, parent, space, summary)
         if unfit or failed:
@@ -239,6 +244,17 @@ def _versions(
             found.append(Registered(category, "", False, "", (str(error),)))
             failed.append(f"{category}: {error}")
     return tuple(found), tuple(failed)
+
+
+def _told(project: Path, dataset: str, versions: Iterable[Registered]) -> tuple[str, ...]:
+    """Tell people of first champions, which no gate judges; return what did not reach them."""
+    lost: list[str] = []
+    for item in (item for item in versions if item.new and item.alias == "champion"):
+        subject, model = f"{dataset} {item.category} version {item.version}", lineage.model_name(dataset, item.category)
+        text = f"{model} version {item.version} is champion, the first of its class"
+        news = notifications.News("promoted", dataset, subject, text, model, item.version, item.reasons)
+        lost += notifications.tell(project, news)
+    return tuple(lost)
 
 
 def _finish(tracking: Registry, run: str, space: Workspace, result: Summary) -> None:

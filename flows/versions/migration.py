@@ -4,7 +4,6 @@ A later release may read fewer formats. The new version keeps run and lineage of
 says `migration`, and a rollback goes past it to the champion before.
 """
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ import numpy as np
 
 from flows.adapters.tracking import Registry
 from flows.core import lineage, locks
-from flows.versions import promotions, version_bundles
+from flows.versions import card, promotions, version_bundles
+from flows.versions.card import ModelCard
 from flows.versions.policy import PARITY_TOLERANCE
-from flows.versions.registration import description, read_json
+from flows.versions.registration import read_json
 from pvqae.core.errors import IntegrityError, PvqaeError
 
 if TYPE_CHECKING:
@@ -136,6 +136,9 @@ def _registered(registry: Registry, owner: lineage.Owner, name: str, version: st
     if (known := registry.find(name, own)) is not None:  # a killed migration's
         return known
     run = tags["mlflow_run"]
-    card, figures = read_json(bundle / "calibration.json"), json.loads(tags.get("figures", "{}"))
-    text = f"{description(card, figures, tags)}\n\nVersion {version} in today's format, with the same scores.".strip()
-    return registry.register(name, run, registry.log_model(run, bundle), kept | own, owner, text)
+    calibration, settings = (read_json(bundle / f"{file}.json") for file in ("calibration", "config"))
+    made = ModelCard(name, owner, calibration, settings, kept | own)
+    text = f"Version {version} in today's format, with the same scores.\n\n{made.short}"
+    to = registry.register(name, run, registry.log_model(run, bundle), kept | own, owner, text)
+    card.keep(registry, run, to, made)
+    return to

@@ -5,7 +5,9 @@ A class that had a champion and whose folder is gone is told before anything is 
 
 import datetime
 import getpass
+import json
 import shlex
+import uuid
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -15,8 +17,21 @@ from flows.core.lineage import Owner
 from flows.versions import promotions
 from flows.versions.promotions import PromotionError
 
-# Keys of notes; _FORMER: names of its class before, "/" between.
-_PINNED, _RETIRED, _FORMER, _APPROVED = "pinned", "retired", "former_classes", "approved."
+# Keys of notes; _FORMER: names of its class before, "/" between; _EVENT: of what happened, never written again.
+_PINNED, _RETIRED, _FORMER, _APPROVED, _EVENT = "pinned", "retired", "former_classes", "approved.", "event."
+
+
+def remember(registry: Registry, name: str, kind: str, version: str, text: str) -> None:
+    """Keep what happened to a model beside moves of its aliases, for its history: a pin, a wait, an approval."""
+    when = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+    values = {"kind": kind, "version": version, "who": getpass.getuser(), "text": text[:2000]}
+    registry.note(name, f"{_EVENT}{when}.{uuid.uuid4().hex[:8]}", json.dumps(values))
+
+
+def events(registry: Registry, name: str) -> list[tuple[str, dict[str, str]]]:
+    """Return what `remember` has kept of a model, oldest first: when (ISO 8601, UTC), and kind, version, who, text."""
+    kept = sorted((key, text) for key, text in registry.notes(name).items() if key.startswith(_EVENT))
+    return [(key.removeprefix(_EVENT).rpartition(".")[0], json.loads(text)) for key, text in kept]
 
 
 def without_data(registry: Registry, dataset: str, there: Collection[str]) -> list[Owner]:
@@ -77,6 +92,7 @@ def retire(registry: Registry, root: Path, owner: Owner, reason: str) -> str:
     with locks.held(promotions.lock_file(root, owner.dataset)):
         promotions.owner_of(registry, name)
         registry.note(name, _RETIRED, note)
+        remember(registry, name, "retired", "", reason)
     return note
 
 
@@ -126,6 +142,7 @@ def pin(registry: Registry, root: Path, owner: Owner, reason: str) -> str:
             raise PromotionError(f"{name}: no champion to pin; {promotions.way_back(registry, name)}")
         note = f"version {version}, {signed}"
         registry.note(name, _PINNED, note)
+        remember(registry, name, "pinned", version, reason)
     return note
 
 
@@ -136,6 +153,7 @@ def unpin(registry: Registry, root: Path, owner: Owner) -> str:
         note = pinned(registry, name)
         if note:
             registry.note(name, _PINNED, "")
+            remember(registry, name, "unpinned", "", note)
     return note
 
 
@@ -166,6 +184,7 @@ def approve(registry: Registry, root: Path, owner: Owner, version: str, reason: 
                 "trained; let somebody else run this, under a name of the system's own"
             )
         registry.note(name, f"{_APPROVED}{version}", note)
+        remember(registry, name, "approved", version, reason)
     return note
 
 

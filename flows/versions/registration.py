@@ -9,7 +9,8 @@ from typing import Any
 from flows.adapters.tracking import Registry
 from flows.core import lineage, locks
 from flows.core.processes import Supervisor
-from flows.versions import notes, policy, promotions, version_bundles, warm_start
+from flows.versions import card, notes, policy, promotions, version_bundles, warm_start
+from flows.versions.card import ModelCard
 from flows.versions.version_bundles import compare_scores
 from flows.workspace.workspace import Workspace
 from pvqae.core import files
@@ -86,9 +87,11 @@ class Registrar:
             warm_start.keep(self._registry, run, self._space, category)
             size = sum(file.stat().st_size for file in exported.iterdir())
             figures = lineage.figures(self._metrics(category), size)
-            text = description(read_json(exported / "calibration.json"), self._metrics(category), tags)
-        owner = lineage.Owner(self._space.params.data.name, category)
-        version = self._registry.register(name, run, model, tags | _decision_tags(decision) | figures, owner, text)
+            owner, tags = lineage.Owner(self._space.params.data.name, category), tags | figures
+            calibration, settings = (read_json(exported / f"{file}.json") for file in ("calibration", "config"))
+        made = ModelCard(name, owner, calibration, settings, tags)
+        version = self._registry.register(name, run, model, tags | _decision_tags(decision), owner, made.short)
+        card.keep(self._registry, run, version, made)
         notes.revive(self._registry, name)
         self._move(name, version, decision)
         return Registered(category, version, True, decision.alias, decision.reasons)
@@ -138,30 +141,6 @@ class Registrar:
 
     def _metrics(self, category: str) -> dict[str, Any]:
         return read_json(self._space.layout.class_report(category) / "metrics.json")
-
-
-def description(card: Mapping[str, Any], metrics: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-    """Return what MLflow's page shows of a version: its calibration card, its figures, what it was made from.
-
-    Nothing for a card without a threshold, which no calibration writes.
-    """
-    if "threshold" not in card:
-        return ""
-    low, high = card["interval_95"]
-    figures = [
-        f"{words} {metrics[key]:.3f}"
-        for words, key in (("image AUROC", "image_auroc"), ("pixel AUROC", "pixel_auroc"), ("AUPRO", "aupro"))
-        if metrics.get(key) is not None
-    ]
-    return "\n\n".join(
-        [
-            f"A score above {card['threshold']:.4g} is a defect: {card['rule']}.",
-            f"Of good parts {card['target_rate']:.1%} are meant to be stopped; by {card['n']} unseen normals of "
-            f"{card['n_groups']} parts it is between {low:.1%} and {high:.1%} with 95 % confidence.",
-            f"On the test split: {', '.join(figures) or 'no labelled defects'}.",
-            f"Code {tags['git_sha'][:12]}, data {tags['data_sha'][:12]}; {tags['trigger']}: {tags['reason']}",
-        ]
-    )
 
 
 def _decision_tags(decision: policy.Decision) -> dict[str, str]:

@@ -12,6 +12,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from pvqae.core.files import write_text
 from pvqae.core.layout import Layout
 
 # Where and how fast a run happens, not what comes out of it.
-NO_RESULT = ("compute", "flow", "gate", "services", "landing", "retrain", "drift", "service")
+NO_RESULT = ("compute", "flow", "gate", "services", "landing", "retrain", "drift", "service", "notify")
 # Params that name an entry of a dict, and the dicts. Most of them are beside code that needs torch.
 _NAMED = {
     "data.source": "pvqae.datasets.sources.SOURCES",
@@ -206,6 +207,36 @@ def working_on(root: Path, dataset: str, say: Callable[[str], object] = _say) ->
     waiting = f"a flow, or what is left of a killed one, works on {dataset}: waiting for its end"
     with locks.held(lock_file(root, dataset), lambda: say(waiting)) as held, Supervisor([held]) as supervisor:
         yield supervisor
+
+
+_within: ContextVar[bool] = ContextVar("within a flow that tells of its failure", default=False)
+
+
+@dataclass
+class Attempt:
+    """A flow that may fail: which, of which dataset, as soon as that is known."""
+
+    flow: str
+    dataset: str = ""
+
+
+@contextmanager
+def failures_told(root: Path, flow: str, dataset: str = "") -> Iterator[Attempt]:
+    """Tell people of an error that ends the block, once: a flow that another one called leaves that to its caller."""
+    attempt = Attempt(flow, dataset)
+    if _within.get():
+        yield attempt
+        return
+    token = _within.set(True)
+    try:
+        yield attempt
+    except Exception as error:
+        from flows.adapters import notifications  # mail and the like: not for a flow that goes well
+
+        notifications.failed(root, flow, attempt.dataset, error)
+        raise
+    finally:
+        _within.reset(token)
 
 
 def prepare(root: Path, choice: Choice) -> Workspace:

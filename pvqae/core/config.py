@@ -4,9 +4,9 @@ import difflib
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pvqae.core import plain_yaml
 from pvqae.core.errors import ConfigError
@@ -234,6 +234,40 @@ class Service(_Section):
     poll: float = Field(15.0, gt=0)
 
 
+Event = Literal["promoted", "refused", "held", "rolled_back", "drifted", "failed"]
+# The name of an environment variable: secrets are never in params.yaml, which is in git and in MLflow.
+_Variable = Annotated[str, Field(pattern=r"^([A-Z][A-Z0-9_]*)?$")]
+_Address = Annotated[str, Field(pattern=r"^[^\s@<>,]+@[^\s@<>,]+$")]
+_THIS_MACHINE = ("localhost", "127.0.0.1")
+
+
+class Notify(_Section):
+    events: tuple[Event, ...] = get_args(Event)
+    # No user and password in it; an address that is a secret itself is in a variable.
+    webhook: str = Field("", pattern=r"^(https?://[^\s/@]+(/\S*)?|\$[A-Z][A-Z0-9_]*)?$")
+    webhook_secret: _Variable = ""
+    mail: tuple[_Address, ...] = ()
+    sender: Annotated[str, Field(pattern=r"^([^\s@<>,]+@[^\s@<>,]+)?$")] = ""
+    smtp: str = Field("", pattern=r"^([^\s/@:]+:\d{1,5})?$")
+    smtp_security: Literal["starttls", "tls", "none"] = "starttls"
+    smtp_user: str = ""
+    smtp_password: _Variable = ""
+    blocks: tuple[Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")], ...] = ()
+    tries: int = Field(3, ge=1, le=10)
+    timeout: float = Field(10.0, gt=0, le=60)
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        """Refuse mail that has no way, and a password that would go over a network in the clear."""
+        if self.mail and not (self.smtp and self.sender):
+            raise ValueError("mail needs a server, smtp: HOST:PORT, and a sender")
+        if bool(self.smtp_user) != bool(self.smtp_password):
+            raise ValueError("smtp_user and smtp_password, the name of a variable, go together")
+        if self.smtp_user and self.smtp_security == "none" and self.smtp.partition(":")[0] not in _THIS_MACHINE:
+            raise ValueError("smtp_security none would send the password in the clear; choose starttls or tls")
+        return self
+
+
 class Params(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
     data: Data = Data()
@@ -253,6 +287,7 @@ class Params(_Section):
     flow: Flow = Flow()
     services: Services = Services()
     service: Service = Service()
+    notify: Notify = Notify()
 
 
 def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:

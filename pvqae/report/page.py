@@ -64,12 +64,18 @@ _METHODS = {
 
 
 def render(
-    metrics: Values, classes: list["ClassReport"], demo: bool, versions: Mapping[str, Values], notes: Sequence[str] = ()
+    metrics: Values,
+    classes: list["ClassReport"],
+    demo: bool,
+    versions: Mapping[str, Values],
+    notes: Sequence[str] = (),
+    history: bool = False,
 ) -> str:
     """Render the page for `metrics` (the content of metrics.json) and its classes.
 
     `demo` labels it as no quality claim. `versions`: what `report.read_versions` gives; for a class without one, the
-    page says how it gets there. `notes`: what the check of the data warned of.
+    page says how it gets there. `notes`: what the check of the data warned of. `history`:
+    the flows write history.html next to it.
     """
     here = Path(__file__).parent
     environment = Environment(
@@ -93,6 +99,7 @@ def render(
         filters=shown.filters,
         heat=_gradient(pictures.HEAT),
         size=_SIZE,
+        history=history,
     )
     return text.replace(str(escape(_SIZE)), f"{len(text) / 1e6:.1f} MB")
 

@@ -80,7 +80,7 @@ def _rewrite_page(reports: Path, demo: bool) -> None:
 def _write_page(reports: Path, metrics: Values, classes: list[ClassReport], demo: bool) -> None:
     known = read_versions(reports)
     versions, notes = (known.classes, known.notes) if known else ({}, ())
-    write_text(reports / "index.html", page.render(metrics, classes, demo, versions, notes))
+    write_text(reports / "index.html", page.render(metrics, classes, demo, versions, notes, history=known is not None))
 
 
 def _mean(classes: list[Values]) -> Values:

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from flows.adapters import dvc_files
 from flows.cli import machines
 from flows.core import environment
-from flows.machines import catalogue, control, postgres, service_processes
+from flows.machines import catalogue, control, service_processes
 from flows.machines.catalogue import Service
 from flows.machines.service_files import HOST, Secrets, ServiceError, ServiceFiles
 from flows.machines.service_processes import ServiceProcesses
@@ -322,11 +322,11 @@ def test_the_lock_of_a_dead_server_is_removed_and_that_of_a_living_one_stays(tmp
         time.sleep(0.01)
     for pid, stays in ((os.getpid(), True), (ended.pid, False)):
         lock.write_text(f"{pid}\n/data\n", "utf-8")
-        postgres._unlock(lock)
+        catalogue._unlock(lock)
         assert lock.exists() == stays
     ended.wait()
     lock.write_text("unreadable", "utf-8")
-    postgres._unlock(lock)
+    catalogue._unlock(lock)
     assert lock.exists()
 
 

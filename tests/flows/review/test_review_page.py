@@ -218,3 +218,21 @@ def test_a_hostile_name_is_text_and_the_page_fits_a_phone(page: "Page", desk: Re
     assert page.inner_text("#name") == HOSTILE.replace("/", "-")
     assert page.title() == "Review of nuts"
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_reports_are_shown_in_a_sandbox(desk: ReviewSession) -> None:
+    folder = desk.paths.root / "reports" / "nuts"
+    folder.mkdir(parents=True)
+    (folder / "history.html").write_text("<h1>History</h1>")
+    (folder / "versions.json").write_text("{}")
+    there = client(app(desk))
+    assert '"/report/history.html"' in there.get("/").text
+    answer = there.get("/report/history.html")
+    assert (answer.status_code, answer.text) == (200, "<h1>History</h1>")
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("sandbox allow-scripts")
+    assert "allow-same-origin" not in policy
+    assert there.get("/report/index.html").status_code == 404
+    assert there.get("/report/versions.json").status_code == 422
+    assert there.get("/report/..%2Fnuts%2Fhistory.html").status_code in (404, 422)
+    assert "sandbox" not in there.get("/").headers["content-security-policy"]

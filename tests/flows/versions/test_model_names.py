@@ -60,7 +60,7 @@ def test_run_takes_the_name_of_the_model(registry: FakeRegistry, monkeypatch: py
 
     def run(root: Path, dataset: str, category: str, **_: object) -> SimpleNamespace:
         asked.append((dataset, category))
-        return SimpleNamespace(lines=(), sentence=lambda name: name, promoted=True)
+        return SimpleNamespace(lines=(), sentence=lambda name: name, promoted=True, untold=())
 
     monkeypatch.setattr(promote, "run", run)
     assert [typed("run", *words).stdout.strip() for words in ((MODEL,), ("t-1", "cap"))] == [MODEL, MODEL]

@@ -11,7 +11,7 @@ import pytest
 
 from flows.adapters.fakes import FakeRegistry
 from flows.core import lineage
-from flows.versions import registration, version_bundles
+from flows.versions import card, version_bundles
 from flows.versions.registration import Registrar
 from flows.workspace.workspace import Workspace
 from pvqae.core import config
@@ -168,8 +168,8 @@ def test_a_first_version_that_finds_none_of_its_own_defects_waits(
 def test_a_version_is_described_by_its_card_and_figures() -> None:
     stored = Path(__file__).parents[2] / "pvqae" / "inference" / "version_0_1" / "bundle" / "calibration.json"
     tags = dict.fromkeys(lineage.REQUIRED, "known")
-    text = registration.description(json.loads(stored.read_text()), {"image_auroc": 0.98765, "aupro": None}, tags)
+    text = card.description(json.loads(stored.read_text()), {"image_auroc": 0.98765, "aupro": None}, tags)
     assert "A score above 21.08 is a defect: k-th smallest of n scores of unseen normals" in text
     assert "by 44 unseen normals of 11 parts it is between 0.6% and 12.0%" in text
     assert "On the test split: image AUROC 0.988." in text
-    assert "no labelled defects" in registration.description(json.loads(stored.read_text()), {}, tags)
+    assert "no labelled defects" in card.description(json.loads(stored.read_text()), {}, tags)
