@@ -14,7 +14,7 @@ from tests.docs.commands import PAGES, PROGRAMS, ROOT, commands, problem, text_o
 
 LINK = re.compile(r"\]\((?!\w+://)([^)#\s]*)(?:#([\w-]+))?\)")
 # Names of a branch and of events look like modules.
-NO_MODULES = {"pvqae/data", "pvqae.samples.arrived", "pvqae.drift.detected"}
+NO_MODULES = {"pvqae/data", "pvqae.promoted", "pvqae.samples.arrived", "pvqae.drift.detected"}
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 # The changelog names commands and modules of earlier versions, too.
 CURRENT = [name for name in NAMES if name != "CHANGELOG.md"]

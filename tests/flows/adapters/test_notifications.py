@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import http.server
 import json
+import re
 import socket
 import ssl
 import threading
@@ -333,3 +334,14 @@ def test_blocks_of_prefect_are_told_by_name(hook: Hook) -> None:
     assert json.loads(hook.got[0][1])["text"] == NEWS.title
     assert "expected a notification block, found Secret" in found[1]
     assert "Unable to find block document named gone" in found[2]
+
+
+def test_the_check_of_a_signature_on_the_page_works(hook: Hook) -> None:
+    page = Path(__file__).parents[3] / "docs" / "operations" / "notifications.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    given: dict[str, Any] = {}
+    exec(code, given)
+    assert send(settings(webhook=hook.url, webhook_secret="HOOK"), HOOK=SECRET) == [""]
+    headers, body = hook.got[0]
+    assert given["genuine"](headers, body, SECRET)
+    assert not given["genuine"](headers, body + b" ", SECRET)
