@@ -33,7 +33,7 @@ endif
 aloud = echo "$(subst ",\",$(1))"; (n=0; while sleep 10 >/dev/null 2>&1; do n=$$((n + 10)); echo "installing: $$n s so far"; done) & beat=$$!; \
 	$(1); code=$$?; kill $$beat; exit $$code
 
-.PHONY: help run test integration chaos bench flames audit lint format clean services experiment gpu-bundle accuracy rooms install
+.PHONY: help run test integration chaos bench flames audit lint format clean services experiment gpu-bundle accuracy rooms site install
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -92,6 +92,9 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@PYTHONPATH=. $(BIN)/lint-imports
+
+site: $(STAMP) ## build the documentation as a site into site/; a page that is missing or a dead link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
 
 format: $(STAMP) ## let ruff rewrite the sources
 	@$(BIN)/ruff check --fix .

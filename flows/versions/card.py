@@ -92,13 +92,12 @@ class ModelCard:
         return fields
 
     def _purpose(self) -> str:
-        image, backbone = self.config.get("image", {}), self.config.get("model", {}).get("backbone", "")
-        seen = f" It reads images of {image['size']} pixels, {image.get('aspect', '')}," if image.get("size") else ""
-        by = f"{seen} through the frozen network {backbone}." if seen and backbone else ""
+        size, backbone = self.config.get("image", {}).get("size"), self.config.get("model", {}).get("backbone")
+        by = f" It reads them at {size} pixels through the network {backbone}." if size and backbone else ""
         return (
-            f"Tells defective parts of class `{self.owner.category}` from good ones in photographs, and marks where. "
-            f"It learnt from good parts only, those of dataset `{self.owner.dataset}`.{by} Parts, cameras or light "
-            "that this dataset does not show are not what it was calibrated for: watch for drift."
+            f"Tells defective parts of class `{self.owner.category}` from good ones in photographs, and marks where."
+            f"{by} It learnt from good parts only, those of dataset `{self.owner.dataset}`: for parts, cameras or "
+            "light that this dataset does not show it was not calibrated; watch for drift."
         )
 
     def _table(self) -> str:

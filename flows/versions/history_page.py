@@ -219,18 +219,21 @@ def _sentence(history: History) -> str:
         return "No version is registered yet."
     since = min(version.when for version in versions)
     counts = {
-        "moved the champion": sum(kind in ("gate", "override", "initial") for kind in kinds),
-        "refused by the gate": sum(version.state == "refused" for version in versions),
-        "rolled back": kinds.count("rollback"),
-        "reports of drift": kinds.count("drift"),
-        "failed runs": sum(event.kind == "failed" for event in history.flows),
+        "promotion": sum(kind in ("gate", "override", "initial") for kind in kinds),
+        "refusal": sum(version.outcome == "refused" for version in versions),
+        "rollback": kinds.count("rollback"),
+        "report of drift": kinds.count("drift"),
+        "failed run": sum(event.kind == "failed" for event in history.flows),
     }
-    said = ", ".join(f"{n} {words}" for words, n in counts.items() if n)
+    said = ", ".join(f"{n} {_plural(words, n)}" for words, n in counts.items() if n)
     n, classes = len(versions), len(history.classes)
-    return (
-        f"{n} version{'s' * (n != 1)} of {classes} class{'es' * (classes != 1)} since {since:%Y-%m-%d}"
-        f"{': ' * bool(said)}{said}."
-    )
+    begin = f"{n} {_plural('version', n)} of {classes} class{'es' * (classes != 1)} since {since:%Y-%m-%d}"
+    return f"{begin}{': ' * bool(said)}{said}."
+
+
+def _plural(words: str, n: int) -> str:
+    first, _, rest = words.partition(" of ")
+    return f"{first}{'s' * (n != 1)}{f' of {rest}' * bool(rest)}"
 
 
 def _view(one: ClassHistory, number: int, axis: _Axis, now: datetime, most: int) -> dict[str, Any]:

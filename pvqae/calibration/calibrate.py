@@ -39,7 +39,7 @@ class _Judged:
 
 
 def calibrate(layout: Layout, params: config.Params, category: str) -> str:
-    """Write models/<dataset>/<category>/bundle; returns its sha256."""
+    """Write `models/<dataset>/<category>/bundle`; returns its sha256."""
     known = classes.read(layout.classes_file, layout.name)
     member = known.member(category)
     runtime.plan(params.compute, len(known.networks)).apply()

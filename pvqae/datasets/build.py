@@ -67,7 +67,7 @@ class Summary:
 
 
 def build(root: Path, params: Params) -> Summary:
-    """Scan data/raw/<name> below the workspace `root`, decode every image that is new and write data/manifest.csv,
+    """Scan `data/raw/<name>` below the workspace `root`, decode every image that is new and write data/manifest.csv,
     quarantine.csv, ignored.csv, statistics.csv, masks/ and gate/. The same files give the same bytes.
 
     Unreadable and flawed images and second copies are left out with a reason; whatever else is in the dataset is in

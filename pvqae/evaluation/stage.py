@@ -182,7 +182,7 @@ def _write_json(path: Path, values: Values) -> None:
 
 
 def run(layout: Layout, params: config.Params, category: str) -> dict[str, Any]:
-    """Write reports/<dataset>/classes/<category>/; returns its metrics."""
+    """Write `reports/<dataset>/classes/<category>/`; returns its metrics."""
     known = classes.read(layout.classes_file, layout.name)
     network = known.member(category).network
     runtime.plan(params.compute, len(known.networks)).apply()

@@ -200,7 +200,7 @@ def cross_entropies(prior: Prior, seen: tuple[Tensor, Tensor], unseen: tuple[Ten
 
 
 def train(layout: Layout, params: config.Params, group: str) -> None:
-    """Fit the prior of `group` and its folds; writes models/<dataset>/priors/<group>/ whole or not at all."""
+    """Fit the prior of `group` and its folds; writes `models/<dataset>/priors/<group>/` whole or not at all."""
     item = classes.read(layout.classes_file, layout.name).prior(group)
     runtime.Plan("cpu", "float32", 1, 1).apply()  # operations this small only lose by a second thread
     if (found := _read(layout.root / item.allocations, list(item.classes))) is None:

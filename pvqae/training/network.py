@@ -46,7 +46,7 @@ def work_key(rows_file: Path, params: config.Params, parent: str = warm.NONE) ->
 
 
 def train(layout: Layout, params: config.Params, name: str) -> None:
-    """Fit network `name` (and one per fold); writes models/<dataset>/networks/<name>/ whole or not at all."""
+    """Fit network `name` (and one per fold); writes `models/<dataset>/networks/<name>/` whole or not at all."""
     begun = time.monotonic()
     known = classes.read(layout.classes_file, layout.name)
     known.network(name)
