@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pvqae.serving.batch_source import Files
     from pvqae.training.network import train as train_network
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "CalibrationError",
     "ConfigError",

@@ -1,4 +1,7 @@
-"""Find modules where 0.1 had them, so that scripts and registered versions of 0.1 keep working; removed in 0.3."""
+"""Find modules where 0.1 had them, so that scripts of 0.1 keep working until 0.4.
+
+`pvqae.errors` stays: models that 0.1 has registered carry code that imports it.
+"""
 
 import importlib
 import sys
@@ -39,7 +42,7 @@ class _Finder(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         new = MOVED[spec.name]
-        warnings.warn(f"{spec.name} is {new} since 0.2; the old name goes in 0.3", DeprecationWarning, stacklevel=2)
+        warnings.warn(f"{spec.name} is {new} since 0.2; the old name goes in 0.4", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(new)
         self._spec = module.__spec__
         return module

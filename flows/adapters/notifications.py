@@ -33,7 +33,7 @@ from pvqae.core.errors import PvqaeError
 _LONGEST = 4000  # characters of a text
 _WORDS: Mapping[Event, str] = {
     "promoted": "promoted",
-    "refused": "refused",
+    "refused": "not promoted",
     "held": "waits for a person",
     "rolled_back": "rolled back",
     "drifted": "drifted",

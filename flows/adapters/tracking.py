@@ -133,6 +133,11 @@ def database_of(root: Path) -> str:
     return f"sqlite:///{root / '.pvqae' / 'mlflow' / 'mlflow.db'}"
 
 
+def migrated(root: Path) -> Path:
+    """Return the file that says that the project's own database is of the installed release of MLflow."""
+    return root / ".pvqae" / "mlflow" / f"migrated-{version('mlflow')}"
+
+
 def own_database(root: Path) -> str:
     """Make the project's own tracking database below `root`/.pvqae, migrated; return its address.
 
@@ -140,7 +145,7 @@ def own_database(root: Path) -> str:
     moved or copied since gets its own addresses.
     """
     home = root / ".pvqae" / "mlflow"
-    uri, marker = database_of(root), home / f"migrated-{version('mlflow')}"
+    uri, marker = database_of(root), migrated(root)
     with locks.held(home / "migration.lock"):
         if not marker.exists():
             command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]

@@ -4,13 +4,14 @@ import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 from flows.adapters import git
 from flows.adapters.probes import ServerProbe
-from flows.adapters.tracking import database_of
+from flows.adapters.tracking import database_of, migrated
 from flows.core import environment
 from pvqae.cli import checks, diagnosis
 from pvqae.cli.checks import Check
@@ -21,6 +22,7 @@ from pvqae.core.layout import find_root
 from pvqae.core.progress import track
 
 _UP = "python -m flows services up"
+_DATABASE = Path(".pvqae") / "mlflow" / "mlflow.db"
 _DOWN = "python -m flows services down"
 
 
@@ -33,7 +35,8 @@ class _Probe(Protocol):
     def trouble(self, remote: Mapping[str, str]) -> str: ...
 
 
-_Load = Callable[[str, str], None]  # model, version; raises `PvqaeError` where it can't be loaded
+# Model, version → the bundle's format, None where that is not known; raises `PvqaeError` where it can't be loaded.
+_Load = Callable[[str, str], int | None]
 
 
 def examine(
@@ -171,27 +174,51 @@ def _champions(root: Path, uri: str, outside: _Probe, loading: bool, load: _Load
     if not found:
         return [Check("champions", "warn", "none yet", "make run")]
     there = {name: version for name, version in sorted(found.items()) if version}
-    broken = list(_unloadable(root, uri, there, load)) if loading else []
+    other = uri == database_of(root) and (root / _DATABASE).is_file() and not migrated(root).exists()
+    loading = loading and not other  # it would bring the database to the installed release
+    formats: dict[str, int] = {}
+    broken = list(_unloadable(root, uri, there, load, formats)) if loading else []
+    upgrade = [_upgrade(other, formats)]
     said = ", ".join(f"{name} {'version ' + one if (one := found[name]) else 'has none'}" for name in sorted(found))
     if loading and there:
         said += f"; {len(there) - len(broken)} of {len(there)} can be loaded"
     if lacking := [name for name in sorted(found) if not found[name]]:
         repair = f"python -m flows score {lacking[0]}@champion . says how it gets one"
-        return [*broken, Check("champions", "warn", said, repair)]
-    return [*broken, Check("champions", "ok", said)]
+        return [*broken, Check("champions", "warn", said, repair), *upgrade]
+    return [*broken, Check("champions", "ok", said), *upgrade]
 
 
-def _unloadable(root: Path, uri: str, champions: Mapping[str, str], load: _Load | None) -> Iterator[Check]:
-    """Load every champion as scoring does; yield a check for each that can't be."""
+def _upgrade(other: bool, formats: Mapping[str, int]) -> Check:
+    """Check what an upgrade leaves to do: champions of an older format, a database of another release of MLflow."""
+    from pvqae.inference.formats import CURRENT
+
+    older = [name for name, found in formats.items() if found < CURRENT]
+    said, repairs = [], []
+    if other:
+        said.append(f"the next flow brings {_DATABASE} to MLflow {metadata.version('mlflow')}")
+        repairs.append("keep a copy of it (cp -a), run a flow, then python -m flows doctor again")
+    if older:
+        said.append(f"older bundle formats: {', '.join(older)}")
+        repairs.append("python -m flows migrate")
+    if said:
+        return Check("upgrade", "warn", "; ".join(said), "; then ".join(repairs))
+    return Check("upgrade", "ok", "nothing is left to do")
+
+
+def _unloadable(
+    root: Path, uri: str, champions: Mapping[str, str], load: _Load | None, formats: dict[str, int]
+) -> Iterator[Check]:
+    """Load every champion as scoring does; yield a check for each that can't be, and fill `formats`."""
     if champions and load is None:
         from flows.adapters.registry import open_registry
         from flows.versions import version_bundles
 
-        load = partial(version_bundles.check_version, open_registry(root, uri)[0])
+        load = partial(version_bundles.format_of, open_registry(root, uri)[0])
     for name, version in track(champions.items(), "loading champions", len(champions)):
         assert load is not None
         try:
-            load(name, version)
+            if (known := load(name, version)) is not None:
+                formats[name] = known
         except PvqaeError as error:
             repair = f"repair what is named, or go back: python -m flows promote rollback {name} --reason TEXT"
             yield Check(f"champion {name}", "bad", f"version {version} can't be loaded: {error}", repair)

@@ -108,6 +108,17 @@ def check_loads(bundle: Path) -> None:
     bundles.load(bundle)
 
 
+def format_of(registry: Registry, name: str, version: str) -> int:
+    """Return the format of a version's bundle, which is loaded as scoring would. Raises as `check_version`."""
+    from pvqae.inference import bundle as bundles
+    from pvqae.inference import formats
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = fetch(registry, name, version, Path(place) / version)
+        check_loads(folder)
+        return int(bundles.read(folder).json(formats.CONFIG, bundles.REPAIR)["format"])
+
+
 def check_version(registry: Registry, name: str, version: str) -> None:
     """Fetch a version and load it as scoring would. Raises `RegistryError` or `IntegrityError` where that fails."""
     with tempfile.TemporaryDirectory() as place:

@@ -14,6 +14,7 @@ import pytest
 from flows.adapters import dvc_files
 from flows.adapters.fakes import FakeProbe
 from flows.adapters.probes import ServerProbe
+from flows.adapters.tracking import migrated
 from flows.core import environment
 from flows.upkeep import doctor
 from pvqae.cli.checks import Check
@@ -123,7 +124,7 @@ def test_champions_of_a_database(tmp_path: Path) -> None:
         database.executemany("insert into registered_model_aliases values (?, ?, ?)", rows)
     database.close()
     assert ServerProbe().champions(f"sqlite:///{file}") == {"pvqae-a-b": "2", "pvqae-a-c": ""}
-    (found,) = doctor._champions(tmp_path, f"sqlite:///{file}", ServerProbe(), False, None)
+    (found, _) = doctor._champions(tmp_path, f"sqlite:///{file}", ServerProbe(), False, None)
     assert (found.state, found.found) == ("warn", "pvqae-a-b version 2, pvqae-a-c has none")
     file.write_bytes(b"no database")
     assert doctor._champions(tmp_path, f"sqlite:///{file}", ServerProbe(), False, None)[0].state == "warn"
@@ -185,3 +186,25 @@ def test_a_pools_name_is_quoted_where_it_is_printed() -> None:
     assert shlex.split(lacking.repair)[-1] == "big $GPU's"
     (_, idle) = doctor._pools(API, params, FakeProbe(up=(API,), known_pools={"pvqae": 1, "big $GPU's": 0}))
     assert shlex.split(idle.repair)[-1] == "big $GPU's"
+
+
+@pytest.mark.parametrize(("made", "state", "said"), [(5, "ok", "nothing is left"), (4, "warn", "pvqae-demo-brick")])
+def test_an_older_format_is_to_be_migrated(project: Path, made: int, state: str, said: str) -> None:
+    upgrade = of(doctor.examine(project, WELL, SERVERS, lambda name, version: made), "upgrade")
+    assert upgrade.state == state
+    assert said in upgrade.found
+    assert ("flows migrate" in upgrade.repair) == (state == "warn")
+
+
+def test_a_database_of_another_release_is_backed_up_first(project: Path) -> None:
+    home = project / ".pvqae" / "mlflow"
+    home.mkdir(parents=True)
+    (home / "mlflow.db").touch()
+    (home / "migrated-3.0.0").touch()
+    outside = FakeProbe(known_champions={"pvqae-demo-brick": "3"})
+    upgrade = of(doctor.examine(project, outside, {}, lambda name, version: 5), "upgrade")
+    assert upgrade.state == "warn"
+    assert "mlflow.db" in upgrade.found
+    assert "cp -a" in upgrade.repair
+    migrated(project).touch()
+    assert of(doctor.examine(project, outside, {}, lambda name, version: 5), "upgrade").state == "ok"
