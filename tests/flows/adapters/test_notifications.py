@@ -345,3 +345,19 @@ def test_the_check_of_a_signature_on_the_page_works(hook: Hook) -> None:
     headers, body = hook.got[0]
     assert given["genuine"](headers, body, SECRET)
     assert not given["genuine"](headers, body + b" ", SECRET)
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.filterwarnings("default")  # of Prefect's own client
+def test_a_flow_that_fails_is_told_once(tmp_path: Path, hook: Hook) -> None:
+    from flows.retrain.retrain import retrain_all
+    from flows.train.train import train
+
+    root = project(tmp_path, webhook=hook.url)
+    with pytest.raises(ConfigError, match=r"train\.stepss"):
+        train(str(root), overrides=("train.stepss=1",))
+    ((_, body),) = hook.got
+    assert json.loads(body)["type"] == "pvqae.failed"
+    assert json.loads(body)["data"]["text"].startswith("train: ")
+    retrain_all(str(root))  # no dataset: nothing happens, nobody is told
+    assert len(hook.got) == 1
