@@ -111,7 +111,7 @@ def quiet(as_json: bool) -> Iterator[None]:
 
 
 def to_json(value: Any) -> str:
-    """Return JSON of dataclasses, paths and figures; a figure that is no number (NaN) is null."""
+    """Return JSON of dataclasses, paths, times (ISO 8601) and figures; a figure that is no number (NaN) is null."""
     return json.dumps(_plain(value), indent=1, allow_nan=False)
 
 
@@ -124,6 +124,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if hasattr(value, "tolist"):  # of numpy
         return _plain(value.tolist())
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int) else str(value)

@@ -25,9 +25,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from typer.testing import CliRunner
 
 from flows.adapters import notifications
 from flows.adapters.notifications import News
+from flows.cli import use
 from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError
@@ -316,6 +318,20 @@ def test_a_failure_is_told_once_by_the_outermost_flow(tmp_path: Path, hook: Hook
     with pytest.raises(KeyboardInterrupt), workspace.failures_told(root, "train"):
         raise KeyboardInterrupt
     assert len(hook.got) == 1
+
+
+def test_the_command_tries_every_place(tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(use, "project", lambda: tmp_path)
+    project(tmp_path, webhook=hook.url)
+    shown = CliRunner().invoke(use.app, ["notify"])
+    assert (shown.exit_code, hook.got) == (0, [])
+    assert "the webhook: promoted, refused" in shown.stdout
+    assert CliRunner().invoke(use.app, ["notify", "--test"]).exit_code == 0
+    assert json.loads(hook.got[0][1])["type"] == "pvqae.test"
+    hook.answers = [410]
+    failed = CliRunner().invoke(use.app, ["notify", "--test"])
+    assert failed.exit_code == 1
+    assert "not told to the webhook: it answered 410" in failed.stdout
 
 
 @pytest.mark.usefixtures("prefect_server")

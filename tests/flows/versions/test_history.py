@@ -7,13 +7,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from flows.adapters.fakes import FakeRegistry
 from flows.adapters.tracking import FLOW, Promotion, Registry
-from flows.core import lineage, lines
+from flows.cli import use
+from flows.core import lineage, lines, locks
 from flows.core.lineage import Owner
 from flows.retrain.ledger import IntakePaths
 from flows.versions import history, history_page, notes, promotions
+from flows.workspace import workspace
+from pvqae.core.errors import ConfigError
 
 BEGIN = datetime(2026, 1, 1, 6, tzinfo=UTC)
 OUTCOMES = ("pass", "refused", "insufficient")
@@ -194,6 +198,26 @@ def test_lines_that_cannot_be_read_leave_the_others(tmp_path: Path) -> None:
 
 def test_labels_are_where_the_review_keeps_them(tmp_path: Path) -> None:
     assert history.labels_file(tmp_path, "line") == IntakePaths(tmp_path, "line").labels
+
+
+def test_the_command_writes_the_page_and_prints_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = FakeRegistry()
+    for name in ("line", "belt"):
+        add(found, Owner(name, "nut"), BEGIN, "pass", "gate")
+    monkeypatch.setattr(use, "project", lambda: tmp_path)
+    monkeypatch.setattr(use, "registry", lambda root, strict=True: found)
+    typed = CliRunner().invoke(use.app, ["history"])
+    assert typed.stdout.split() == [str(tmp_path / "reports" / name / "history.html") for name in ("belt", "line")]
+    assert all(Path(name).is_file() for name in typed.stdout.split())
+    (all_of_it,) = json.loads(CliRunner().invoke(use.app, ["history", "line", "--json"]).stdout)
+    assert all_of_it["classes"][0]["versions"][0]["when"] == "2026-01-01T06:00:00+00:00"
+    assert isinstance(CliRunner().invoke(use.app, ["history", "lines"]).exception, ConfigError)
+
+
+def test_a_page_is_left_to_the_flow_that_works_on_the_dataset(tmp_path: Path) -> None:
+    with locks.held(workspace.lock_file(tmp_path, "line")):
+        assert history.refresh(FakeRegistry(), tmp_path, "line") is None
+    assert history.refresh(FakeRegistry(), tmp_path, "line")
 
 
 def test_a_page_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
