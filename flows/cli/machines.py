@@ -192,14 +192,14 @@ def _show_services(found: Sequence[Any]) -> None:
 @services.command("up", epilog="Example: python -m flows services up --set services.mlflow_port=5001")
 def _up(overrides: Overrides = []) -> None:  # noqa: B006  # typer reads the default
     """Start PostgreSQL, S3, MLflow, Prefect and a worker where they are not healthy; flows then use them."""
-    from flows.machines import control, own_server
+    from flows.machines import control
     from pvqae.core import config
 
     root = project_root()
     settings = config.load(root / "params.yaml", tuple(overrides)).services
     control.up(root, settings)
     _show_services(control.status(root, settings))
-    if own_server.behind(root):
+    if control.behind(root):
         print("the project's own registry has versions; copy them: python -m flows services take-over")
 
 
@@ -241,9 +241,9 @@ def _unit(
 @services.command("take-over", epilog="Example: python -m flows services take-over")
 def _take_over() -> None:
     """Copy versions, runs and promotion log from before the services into their registry, which has none yet."""
-    from flows.machines import own_server
+    from flows.machines import control
 
-    own_server.take_over(project())
+    control.take_over(project())
 
 
 @services.command("status", epilog="Example: python -m flows services status --json")

@@ -194,6 +194,6 @@ def _add(
 ) -> None:
     """Bring a dataset into the project as a DVC version; a dataset that changed becomes a new version."""
     folder = project()
-    from flows.upkeep.data import add as flow
+    from flows.workspace.workspace import add_dataset as flow
 
     print(flow(folder, name, root, source, link))

@@ -1,4 +1,7 @@
-"""Start, stop and look at the services of a project; keep them up, in a loop or as a unit of systemd."""
+"""Start, stop and look at the services of a project; keep them up, in a loop or as a unit of systemd.
+
+Also their registry as a whole: where it is, and how versions that were made before come into it.
+"""
 
 import contextlib
 import json
@@ -14,12 +17,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from flows.adapters import dvc_files
 from flows.adapters.dvc_files import write_private
-from flows.core import locks
+from flows.adapters.tracking import STORE, database_of, own_database
+from flows.core import environment, locks
 from flows.core.processes import alive
 from flows.machines import catalogue
 from flows.machines.catalogue import Service
@@ -28,6 +33,9 @@ from flows.machines.service_processes import ServiceProcesses, free_ports
 from pvqae.core import config
 from pvqae.core.config import Services
 from pvqae.core.files import write_text
+
+if TYPE_CHECKING:
+    from flows.adapters.mlflow_store import Store
 
 _POLL = 0.2  # seconds between two questions to a service that starts
 _PATIENCE = 10.0  # seconds that a living service is given to answer before it is started again
@@ -295,3 +303,63 @@ def write_unit(root: Path) -> Path:
     file = home / "systemd" / "user" / f"pvqae-{name}.service"
     write_text(file, unit(root))
     return file
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server's database, and the bucket with its files."""
+
+    store: "Store"
+    bucket: str
+
+
+def served(root: Path, uri: str) -> Served | None:
+    """Return what the tracking server at `uri` keeps, where it is that of the services of `root`; None for another."""
+    from flows.adapters.mlflow_store import SERVED, Store
+
+    files = ServiceFiles(root.resolve(), last_settings(root))
+    if uri != files.mlflow:
+        return None
+    database = f"postgresql://pvqae@{HOST}:{files.settings.postgres_port}/mlflow?passfile={files.pgpass_file}"
+    return Served(Store(database, SERVED), files.settings.mlflow_bucket)
+
+
+def take_over(root: Path, say: Callable[[str], None] = print) -> None:
+    """Copy the versions, runs and promotion log of the project's own registry into that of its running services.
+
+    The own one stays as it is. Raises `ServiceError` where the services do not run, and `StoreError` where their
+    registry is used already: then nothing is changed.
+    """
+    from flows.adapters import buckets
+    from flows.adapters.mlflow_store import Store
+
+    root = root.resolve()
+    known = environment.of_services(root)
+    found = served(root, known.get("MLFLOW_TRACKING_URI", ""))
+    if found is None:
+        raise ServiceError("the services of this project do not run; run: python -m flows services up")
+    own = Store(own_database(root), f"{root.as_uri()}{STORE}/")
+    if not own.used():
+        say("the project's own registry has nothing to take over")
+        return
+    if there := found.store.used():
+        raise ServiceError(
+            f"the services' registry has {', '.join(there)} of its own, and two registries can't be joined: version "
+            "numbers would be given twice; to start it anew, run: python -m flows services down, and move "
+            f"{root / '.pvqae' / 'services' / 'data'} away"
+        )
+    # Files first: a row never names one that is not there.
+    count = buckets.put_folder(root / ".pvqae" / "mlflow" / "artifacts", found.bucket)
+    rows = own.copy_to(found.store)
+    say(f"{rows} rows and {count} files of the project's own registry are in that of the services")
+
+
+def behind(root: Path) -> bool:
+    """Tell whether the project's own registry has something that its running services, with an unused one, lack."""
+    from flows.adapters.mlflow_store import Store
+
+    root = root.resolve()
+    found = served(root, environment.of_services(root).get("MLFLOW_TRACKING_URI", ""))
+    if found is None or not (root / ".pvqae" / "mlflow" / "mlflow.db").is_file():
+        return False
+    return bool(Store(database_of(root), "").used()) and not found.store.used()

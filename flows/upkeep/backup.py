@@ -25,7 +25,7 @@ from flows.adapters.mlflow_store import Store
 from flows.adapters.registry import open_registry
 from flows.adapters.tracking import STORE, Registry, database_of, own_database
 from flows.core import environment, lineage
-from flows.machines import own_server
+from flows.machines import control
 from flows.upkeep import gc
 from flows.workspace import workspace
 from pvqae.core import config
@@ -141,7 +141,7 @@ def _registry_files(root: Path, place: Path, uri: str, say: Say) -> tuple[str, d
         with closing(sqlite3.connect(root / DATABASE)) as one, closing(sqlite3.connect(copy)) as other:
             one.backup(other)
         return "own", {DATABASE: copy, **_artifacts(root, root)}
-    if served := own_server.store(root, uri):
+    if served := control.served(root, uri):
         say("the registry: that of the services of this machine, their database and bucket")
         database = own_database(place)
         rows = served.store.copy_to(Store(database, f"{root.as_uri()}{STORE}/"))

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.adapters import dvc_files, git
 from flows.core import classes, environment, locks
@@ -25,6 +26,9 @@ from pvqae.core.config import Params
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import write_text
 from pvqae.core.layout import Layout
+
+if TYPE_CHECKING:
+    from flows.adapters.intake import Link
 
 # Where and how fast a run happens, not what comes out of it.
 NO_RESULT = ("compute", "flow", "gate", "services", "landing", "retrain", "drift", "service", "notify")
@@ -285,3 +289,40 @@ def _sync_code(space: Workspace) -> None:
         if not target.is_file() or target.read_bytes() != source.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+
+
+def add_dataset(root: Path, name: str, source_root: Path, source: str = "", link: "Link" = "copy") -> str:
+    """Version `source_root` as data/raw/<name>; return sentences that say what happened and which files nothing uses.
+
+    A layout that is known, from `source` or from the project's params.yaml where it names this dataset, is checked
+    before anything is copied. In the latter case data/classes.yaml is written, too.
+    Raises `ConfigError` and `DataError`.
+    """
+    from flows.adapters.versioning import Dvc
+
+    params = config.load(root / "params.yaml")
+    config.parse({"data": {"name": name}}, where=f"dataset name {name}")
+    if name in classes.read(root / "data" / "classes.yaml").get("made", {}):
+        raise ConfigError(f"{name} is the name of a dataset that the project makes itself; choose another name")
+    own = params.data.name == name
+    told = _told(source_root.expanduser(), source or params.data.source * own, params.data if own else config.Data())
+    with working_on(root, name) as supervisor:
+        dvc = Dvc(root, supervisor)
+        new = dvc.add_dataset(name, source_root.expanduser(), link)
+        version = dvc.data_hash(name)
+        if own:
+            layout = Layout(root, name)
+            classes.write(layout.classes_file, classes.classes(params, classes.wanted(params, layout.raw)))
+    did = "new version" if new else "unchanged, version"
+    return "\n".join([f"data/raw/{name}: {did} {version}", *told, f"commit it with: git add data/raw/{name}.dvc"])
+
+
+def _told(root: Path, source: str, data: config.Data) -> list[str]:
+    """Say what a dataset has and which of its files nothing uses; nothing where its layout is not known."""
+    from pvqae.datasets import leftover, sources
+
+    if not source or not root.is_dir():
+        return []
+    found, left = sources.survey(source, root, data.categories, data)
+    warnings = [f"warning: {text}" for text in leftover.told(left)]
+    return [leftover.folders(found, root), leftover.total(left), *warnings]

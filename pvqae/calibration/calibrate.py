@@ -1,21 +1,29 @@
-"""The verb `pvqae calibrate C`: fit the class's scorer, set its threshold on unseen normals, write its bundle."""
+"""The verb `pvqae calibrate C`: fit the class's scorer, set its threshold on unseen normals, write its bundle.
 
+Then it is tried on synthetic defects of `SELECTION_KINDS`, for the card: whether it finds defects at all. The frozen
+gate is made of other kinds. They choose nothing: what ranks read-outs on synthetic defects misleads about real ones
+(docs/experiments/readouts.md).
+"""
+
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from pvqae.calibration import fitting, synthetic, thresholds
+from pvqae.calibration import fitting, thresholds
 from pvqae.core import config, files, runtime
 from pvqae.core.errors import CalibrationError
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
 from pvqae.datasets import splits
+from pvqae.datasets.anomalies import ANOMALIES, SELECTION_KINDS
 from pvqae.drift import profile
 from pvqae.features.examples import Examples, prepare, retake
 from pvqae.features.features import Store
@@ -25,6 +33,8 @@ from pvqae.inference.scoring import Scorer
 from pvqae.samples import classes, images, manifest
 
 _RETAKEN = 4  # images of a fit that are taken again
+_TRIED = 16  # normals that the finished detector is tried on
+_EXTENTS = (0.002, 0.06)  # share of the image that a synthetic defect covers
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +71,8 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     shipped = scorers[splits.FULL]
     groups, target = list(judged.frame["group_id"]), params.calibration.pixel_false_alarm_area
     card["pixel"] = thresholds.pixel_card(judged.curves, groups, target, judged.pixels)
-    card["synthetic"] = synthetic.tried(shipped, chosen.value, _pictures(rows, layout.data, params.image.bits))
-    card["warnings"] = [*chosen.warnings, *synthetic.blind(card["synthetic"], chosen.value)]
+    card["synthetic"] = tried(shipped, chosen.value, _pictures(rows, layout.data, params.image.bits))
+    card["warnings"] = [*chosen.warnings, *blind(card["synthetic"], chosen.value)]
     small = thresholds.smallest(rows, shipped.networks.backbone.spec, shipped.image, shipped.score)
     card["smallest_defect"] = small
     print(f"{category}: {thresholds.sentence(small)}", flush=True)
@@ -95,7 +105,7 @@ def _seen(examples: Examples, rows: pd.DataFrame, fit: str) -> Examples:
 
 def _pictures(rows: pd.DataFrame, data_root: Path, bits: images.Bits) -> Iterator[tuple[str, images.Floats]]:
     """Yield sample_id and pixels of some of the rows, spread evenly."""
-    count = min(synthetic.TRIED, len(rows))
+    count = min(_TRIED, len(rows))
     some = rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
     for sample_id, path in track(zip(some["sample_id"], some["path"], strict=True), "trying defects", count):
         yield sample_id, images.read(path, data_root, bits)
@@ -119,3 +129,38 @@ def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> _J
         )
     frame = pd.DataFrame(parts, columns=["sample_id", "score"]).merge(rows[["sample_id", "group_id"]], on="sample_id")
     return _Judged(frame, np.array(peaks), np.array(medians), curves, pixels)
+
+
+def with_defects(sample_id: str, picture: images.Floats) -> Iterator[tuple[str, images.Floats]]:
+    """Yield each kind of `SELECTION_KINDS` that can be made visible, and the picture (H, W, 3) with it."""
+    for kind in SELECTION_KINDS:
+        digest = hashlib.sha256(f"{kind}/{sample_id}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8]))
+        image, mask = ANOMALIES[kind](picture, rng, float(np.exp(rng.uniform(*np.log(_EXTENTS)))))
+        if mask.any():
+            yield kind, image
+
+
+def tried(scorer: Scorer, threshold: float, pictures: Iterable[tuple[str, images.Floats]]) -> dict[str, Any]:
+    """Count how many of n synthetic defects on these normals the detector scores above its threshold.
+
+    `highest` is their highest score, None where no defect could be made visible.
+    """
+    scores = [
+        scorer.one(image, sample_id).image_score
+        for sample_id, picture in pictures
+        for _, image in with_defects(sample_id, picture)
+    ]
+    found, highest = sum(score > threshold for score in scores), float(f"{max(scores):.6g}") if scores else None
+    return {"n": len(scores), "found": found, "highest": highest}
+
+
+def blind(tried: dict[str, Any], threshold: float) -> list[str]:
+    """Return a warning if the detector finds none of its synthetic defects; empty if it does, or none could be made."""
+    if tried["found"] or not tried["n"]:
+        return []
+    return [
+        f"none of {tried['n']} synthetic defects scores above the threshold {threshold:.6g}, the highest "
+        f"{tried['highest']:.6g}: it would find nothing and can't be champion; add normals of more parts, or images "
+        "that show more of what varies"
+    ]

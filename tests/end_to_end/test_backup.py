@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from flows.core import locks
-from flows.machines import control, own_server
+from flows.machines import control
 from flows.upkeep import backup
 from flows.workspace import workspace
 from pvqae.core.config import Services
@@ -170,8 +170,8 @@ def test_versions_from_before_come_into_servers_and_back(archive: Path, other: C
         assert "2 challenger (new)" in flows(other, "train", *SHORT, "--set", "score.top=0.05")
         served = mlflow.MlflowClient(f"http://127.0.0.1:{services.settings.mlflow_port}")
         assert {found.version for found in served.search_model_versions(f"name = '{MODEL}'")} == {"1", "2"}
-        with pytest.raises(own_server.ServiceError, match="two registries can't be joined"):
-            own_server.take_over(other.root)
+        with pytest.raises(control.ServiceError, match="two registries can't be joined"):
+            control.take_over(other.root)
         flows(other, "backup", "s3://mlflow/kept/plant.tar")
         flows(other, "backup", str(tmp_path / "served.tar"))
     finally:

@@ -18,7 +18,7 @@ from flows.adapters.fakes import FakeProbe
 from flows.adapters.versioning import Dvc
 from flows.core import classes, environment
 from flows.core.processes import Supervisor
-from flows.upkeep import data, doctor
+from flows.upkeep import doctor
 from flows.workspace import workspace
 from pvqae.cli import diagnosis
 from pvqae.cli.diagnosis import _git as repository_check
@@ -39,7 +39,7 @@ def do(root: Path, command: str, **fill: object) -> None:
     for name, value in fill.items():
         command = re.sub(rf"\b{name}\b", str(value), command)
     if added := re.fullmatch(r"python -m flows data add (\S+) (\S+) --source (\S+)", command):
-        data.add(root, added[1], Path(added[2]), added[3])
+        workspace.add_dataset(root, added[1], Path(added[2]), added[3])
         return
     who = {f"GIT_{role}_{key}": "a@b" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
     environ = environment.for_stages(root) | who

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pvqae.calibration import calibrate, fitting, synthetic, thresholds
+from pvqae.calibration import calibrate, fitting, thresholds
 from pvqae.calibration.normals import _ROUNDING as ROUNDING
 from pvqae.core import config
 from pvqae.datasets import splits
@@ -91,10 +91,10 @@ def test_few_smooth_normals_give_a_detector_that_finds_defects(tmp_path: Path, s
         dented = picture.copy()
         dented[20 + number : 28 + number, 30:38] += 0.35 if number % 2 else -0.35
         assert shipped.one(dented.clip(0, 1)).image_score > threshold
-    tried = synthetic.tried(shipped, threshold, iter([("0.png", images.read(tmp_path / "0.png"))]))
+    tried = calibrate.tried(shipped, threshold, iter([("0.png", images.read(tmp_path / "0.png"))]))
     assert tried["n"] >= 2
     assert tried["found"] > 0
-    assert synthetic.blind(tried, threshold) == []
+    assert calibrate.blind(tried, threshold) == []
 
 
 @pytest.mark.parametrize("surface", [slope, plain, clouds])
@@ -142,7 +142,7 @@ def test_an_ordinary_class_has_no_use_for_the_floor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("found", "highest", "words"), [(0, 57.25, 1), (1, 57.25, 0), (0, None, 0)])
 def test_a_blind_detector_is_told_with_its_figures(found: int, highest: float | None, words: int) -> None:
     tried = {"n": 0 if highest is None else 24, "found": found, "highest": highest}
-    said = synthetic.blind(tried, 7199.0)
+    said = calibrate.blind(tried, 7199.0)
     assert len(said) == words
     assert all("none of 24 synthetic defects" in text and "7199" in text and "57.25" in text for text in said)
 
