@@ -121,8 +121,9 @@ def for_stages(workspace: Path) -> dict[str, str]:
     Thread counts are not set here: the stages set them themselves, so that a plain `dvc repro` gives the same files.
     """
     environ = outside_hooks(os.environ)  # a workspace has a repository of its own
-    places = (workspace / COMMANDS, Path(sys.executable).parent, environ.get("PATH", os.defpath))
-    environ["PATH"] = os.pathsep.join(map(str, places))
+    places = [str(Path(sys.executable).parent), environ.get("PATH", os.defpath)]
+    own = workspace / COMMANDS
+    environ["PATH"] = os.pathsep.join([str(own), *places] if own.is_dir() else places)
     environ["PYTHONPATH"] = str(workspace)
     environ["PYTHONUNBUFFERED"] = "1"  # live lines through a pipe
     environ[ADDRESS] = FORKSERVER

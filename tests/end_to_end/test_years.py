@@ -161,9 +161,8 @@ def test_a_week_in_one_plant(plant: tuple[Clone, list[str]], tmp_path: Path) -> 
     (tmp_path / "copy" / "home").mkdir(parents=True)
     subprocess.run(["cp", "-a", str(moved.root), str(copied.root)], check=True)
     before = files(moved.root)
-    assert "2 challenger (new)" in flows(
-        copied, "train", *settings, "--set", "data.categories=[brick]", "--set", "score.top=0.05"
-    )
+    trained = flows(copied, "train", *settings, "--set", "data.categories=[brick]", "--set", "score.top=0.05")
+    assert "2 challenger (new)" in trained, trained
     assert files(moved.root) == before
     shutil.rmtree(copied.root)
 

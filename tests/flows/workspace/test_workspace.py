@@ -114,6 +114,9 @@ def test_stage_commands_take_this_interpreter_and_the_workspaces_code(tmp_path: 
 
     environ = environment.for_stages(tmp_path)
     assert environ["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    (tmp_path / environment.COMMANDS).mkdir(parents=True)
+    own, other, *_ = environment.for_stages(tmp_path)["PATH"].split(os.pathsep)
+    assert (own, other) == (str(tmp_path / environment.COMMANDS), str(Path(sys.executable).parent))
     assert environ["PYTHONPATH"] == str(tmp_path)
 
 
