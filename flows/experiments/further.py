@@ -1,10 +1,12 @@
 """Measures that the product does not have, as candidates of `readouts`: Gaussians of places, joint features averaged
 again.
 
-B views; N = h*w cells of the joint features' grid; D of their channels, drawn at random; f folds of the groups.
+B views; N = h*w cells of stride 8; D of the channels of strides 4, 8 and 16, drawn at random; f folds of the groups;
+G covariances.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,37 +15,89 @@ from flows.experiments.trial import BenchmarkContext
 from pvqae.calibration import fitting
 from pvqae.core import config, seeding
 from pvqae.datasets import splits
-from pvqae.features.examples import Examples
-from pvqae.inference.measures import JOINT, Memory, Networks, Raw, measure
-from pvqae.model.backbones import Backbone, Features, on_grid
+from pvqae.features.examples import Batch, Examples
+from pvqae.inference.measures import JOINT, Networks, Raw, measure
+from pvqae.model.backbones import Backbone, Features, _to_grid, on_grid
 from pvqae.model.layers import averaged
 
-PLACES, TWICE = "padim", "joint twice"
-_CHANNELS, _FOLDS, _CHUNK = 100, 4, 16
-_RIDGE = 0.01  # of standardised channels, PaDiM's
+TWICE = "joint twice"
+_FOLDS, _CHUNK = 4, 16
+_RIDGE = 0.01  # of the mean variance
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Of a Gaussian measure: how many channels, and how many places share a covariance."""
+
+    channels: int
+    side: int  # of a square of places that share one; 0: all do
+
+    def groups(self, height: int, width: int) -> Tensor:
+        """Return the covariance of each place, N."""
+        if not self.side:
+            return torch.zeros(height * width, dtype=torch.long)
+        rows, columns = torch.arange(height) // self.side, torch.arange(width) // self.side
+        return (rows[:, None] * (int(columns[-1]) + 1) + columns).flatten()
+
+
+# A mean for each place and a covariance for each place (as PaDiM), for squares of places, or for all.
+PLACES = {
+    "places": _Shape(100, 1),
+    "places of 40": _Shape(40, 1),
+    "squares": _Shape(100, 10),
+    "one covariance": _Shape(100, 0),
+}
+_MOST = max(shape.channels for shape in PLACES.values())
 
 
 @dataclass(frozen=True, eq=False)
 class _Gaussians:
-    """Mean and covariance of each place; the fewer the views, the nearer is the covariance to that of all places."""
+    """A mean for each place and a covariance that some of them share."""
 
     mean: Tensor  # N x D
-    root: Tensor  # N x D x D, of the inverse covariance
+    root: Tensor  # G x D x D, of the inverse covariance
+    group: Tensor  # N, the covariance of each place
 
     @staticmethod
-    def of(count: int, total_ND: Tensor, squares_NDD: Tensor) -> "_Gaussians":
+    def of(count: int, total_ND: Tensor, squares_NDD: Tensor, group_N: Tensor) -> "_Gaussians":
         """Fit by sums over `count` views."""
-        mean, channels = total_ND / count, total_ND.shape[1]
-        own = squares_NDD / count - mean[:, :, None] * mean[:, None]
-        share = channels / (count + channels)
-        covariance = (1 - share) * own + share * own.mean(0)
-        covariance.diagonal(dim1=1, dim2=2).add_(_RIDGE * own.mean(0).diagonal().mean() + 1e-6)
+        mean = total_ND / count
+        number, channels = int(group_N.max()) + 1, mean.shape[1]
+        covariance = torch.zeros(number, channels, channels)
+        for place, own in enumerate(group_N.tolist()):  # as many copies of all as covariances would not fit
+            covariance[own] += squares_NDD[place] / count - torch.outer(mean[place], mean[place])
+        covariance /= torch.bincount(group_N)[:, None, None]
+        ridge = _RIDGE * covariance.diagonal(dim1=1, dim2=2).mean() + 1e-6
+        covariance.diagonal(dim1=1, dim2=2).add_(ridge)
         unit = torch.eye(channels).expand_as(covariance)
-        return _Gaussians(mean, torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), unit, upper=False))
+        root = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), unit, upper=False)
+        return _Gaussians(mean, root, group_N)
 
     def distances(self, x_BND: Tensor) -> Tensor:
         """Return the Mahalanobis distance of each cell, B x N."""
-        return torch.einsum("nde,bne->bnd", self.root, x_BND - self.mean).square().mean(2).sqrt()
+        apart, found = x_BND - self.mean, torch.empty(x_BND.shape[:2])
+        if len(self.root) == len(self.mean):
+            return torch.einsum("nde,bne->bnd", self.root, apart).square().mean(2).sqrt()
+        for number, root in enumerate(self.root):
+            own = self.group == number
+            found[:, own] = (apart[:, own] @ root.T).square().mean(2).sqrt()
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """One Gaussian measure, fitted to all normals, and to those without each fold."""
+
+    channels: int
+    without: list[_Gaussians]
+    every: _Gaussians
+
+    def distances(self, x_BND: Tensor, folds_B: Tensor | None) -> Tensor:
+        """Return the distances; of normals by what the other folds taught."""
+        x = x_BND[..., : self.channels]
+        if folds_B is None:
+            return self.every.distances(x)
+        return torch.cat([self.without[f].distances(one[None]) for f, one in zip(folds_B.tolist(), x, strict=True)])
 
 
 class _Twice(nn.Module):
@@ -62,25 +116,32 @@ class _Twice(nn.Module):
 class Further:
     """The further measures of a class, fitted to its normals."""
 
-    backbone: Backbone
     twice: Networks  # whose one memory is of joint features averaged again
-    channels: Tensor  # D
-    without: list[_Gaussians]  # of each fold: what the other folds taught
-    every: _Gaussians
+    finer: BenchmarkContext  # whose features have stride 4, too, and are not averaged
+    order: Tensor  # the channels that are read, in the order of a draw
+    places: Mapping[str, _Places]  # by the keys of PLACES
 
     @torch.no_grad()
-    def add(self, raw: Raw, features: Features, valid_BSS: Tensor, groups_B: Tensor | None = None) -> Raw:
-        """Return `raw` with the further measures. `groups_B`: of normals, judged without what their groups taught."""
-        memory = measure(self.twice, features, valid_BSS, groups_B).maps[JOINT]
-        x = _cells(self.backbone.joint(features), self.channels)
-        if groups_B is None:
-            flat = self.every.distances(x)
-        else:
-            folds = (groups_B % _FOLDS).tolist()
-            flat = torch.cat([self.without[fold].distances(one[None]) for fold, one in zip(folds, x, strict=True)])
-        valid = on_grid(valid_BSS, memory.shape[-2:])
-        places = Memory.smoothed(flat.view(valid.shape), valid)
-        return Raw({**raw.maps, TWICE: memory, PLACES: places}, {**raw.valid, TWICE: valid, PLACES: valid}, raw.ask)
+    def of_normals(self, raw: Raw, batch: Batch, indices: Tensor, groups_B: Tensor) -> Raw:
+        """Return `raw`, of the normals `indices`, with the further measures by what other groups taught."""
+        assert batch.features is not None, "places are of frozen features"
+        return self._added(raw, batch.features, batch.valid, self.finer.examples.batch(indices), groups_B)
+
+    @torch.no_grad()
+    def of_test(self, raw: Raw, features: Features, valid_BSS: Tensor, position: int) -> Raw:
+        """Return `raw`, of the views of test image `position`, with the further measures."""
+        finer = self.finer.unseen
+        return self._added(raw, features, valid_BSS, finer.batch((finer.rows == position).nonzero()[:, 0]), None)
+
+    def _added(self, raw: Raw, features: Features, valid_BSS: Tensor, finer: Batch, groups_B: Tensor | None) -> Raw:
+        assert finer.features is not None, "places are of frozen features"
+        found = {TWICE: measure(self.twice, features, valid_BSS, groups_B).maps[JOINT]}
+        x_BDhw = _cells(finer.features, self.order)
+        valid, x = on_grid(valid_BSS, x_BDhw.shape[-2:]), x_BDhw.flatten(2).transpose(1, 2)
+        for name, own in self.places.items():
+            folds = None if groups_B is None else groups_B % _FOLDS
+            found[name] = own.distances(x, folds).view(valid.shape)
+        return Raw({**raw.maps, **found}, {**raw.valid, **dict.fromkeys(found, valid)}, raw.ask)
 
 
 @torch.no_grad()
@@ -91,36 +152,46 @@ def fit(context: BenchmarkContext, params: config.Params) -> Further:
     score = params.score.model_copy(update={"image": {JOINT: 1.0}, "map": {JOINT: 1.0}})
     only = params.model_copy(update={"score": score})
     memories = fitting.fit_memories(twice, context.examples, groups, only, splits.FULL)
-    places = _places(backbone, context.examples, groups % _FOLDS, params.seed)
-    return Further(backbone, Networks(twice, None, memories, None), *places)
+    model = params.model.model_copy(update={"levels": 4})
+    finer = BenchmarkContext(context.subject, params.model_copy(update={"model": model}), context.work, context.keep)
+    channels = sum(finer.backbone.spec.channels[1:])
+    order = torch.randperm(channels, generator=seeding.generator(params.seed, "places"))[:_MOST]
+    return Further(Networks(twice, None, memories, None), finer, order, _fitted(finer.examples, groups % _FOLDS, order))
 
 
-def _places(
-    backbone: Backbone, examples: Examples, folds_n: Tensor, seed: int
-) -> tuple[Tensor, list[_Gaussians], _Gaussians]:
-    """Return the channels that are read, the Gaussians of all folds but each, and those of all folds."""
-    channels, total, squares = torch.empty(0), torch.empty(0), torch.empty(0)
+def _fitted(examples: Examples, folds_n: Tensor, order: Tensor) -> dict[str, _Places]:
+    """Return the Gaussian measures; all come from one set of sums over the views of each fold."""
+    total, squares, grid, pivot = torch.empty(0), torch.empty(0), (0, 0), torch.empty(0)
     for indices, batch in examples.batches(_CHUNK):
         assert batch.features is not None, "places are of frozen features"
-        joint = backbone.joint(batch.features)
-        if not len(channels):
-            order = torch.randperm(joint.shape[1], generator=seeding.generator(seed, PLACES))
-            channels = order[:_CHANNELS].sort().values
-            total = torch.zeros(_FOLDS, joint[0, 0].numel(), len(channels))
-            squares = torch.zeros(*total.shape, len(channels))
-        x, own = _cells(joint, channels), folds_n[indices]
+        x_BDhw = _cells(batch.features, order)
+        x, own = x_BDhw.flatten(2).transpose(1, 2), folds_n[indices]
+        if not len(total):
+            grid = (x_BDhw.shape[-2], x_BDhw.shape[-1])
+            pivot = x.mean(0)  # squares of what is far from zero would lose the small differences
+            total = torch.zeros(_FOLDS, *x.shape[1:])
+            squares = torch.zeros(*total.shape, x.shape[2])
+        x = x - pivot
         for fold in torch.unique(own).tolist():
             total[fold] += x[own == fold].sum(0)
             squares[fold] += torch.einsum("bnd,bne->nde", x[own == fold], x[own == fold])
-    count, views = torch.bincount(folds_n, minlength=_FOLDS), len(folds_n)
-    every = total.sum(0), squares.sum(0)
-    without = [
-        _Gaussians.of(views - int(count[fold]), every[0] - total[fold], every[1] - squares[fold])
-        for fold in range(_FOLDS)
-    ]
-    return channels, without, _Gaussians.of(views, *every)
+    counts, found = torch.bincount(folds_n, minlength=_FOLDS), {}
+    for name, shape in PLACES.items():
+        few, group = slice(shape.channels), shape.groups(*grid)
+
+        def of(left: list[int], few: slice = few, group: Tensor = group) -> _Gaussians:
+            some = squares[left, :, few, few].sum(0)
+            one = _Gaussians.of(int(counts[left].sum()), total[left, :, few].sum(0), some, group)
+            return replace(one, mean=one.mean + pivot[:, few])
+
+        without = [of([f for f in range(_FOLDS) if f != fold]) for fold in range(_FOLDS)]
+        found[name] = _Places(shape.channels, without, of([*range(_FOLDS)]))
+    return found
 
 
-def _cells(joint_BChw: Tensor, channels_D: Tensor) -> Tensor:
-    """Return the chosen channels of each cell, B x N x D."""
-    return joint_BChw[:, channels_D].float().flatten(2).transpose(1, 2)
+def _cells(features: Features, order: Tensor) -> Tensor:
+    """Return the drawn channels of strides 16, 8 and 4 at the places of stride 8, B x D x h x w; none is averaged."""
+    _, middle, fine, finest = features.levels
+    grid = fine.shape[-2:]
+    every = torch.cat([_to_grid(x.float(), grid) for x in (middle, fine, finest)], dim=1)
+    return every[:, order]

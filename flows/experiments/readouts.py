@@ -28,7 +28,7 @@ from pvqae.inference.scoring import Scorer
 from pvqae.samples import geometry
 
 _CHUNK = 16
-_F, _M, _C, _J, _P, _T = "stride8", "stride16", "stride32", "joint", further.PLACES, further.TWICE
+_F, _M, _C, _J, _T = "stride8", "stride16", "stride32", "joint", further.TWICE
 _MIXES: tuple[dict[str, float], ...] = (
     {_F: 1, _M: 1, _C: 1},
     {_J: 1},
@@ -41,8 +41,17 @@ _MIXES: tuple[dict[str, float], ...] = (
     {_J: 2, _F: 1, _M: 1, _C: 1},
 )
 _MAPS: tuple[dict[str, float], ...] = ({_F: 1}, {_J: 1}, {_J: 1, _F: 1}, {_J: 2, _F: 2, _C: 1}, {_J: 4, _F: 4, _M: 1})
-_MORE: tuple[dict[str, float], ...] = ({_P: 1}, {_J: 2, _M: 1, _F: 1, _P: 2}, {_T: 1}, {_T: 2, _M: 1, _F: 1})
-_MORE_MAPS: tuple[dict[str, float], ...] = ({_P: 1}, {_J: 1, _F: 1, _P: 1}, {_T: 1, _F: 1}, {_T: 4, _F: 4, _M: 1})
+_MORE: tuple[dict[str, float], ...] = (
+    {_T: 1},
+    {_T: 2, _M: 1, _F: 1},
+    *({_J: 2.0, _M: 2.0, _C: 1.0, name: weight} for name in further.PLACES for weight in (2.0, 5.0)),
+)
+_MORE_MAPS: tuple[dict[str, float], ...] = (
+    {_T: 1, _F: 1},
+    *({name: 1.0} for name in further.PLACES),
+    *({_J: 4.0, _F: 4.0, _M: 1.0, name: weight} for name in further.PLACES for weight in (4.0, 9.0)),
+    *({_J: 1.0, _F: 1.0, name: 2.0} for name in further.PLACES),
+)
 _MAP_SCALES = ("location", "global", "least")
 _PIXELS = ("pixel_auroc", "aupro", "aupro_05")
 USES: dict[str, tuple[str, ...]] = {"image": ("image_auroc",), "map": _PIXELS}  # figures that a choice goes by
@@ -121,7 +130,7 @@ def _measured(context: BenchmarkContext, asked: _Candidates) -> Iterator[dict[st
     label = f"{context.subject.name}, seed {context.params.seed}"
     for one, row in zip(track(views, label, len(context.test)), context.test.itertuples(), strict=True):
         raw = measures.measure(scorer.networks, one.features, one.valid)
-        raw = raw if more is None else more.add(raw, one.features, one.valid)
+        raw = raw if more is None else more.of_test(raw, one.features, one.valid, one.row)
         for name, use in asked.image.items():
             recon = scorer.recon_map(raw, use)
             seen.scores[name].append(readout.top_mean(recon[raw.cells], scorer.score.top, len(recon)))
@@ -157,7 +166,7 @@ def _fitted(context: BenchmarkContext, wanted: bool) -> tuple[Scorer, further.Fu
     for indices, batch in context.examples.batches(_CHUNK):
         assert batch.features is not None, "read-outs are of frozen features"
         raw = measures.measure(networks, batch.features, batch.valid, groups[indices])
-        raws.append(raw if more is None else more.add(raw, batch.features, batch.valid, groups[indices]))
+        raws.append(raw if more is None else more.of_normals(raw, batch, indices, groups[indices]))
     found = {
         name: normals.fit_statistics(torch.cat([r.maps[name] for r in raws]), torch.cat([r.valid[name] for r in raws]))
         for name in raws[0].maps

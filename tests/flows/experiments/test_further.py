@@ -1,15 +1,17 @@
 """Gaussians of places: what belongs together and does not come together is far, and no normal judges itself."""
 
+import pytest
 import torch
 from torch import Tensor
 
-from flows.experiments.further import _Gaussians
+from flows.experiments.further import _Gaussians, _Shape
 
 PLACES, CHANNELS = 3, 4
 
 
-def fitted(x_nND: Tensor) -> _Gaussians:
-    return _Gaussians.of(len(x_nND), x_nND.sum(0), torch.einsum("bnd,bne->nde", x_nND, x_nND))
+def fitted(x_nND: Tensor, group: tuple[int, ...] = (0, 1, 2)) -> _Gaussians:
+    squares = torch.einsum("bnd,bne->nde", x_nND, x_nND)
+    return _Gaussians.of(len(x_nND), x_nND.sum(0), squares, torch.tensor(group))
 
 
 def normals(count: int, seed: int = 0) -> Tensor:
@@ -37,3 +39,22 @@ def test_fewer_views_than_channels_still_give_finite_distances() -> None:
     distances = found.distances(normals(20, seed=3))
     assert bool(torch.isfinite(distances).all())
     assert float(distances.max()) < 100
+
+
+def test_places_that_share_a_covariance_keep_their_means() -> None:
+    """Places 0 and 1 share one; only place 2 is broad."""
+    x = normals(400)
+    x[:, 2] = 20 + 5 * (x[:, 2] - 20)
+    shared, own = fitted(x, (0, 0, 1)), fitted(x)
+    new = normals(50, seed=4)
+    assert torch.allclose(shared.distances(new), own.distances(new), rtol=0.2, atol=0.2)
+    assert float(fitted(x, (0, 0, 0)).distances(new)[:, :2].mean()) < 0.6  # one for all is too broad for them
+
+
+@pytest.mark.parametrize(("side", "count"), [(1, 24), (2, 6), (0, 1)])
+def test_squares_of_places_share_a_covariance(side: int, count: int) -> None:
+    group = _Shape(100, side).groups(4, 6)
+    assert (len(group), len(torch.unique(group)), int(group.max())) == (24, count, count - 1)
+    if side == 2:
+        assert group.view(4, 6)[:2, :2].unique().tolist() == [0]
+        assert group.view(4, 6)[2:, 4:].unique().tolist() == [5]

@@ -41,7 +41,7 @@ def test_further_measures_are_candidates_where_they_are_asked_for(
 ) -> None:
     more = readouts.run([Subject("cloth", *data)], params(), (0,), work, more=True)
     new = set(more["readout"]) - set(table["readout"])
-    assert {"1 padim, least", "1 joint + 1 stride8 + 1 padim, least", "1 joint twice, damped"} <= new
+    assert {"1 places, least", "4 joint + 4 stride8 + 1 stride16 + 9 squares, least", "1 joint twice, damped"} <= new
     own = more[more["readout"].isin(new) & (more["use"] == "map")]
     assert own["pixel_auroc"].min() > 0.7
     seed_0 = table[table["seed"] == 0].merge(more, on=["use", "readout"])
