@@ -324,6 +324,7 @@ class FakeProbe:
     up: tuple[str, ...] = ()
     known_pools: dict[str, int] = field(default_factory=dict)
     known_champions: dict[str, str] = field(default_factory=dict)
+    known_retired: frozenset[str] = frozenset()
     wrong: str = ""
 
     def answers(self, url: str) -> bool:
@@ -334,6 +335,9 @@ class FakeProbe:
 
     def champions(self, uri: str) -> dict[str, str]:
         return self.known_champions
+
+    def retired(self, uri: str) -> frozenset[str]:
+        return self.known_retired
 
     def trouble(self, remote: Mapping[str, str]) -> str:
         return self.wrong

@@ -1,7 +1,7 @@
 """Quick looks at servers: who answers, what is there; and the databases and buckets that the local services need."""
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import requests
 
 from flows.adapters import prefect_server
-from flows.core.lineage import OURS
+from flows.core.lineage import NOTE, OURS, RETIRED
 
 if TYPE_CHECKING:  # all three are slow to import, and psycopg2 is there only with the extra `services`
     import boto3
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # all three are slow to import, and psycopg2 is there only wi
 _QUICK = 3.0  # seconds for one answer
 _CHAMPIONS = f"""select m.name, a.version from registered_models m
 left join registered_model_aliases a on a.name = m.name and a.alias = 'champion' where m.name like '{OURS}%'"""
+_ENDED = f"select name, value from registered_model_tags where key = '{NOTE}{RETIRED}' and value <> ''"
 
 
 class ServerProbe:
@@ -40,22 +41,21 @@ class ServerProbe:
         Raises `OSError` for a registry that can't be read, or of another kind than sqlite and http.
         """
         if uri.startswith("sqlite:///"):
-            return _champions_of(Path(uri.removeprefix("sqlite:///")))
+            rows = _rows(Path(uri.removeprefix("sqlite:///")), _CHAMPIONS)
+            return {name: str(version or "") for name, version in rows}
         if not uri.startswith("http"):
             raise OSError(f"only sqlite and http are looked at, found {urlsplit(uri).scheme}")
-        where = f"{uri}/api/2.0/mlflow/registered-models/search"
-        asked = {"max_results": "1000", "filter": f"name LIKE '{OURS}%'"}
         found: dict[str, str] = {}
-        while True:
-            answer = requests.get(where, params=asked, timeout=_QUICK)
-            answer.raise_for_status()
-            for model in answer.json().get("registered_models", []):
-                if model["name"].startswith(OURS):
-                    aliases = {alias["alias"]: str(alias["version"]) for alias in model.get("aliases", ())}
-                    found[model["name"]] = aliases.get("champion", "")
-            if not (token := answer.json().get("next_page_token")):
-                return found
-            asked["page_token"] = token
+        for model in _models(uri):
+            aliases = {alias["alias"]: str(alias["version"]) for alias in model.get("aliases", ())}
+            found[model["name"]] = aliases.get("champion", "")
+        return found
+
+    def retired(self, uri: str) -> frozenset[str]:
+        """Return the models whose class is made no more, by their notes; asked as `champions` is."""
+        if uri.startswith("sqlite:///"):
+            return frozenset(name for name, _ in _rows(Path(uri.removeprefix("sqlite:///")), _ENDED))
+        return frozenset(model["name"] for model in _models(uri) if _ended(model))
 
     def trouble(self, remote: Mapping[str, str]) -> str:
         """Return why DVC's remote can't be reached, "" if it can; `remote` is its section of DVC's config."""
@@ -75,12 +75,30 @@ def _post(url: str) -> list[dict[str, Any]]:
     return found
 
 
-def _champions_of(file: Path) -> dict[str, str]:
+def _models(uri: str) -> Iterator[dict[str, Any]]:
+    """Yield our models of a tracking server."""
+    where = f"{uri}/api/2.0/mlflow/registered-models/search"
+    asked = {"max_results": "1000", "filter": f"name LIKE '{OURS}%'"}
+    while True:
+        answer = requests.get(where, params=asked, timeout=_QUICK)
+        answer.raise_for_status()
+        found = answer.json()
+        yield from (model for model in found.get("registered_models", []) if model["name"].startswith(OURS))
+        if not (token := found.get("next_page_token")):
+            return
+        asked["page_token"] = token
+
+
+def _ended(model: dict[str, Any]) -> bool:
+    return any(tag["key"] == NOTE + RETIRED and tag["value"] for tag in model.get("tags", ()))
+
+
+def _rows(file: Path, query: str) -> list[tuple[str, Any]]:
     if not file.is_file():
-        return {}
+        return []
     try:
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=_QUICK)) as database:
-            return {name: str(version or "") for name, version in database.execute(_CHAMPIONS)}
+            return list(database.execute(query))
     except sqlite3.Error as error:
         raise OSError(f"{file}: {error}") from None
 

@@ -28,7 +28,7 @@ _BATCH = 1000  # metrics per request, MLflow's limit
 # Characters of a value that MLflow keeps; the rest of a longer one it cuts off, or refuses the whole. A model's tag is
 # checked for 100,000, but its column on a server has 5,000.
 _PARAM, _TAG, _VERSION_TAG, _MODEL_TAG = 6000, 8000, 100_000, 5000
-_PROMOTION, _NOTE = "promotion.", "pvqae."
+_PROMOTION = "promotion."
 _DATASET, _CATEGORY = "dataset", "class"  # tags of a registered model: whose it is
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
 
@@ -282,9 +282,9 @@ class Mlflow:
     def note(self, name: str, key: str, value: str) -> None:
         """Keep a text with a model under `key`; "" removes it."""
         if value:
-            self._client.set_registered_model_tag(name, _NOTE + key, value[:_MODEL_TAG])
+            self._client.set_registered_model_tag(name, lineage.NOTE + key, value[:_MODEL_TAG])
         elif key in self.notes(name):
-            self._client.delete_registered_model_tag(name, _NOTE + key)
+            self._client.delete_registered_model_tag(name, lineage.NOTE + key)
 
     def notes(self, name: str) -> dict[str, str]:
         """Return what `note` kept with a model; nothing where there is none."""
@@ -294,7 +294,7 @@ class Mlflow:
             if error.code != _MISSING:
                 raise
             return {}
-        return {key.removeprefix(_NOTE): value for key, value in tags.items() if key.startswith(_NOTE)}
+        return {key.removeprefix(lineage.NOTE): value for key, value in tags.items() if key.startswith(lineage.NOTE)}
 
     def download(self, name: str, version: str, out: Path) -> Path:
         """Return the version's bundle, in a folder below `out`, its hashes unchecked. Raises `RegistryError`."""

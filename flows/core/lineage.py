@@ -41,6 +41,7 @@ class Lineage:
 
 
 OURS = "pvqae-"
+NOTE, RETIRED = "pvqae.", "retired"  # how tags that are notes of a model begin; the note of one that is made no more
 MODEL = re.compile(OURS + r"[a-z0-9][A-Za-z0-9_-]*")
 
 

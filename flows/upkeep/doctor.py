@@ -12,13 +12,13 @@ from typing import Protocol
 from flows.adapters import git
 from flows.adapters.probes import ServerProbe
 from flows.adapters.tracking import database_of, migrated
-from flows.core import environment
+from flows.core import classes, environment, lineage
 from pvqae.cli import checks, diagnosis
 from pvqae.cli.checks import Check
 from pvqae.cli.diagnosis import examine as without_services
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, PvqaeError
-from pvqae.core.layout import find_root
+from pvqae.core.layout import Layout, find_root
 from pvqae.core.progress import track
 
 _UP = "python -m flows services up"
@@ -32,6 +32,7 @@ class _Probe(Protocol):
     def answers(self, url: str) -> bool: ...
     def pools(self, api: str) -> dict[str, int]: ...
     def champions(self, uri: str) -> dict[str, str]: ...
+    def retired(self, uri: str) -> frozenset[str]: ...
     def trouble(self, remote: Mapping[str, str]) -> str: ...
 
 
@@ -66,6 +67,7 @@ def examine(
         *_pools(known.get("PREFECT_API_URL", ""), params, seen),
         _mlflow(uri, seen),
         *_champions(root, uri, seen, loading, load),
+        *_classes(root, params, uri, seen),
         _services(root),
     ]
 
@@ -164,6 +166,38 @@ def _mlflow(uri: str, outside: _Probe) -> Check:
     if outside.answers(f"{uri}/health"):
         return Check("MLflow", "ok", f"answers at {environment.shown(uri)}")
     return Check("MLflow", "bad", f"nothing answers at {environment.shown(uri)}", f"{_UP}, or {_DOWN} to go on without")
+
+
+def _classes(root: Path, params: config.Params, uri: str, outside: _Probe) -> list[Check]:
+    """Check that every champion has images to be trained on again, and every class of a dataset a champion."""
+    there: dict[str, list[str]] = {}
+    spaces = [(root, params)]
+    spaces += [(file.parent, diagnosis.read_params(file.parent)[1]) for file in root.glob(".pvqae/runs/*/params.yaml")]
+    for place, own in spaces:
+        try:
+            there.setdefault(own.data.name, classes.there(own, Layout(place, own.data.name).raw))
+        except PvqaeError:
+            continue  # not there, or damaged: another check says so
+    try:
+        found, retired = outside.champions(uri), outside.retired(uri)
+    except OSError:
+        return []  # the check of the champions says so
+    used, lacking, gone = {name for name, version in found.items() if version}, list[str](), list[str]()
+    for dataset, names in there.items():
+        models = {lineage.model_name(dataset, name): name for name in names}
+        lacking += [f"{dataset} {name}" for model, name in models.items() if used and model not in used]
+        start = lineage.model_name(dataset, "")
+        longer = tuple(lineage.model_name(other, "") for other in there if other.startswith(f"{dataset}-"))
+        mine = (name for name in used - retired if name.startswith(start) and not name.startswith(longer or ("\0",)))
+        gone += [f"{dataset} {name.removeprefix(start)}" for name in mine if name not in models]
+    checks = []
+    if gone:
+        repair = f"python -m flows promote retire {gone[0]} --reason TEXT (or rename, or bring its folder back)"
+        checks.append(Check("classes", "warn", f"champions without images: {', '.join(sorted(gone))}", repair))
+    if lacking:
+        said = f"images without a champion: {', '.join(sorted(lacking))}"
+        checks.append(Check("classes", "warn", said, "python -m flows train, with that dataset's params"))
+    return checks
 
 
 def _champions(root: Path, uri: str, outside: _Probe, loading: bool, load: _Load | None) -> list[Check]:

@@ -18,7 +18,7 @@ from flows.versions import promotions
 from flows.versions.promotions import PromotionError
 
 # Keys of notes; _FORMER: names of its class before, "/" between; _EVENT: of what happened, never written again.
-_PINNED, _RETIRED, _FORMER, _APPROVED, _EVENT = "pinned", "retired", "former_classes", "approved.", "event."
+_PINNED, _FORMER, _APPROVED, _EVENT = "pinned", "former_classes", "approved.", "event."
 
 
 def remember(registry: Registry, name: str, kind: str, version: str, text: str) -> None:
@@ -47,7 +47,7 @@ def without_data(registry: Registry, dataset: str, there: Collection[str]) -> li
 
 def retired(registry: Registry, name: str) -> str:
     """Return when, by whom and why a model was retired; "" where it was not."""
-    return registry.notes(name).get(_RETIRED, "")
+    return registry.notes(name).get(lineage.RETIRED, "")
 
 
 def check(registry: Registry, dataset: str, there: Collection[str], asked: Collection[str]) -> None:
@@ -91,7 +91,7 @@ def retire(registry: Registry, root: Path, owner: Owner, reason: str) -> str:
     name = lineage.model_name(owner.dataset, owner.category)
     with locks.held(promotions.lock_file(root, owner.dataset)):
         promotions.owner_of(registry, name)
-        registry.note(name, _RETIRED, note)
+        registry.note(name, lineage.RETIRED, note)
         remember(registry, name, "retired", "", reason)
     return note
 
@@ -99,7 +99,7 @@ def retire(registry: Registry, root: Path, owner: Owner, reason: str) -> str:
 def revive(registry: Registry, name: str) -> None:
     """Forget that a model was retired: its class is trained again."""
     if retired(registry, name):
-        registry.note(name, _RETIRED, "")
+        registry.note(name, lineage.RETIRED, "")
 
 
 def rename(registry: Registry, root: Path, owner: Owner, to: str) -> str:

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flows.adapters import dvc_files
@@ -20,6 +21,9 @@ from flows.upkeep import doctor
 from pvqae.cli.checks import Check
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
+from pvqae.core.files import write_text
+from pvqae.datasets import demo
+from pvqae.samples import images
 from tests.flows.conftest import commit
 
 API, MLFLOW = "http://prefect:4200/api", "http://mlflow:5000"
@@ -119,15 +123,40 @@ def test_champions_of_a_database(tmp_path: Path) -> None:
     with sqlite3.connect(file) as database:
         database.execute("create table registered_model_aliases (name text, alias text, version integer)")
         database.execute("create table registered_models (name text)")
+        database.execute("create table registered_model_tags (name text, key text, value text)")
+        notes = [("pvqae-a-b", "pvqae.retired", "made no more"), ("pvqae-a-c", "pvqae.retired", ""), ("x", "y", "z")]
+        database.executemany("insert into registered_model_tags values (?, ?, ?)", notes)
         database.executemany("insert into registered_models values (?)", [("pvqae-a-b",), ("pvqae-a-c",), ("other",)])
         rows = [("pvqae-a-b", "champion", 2), ("pvqae-a-b", "challenger", 3), ("other", "champion", 1)]
         database.executemany("insert into registered_model_aliases values (?, ?, ?)", rows)
     database.close()
     assert ServerProbe().champions(f"sqlite:///{file}") == {"pvqae-a-b": "2", "pvqae-a-c": ""}
+    assert ServerProbe().retired(f"sqlite:///{file}") == {"pvqae-a-b"}
     (found, _) = doctor._champions(tmp_path, f"sqlite:///{file}", ServerProbe(), False, None)
     assert (found.state, found.found) == ("warn", "pvqae-a-b version 2, pvqae-a-c has none")
     file.write_bytes(b"no database")
     assert doctor._champions(tmp_path, f"sqlite:///{file}", ServerProbe(), False, None)[0].state == "warn"
+
+
+def test_classes_without_images_or_without_a_champion_are_told(project: Path) -> None:
+    params = config.load(project / "params.yaml")
+    for dataset, names in (("nuts", ("big", "small")), ("nuts-old", ("big",))):
+        place = project / ".pvqae" / "runs" / dataset
+        for name in names:
+            images.write(place / "data" / "raw" / dataset / name / "good" / "1.png", np.zeros((8, 8, 3), np.float32))
+        own = params.data.model_copy(update={"name": dataset, "source": "folder"})
+        write_text(place / "params.yaml", config.dump(params.model_copy(update={"data": own})))
+    known = ["pvqae-nuts-big", "pvqae-nuts-flat", "pvqae-nuts-worn", "pvqae-nuts-old-big"]
+    outside = FakeProbe(known_champions=dict.fromkeys(known, "1"), known_retired=frozenset({"pvqae-nuts-worn"}))
+    gone, lacking = doctor._classes(project, params, MLFLOW, outside)
+    assert gone.found == "champions without images: nuts flat"
+    assert gone.repair.startswith("python -m flows promote retire nuts flat --reason TEXT")
+    assert "nuts small" in lacking.found
+    assert "nuts big" not in lacking.found
+    whole = FakeProbe(known_champions=dict.fromkeys([*known[:1], "pvqae-nuts-small", known[3]], "1"))
+    own_demo = {f"pvqae-demo-{name}": "1" for name in demo.TURNS}
+    whole.known_champions |= own_demo
+    assert doctor._classes(project, params, MLFLOW, whole) == []
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -140,6 +169,7 @@ class Answers(BaseHTTPRequestHandler):
         "/api/2.0/mlflow/registered-models/search": {
             "registered_models": [
                 {"name": "pvqae-a-b", "aliases": [{"alias": "champion", "version": "4"}]},
+                {"name": "pvqae-a-c", "tags": [{"key": "pvqae.retired", "value": "made no more"}]},
                 {"name": "x"},
             ]
         },
@@ -174,7 +204,8 @@ def test_the_real_look_at_servers(server: str) -> None:
     look = ServerProbe()
     assert look.answers(f"{server}/health")
     assert look.pools(f"{server}/api") == {"pvqae": 1}
-    assert look.champions(server) == {"pvqae-a-b": "4"}
+    assert look.champions(server) == {"pvqae-a-b": "4", "pvqae-a-c": ""}
+    assert look.retired(server) == {"pvqae-a-c"}
     assert not look.answers("http://127.0.0.1:9/health")
     with pytest.raises(OSError, match="only sqlite and http"):
         look.champions("postgresql://x/y")
