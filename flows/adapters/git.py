@@ -185,7 +185,7 @@ def share(root: Path, remote: str) -> str:
     if not done.code:
         return ""
     said = " ".join(done.stderr.split())
-    other = "rejected" in said or "non-fast-forward" in said
+    other = "[rejected]" in said  # by git itself; of a hook or a protected branch it says [remote rejected]
     why = "another clone pushed its own pvqae/data there; give this one another remote" if other else said
     name = BRANCH.removeprefix("refs/heads/")
     return f"flow.git_remote: {name} did not go to {remote}, so other clones can't verify yet: {why}"

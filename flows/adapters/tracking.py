@@ -18,6 +18,7 @@ from flows.core.lineage import Owner
 from pvqae.core.errors import PvqaeError
 from pvqae.core.files import write_text
 
+DATABASE = ".pvqae/mlflow/mlflow.db"  # the project's own, below its root
 FLOW = "pvqae.flow"  # tag of a run of a whole flow: which
 STORE = "/.pvqae/mlflow/artifacts"
 # Every column of MLflow's database that says where files are.
@@ -130,7 +131,7 @@ class Registry(Protocol):
 
 def database_of(root: Path) -> str:
     """Return the address of the project's own tracking database."""
-    return f"sqlite:///{root / '.pvqae' / 'mlflow' / 'mlflow.db'}"
+    return f"sqlite:///{root / DATABASE}"
 
 
 def migrated(root: Path) -> Path:

@@ -23,7 +23,7 @@ import psutil
 
 from flows.adapters import dvc_files
 from flows.adapters.dvc_files import write_private
-from flows.adapters.tracking import STORE, database_of, own_database
+from flows.adapters.tracking import DATABASE, STORE, database_of, own_database
 from flows.core import environment, locks
 from flows.core.processes import alive
 from flows.machines import catalogue
@@ -360,6 +360,6 @@ def behind(root: Path) -> bool:
 
     root = root.resolve()
     found = served(root, environment.of_services(root).get("MLFLOW_TRACKING_URI", ""))
-    if found is None or not (root / ".pvqae" / "mlflow" / "mlflow.db").is_file():
+    if found is None or not (root / DATABASE).is_file():
         return False
     return bool(Store(database_of(root), "").used()) and not found.store.used()

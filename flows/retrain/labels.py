@@ -1,5 +1,6 @@
 """What people said about images: an append-only file. The newest line about an image counts, and undo is a line too."""
 
+import datetime
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -60,6 +61,11 @@ class _Standing:
     def applied(self) -> bool:
         """Whether the label has been applied."""
         return bool(self.outcome)
+
+
+def now() -> str:
+    """Return the present time as labels have it, ISO 8601 in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 class Log:

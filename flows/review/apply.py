@@ -5,7 +5,6 @@ after a crash at any step the next apply, or the next retraining, does what is m
 twice.
 """
 
-import datetime
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from flows.adapters.landing import LandingError
 from flows.adapters.versioning import Versioning
+from flows.retrain import labels
 from flows.retrain.admission import admit, counted, file_of
 from flows.retrain.arrivals import decide
 from flows.retrain.index import Index
@@ -85,9 +85,9 @@ class Applier:
         withdrawn = len(self._ledger.entries("withdrawn"))
         admitted = admit(self._paths, raw, self._ledger, dvc, record)
         version = dvc.data_hash(self._paths.dataset)
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        when = labels.now()
         done = [(label, text) for label, text in outcomes if not text.startswith(_WAITS)]
-        self._log.append(*(replace(label, label="applied", when=now, note=text) for label, text in done))
+        self._log.append(*(replace(label, label="applied", when=when, note=text) for label, text in done))
         self._ledger.write_lists(self._paths)
         return Applied(outcomes, admitted, version, withdrawn)
 

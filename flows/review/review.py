@@ -1,6 +1,5 @@
 """`python -m flows review`: a local page on which a person labels images, and Apply, which makes a data version."""
 
-import datetime
 import functools
 import os
 import secrets
@@ -16,7 +15,7 @@ from flows.adapters import git
 from flows.adapters.tracking import Promotion, Registry
 from flows.adapters.versioning import Dvc
 from flows.core import classes, lineage
-from flows.retrain import gate_normals, watch
+from flows.retrain import gate_normals, labels, watch
 from flows.retrain.admission import LEARNT, file_of, recorder
 from flows.retrain.arrivals import Champions
 from flows.retrain.labels import Label, Log
@@ -73,13 +72,13 @@ def exclude(
             dvc.checkout(owner.dataset)
         new = _only_learnt(registry, dvc, params, layout.raw, owner, move)
         entries = {file: entry for entry in ledger.entries("versioned") if (file := file_of(paths, entry))}
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        when = labels.now()
         said = [
             Label(
                 entries[file].sha256,
                 "neither",
                 move.who,
-                now,
+                when,
                 owner.category,
                 "labelled",
                 file.relative_to(layout.raw).as_posix(),

@@ -1,6 +1,5 @@
 """The review of one dataset: what is to be looked at, what was said, and what a label does."""
 
-import datetime
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -8,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from flows.retrain import labels
 from flows.retrain.labels import SAID, Label, Log, Word
 from flows.retrain.ledger import IntakePaths, Ledger
 from flows.review import items
@@ -164,10 +164,8 @@ def _name_of(who: str) -> str:
 
 def _said(item: Item, word: Word, who: str) -> Label:
     assert word in (*SAID, "undo")
-    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Label(
-        item.sha256, word, who, when, item.category, item.origin, item.path, item.score, item.threshold, item.version
-    )
+    about = (item.category, item.origin, item.path, item.score, item.threshold, item.version)
+    return Label(item.sha256, word, who, labels.now(), *about)
 
 
 def _shown(item: Item) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from flows.adapters import buckets, dvc_files, git
 from flows.adapters.mlflow_store import Store
 from flows.adapters.registry import open_registry
-from flows.adapters.tracking import STORE, Registry, database_of, own_database
+from flows.adapters.tracking import DATABASE, STORE, Registry, database_of, own_database
 from flows.core import environment, lineage
 from flows.machines import control
 from flows.upkeep import gc
@@ -35,7 +35,6 @@ from pvqae.core.files import SUMS, digest, whole_file, write_text
 FORMAT = 1
 FACTS, HISTORY = "backup.json", "history.bundle"
 OBJECTS = "dvc"  # of DVC's cache, wherever that is
-DATABASE = ".pvqae/mlflow/mlflow.db"
 # Of the project and of each of its workspaces: what names versions of data and says how they were trained.
 _NAMES = ("params.yaml", "dvc.lock", "data/classes.yaml", "data/raw/*.dvc")
 _STATE = ("arrivals", "review", "sources")  # below .pvqae: what came, what people said of it

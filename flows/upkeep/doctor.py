@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ from typing import Protocol
 
 from flows.adapters import git
 from flows.adapters.probes import ServerProbe
-from flows.adapters.tracking import database_of, migrated
+from flows.adapters.tracking import DATABASE, database_of, migrated
 from flows.core import classes, environment, lineage
 from pvqae.cli import checks, diagnosis
 from pvqae.cli.checks import Check
@@ -22,7 +22,6 @@ from pvqae.core.layout import Layout, find_root
 from pvqae.core.progress import track
 
 _UP = "python -m flows services up"
-_DATABASE = Path(".pvqae") / "mlflow" / "mlflow.db"
 _DOWN = "python -m flows services down"
 
 
@@ -67,7 +66,6 @@ def examine(
         *_pools(known.get("PREFECT_API_URL", ""), params, seen),
         _mlflow(uri, seen),
         *_champions(root, uri, seen, loading, load),
-        *_classes(root, params, uri, seen),
         _services(root),
     ]
 
@@ -168,27 +166,32 @@ def _mlflow(uri: str, outside: _Probe) -> Check:
     return Check("MLflow", "bad", f"nothing answers at {environment.shown(uri)}", f"{_UP}, or {_DOWN} to go on without")
 
 
-def _classes(root: Path, params: config.Params, uri: str, outside: _Probe) -> list[Check]:
-    """Check that every champion has images to be trained on again, and every class of a dataset a champion."""
+def _classes(root: Path, champions: Mapping[str, str], retired: Collection[str]) -> list[Check]:
+    """Check that every champion has images to be trained on again, and every class of a dataset a champion.
+
+    `champions`: model → version, "" for none; `retired`: models whose class is made no more.
+    """
     there: dict[str, list[str]] = {}
-    spaces = [(root, params)]
-    spaces += [(file.parent, diagnosis.read_params(file.parent)[1]) for file in root.glob(".pvqae/runs/*/params.yaml")]
-    for place, own in spaces:
+    for place in (root, *(file.parent for file in root.glob(".pvqae/runs/*/params.yaml"))):
+        own = diagnosis.read_params(place)[1]
+        raw = Layout(place, own.data.name).raw
+        if not raw.is_dir():  # never made, as the demo where only others were trained
+            continue
         try:
-            there.setdefault(own.data.name, classes.there(own, Layout(place, own.data.name).raw))
+            there.setdefault(own.data.name, classes.there(own, raw))
         except PvqaeError:
-            continue  # not there, or damaged: another check says so
-    try:
-        found, retired = outside.champions(uri), outside.retired(uri)
-    except OSError:
-        return []  # the check of the champions says so
-    used, lacking, gone = {name for name, version in found.items() if version}, list[str](), list[str]()
+            continue  # damaged: another check says so
+    used, lacking, gone = {name for name, version in champions.items() if version}, list[str](), list[str]()
     for dataset, names in there.items():
         models = {lineage.model_name(dataset, name): name for name in names}
         lacking += [f"{dataset} {name}" for model, name in models.items() if used and model not in used]
         start = lineage.model_name(dataset, "")
         longer = tuple(lineage.model_name(other, "") for other in there if other.startswith(f"{dataset}-"))
-        mine = (name for name in used - retired if name.startswith(start) and not name.startswith(longer or ("\0",)))
+        mine = (
+            name
+            for name in used.difference(retired)
+            if name.startswith(start) and not name.startswith(longer or ("\0",))
+        )
         gone += [f"{dataset} {name.removeprefix(start)}" for name in mine if name not in models]
     checks = []
     if gone:
@@ -202,24 +205,24 @@ def _classes(root: Path, params: config.Params, uri: str, outside: _Probe) -> li
 
 def _champions(root: Path, uri: str, outside: _Probe, loading: bool, load: _Load | None) -> list[Check]:
     try:
-        found = outside.champions(uri)
+        found, retired = outside.champions(uri), outside.retired(uri)
     except OSError as error:
         return [Check("champions", "warn", f"can't be read: {error}", "python -m flows promote log")]
     if not found:
         return [Check("champions", "warn", "none yet", "make run")]
     there = {name: version for name, version in sorted(found.items()) if version}
-    other = uri == database_of(root) and (root / _DATABASE).is_file() and not migrated(root).exists()
+    other = uri == database_of(root) and (root / DATABASE).is_file() and not migrated(root).exists()
     loading = loading and not other  # it would bring the database to the installed release
     formats: dict[str, int] = {}
     broken = list(_unloadable(root, uri, there, load, formats)) if loading else []
-    upgrade = [_upgrade(other, formats)]
+    others = [_upgrade(other, formats), *_classes(root, found, retired)]
     said = ", ".join(f"{name} {'version ' + one if (one := found[name]) else 'has none'}" for name in sorted(found))
     if loading and there:
         said += f"; {len(there) - len(broken)} of {len(there)} can be loaded"
     if lacking := [name for name in sorted(found) if not found[name]]:
         repair = f"python -m flows score {lacking[0]}@champion . says how it gets one"
-        return [*broken, Check("champions", "warn", said, repair), *upgrade]
-    return [*broken, Check("champions", "ok", said), *upgrade]
+        return [*broken, Check("champions", "warn", said, repair), *others]
+    return [*broken, Check("champions", "ok", said), *others]
 
 
 def _upgrade(other: bool, formats: Mapping[str, int]) -> Check:
@@ -229,7 +232,7 @@ def _upgrade(other: bool, formats: Mapping[str, int]) -> Check:
     older = [name for name, found in formats.items() if found < CURRENT]
     said, repairs = [], []
     if other:
-        said.append(f"the next flow brings {_DATABASE} to MLflow {metadata.version('mlflow')}")
+        said.append(f"the next flow brings {DATABASE} to MLflow {metadata.version('mlflow')}")
         repairs.append("keep a copy of it (cp -a), run a flow, then python -m flows doctor again")
     if older:
         said.append(f"older bundle formats: {', '.join(older)}")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from flows.adapters.tracking import FLOW, Listed, Promotion, Registry, RegistryError
 from flows.core import lineage, lines, locks
+from flows.core.lineage import Owner
 from flows.versions import history_page, notes, promotions
 from flows.versions.history_page import ClassHistory, Event, History, Span, VersionHistory
 from flows.workspace import workspace
@@ -77,7 +78,7 @@ def collect(registry: Registry, root: Path, dataset: str) -> History:
     owners = {name: owner for name, owner in registry.owners(lineage.model_name(dataset, "")).items() if owner}
     mine = {name: owner.category for name, owner in owners.items() if owner.dataset == dataset}
     said = list(lines.records(labels_file(root, dataset), _Said))
-    found = tuple(_class(registry, root, name, category, said) for name, category in mine.items())
+    found = tuple(_class(registry, root, name, Owner(dataset, category), said) for name, category in mine.items())
     return History(dataset, found, tuple(event for event in flown if event))
 
 
@@ -86,9 +87,9 @@ def labels_file(root: Path, dataset: str) -> Path:
     return root / ".pvqae" / "review" / dataset / "labels.jsonl"
 
 
-def _class(registry: Registry, root: Path, name: str, category: str, said: Sequence[_Said]) -> ClassHistory:
+def _class(registry: Registry, root: Path, name: str, owner: Owner, said: Sequence[_Said]) -> ClassHistory:
     log, listed = registry.promotions(name), registry.versions_of(name)
-    names = notes.names_of(registry, name, category)
+    names = notes.names_of(registry, name, owner.category)
     champion, challenger = (promotions.champion(registry, name), promotions.held(registry, name, "challenger"))
     remembered = notes.events(registry, name)
     events = [
@@ -96,11 +97,11 @@ def _class(registry: Registry, root: Path, name: str, category: str, said: Seque
         *(Event(at, values["kind"], values["version"], values["text"], values["who"])
           for when, values in remembered if (at := _time(when))),
         *_reviews([one for one in said if one.category in names]),
-        *_drifts(root, [lineage.model_name(_dataset_of(name, category), one) for one in names]),
+        *_drifts(root, [lineage.model_name(owner.dataset, one) for one in names]),
     ]  # fmt: skip
     return ClassHistory(
         model=name,
-        category=category,
+        category=owner.category,
         champion=champion or "",
         challenger=challenger or "",
         pinned=notes.pinned(registry, name),
@@ -110,10 +111,6 @@ def _class(registry: Registry, root: Path, name: str, category: str, said: Seque
         pins=tuple(_pins(remembered)),
         events=tuple(sorted(events, key=lambda event: event.when)),
     )
-
-
-def _dataset_of(name: str, category: str) -> str:
-    return name.removeprefix(lineage.OURS).removesuffix(f"-{category}")
 
 
 def _versions(

@@ -129,18 +129,18 @@ class _Outage:
     _begun: float = field(default_factory=time.monotonic)
     _since: float | None = None
     _delay: float = 0.0
-    _ever: bool = False
+    ever: bool = False  # a frame came, or a look succeeded
 
     def over(self) -> None:
         """Note that a frame came."""
-        if self._since is not None and self._ever:
+        if self._since is not None and self.ever:
             self.counts.reconnects += 1
             self.tell(f"{self.name}: back after {time.monotonic() - self._since:.0f} s")
-        self._since, self._ever, self._delay = None, True, 0.0
+        self._since, self.ever, self._delay = None, True, 0.0
 
     def check(self, reason: str) -> None:
         """Raise `DataError` where there was never a frame within the patience."""
-        if not self._ever and time.monotonic() - self._begun >= self.patience:
+        if not self.ever and time.monotonic() - self._begun >= self.patience:
             raise DataError(
                 f"{self.name}: no frame within {self.patience:g} s, the last time: {reason}; see that the address is "
                 "right, that the camera runs and that nobody else uses it"
@@ -322,7 +322,7 @@ class Watched:
                     yield from self._look(stop, Path(scratch))
                     outage.over()
                 except (PvqaeError, OSError) as error:
-                    if not outage._ever:
+                    if not outage.ever:
                         raise
                     outage.wait(str(error), stop)
                 stop.wait(self.poll)

@@ -127,4 +127,8 @@ def test_two_clones_never_write_over_each_other(repository: Path, remote: Path, 
     assert "pvqae/data did not go to plant" in git.share(repository, "plant")
     assert "another clone pushed its own" in git.share(repository, "plant")
     assert git.commit_of(remote, git.BRANCH) == kept
+    (remote / "hooks" / "pre-receive").write_text("#!/bin/sh\necho this branch is protected >&2; exit 1\n")
+    (remote / "hooks" / "pre-receive").chmod(0o755)
+    git.git(repository, "update-ref", git.BRANCH, git.git(repository, "commit-tree", "HEAD^{tree}", "-p", kept))
+    assert "this branch is protected" in git.share(repository, "plant")
     assert "did not go to nowhere" in git.share(repository, "nowhere")

@@ -148,7 +148,7 @@ def test_classes_without_images_or_without_a_champion_are_told(project: Path) ->
         write_text(place / "params.yaml", config.dump(params.model_copy(update={"data": own})))
     known = ["pvqae-nuts-big", "pvqae-nuts-flat", "pvqae-nuts-worn", "pvqae-nuts-old-big"]
     outside = FakeProbe(known_champions=dict.fromkeys(known, "1"), known_retired=frozenset({"pvqae-nuts-worn"}))
-    gone, lacking = doctor._classes(project, params, MLFLOW, outside)
+    gone, lacking = doctor._classes(project, outside.known_champions, outside.known_retired)
     assert gone.found == "champions without images: nuts flat"
     assert gone.repair.startswith("python -m flows promote retire nuts flat --reason TEXT")
     assert "nuts small" in lacking.found
@@ -156,7 +156,7 @@ def test_classes_without_images_or_without_a_champion_are_told(project: Path) ->
     whole = FakeProbe(known_champions=dict.fromkeys([*known[:1], "pvqae-nuts-small", known[3]], "1"))
     own_demo = {f"pvqae-demo-{name}": "1" for name in demo.TURNS}
     whole.known_champions |= own_demo
-    assert doctor._classes(project, params, MLFLOW, whole) == []
+    assert doctor._classes(project, whole.known_champions, whole.known_retired) == []
 
 
 class Answers(BaseHTTPRequestHandler):
