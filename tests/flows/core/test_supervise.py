@@ -95,9 +95,10 @@ def test_an_exception_while_it_runs_ends_the_group(supervisor: Supervisor, tmp_p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        supervisor.run(["sh", "-c", f"echo line; {TREE}"], tmp_path, os.environ, fail)
-    until(lambda: (tmp_path / "child").exists(), 0.3)
-    assert alive(*tmp_path.glob("parent"), *tmp_path.glob("child")) == []
+        # the line comes once both pids are written: the group is killed at that moment
+        told = TREE.replace("wait", "until [ -s child ]; do sleep 0.02; done; echo line; wait")
+        supervisor.run(["sh", "-c", told], tmp_path, os.environ, fail)
+    assert alive(tmp_path / "parent", tmp_path / "child") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
