@@ -92,9 +92,6 @@ def _readouts(
     classes: Annotated[str, typer.Option(help="E.g. bottle,screw; empty: all found.")] = "",
     seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0,1,2",
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/readouts.md"),
-    further: Annotated[
-        bool, typer.Option("--further", help="Gaussians of places and joint features averaged twice, too.")
-    ] = False,
     set_: _SET = None,
 ) -> None:
     """Read memories out in every way on real defects; each class judges what the other classes would have chosen."""
@@ -102,8 +99,8 @@ def _readouts(
     from pvqae.core import files
 
     found, params, numbers = _asked(data, classes, seeds, set_)
-    table = readouts.run(found, params, numbers, _WORK, further)
-    files.write_text(out, readouts.page(table, readouts.about(params, numbers, further)))
+    table = readouts.run(found, params, numbers, _WORK)
+    files.write_text(out, readouts.page(table, readouts.about(params, numbers)))
     typer.echo(out)
 
 

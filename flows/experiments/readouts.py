@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from flows.experiments import further, subjects
+from flows.experiments import subjects
 from flows.experiments.subjects import Subject, key_of, source_of
 from flows.experiments.trial import BenchmarkContext
 from pvqae.calibration import fitting, normals
@@ -28,7 +28,7 @@ from pvqae.inference.scoring import Scorer
 from pvqae.samples import geometry
 
 _CHUNK = 16
-_F, _M, _C, _J, _T = "stride8", "stride16", "stride32", "joint", further.TWICE
+_F, _M, _C, _J, _P = "stride8", "stride16", "stride32", "joint", "place"
 _MIXES: tuple[dict[str, float], ...] = (
     {_F: 1, _M: 1, _C: 1},
     {_J: 1},
@@ -39,18 +39,24 @@ _MIXES: tuple[dict[str, float], ...] = (
     {_J: 4, _M: 2, _F: 1},
     {_J: 2, _M: 1, _F: 1},
     {_J: 2, _F: 1, _M: 1, _C: 1},
+    {_P: 1},
+    {_J: 2, _M: 1, _F: 1, _P: 1},
+    {_J: 2, _M: 1, _F: 1, _P: 2},
+    {_J: 2, _M: 1, _F: 1, _P: 4},
+    {_J: 2, _M: 2, _C: 1, _P: 2},
 )
-_MAPS: tuple[dict[str, float], ...] = ({_F: 1}, {_J: 1}, {_J: 1, _F: 1}, {_J: 2, _F: 2, _C: 1}, {_J: 4, _F: 4, _M: 1})
-_MORE: tuple[dict[str, float], ...] = (
-    {_T: 1},
-    {_T: 2, _M: 1, _F: 1},
-    *({_J: 2.0, _M: 2.0, _C: 1.0, name: weight} for name in further.PLACES for weight in (2.0, 5.0)),
-)
-_MORE_MAPS: tuple[dict[str, float], ...] = (
-    {_T: 1, _F: 1},
-    *({name: 1.0} for name in further.PLACES),
-    *({_J: 4.0, _F: 4.0, _M: 1.0, name: weight} for name in further.PLACES for weight in (4.0, 9.0)),
-    *({_J: 1.0, _F: 1.0, name: 2.0} for name in further.PLACES),
+_MAPS: tuple[dict[str, float], ...] = (
+    {_F: 1},
+    {_J: 1},
+    {_J: 1, _F: 1},
+    {_J: 2, _F: 2, _C: 1},
+    {_J: 4, _F: 4, _M: 1},
+    {_P: 1},
+    {_J: 1, _P: 1},
+    {_F: 1, _P: 1},
+    {_J: 1, _F: 1, _P: 1},
+    {_J: 1, _F: 1, _P: 2},
+    {_J: 4, _F: 4, _M: 1, _P: 8},
 )
 _MAP_SCALES = ("location", "global", "least")
 _PIXELS = ("pixel_auroc", "aupro", "aupro_05")
@@ -72,47 +78,24 @@ FOR_IMAGE = {_name(use): use for use in (Readout(mix, scale) for mix in _MIXES f
 FOR_MAP = {_name(use): use for use in (Readout(mix, scale) for mix in _MAPS for scale in _MAP_SCALES)}
 
 
-_MORE_FOR_IMAGE = {_name(use): use for use in (Readout(mix, scale) for mix in _MORE for scale in readout.SCALES)}
-_MORE_FOR_MAP = {_name(use): use for use in (Readout(mix, scale) for mix in _MORE_MAPS for scale in _MAP_SCALES)}
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    image: dict[str, Readout]
-    maps: dict[str, Readout]
-    more: bool  # measures of `further`, too
-
-    @staticmethod
-    def of(more: bool) -> "_Candidates":
-        if not more:
-            return _Candidates(FOR_IMAGE, FOR_MAP, more)
-        return _Candidates(FOR_IMAGE | _MORE_FOR_IMAGE, FOR_MAP | _MORE_FOR_MAP, more)
-
-
-def run(
-    found: Sequence[Subject], params: config.Params, seeds: Sequence[int], work: Path, more: bool = False
-) -> pd.DataFrame:
-    """Return a row per class, seed, use (image or map) and read-out with its figures; finished classes are kept.
-
-    `more`: read-outs of the measures of `further`, too.
-    """
+def run(found: Sequence[Subject], params: config.Params, seeds: Sequence[int], work: Path) -> pd.DataFrame:
+    """Return a row per class, seed, use (image or map) and read-out with its figures; finished classes are kept."""
     rows: list[dict[str, object]] = []
     for subject in found:
         for seed in seeds:
             context = BenchmarkContext(subject, params.model_copy(update={"seed": seed}), work)
-            rows += _kept(context, _Candidates.of(more), work / "readouts")
+            rows += _kept(context, work / "readouts")
     return pd.DataFrame(rows)
 
 
-def _kept(context: BenchmarkContext, asked: _Candidates, folder: Path) -> list[dict[str, object]]:
+def _kept(context: BenchmarkContext, folder: Path) -> list[dict[str, object]]:
     params, samples = context.params, context.subject.rows[["sample_id", "sha256", "split"]].values.tolist()
     sections = params.model_dump(mode="json", include={"seed", "image", "model", "memory", "score", "calibration"})
-    sources = (*_SOURCES, "flows/experiments/further.py") if asked.more else _SOURCES
-    key = key_of(samples, sections, [*asked.image], [*asked.maps], source_of(*sources))
+    key = key_of(samples, sections, [*FOR_IMAGE], [*FOR_MAP], source_of(*_SOURCES))
     file = folder / f"{context.subject.name}-{params.seed}-{key}.json"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(list(_measured(context, asked)), indent=1) + "\n")
+        write_text(file, json.dumps(list(_measured(context)), indent=1) + "\n")
     found: list[dict[str, object]] = json.loads(file.read_text("utf-8"))
     return found
 
@@ -123,21 +106,20 @@ class _Seen:
     pixels: dict[str, PixelMetrics]
 
 
-def _measured(context: BenchmarkContext, asked: _Candidates) -> Iterator[dict[str, object]]:
-    (scorer, more), masks = _fitted(context, asked.more), context.test["mask_path"].fillna("").astype(bool).any()
-    seen = _Seen({name: [] for name in asked.image}, {name: PixelMetrics() for name in asked.maps} if masks else {})
+def _measured(context: BenchmarkContext) -> Iterator[dict[str, object]]:
+    scorer, masks = _fitted(context), context.test["mask_path"].fillna("").astype(bool).any()
+    seen = _Seen({name: [] for name in FOR_IMAGE}, {name: PixelMetrics() for name in FOR_MAP} if masks else {})
     views = subjects.each_image(context.unseen, context.test, context.params.image)
     label = f"{context.subject.name}, seed {context.params.seed}"
     for one, row in zip(track(views, label, len(context.test)), context.test.itertuples(), strict=True):
         raw = measures.measure(scorer.networks, one.features, one.valid)
-        raw = raw if more is None else more.of_test(raw, one.features, one.valid, one.row)
-        for name, use in asked.image.items():
+        for name, use in FOR_IMAGE.items():
             recon = scorer.recon_map(raw, use)
             seen.scores[name].append(readout.top_mean(recon[raw.cells], scorer.score.top, len(recon)))
         if not masks:
             continue
         mask = geometry.mask_of(str(row.mask_path or ""), (one.canvas.height, one.canvas.width), context.subject.root)
-        for name, use in asked.maps.items():
+        for name, use in FOR_MAP.items():
             drawn = one.canvas.stitch(scorer.smooth(scorer.recon_map(raw, use)))
             seen.pixels[name].add(drawn, mask)
     about = {"class": context.subject.name, "seed": context.params.seed}
@@ -156,30 +138,27 @@ def untrained(context: BenchmarkContext, params: config.Params) -> measures.Netw
     return measures.Networks(backbone, None, memories, None)
 
 
-def _fitted(context: BenchmarkContext, wanted: bool) -> tuple[Scorer, further.Further | None]:
-    """Return a scorer with every memory that a candidate reads, and what adds further measures where `wanted`."""
-    more = further.fit(context, context.params) if wanted else None
-    every = dict.fromkeys((_C, _M, _F, _J), 1.0)
+def _fitted(context: BenchmarkContext) -> Scorer:
+    """Return a scorer with every memory that a candidate reads."""
+    every = dict.fromkeys((_C, _M, _F, _J, _P), 1.0)
     score = context.params.score.model_copy(update={"image": every, "map": every})
     networks = untrained(context, context.params.model_copy(update={"score": score}))
     groups, raws = fitting.group_numbers(context.normals, context.examples), []
     for indices, batch in context.examples.batches(_CHUNK):
         assert batch.features is not None, "read-outs are of frozen features"
-        raw = measures.measure(networks, batch.features, batch.valid, groups[indices])
-        raws.append(raw if more is None else more.of_normals(raw, batch, indices, groups[indices]))
+        raws.append(measures.measure(networks, batch.features, batch.valid, groups[indices]))
     found = {
         name: normals.fit_statistics(torch.cat([r.maps[name] for r in raws]), torch.cat([r.valid[name] for r in raws]))
         for name in raws[0].maps
     }
-    return Scorer(networks, found, {}, context.params.image, score), more
+    return Scorer(networks, found, {}, context.params.image, score)
 
 
-def about(params: config.Params, seeds: Sequence[int], more: bool = False) -> str:
+def about(params: config.Params, seeds: Sequence[int]) -> str:
     """Say what the page's figures are of."""
-    option = " --further" if more else ""
     shown = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of seeds {', '.join(map(str, seeds))}"
     return (
-        f"`python -m flows bench readouts{option}`, split test, {params.image.size} px, {params.memory.codes} codes a "
+        f"`python -m flows bench readouts`, split test, {params.image.size} px, {params.memory.codes} codes a "
         f"memory, {shown}, nothing trained. Every figure is a look at test sets; the class that is left out judges "
         "what the others chose."
     )

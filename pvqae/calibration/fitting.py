@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pvqae.calibration.normals import CellSample, fit_memory, fit_statistics, floor, residual_whitening
+from pvqae.calibration.normals import CellSample, PlaceSums, fit_memory, fit_statistics, floor, residual_whitening
 from pvqae.calibration.thresholds import collapsed_codebook, collapsed_levels
 from pvqae.core import config
 from pvqae.core.layout import Layout
@@ -128,20 +128,30 @@ def _grain(seen: _Measured, again: _Measured | None, name: str) -> float:
 @torch.no_grad()
 def fit_memories(
     backbone: backbones.Backbone, examples: Examples, groups_n: Tensor, params: config.Params, fit: str
-) -> dict[str, measures.Memory]:
+) -> dict[str, measures.AnyMemory]:
     """Fit the memories that the score reads. `groups_n` numbers each view's group."""
     settings, samples, vectors = params.memory, dict[str, CellSample](), defaultdict[str, list[Tensor]](list)
+    places = PlaceSums(groups_n, settings.width, params.seed)
     names = measures.memory_names(backbone, params.score.image, params.score.map)
     for indices, batch in examples.batches(_CHUNK):
         features = _features(backbone, batch)
         for name in names:
             x = measures.memory_input(backbone, features, name)
+            if name == measures.PLACE:
+                places.add(x, on_grid(batch.valid, x.shape[-2:]), groups_n[indices])
+                continue
             if name not in samples:
                 label = f"{fit}/{name}"
                 samples[name] = CellSample.draw(examples.valid, x.shape[-2:], settings.patches, params.seed, label)
             vectors[name].append(samples[name].vectors(x, int(indices[0])))
     how = settings.codes, settings.width, params.seed
-    return {name: fit_memory(torch.cat(vectors.pop(name)), groups_n[samples[name].views], *how) for name in names}
+
+    def fitted(name: str) -> measures.AnyMemory:
+        if name == measures.PLACE:
+            return places.fitted()
+        return fit_memory(torch.cat(vectors.pop(name)), groups_n[samples[name].views], *how)
+
+    return {name: fitted(name) for name in names}
 
 
 @torch.no_grad()

@@ -3,18 +3,20 @@
 n vectors or views; K codes; C channels of a memory, h w its grid; T channels of the decoder's target.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pvqae.core import seeding, tensors
-from pvqae.inference.measures import Memory, Projection
+from pvqae.inference.measures import Memory, PlaceMemory, Projection
 from pvqae.inference.readout import Normal
 from pvqae.model.backbones import cells_of
 from pvqae.model.codebook import cover
 
 _ROUNDING = 2**-11  # relative, of half precision, in which networks and features are kept
+_FOLDS = 4  # a normal is compared with what the other folds' places are like
+_RIDGE = 0.01  # of the mean variance, added to each
 _PSEUDO = 8  # views of the global statistics that each location starts with: few own views say little
 
 
@@ -71,10 +73,65 @@ def fit_memory(vectors_mC: Tensor, group_m: Tensor, count: int, width: int = 0, 
     return Memory(mean, scale, codes, step, group_m[chosen], projection)
 
 
-def _rounded(codes_KC: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the codes as multiples of a step per channel that a signed byte can hold, and the steps."""
-    step = tensors.steps(codes_KC, dim=0)
-    return (codes_KC / step).round() * step, step
+class PlaceSums:
+    """Sums of normal features by place and fold, taken batch by batch, from which a `PlaceMemory` is fitted."""
+
+    def __init__(self, groups_n: Tensor, width: int, seed: int):
+        """Take groups by number, of each view. Wider features are projected to `width` channels (0: never)."""
+        there = torch.unique(groups_n)
+        self.count = min(_FOLDS, len(there))
+        self.folds = torch.zeros(int(there.max()) + 1, dtype=torch.long)
+        self.folds[there] = torch.arange(len(there)) % self.count
+        self.width, self.seed = width, seed
+        self.projection: Projection | None = None
+        self.pivot = self.views = self.totals = self.squares = torch.empty(0)
+
+    def add(self, x_BChw: Tensor, valid_Bhw: Tensor, group_B: Tensor) -> None:
+        """Add views. Cells on padding don't count."""
+        x, channels = x_BChw.movedim(1, -1), x_BChw.shape[1]
+        if self.projection is None and 0 < self.width < channels:
+            generator = seeding.generator(self.seed, "memory", "places", str(channels))
+            self.projection = Projection.draw(channels, self.width, generator)
+        x = x if self.projection is None else x @ self.projection.matrix
+        if not len(self.pivot):
+            self.pivot = x[valid_Bhw].mean(0)  # squares of what is far from zero would lose the small differences
+            self.views = torch.zeros(self.count, *x.shape[1:3])
+            self.totals = torch.zeros(*self.views.shape, len(self.pivot))
+            self.squares = torch.zeros(self.count, len(self.pivot), len(self.pivot), dtype=torch.float64)
+        x = (x - self.pivot) * valid_Bhw[..., None]
+        for fold, one, valid in zip(self.folds[group_B].tolist(), x, valid_Bhw, strict=True):
+            self.views[fold] += valid
+            self.totals[fold] += one
+            cells = one.flatten(0, 1)
+            self.squares[fold] += cells.T @ cells
+
+    def fitted(self) -> PlaceMemory:
+        """Return what all normals say, with what those outside of each fold do."""
+        every = torch.arange(self.count)
+        without = tuple(self._of(every[every != fold]) for fold in range(self.count) if self.count > 1)
+        found = self._of(every)
+        return replace(found, projection=self.projection, without=without, folds=self.folds)
+
+    def _of(self, folds: Tensor) -> PlaceMemory:
+        views, totals = self.views[folds].sum(0)[..., None], self.totals[folds].sum(0)
+        overall = totals.sum((0, 1)) / views.sum()
+        # A place starts with one view of all places: a few views alone have next to no variance around their own mean.
+        # Rounded now, as on disk: what is calibrated is what is shipped.
+        places, step = _rounded((totals + overall) / (views + 1) - overall)
+        means = places + overall
+        cross = torch.einsum("hwc,hwd->cd", means, totals).double()
+        kept = torch.einsum("hwc,hwd->cd", means * views, means).double()
+        covariance = (self.squares[folds].sum(0) - cross - cross.T + kept) / views.sum().double()
+        ridge = _RIDGE * covariance.diagonal().mean() + 1e-6
+        unit = torch.eye(len(covariance), dtype=torch.float64)
+        root = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance + ridge * unit), unit, upper=False)
+        return PlaceMemory(self.pivot + overall, places, step, root.float())
+
+
+def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ... x C values as multiples of a step per channel that a signed byte can hold, and the steps."""
+    step = tensors.steps(x.flatten(0, -2), dim=0)
+    return (x / step).round() * step, step
 
 
 def fit_statistics(values_nhw: Tensor, valid_nhw: Tensor, grain: float = 0.0) -> Normal:

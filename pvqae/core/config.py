@@ -109,7 +109,7 @@ class Prior(_Section):
     lr: float = Field(3e-3, gt=0)
 
 
-_Memory = Annotated[str, Field(pattern="^(joint|stride32|stride16|stride8|stride4)$")]
+_Memory = Annotated[str, Field(pattern="^(joint|stride32|stride16|stride8|stride4|place)$")]
 _Weights = Annotated[dict[_Memory, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 
 
@@ -119,9 +119,9 @@ class Score(_Section):
     fusion: str = "recon"
     image: _Weights = {"joint": 2.0, "stride16": 1.0, "stride8": 1.0}
     image_scale: str = "damped"
-    map: _Weights = {"joint": 4.0, "stride8": 4.0, "stride16": 1.0}
+    map: _Weights = {"joint": 1.0, "stride8": 1.0, "place": 2.0}
     map_scale: str = "least"
-    blur: float = Field(4.0, ge=0)
+    blur: float = Field(2.0, ge=0)
     top: float = Field(0.01, gt=0, le=1)
 
     @property

@@ -95,7 +95,7 @@ class Graph(nn.Module):
         super().__init__()
         found = scorer.networks
         memories = {
-            name: _BatchedMemory(*(getattr(x, field.name) for field in fields(Memory)))
+            name: _BatchedMemory(*(getattr(x, field.name) for field in fields(Memory))) if isinstance(x, Memory) else x
             for name, x in found.memories.items()
         }
         for memory in memories.values():

@@ -28,7 +28,17 @@ from pvqae.core.errors import ConfigError, IntegrityError
 from pvqae.core.files import SUMS, Sealed, read_folder, seal_folder, whole_folder
 from pvqae.core.tensors import pack, unpack
 from pvqae.inference import formats
-from pvqae.inference.measures import JOINT, STRIDES, Allocator, Memory, Networks, Projection
+from pvqae.inference.measures import (
+    JOINT,
+    PLACE,
+    STRIDES,
+    Allocator,
+    AnyMemory,
+    Memory,
+    Networks,
+    PlaceMemory,
+    Projection,
+)
 from pvqae.inference.readout import Normal
 from pvqae.inference.scoring import Scale, Scored, Scorer
 from pvqae.model import backbones
@@ -149,8 +159,11 @@ def _weights(found: Networks, recon: str) -> dict[str, Tensor]:
 def _statistics(scorer: Scorer) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, memory in scorer.networks.memories.items():
-        tensors |= {f"memory.{name}.codes": memory.as_bytes(), f"memory.{name}.step": memory.step}
-        tensors |= {f"memory.{name}.mean": memory.mean, f"memory.{name}.scale": memory.scale}
+        if isinstance(memory, PlaceMemory):
+            tensors |= {f"memory.{name}.places": memory.as_bytes(), f"memory.{name}.root": memory.root}
+        else:
+            tensors |= {f"memory.{name}.codes": memory.as_bytes(), f"memory.{name}.scale": memory.scale}
+        tensors |= {f"memory.{name}.mean": memory.mean, f"memory.{name}.step": memory.step}
         if memory.projection is not None:
             own = memory.projection
             tensors |= {f"memory.{name}.signs": own.signs, f"memory.{name}.rows": own.rows}
@@ -289,15 +302,17 @@ def _float(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.float()
 
 
-def _memories(tensors: Mapping[str, Tensor]) -> dict[str, Memory]:
+def _memories(tensors: Mapping[str, Tensor]) -> dict[str, AnyMemory]:
     """Return the memories in the order of `memory_names`."""
-    there = [name for name in (*STRIDES, JOINT) if f"memory.{name}.codes" in tensors]
-    return {name: _memory(_below(f"memory.{name}.", tensors)) for name in there}
+    every = {name: _below(f"memory.{name}.", tensors) for name in (*STRIDES, JOINT, PLACE)}
+    return {name: _memory(own) for name, own in every.items() if own}
 
 
-def _memory(own: dict[str, Tensor]) -> Memory:
-    codes = own["codes"].float() * own["step"]
+def _memory(own: dict[str, Tensor]) -> AnyMemory:
     projection = Projection(own["signs"], own["rows"]) if "signs" in own else None
+    if "places" in own:
+        return PlaceMemory(own["mean"], own["places"].float() * own["step"], own["step"], own["root"], projection)
+    codes = own["codes"].float() * own["step"]
     return Memory(own["mean"], own["scale"].float(), codes, own["step"], torch.empty(0, dtype=torch.long), projection)
 
 

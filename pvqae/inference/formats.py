@@ -4,6 +4,7 @@
 3  the same codes as bytes in steps; the decoder in half precision
 4  a decoder that no score comes from as bytes
 5  memories by what they read, one of them spanning resolutions; weights of memories in place of chosen levels
+6  a memory of places, which code of format 5 would pass over without a word
 
 Every older one holds all that today's scoring needs, so its scores stay: `upgraded` translates names, `convert` writes
 the result as a bundle of today's format. Format 1, of half a day before registered versions, can't be read.
@@ -22,8 +23,8 @@ from pvqae.inference.measures import STRIDES
 if TYPE_CHECKING:
     from torch import Tensor
 
-CURRENT = 5
-_OLDER = (2, 3, 4)
+CURRENT = 6
+_OLDER = (2, 3, 4, 5)
 CONFIG, STATISTICS = "config.json", "statistics.safetensors"
 
 
@@ -41,6 +42,8 @@ def upgraded(facts: dict[str, Any], tensors: "Mapping[str, Tensor]") -> "tuple[d
     """Return config and statistics of a bundle of a readable format as today's would say them."""
     if facts["format"] == CURRENT:
         return facts, tensors
+    if facts["format"] == 5:
+        return {**facts, "format": CURRENT}, tensors
     renamed = _renamed(tensors)
     if facts["format"] == 2:  # codes as they are, in steps of one
         for name in [name for name in renamed if name.startswith("memory.") and name.endswith(".codes")]:

@@ -2,14 +2,15 @@
 
 A memory of normality holds codes that cover the features of training normals at one resolution, or of several
 resolutions at once; its measure is the distance to the nearest code. Features are averaged over 3x3 cells and every
-channel is standardised first. What real defects said of memories: docs/experiments/readouts.md.
+channel is standardised first. One more memory has no codes but what is normal at each place. What real defects said of
+memories: docs/experiments/readouts.md.
 
 B views; N = h*w coarse cells; R levels; H W the finest grid; S side of a view; T channels of the target; K codes;
 C channels of a memory, h w its grid.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -28,6 +29,7 @@ _CELLS = 400  # vectors compared at once: their distances to all codes stay in t
 _PROBABILITY_FLOOR = 1e-3
 STRIDES = ("stride32", "stride16", "stride8", "stride4")  # memories of one resolution each
 JOINT = "joint"  # the memory whose codes span resolutions
+PLACE = "place"  # no codes but a Gaussian of each place
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +115,57 @@ class Memory:
         return F.avg_pool2d(grid[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
 
 
+@dataclass(frozen=True, eq=False)
+class PlaceMemory:
+    """What is normal at each place of a view: a mean of its own, and one covariance for all places.
+
+    As PaDiM (Defard et al. 2020), whose covariance for every place takes a hundred times the room and is no better here
+    (docs/experiments/readouts.md). It sees what lies at the wrong place, which a memory of codes can't.
+    """
+
+    mean: Tensor  # C, or W where projected: of all places
+    places: Tensor  # h x w x C, or x W: how far each place's mean is from it; multiples of `step` from -127 to 127
+    step: Tensor  # C or W
+    root: Tensor  # C x C or W x W, of the inverse covariance
+    projection: Projection | None = None
+    without: tuple["PlaceMemory", ...] = ()  # as the groups outside of each fold would have it; only while fitting
+    folds: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))  # of each group; only while fitting
+
+    @cached_property
+    def means(self) -> Tensor:
+        """The mean of each place, h x w x C, or x W."""
+        return self.mean + self.places
+
+    def as_bytes(self) -> Tensor:
+        """Return `places` as signed bytes, in steps."""
+        return (self.places / self.step).round().to(torch.int8)
+
+    def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
+        """Return the Mahalanobis distance of each cell to the mean of its place, per root of a channel, B x h x w.
+
+        `without_group` (B): that group's fold has taught nothing of what a view is compared with.
+        """
+        x = x_BChw.movedim(1, -1)
+        x = x if self.projection is None else x @ self.projection.matrix
+        if without_group is None or not self.without:
+            return self._away(x)
+        folds = self.folds[without_group].tolist()
+        return torch.stack([self.without[fold]._away(one) for fold, one in zip(folds, x, strict=True)])
+
+    def _away(self, x_hwC: Tensor) -> Tensor:
+        return ((x_hwC - self.means) @ self.root.T).square().mean(-1).sqrt()
+
+
+AnyMemory = Memory | PlaceMemory
+
+
 def memory_names(backbone: Backbone, *weights: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the memories that have a weight in any of `weights` and something to read; coarse to fine, `JOINT` last.
+    """Return the memories that have a weight in any of `weights` and something to read; coarse to fine, `JOINT` and
+    `PLACE` last.
 
     Raises `ConfigError` where nothing is left.
     """
-    there = (*STRIDES[: len(backbone.spec.channels)], JOINT)
+    there = (*STRIDES[: len(backbone.spec.channels)], JOINT, PLACE)
     names = tuple(name for name in there if any(name in some for some in weights))
     for some in weights:
         if not set(some) & set(names):
@@ -127,8 +174,10 @@ def memory_names(backbone: Backbone, *weights: Mapping[str, float]) -> tuple[str
 
 
 def memory_input(backbone: Backbone, features: Features, name: str) -> Tensor:
-    """Return what the memory `name` reads, B x C x h x w, averaged over 3x3 cells."""
-    return backbone.joint(features).float() if name == JOINT else averaged(features.levels[STRIDES.index(name)].float())
+    """Return what the memory `name` reads, B x C x h x w, averaged over 3x3 cells but for that of places."""
+    if name in (JOINT, PLACE):
+        return (backbone.joint(features) if name == JOINT else backbone.local(features)).float()
+    return averaged(features.levels[STRIDES.index(name)].float())
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +195,7 @@ class Networks:
 
     backbone: Backbone
     allocator: Allocator | None  # None where nothing was trained (train.steps: 0)
-    memories: Mapping[str, Memory]  # by what they read (`memory_input`); empty where none is scored
+    memories: Mapping[str, AnyMemory]  # by what they read (`memory_input`); empty where none is scored
     whitening: Tensor | None  # T x T, of decoder residuals of training normals; None where they are not scored
 
     @property
@@ -221,7 +270,7 @@ class Raw:
         return Raw(
             {name: x[only] for name, x in self.maps.items()},
             {name: x[only] for name, x in self.valid.items()},
-            self.ask and (lambda: Budget(*(getattr(self.budget, field.name)[only] for field in fields(Budget)))),
+            self.ask and (lambda: Budget(*(getattr(self.budget, f.name)[only] for f in fields(Budget)))),
         )
 
 

@@ -63,6 +63,11 @@ class Backbone(nn.Module):
         finer = [averaged(x) for x in features.levels[1:] or features.levels]
         return torch.cat([_to_grid(x, finer[-1].shape[-2:]) for x in finer], dim=1)
 
+    def local(self, features: Features) -> Tensor:
+        """Return the same as sharp as it is kept, B x C x H x W: averages carry a cell's neighbours into it."""
+        finer = features.levels[1:] or features.levels
+        return torch.cat([_to_grid(x, finer[-1].shape[-2:]) for x in finer], dim=1)
+
 
 class _EfficientNetFeatures(Backbone):
     """Taps of a frozen ImageNet network (METHOD section 1): the resolutions are its strides 32, 16, 8 (and 4)."""
@@ -100,6 +105,10 @@ class _EfficientNetFeatures(Backbone):
 
     def joint(self, features: Features) -> Tensor:
         return features.target[:, : self.joined]
+
+    def local(self, features: Features) -> Tensor:
+        finest = features.target[:, : self.spec.groups[0]]  # of a grid so fine that its average is no wider than a cell
+        return torch.cat([super().local(features), finest], dim=1)
 
 
 class _ForeignFeatures(Backbone):

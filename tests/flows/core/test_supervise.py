@@ -94,9 +94,9 @@ def test_an_exception_while_it_runs_ends_the_group(supervisor: Supervisor, tmp_p
     def fail(line: str) -> None:
         raise KeyboardInterrupt
 
+    # the line comes once both pids are written: the group is killed at that moment
+    told = TREE.replace("wait", "until [ -s child ]; do sleep 0.02; done; echo line; wait")
     with pytest.raises(KeyboardInterrupt):
-        # the line comes once both pids are written: the group is killed at that moment
-        told = TREE.replace("wait", "until [ -s child ]; do sleep 0.02; done; echo line; wait")
         supervisor.run(["sh", "-c", told], tmp_path, os.environ, fail)
     assert alive(tmp_path / "parent", tmp_path / "child") == []
 

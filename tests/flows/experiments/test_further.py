@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor
-
 from flows.experiments.further import _Gaussians, _Shape
+from torch import Tensor
 
 PLACES, CHANNELS = 3, 4
 

@@ -106,6 +106,7 @@ def test_each_measure_has_its_own_grid_and_is_never_negative(scorer: Scorer, fea
         "stride16": (2, 8, 8),
         "stride8": (2, 16, 16),
         "joint": (2, 16, 16),
+        "place": (2, 16, 16),
         "decoder": (2, 16, 16),
     }
     assert {name: tuple(x.shape) for name, x in raw.valid.items()} == grids
