@@ -51,14 +51,16 @@ def fit(normals: Source | Iterable[Source] | pd.DataFrame, params: Any = None, n
 
     `normals`: a folder (with all below it), several files or arrays, or a frame with the column `path`. Several
     photographs of one part are files named PART__VIEW, or rows of a frame with the same `part`: a part is then judged
-    by what other parts taught, without which the threshold is too low.
+    by what other parts taught, without which the threshold is too low. One photograph is enough to begin with; a
+    detector of fewer than `calibration.promise_from` (8) promises no false-alarm rate, and says so.
 
     `params`: `Params`, or sections of params.yaml as a mapping, e.g. {"calibration": {"false_alarm_rate": 0.01}}. By
     default no network is trained (train.steps: 0), which changes no score and no threshold; {"train": {"steps": 60}}
     adds what it says of resolutions. `name`: of the class, in the bundle.
 
     Raises `DataError` for what is no photograph, `ValidationFailed` for photographs that no detector should learn from
-    (too few, blank, not of one camera), each with the repair, `ConfigError` for `params` or a `name` that can't be.
+    (blank, not of one camera, fewer than `data.min_normals`), each with the repair, `ConfigError` for `params` or a
+    `name` that can't be.
     """
     if wrong := classes.unusable(name):
         raise ConfigError(f"name: expected {wrong}, found {name!r}")
@@ -128,19 +130,22 @@ class Detector(bundle.Detector):
 
     def _repr_html_(self) -> str:
         low, high = self.card["interval_95"]
+        promised = f"target {self.card['target_rate']:.1%}, expected {low:.1%} to {high:.1%} (95 %)"
         rows = {
             "class": self.config["category"],
             "threshold": f"{self.threshold:.4g}",
             "learnt from": f"{self.card['n']} photographs of {self.card['n_groups']} good parts",
-            "false alarms": f"target {self.card['target_rate']:.1%}, expected {low:.1%} to {high:.1%} (95 %)",
+            "false alarms": self.card.get("no_promise") or promised,
             "bundle": f"{self.sha256[:12]}, {sum(map(len, self.files.files.values())) / 1e6:.1f} MB",
         }
-        rows |= {f"warning {number}": words for number, words in enumerate(self.card["warnings"], 1)}
+        warned = [words for words in self.card["warnings"] if words != self.card.get("no_promise")]
+        rows |= {f"warning {number}": words for number, words in enumerate(warned, 1)}
         cells = "".join(f"<tr><th>{escape(key)}</th><td>{escape(str(value))}</td></tr>" for key, value in rows.items())
         return f"<table>{cells}</table>"
 
     def _words(self) -> str:
-        return f"pvqae detector of {self.config['category']}, threshold {self.threshold:.4g}, {self.sha256[:12]}"
+        few = ", no rate promised" if self.card.get("no_promise") else ""
+        return f"pvqae detector of {self.config['category']}, threshold {self.threshold:.4g}{few}, {self.sha256[:12]}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -164,6 +164,22 @@ def _smallest(category: Annotated[str, typer.Argument(help="A class with a bundl
     typer.echo(limits.smallest(*workspace(), category))
 
 
+@bench.command("few", epilog="Example: python -m flows bench few --classes bottle,toothbrush")
+def _few(
+    data: _DATA = None,
+    classes: Annotated[str, typer.Option(help="E.g. bottle,screw; empty: all found.")] = "",
+    normals: Annotated[str, typer.Option(help="How many to learn from, e.g. 1,2,4,7.")] = "1,2,4,7",
+    draws: Annotated[str, typer.Option(help="Which draws of them, e.g. 0,1.")] = "0,1",
+    set_: _SET = None,
+) -> None:
+    """Learn from 1 to 7 normals, alone and with slightly shifted, brighter and darker copies, and judge the test."""
+    from flows.experiments import limits
+
+    found, params, numbers = _asked(data, classes, draws, ["train.steps=0", *(set_ or [])])
+    counts = [int(count) for count in re.findall(r"\d+", normals)]
+    typer.echo(limits.few(found, params, counts, numbers, _WORK).round(3).to_string(index=False))
+
+
 @bench.command("warm", epilog="Example: python -m flows bench warm brick --batches 3")
 def _warm(
     category: Annotated[str, typer.Argument(help="A class whose data is built and checked.")],

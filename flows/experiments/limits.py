@@ -1,28 +1,36 @@
 """Does a bundle keep what its card promises? Measured on the class's own normals that its fit has not seen.
 
-`flows bench calibration C` tries the thresholds; `flows bench smallest C` puts spots of falling size on the normals.
+`flows bench calibration C` tries the thresholds; `flows bench smallest C` puts spots of falling size on the normals;
+`flows bench few` learns from 1 to 7 normals, from which no card can promise anything.
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pvqae.calibration import thresholds
+from flows.experiments import trial
+from flows.experiments.subjects import Subject
+from pvqae.calibration import calibrate, fitting, thresholds
 from pvqae.calibration.thresholds import is_defect, realised_rates
-from pvqae.core import config, runtime
+from pvqae.core import config, files, runtime
 from pvqae.core.errors import CalibrationError
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
+from pvqae.datasets.splits import fraction
+from pvqae.features.features import jittered
 from pvqae.inference import bundle
 from pvqae.inference.bundle import Detector
 from pvqae.samples import images, manifest
 from pvqae.samples.images import Floats
 
 _DRAWS = 200
+_ENTROPIES = ("prior_cross_entropy", "frequency_cross_entropy")  # of a prior, which does not count here
+_COPIES = 4  # jittered ones of each image
 _MOST = 20  # normals that spots are put on
 _FOUND = 0.9  # share of spots above the threshold
 _CONTRAST = 0.35  # of the range, against what was there
@@ -131,3 +139,54 @@ def _spot(picture: Floats, diameter: float, name: str) -> Floats:
     changed = picture + inside * (_CONTRAST if there < 0.5 else -_CONTRAST)
     spotted: Floats = changed.clip(0, 1).astype(np.float32)
     return spotted
+
+
+def few(
+    subjects: Sequence[Subject], params: config.Params, counts: Sequence[int], draws: Sequence[int], work: Path
+) -> pd.DataFrame:
+    """Learn each class from `counts` of its training normals, with jittered copies and without, and judge its test.
+
+    A draw takes its own parts, more of them where it takes more. Returns a row per class, count, draw and way:
+    class, normals, draw, copies, image_auroc, pixel_auroc (None without masks), false_alarms and missed (shares of the
+    test at the threshold). Raises `CalibrationError` where a class has too few parts.
+    """
+    rows, most = [], max(counts) * (1 + _COPIES) + 1
+    calibration = params.calibration.model_copy(update={"promise_from": most})
+    settings = params.model_copy(update={"calibration": calibration})
+    runs = [(one, n, draw, copies) for one in subjects for draw in draws for n in counts for copies in (0, _COPIES)]
+    for subject, n, draw, copies in track(runs, "few normals", len(runs)):
+        context = trial.BenchmarkContext(replace(subject, rows=_some(subject, n, draw, copies)), settings, work)
+        scorer = context.scorer()
+        found = context.judge(trial.score_rows(scorer, context.test, subject.root, context.unseen))
+        health = fitting.health(scorer.networks, context.examples, dict.fromkeys(_ENTROPIES))
+        figures, scores = found.figures(settings.score.fusion, health), found.scores["image_score"].to_numpy()
+        known = calibrate.within(scorer, context.normals.iloc[:n], subject.root, draw).frame["score"].to_numpy()
+        chosen = thresholds.without_promise(known, calibration.false_alarm_rate, n, most)
+        above = is_defect(scores, chosen.value)
+        facts = {key: figures[key] for key in ("image_auroc", "pixel_auroc")}
+        facts |= {"false_alarms": above[~context.defect].mean(), "missed": (~above[context.defect]).mean()}
+        rows.append({"class": subject.name, "normals": n, "draw": draw, "copies": copies, **facts})
+    return pd.DataFrame(rows)
+
+
+def _some(subject: Subject, n: int, draw: int, copies: int) -> pd.DataFrame:
+    """Return `n` training normals of a class, one of each part, so many jittered copies of each, and the test rows."""
+    rows = subject.rows
+    learnt = rows[rows["split"].isin(["train", "calibrate"]) & (rows["label"] == "normal")].drop_duplicates("group_id")
+    if len(learnt) < n:
+        raise CalibrationError(f"{subject.name}: expected {n} parts to learn from, found {len(learnt)}; ask for fewer")
+    order = sorted(learnt.index, key=lambda index: fraction(f"few/{draw}", str(learnt.at[index, "group_id"])))
+    chosen = learnt.loc[order[:n]]
+    more = [_copy(subject.root, row, number) for row in chosen.to_dict("records") for number in range(copies)]
+    return pd.concat(
+        [chosen, pd.DataFrame(more, columns=rows.columns), rows[rows["split"] == "test"]], ignore_index=True
+    )
+
+
+def _copy(root: Path, row: dict[Hashable, Any], number: int) -> dict[Hashable, Any]:
+    """Write a jittered copy of an image beside the dataset's own below `root`, which is the bench's; return its row."""
+    path = f"copies/{row['sha256']}-{number}.png"
+    pixels = jittered(images.read(row["path"], root), np.random.default_rng([int(row["sha256"][:8], 16), number]))
+    images.write(root / path, pixels)
+    changed = {"sample_id": f"{row['sample_id']} copy {number}", "path": path, "sha256": files.digest(root / path)}
+    return row | changed

@@ -180,7 +180,7 @@ def _facts(
         alarms=statistics.Alarms.of(own, list(normals["group_id"]), challenger.threshold, limits.alarm_confidence)
         if len(normals)
         else None,
-        promised=float(card["interval_95"][1]),
+        promised=None if card.get("no_promise") else float(card["interval_95"][1]),
         target=float(card["target_rate"]),
         parity=parity,
         level_shares=tuple(health.get("level_shares") or ()),

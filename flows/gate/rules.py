@@ -27,7 +27,7 @@ class Measured:
     kinds: Mapping[str, Comparison]
     tried: tuple[int, int] | None  # the challenger's own synthetic defects, and those above its threshold
     alarms: Alarms | None  # of the challenger, at its own threshold, on the newest normals
-    promised: float  # upper end of the 95 % interval that the challenger's card gives for its false-alarm rate
+    promised: float | None  # upper end of the 95 % interval that the challenger's card gives for its false-alarm rate
     target: float
     parity: float | None
     level_shares: tuple[float, ...]
@@ -157,6 +157,9 @@ def _false_alarms(found: Measured, limits: Gate) -> Rule:
     name, seen = "false alarms on the newest normals", found.alarms
     if seen is None:
         return Rule(name, "undecided", "needs normals at the gate")
+    if found.promised is None:
+        text = f"{seen.rate:.1%} of {seen.n} images of {seen.groups} parts"
+        return Rule(name, "undecided", f"{text}; the challenger learnt from too few good images to promise a rate")
     text = (
         f"{seen.rate:.1%} of {seen.n} images of {seen.groups} parts, with {limits.alarm_confidence:.0%} confidence at "
         f"least {seen.low:.1%}; target {found.target:.1%}, calibration promised at most {found.promised:.1%}"

@@ -87,11 +87,11 @@ class Champions:
 def _limit(card: Mapping[str, Any], margin: float) -> float:
     """Return the highest score of the calibration normals plus `margin` times its distance from their median.
 
-    The threshold itself would hold every twentieth good part.
+    The threshold itself would hold every twentieth good part; only that of few normals is higher than all of them.
     """
     scores = [float(score) for score in card["scores"]]
     highest = max(scores)
-    return highest + margin * (highest - statistics.median(scores))
+    return max(float(card["threshold"]), highest + margin * (highest - statistics.median(scores)))
 
 
 def _no_champion(category: str) -> str:

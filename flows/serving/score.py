@@ -112,8 +112,8 @@ def _scored(
         batch_cli.prepare()
         bundle = bundle_of(project, registry, model, version)
         detector = bundles.parse(bundle)
-        if detector.engine_note:
-            log.warning("%s", detector.engine_note)
+        for note in detector.notes:
+            log.warning("%s", note)
         found = batch.run(detector, _source_of(where), folder, version, heatmaps, masks)
         log.info("%s", found.sentence(folder))
 

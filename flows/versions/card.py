@@ -135,6 +135,12 @@ def description(card: Mapping[str, Any], metrics: Mapping[str, Any], tags: Mappi
     if "threshold" not in card:
         return ""
     low, high = card["interval_95"]
+    promise = (
+        f"Of good parts {card['target_rate']:.1%} are meant to be stopped; by {card['n']} unseen normals of "
+        f"{card['n_groups']} parts it is between {low:.1%} and {high:.1%} with 95 % confidence."
+    )
+    if nothing := card.get("no_promise"):
+        promise = f"It {nothing}."
     figures = [
         f"{words} {metrics[key]:.3f}"
         for words, key in (("image AUROC", "image_auroc"), ("pixel AUROC", "pixel_auroc"), ("AUPRO", "aupro"))
@@ -143,8 +149,7 @@ def description(card: Mapping[str, Any], metrics: Mapping[str, Any], tags: Mappi
     return "\n\n".join(
         [
             f"A score above {card['threshold']:.4g} is a defect: {card['rule']}.",
-            f"Of good parts {card['target_rate']:.1%} are meant to be stopped; by {card['n']} unseen normals of "
-            f"{card['n_groups']} parts it is between {low:.1%} and {high:.1%} with 95 % confidence.",
+            promise,
             f"On the test split: {', '.join(figures) or 'no labelled defects'}.",
             f"Code {tags['git_sha'][:12]}, data {tags['data_sha'][:12]}; {tags['trigger']}: {_plain(tags['reason'])}",
         ]

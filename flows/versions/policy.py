@@ -24,6 +24,7 @@ class Facts:
     codebook_usage: float | None
     image_auroc: float | None = None  # of the test split; None without defects in it
     tried: tuple[int, int] | None = None  # its own synthetic defects, and those above its threshold; None: unknown
+    no_promise: str = ""  # why its calibration promises no false-alarm rate
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,15 @@ def blind(tried: tuple[int, int] | None) -> bool:
 def decide(facts: Facts, *, later: bool, first_auroc: float = 0.5) -> Decision:
     """Decide on a version. The first of a model is champion by absolute rules: there is nothing to compare it with.
 
-    A `later` one, of a model that has or had a champion, waits for the promotion gate.
+    A `later` one, of a model that has or had a champion, waits for the promotion gate. One that promises no rate may be
+    the first: new images are screened by a champion, so without one a class would never get more. The reasons say it.
     """
     if against := _obstacles(facts):
         return Decision(None, against)
+    few = (facts.no_promise,) if facts.no_promise else ()
     if later:
-        return Decision("challenger", ("a champion exists: the gate decides", *_collapse(facts)))
+        return Decision("challenger", ("a champion exists: the gate decides", *_collapse(facts), *few))
     if flaws := (*_collapse(facts), *_useless(facts, first_auroc)):
         return Decision("challenger", flaws)
     seen = "no defects to try it on" if facts.image_auroc is None else f"image AUROC {facts.image_auroc:.4f}"
-    return Decision("champion", ("parity holds", "lineage is complete", "code is committed", "no collapse", seen))
+    return Decision("champion", ("parity holds", "lineage is complete", "code is committed", "no collapse", seen, *few))

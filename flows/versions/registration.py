@@ -129,6 +129,7 @@ class Registrar:
     def _facts(self, category: str, exported: Path, tags: dict[str, str]) -> policy.Facts:
         evaluated = self._space.layout.class_report(category) / "images.csv"
         health = read_json(exported / "config.json").get("health", {})
+        calibration = read_json(exported / "calibration.json")
         return policy.Facts(
             parity_difference=compare_scores(self._supervisor, self._space, exported, evaluated, self._threads()),
             missing_lineage=lineage.Lineage.missing(tags),
@@ -136,7 +137,8 @@ class Registrar:
             level_shares=tuple(health.get("level_shares") or ()),
             codebook_usage=health.get("codebook_usage"),
             image_auroc=self._metrics(category).get("image_auroc"),
-            tried=policy.tried_of(read_json(exported / "calibration.json")),
+            tried=policy.tried_of(calibration),
+            no_promise=calibration.get("no_promise", ""),
         )
 
     def _metrics(self, category: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ gate is made of other kinds. They choose nothing: what ranks read-outs on synthe
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from pvqae.calibration import fitting, thresholds
-from pvqae.core import config, files, runtime
+from pvqae.core import config, files, runtime, seeding
 from pvqae.core.errors import CalibrationError
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
@@ -26,19 +26,20 @@ from pvqae.datasets import splits
 from pvqae.datasets.anomalies import ANOMALIES, SELECTION_KINDS
 from pvqae.drift import profile
 from pvqae.features.examples import Examples, prepare, retake
-from pvqae.features.features import Store
+from pvqae.features.features import Store, jittered
 from pvqae.inference import bundle
 from pvqae.inference.measures import Networks
-from pvqae.inference.scoring import Scorer
+from pvqae.inference.scoring import Scored, Scorer
 from pvqae.samples import classes, images, manifest
 
 _RETAKEN = 4  # images of a fit that are taken again
+_JITTERED = 16  # photographs of a single part that its threshold comes from
 _TRIED = 16  # normals that the finished detector is tried on
 _EXTENTS = (0.002, 0.06)  # share of the image that a synthetic defect covers
 
 
 @dataclass(frozen=True, eq=False)
-class _Judged:
+class Judged:
     """What a fit says of normals that it has not seen."""
 
     frame: pd.DataFrame  # sample_id, group_id, score
@@ -61,14 +62,20 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     examples = prepare(rows, layout.data, params.image, found[splits.FULL].backbone, "none", store=store)
     print(f"{category}: {store.counts}", flush=True)
     scorers = fit_all(found, examples, rows, params, layout.data)
-    judged = _judge(scorers, rows, layout)
+    few = bool(splits.few(rows).all())
+    shipped = scorers[splits.FULL]
+    judged = within(shipped, rows, layout.data, params.seed) if few else _judge(scorers, rows, layout)
     facts = json.loads((layout.prior(member.prior) / "facts.json").read_text("utf-8"))[category]
     health = fitting.health(found[splits.FULL], _seen(examples, rows, splits.FULL), facts)
-    chosen = thresholds.threshold(judged.frame["score"].to_numpy(), params.calibration.false_alarm_rate)
-    method = "held_out" if len(fits) == 1 else "cross_fit"
+    scores, settings = judged.frame["score"].to_numpy(), params.calibration
+    if few:
+        chosen = thresholds.without_promise(scores, settings.false_alarm_rate, len(rows), settings.promise_from)
+        method = "leave_one_out" if rows["group_id"].nunique() > 1 else "one_part"
+    else:
+        chosen = thresholds.threshold(scores, settings.false_alarm_rate)
+        method = "held_out" if len(fits) == 1 else "cross_fit"
     middle = float(np.median(judged.medians))
     card = thresholds.card(chosen, judged.frame, judged.peaks, middle, method, files.digest(file))
-    shipped = scorers[splits.FULL]
     groups, target = list(judged.frame["group_id"]), params.calibration.pixel_false_alarm_area
     card["pixel"] = thresholds.pixel_card(judged.curves, groups, target, judged.pixels)
     card["synthetic"] = tried(shipped, chosen.value, _pictures(rows, layout.data, params.image.bits))
@@ -95,12 +102,52 @@ def fit_all(
         seen = _seen(examples, rows, fit)
         some = np.unique(seen.rows[torch.linspace(0, len(seen) - 1, _RETAKEN).long()]).tolist()
         again = retake(rows, some, data_root, params.image, networks.backbone, params.seed)
-        fitted[fit] = fitting.fit(networks, seen, fitting.group_numbers(rows, seen), params, fit, again)
+        fitted[fit] = fitting.fit(networks, seen, _groups(rows, seen), params, fit, again)
     return fitted
 
 
 def _seen(examples: Examples, rows: pd.DataFrame, fit: str) -> Examples:
     return examples.subset(torch.from_numpy(splits.learns(rows, fit)))
+
+
+def _groups(rows: pd.DataFrame, seen: Examples) -> torch.Tensor:
+    """Return the number of each view's group; of a single part every photograph counts as one."""
+    numbers = fitting.group_numbers(rows, seen)
+    return numbers if int(numbers.max()) > 0 or not splits.few(rows).all() else seen.rows
+
+
+def within(scorer: Scorer, rows: pd.DataFrame, data_root: Path, seed: int) -> Judged:
+    """Score normals too few for folds by what the other parts taught `scorer`, which was just fitted to all of them.
+
+    Each part's codes are taken out of the memories while its images are scored; statistics and networks have seen it.
+    Of a single part the images are jittered anew, since nothing else is there that the memory has not seen.
+    `rows`: all normals of the class, in the order in which the scorer was fitted.
+    """
+    parts = pd.factorize(rows["group_id"])[0]
+    alone, results = len(set(parts)) == 1, list[Scored]()
+    for number, (sample_id, path) in enumerate(track(_pairs(rows), "calibrating", total=len(rows))):
+        pixels = images.read(path, data_root, scorer.image.bits)
+        if alone:
+            draws = seeding.numpy_generator(seed, "judge", path)
+            again = [jittered(pixels, draws) for _ in range(-(-_JITTERED // len(rows)))]
+            results += [scorer.one(one, sample_id) for one in again]
+        else:
+            results.append(_without(scorer, int(parts[number])).one(pixels, sample_id))
+    return _judged(results, rows)
+
+
+def _without(scorer: Scorer, part: int) -> Scorer:
+    """Return the scorer without the codes of a part; a memory that has no others keeps them."""
+    memories = {}
+    for name, memory in scorer.networks.memories.items():
+        others = memory.owners != part
+        left = replace(memory, codes=memory.codes[others], owners=memory.owners[others])
+        memories[name] = left if len(left.codes) else memory
+    return replace(scorer, networks=replace(scorer.networks, memories=memories))
+
+
+def _pairs(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(zip(rows["sample_id"], rows["path"], strict=True))
 
 
 def _pictures(rows: pd.DataFrame, data_root: Path, bits: images.Bits) -> Iterator[tuple[str, images.Floats]]:
@@ -111,24 +158,31 @@ def _pictures(rows: pd.DataFrame, data_root: Path, bits: images.Bits) -> Iterato
         yield sample_id, images.read(path, data_root, bits)
 
 
-def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> _Judged:
+def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> Judged:
     """Score every normal that a fit may judge, through the one scoring path."""
+
+    def scored() -> Iterator[Scored]:
+        for fit, scorer in scorers.items():
+            mine = rows[splits.judges(rows, fit)]
+            yield from track(scorer.many(_pairs(mine), layout.data), f"calibrating {fit}", total=len(mine))
+
+    return _judged(scored(), rows)
+
+
+def _judged(results: Iterable[Scored], rows: pd.DataFrame) -> Judged:
     parts, peaks, medians, curves, pixels = [], [], [], [], 0
-    for fit, scorer in scorers.items():
-        mine = rows[splits.judges(rows, fit)]
-        pairs = zip(mine["sample_id"], mine["path"], strict=True)
-        for scored in track(scorer.many(pairs, layout.data), f"calibrating {fit}", total=len(mine)):
-            parts.append((scored.sample_id, scored.image_score))
-            peaks.append(float(scored.anomaly_map.max()))
-            medians.append(float(np.median(scored.anomaly_map)))
-            curves.append(thresholds.area_curve(scored.anomaly_map))
-            pixels += scored.anomaly_map.size
+    for scored in results:
+        parts.append((scored.sample_id, scored.image_score))
+        peaks.append(float(scored.anomaly_map.max()))
+        medians.append(float(np.median(scored.anomaly_map)))
+        curves.append(thresholds.area_curve(scored.anomaly_map))
+        pixels += scored.anomaly_map.size
     if not parts:
         raise CalibrationError(
             "no normals are left for calibration: expected rows with split calibrate; raise data.shares"
         )
     frame = pd.DataFrame(parts, columns=["sample_id", "score"]).merge(rows[["sample_id", "group_id"]], on="sample_id")
-    return _Judged(frame, np.array(peaks), np.array(medians), curves, pixels)
+    return Judged(frame, np.array(peaks), np.array(medians), curves, pixels)
 
 
 def with_defects(sample_id: str, picture: images.Floats) -> Iterator[tuple[str, images.Floats]]:

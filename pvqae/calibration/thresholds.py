@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _RULE = "k-th smallest of n scores of unseen normals, k = ceil((n + 1) * (1 - target rate)); above it is a defect"
 
 
+_FEW_RULE = (
+    "highest score of normals, each judged by what the other parts taught, and as much above it as it is above their "
+    "median; no rate can be promised of so few"
+)
 _PIXEL_RULE = (
     "lowest value that at most the target share of the pixels of unseen normals exceeds, every image weighing the "
     "same; above it a pixel is marked"
@@ -68,6 +72,7 @@ class _Threshold:
     interval_95: tuple[float, float]  # of the realised rate, over draws of the n normals
     n: int
     warnings: tuple[str, ...]
+    no_promise: str = ""  # why nothing is known of the rate
 
 
 def threshold(scores: NDArray[np.float64], rate: float) -> _Threshold:
@@ -76,9 +81,7 @@ def threshold(scores: NDArray[np.float64], rate: float) -> _Threshold:
     A rate below 1/(n+1) can't be had from n normals: the threshold is then their maximum, with a warning. Raises
     `CalibrationError` for no scores, or scores that are not finite.
     """
-    n = len(scores)
-    if n == 0 or not np.isfinite(scores).all():
-        raise CalibrationError(f"no finite scores of unseen normals ({n} scores): add normal images and run again")
+    n = _count(scores)
     wanted = math.ceil((n + 1) * (1 - rate) - 1e-9)  # 150 * (1 - 0.18) is a little above 123 in floats
     k = min(wanted, n)
     warnings: tuple[str, ...] = ()
@@ -91,6 +94,31 @@ def threshold(scores: NDArray[np.float64], rate: float) -> _Threshold:
     # The rate realised by the k-th of n order statistics is Beta(n + 1 - k, k) distributed.
     low, high = betaincinv(n + 1 - k, k, [0.025, 0.975])
     return _Threshold(float(np.sort(scores)[k - 1]), rate, 1 / (n + 1), (float(low), float(high)), n, warnings)
+
+
+def _count(scores: NDArray[np.float64]) -> int:
+    """Return how many scores there are. Raises `CalibrationError` for none, or one that is not finite."""
+    if not len(scores) or not np.isfinite(scores).all():
+        raise CalibrationError(
+            f"no finite scores of unseen normals ({len(scores)} scores): add normal images and run again"
+        )
+    return len(scores)
+
+
+def without_promise(scores: NDArray[np.float64], rate: float, n: int, needed: int) -> _Threshold:
+    """Return a threshold of `n` normals, fewer than the `needed` ones of which a rate could be promised.
+
+    As far above the highest score as that is above the median: of few normals the highest is hardly the highest of all.
+    The interval says the truth, which is that nothing is known of the rate; `rate` is only what was asked for. Raises
+    as `threshold`.
+    """
+    _count(scores)
+    value = 2 * float(scores.max()) - float(np.median(scores))
+    words = (
+        f"promises no false-alarm rate: it learnt from {n} good image{'' if n == 1 else 's'}, too few to know one; "
+        f"train again with {needed} or more"
+    )
+    return _Threshold(value, rate, 1.0, (0.0, 1.0), n, (words,), words)
 
 
 def card(
@@ -108,11 +136,13 @@ def card(
     """
     ceiling = threshold(peaks, chosen.target_rate).value
     facts = asdict(chosen)
+    if not chosen.no_promise:
+        del facts["no_promise"]
     return {
         "threshold": facts.pop("value"),
         "map_threshold": ceiling,
         "map_scale": [middle, middle + 1.5 * (ceiling - middle)],
-        "rule": _RULE,
+        "rule": _FEW_RULE if chosen.no_promise else _RULE,
         "method": method,
         "n_groups": int(judged["group_id"].nunique()),
         "manifest_sha256": manifest_sha256,

@@ -215,16 +215,20 @@ def _datasets(layout: Layout, source: str) -> Check:
 def _bundles(root: Path) -> list[Check]:
     """Check every bundle of the project and of its workspaces against its hashes; one check for all intact ones."""
     found = sorted([*root.glob("models/*/*/bundle"), *root.glob(".pvqae/runs/*/models/*/*/bundle")])
-    damaged = [check for folder in found if (check := _bundle(root, folder))]
-    whole = len(found) - len(damaged)
+    wrong = [check for folder in found if (check := _bundle(root, folder))]
+    whole = len(found) - sum(check.state == "bad" for check in wrong)
     repair = "" if found else "make run"
     said = f"{whole} whole" if found else "none yet"
-    return [*damaged, Check("bundles", "ok" if found else "warn", said, repair)] if whole or not found else damaged
+    return [*wrong, Check("bundles", "ok" if found else "warn", said, repair)] if whole or not found else wrong
 
 
 def _bundle(root: Path, folder: Path) -> Check | None:
     try:
-        files.read_folder(folder, "a bundle", "")
+        sealed = files.read_folder(folder, "a bundle", "")
+        card = sealed.json("calibration.json", "") if "calibration.json" in sealed.files else {}
+        if words := card.get("no_promise"):
+            repair = "add images of good parts, then python -m flows train"
+            return Check(f"bundle {folder.parent.name}", "warn", str(words), repair)
     except IntegrityError as error:
         workspace = folder.parents[3]  # .../models/DATASET/CLASS/bundle
         repair = shlex.join(["dvc", "--cd", str(workspace), "checkout", "--force", str(folder.relative_to(workspace))])

@@ -130,8 +130,8 @@ def stream(
     from pvqae.core.progress import tell
     from pvqae.stream import frames, pipeline, sinks
 
-    if detector.engine_note:
-        tell(detector.engine_note)
+    for note in detector.notes:
+        tell(note)
     counts, stop = frames.Counts(), threading.Event()
     settings = pipeline.Settings(options.queue, options.drop, options.frames)
     settings.policy(True)  # a wrong word is told before anything is opened

@@ -43,7 +43,7 @@ class Data(_Section):
     categories: tuple[str, ...] = ()
     protocol: Literal["grouped", "random"] = "grouped"
     shares: Shares = Shares()
-    min_normals: int = Field(8, ge=2)
+    min_normals: int = Field(1, ge=1)
     max_quarantine: float = Field(0.05, ge=0, le=1)
     table: str = ""
     columns: dict[_Column, str] = {}
@@ -135,6 +135,7 @@ class Calibration(_Section):
     pixel_false_alarm_area: float = Field(0.001, gt=0, lt=1)
     kfold_below: int = Field(200, ge=0)
     folds: int = Field(4, ge=2)
+    promise_from: int = Field(8, ge=0)
 
 
 class Evaluation(_Section):

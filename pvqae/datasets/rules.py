@@ -141,8 +141,17 @@ def of_images() -> list[Rule]:
     ]
 
 
-def of_classes(min_normals: int, judged: bool = True) -> list[Rule]:
-    """Return what is expected of the table of classes of `pvqae.datasets.facts`; `judged`: also of test images."""
+def _promised(least: int) -> Rule:
+    words = f"at least {least} normals to train with, of which a false-alarm rate can be promised"
+    rule = _between("training_normals", least, None, words, "add images of good parts", warning=True)
+    return replace(rule, name="promised_rate")
+
+
+def of_classes(min_normals: int, judged: bool = True, promise_from: int = 0) -> list[Rule]:
+    """Return what is expected of the table of classes of `pvqae.datasets.facts`; `judged`: also of test images.
+
+    Of a class of fewer normals than `promise_from` is told that no rate will be promised.
+    """
     add = "bring the dataset in with `python -m flows data add NAME ROOT`, which writes data/classes.yaml"
     again = "see data/quarantine.csv for what was left out; repair it, then run `python -m flows data add NAME ROOT`"
     more = "add images of good parts, or lower data.min_normals or data.shares"
@@ -158,6 +167,7 @@ def of_classes(min_normals: int, judged: bool = True) -> list[Rule]:
         _holds("in_classes_file", "every class of the manifest is in data/classes.yaml", add, whole=True),
         _holds("in_manifest", "every class of data/classes.yaml has images", again),
         _between("training_normals", min_normals, None, f"at least {min_normals} normals to train with", more),
+        _promised(promise_from),
         _silent("range_used", "values over the range of the files", "set image.bits in params.yaml, then run again"),
         _silent("range_mostly_used", "values over most of the range of the files", camera, warning=True),
         _silent("shade", "pictures that are neither black nor white", camera, warning=True),

@@ -107,9 +107,10 @@ def _run_typed(
 ) -> list[_Checked]:
     images = facts.of_images(frame, statistics, data)
     table = facts.of_classes(frame, known, statistics, params.image.bits)
+    least, promised = params.data.min_normals, params.calibration.promise_from
     return [
         *_run("images", images, rules.of_images(), ["sample_id", "path"]),
-        *_run("classes", table, rules.of_classes(params.data.min_normals, judged), ["category"]),
+        *_run("classes", table, rules.of_classes(least, judged, promised), ["category"]),
     ]
 
 

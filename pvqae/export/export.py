@@ -181,6 +181,7 @@ def _card(detector: Detector) -> dict[str, Any]:
     return {
         **{key: facts[key] for key in ("dataset", "category")},
         **{key: detector.card[key] for key in ("threshold", "map_threshold", "map_scale")},
+        **{key: detector.card[key] for key in ("no_promise",) if key in detector.card},
         "pixel_threshold": detector.pixel_threshold,
         "smallest_defect": detector.card.get("smallest_defect"),
         "preprocessing": {

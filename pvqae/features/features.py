@@ -127,6 +127,23 @@ class Views:
     valid: Tensor  # V x S x S booleans
 
 
+_SHIFT, _GAIN = 0.03, 0.05  # of the image's sides and of its brightness, at most
+
+
+def jittered(image: images.Floats, draws: np.random.Generator) -> images.Floats:
+    """Return an image (H0, W0, 3) in [0, 1] as if its part had lain a little elsewhere under a slightly other lamp.
+
+    It is shifted by whole pixels, its border repeated, and its brightness multiplied.
+    """
+    height, width, _ = image.shape
+    down, right = (int(draws.integers(-most, most + 1)) for most in (round(_SHIFT * height), round(_SHIFT * width)))
+    rows, columns = np.arange(height) - down, np.arange(width) - right
+    moved = image[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]
+    gain = np.float32(draws.uniform(1 - _GAIN, 1 + _GAIN))
+    changed: images.Floats = (moved * gain).clip(0, 1)
+    return changed
+
+
 class Reader:
     """Reads images below `data_root` for one backbone and one measure of richness."""
 

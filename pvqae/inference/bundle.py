@@ -79,6 +79,13 @@ class Detector:
             return ""
         return f"features are computed by {here} here, the threshold was made with {made}: scores differ by rounding"
 
+    @property
+    def notes(self) -> list[str]:
+        """What to tell once before scores are: that no false-alarm rate is promised, and `engine_note`."""
+        promise = self.card.get("no_promise")
+        name = f"{self.config['category']} " if promise else ""
+        return [text for text in (f"{name}{promise or ''}", self.engine_note) if text]
+
     def marks(self, scored: Scored) -> dict[str, Any] | None:
         """Return the share, number, boxes and highest values of what is marked, see `geometry.marks`; None as above."""
         limit = self.pixel_threshold

@@ -59,6 +59,8 @@ _NOT_EVALUATED = (
 _STATES = {"kept": "met", "broken": "not met"}
 _METHODS = {
     "held_out": "normal images that the model has never seen",
+    "leave_one_out": "normal images, each judged by what the other parts taught; they are few",
+    "one_part": "slightly shifted, brighter and darker copies of the only good part",
     "cross_fit": "normal images, each scored by a model that was fitted without its group (cross-fitting)",
 }
 
@@ -89,7 +91,7 @@ def render(
     text = environment.get_template("report.html.j2").render(
         metrics=metrics,
         demo=demo,
-        verdict=_verdict(metrics),
+        verdict=f"{_verdict(metrics)}{_promises_nothing(classes)}",
         totals=_totals(metrics),
         warnings=[("the data", text) for text in notes]
         + [(name, _NOT_EVALUATED) for name in metrics.get("not_evaluated", [])]
@@ -136,6 +138,13 @@ def _verdict(metrics: Values) -> str:
     weakest = min(judged, key=lambda name: judged[name])
     tail = f" The weakest class is {weakest}, with an image AUROC of {_figure(judged[weakest])}."
     return rates + tail * (len(judged) > 1)
+
+
+def _promises_nothing(classes: Sequence["ClassReport"]) -> str:
+    """Return a sentence on the classes whose cards promise no rate; "" if all promise one."""
+    said = [f"{one.name} {one.card['no_promise']}" for one in classes if one.card.get("no_promise")]
+    others = f", and so do {len(said) - 1} other classes" if len(said) > 1 else ""
+    return f" {said[0]}{others}." if said else ""
 
 
 def _share(part: int, n: int, what: str, done: str) -> str:

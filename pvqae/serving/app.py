@@ -111,8 +111,9 @@ class Health(BaseModel):
 class Ready(BaseModel):
     """`rejected`: a newer version that does not answer, and what kind of error it met. `on_disk`: what the folder that
     the model was loaded from holds now. `engine_note`: what to know where features are computed by another engine than
-    the threshold was made with. The model answers from memory, as it was verified, whatever that is: "replaced"
-    by another bundle, "damaged" or "gone". To load what is there, start the service again.
+    the threshold was made with. `no_promise`: why no false-alarm rate is promised, "" where one is. The model answers
+    from memory, as it was verified, whatever that is: "replaced" by another bundle, "damaged" or "gone". To load what
+    is there, start the service again.
     """
 
     ready: bool
@@ -122,6 +123,7 @@ class Ready(BaseModel):
     on_disk: Found
     rejected: dict[str, str] | None
     engine_note: str
+    no_promise: str
 
 
 def make(
@@ -203,6 +205,7 @@ def _add_probes(app: FastAPI, slot: ModelSlot, scoring: ScoringQueue) -> None:
             on_disk=await asyncio.to_thread(lambda: model.on_disk),
             rejected={"version": failure.version, "error": failure.kind} if failure else None,
             engine_note=model.detector.engine_note,
+            no_promise=model.detector.card.get("no_promise", ""),
         )
 
 

@@ -31,8 +31,8 @@ def score(folder: Path, images: Sequence[Path], out: Path | None, heatmaps: bool
         raise ConfigError(f"--{'heatmaps' if heatmaps else 'masks'} needs a folder to write them to; add --out FOLDER")
     prepare()
     detector, source = bundles.load(folder), batch_source.Files(tuple(images))
-    if detector.engine_note:
-        print(detector.engine_note, file=sys.stderr)
+    for note in detector.notes:
+        print(note, file=sys.stderr)
     if out is not None:
         found = batch.run(detector, source, out, heatmaps=heatmaps, masks=masks)
         print(found.sentence(out))

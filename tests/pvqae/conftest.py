@@ -166,6 +166,7 @@ class Tiny:
 
     params = staticmethod(tiny_params)
     variant = staticmethod(variant)
+    stages = staticmethod(run_stages)
 
     @staticmethod
     def per_class(name: str) -> dict[str, object]:

@@ -22,7 +22,9 @@ def tables(draw: st.DrawFn) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["category", "group_id", "split"])
 
 
-settings_of_calibration = st.builds(Calibration, kfold_below=st.integers(0, 40), folds=st.integers(2, 5))
+settings_of_calibration = st.builds(
+    Calibration, kfold_below=st.integers(0, 40), folds=st.integers(2, 5), promise_from=st.just(0)
+)
 
 
 @settings(max_examples=80, deadline=None)
@@ -88,9 +90,21 @@ def normals(groups: int) -> pd.DataFrame:
 
 @pytest.mark.parametrize("kfold_below", [0, 100])
 def test_a_class_of_one_part_is_refused_with_its_name(kfold_below: int) -> None:
-    rows = splits.assign_folds(normals(1), Calibration(kfold_below=kfold_below))
+    rows = splits.assign_folds(normals(1), Calibration(kfold_below=kfold_below, promise_from=0))
     with pytest.raises(DataError, match=r"a, f.*at least 2 groups.*add images of other parts"):
         _check_folds(rows)
+
+
+@pytest.mark.parametrize("kfold_below", [0, 100])
+def test_a_class_too_small_for_a_promise_has_the_shipped_fit_alone(kfold_below: int) -> None:
+    for groups in (1, 7):
+        rows = splits.assign_folds(normals(groups), Calibration(kfold_below=kfold_below, promise_from=8))
+        _check_folds(rows)
+        assert splits.fits(rows) == ["full"]
+        assert splits.few(rows).all()
+        assert splits.learns(rows, "full").all()
+        assert not splits.judges(rows, "full").any()
+    assert not splits.few(splits.assign_folds(normals(8), Calibration(kfold_below=kfold_below))).any()
 
 
 @pytest.mark.parametrize("kfold_below", [0, 100])

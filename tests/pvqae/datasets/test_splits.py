@@ -41,8 +41,13 @@ def test_a_group_with_a_defect_is_test_and_nothing_else_learns_from_it(rows: lis
 
 @given(members, members)
 def test_adding_normals_moves_no_old_image(rows: list[Found], more: list[Found]) -> None:
+    """But for the one group that taught a class only because its hashes left nothing else to."""
     normals = [m for m in more if m.label == "normal"]
-    assert splits.assign_splits(rows + normals, Shares())[: len(rows)] == splits.assign_splits(rows, Shares())
+    before = splits.assign_splits(rows, Shares())
+    after = splits.assign_splits(rows + normals, Shares())[: len(rows)]
+    moved = {m.group_id for m, old, new in zip(rows, before, after, strict=True) if old != new}
+    taught = {m.group_id for m, old in zip(rows, before, strict=True) if old in ("train", "calibrate")}
+    assert not moved or moved == taught
 
 
 @given(officials)
