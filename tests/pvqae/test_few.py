@@ -156,3 +156,11 @@ def test_the_only_image_teaches_whatever_its_hash_says(tmp_path: Path, picture: 
         build.build(layout.root, params)
         rows = pd.read_csv(layout.manifest)
         assert set(rows["split"]) <= {"train", "calibrate"}
+
+
+def test_what_is_exported_says_it_too(pair: pvqae.Detector, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    from pvqae.export import export
+
+    saved = pair.save(tmp_path / "bundle")
+    assert export._card(bundle.load(saved))["no_promise"] == WORDS.format("2 good images")

@@ -135,3 +135,16 @@ def test_a_first_version_must_tell_defects_from_normals() -> None:
     assert policy.decide(replace(facts, image_auroc=0.8), later=False).alias == "champion"
     assert policy.decide(replace(facts, image_auroc=None), later=False).alias == "champion"
     assert policy.decide(replace(facts, image_auroc=0.8), first_auroc=0.9, later=False).alias == "challenger"
+
+
+def test_a_challenger_that_promises_no_rate_leaves_its_false_alarms_undecided() -> None:
+    verdict = judge(replace(SOUND, promised=None), LIMITS)
+    assert verdict.outcome == "insufficient"
+    assert "too few good images to promise a rate" in "\n".join(verdict.lines)
+
+
+def test_a_version_that_promises_no_rate_may_be_the_first_champion_and_says_so() -> None:
+    facts = policy.Facts(0.0, (), (), (0.5, 0.5), 0.5, no_promise="promises no false-alarm rate")
+    first = policy.decide(facts, later=False)
+    assert (first.alias, first.reasons[-1]) == ("champion", facts.no_promise)
+    assert policy.decide(facts, later=True).reasons[-1] == facts.no_promise
