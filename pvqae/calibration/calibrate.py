@@ -138,11 +138,7 @@ def within(scorer: Scorer, rows: pd.DataFrame, data_root: Path, seed: int) -> Ju
 
 def _without(scorer: Scorer, part: int) -> Scorer:
     """Return the scorer without the codes of a part; a memory that has no others keeps them."""
-    memories = {}
-    for name, memory in scorer.networks.memories.items():
-        others = memory.owners != part
-        left = replace(memory, codes=memory.codes[others], owners=memory.owners[others])
-        memories[name] = left if len(left.codes) else memory
+    memories = {name: memory.apart_from(part) for name, memory in scorer.networks.memories.items()}
     return replace(scorer, networks=replace(scorer.networks, memories=memories))
 
 

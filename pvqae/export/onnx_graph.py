@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pvqae.core import config
 from pvqae.inference import readout
-from pvqae.inference.measures import Allocator, Memory, measure
+from pvqae.inference.measures import Allocator, Memory, PlaceMemory, measure
 from pvqae.inference.scoring import MEMORY_PARTS, PARTS, Scorer
 from pvqae.model.autoencoder import Allocation, Autoencoder, Output, merge
 from pvqae.model.codebook import nearest
@@ -98,9 +98,11 @@ class Graph(nn.Module):
             name: _BatchedMemory(*(getattr(x, field.name) for field in fields(Memory))) if isinstance(x, Memory) else x
             for name, x in found.memories.items()
         }
-        for memory in memories.values():
+        for memory in memories.values():  # constants of the graph, not computed in it
             if memory.projection is not None:
-                _ = memory.projection.matrix  # a constant of the graph, not computed in it
+                _ = memory.projection.matrix
+            if isinstance(memory, PlaceMemory):
+                _ = memory.means
         self.learned, allocator = nn.ModuleList([found.backbone]), None
         self.parts: tuple[str, ...] = MEMORY_PARTS
         if found.allocator is not None:

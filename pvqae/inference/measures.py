@@ -99,6 +99,11 @@ class Memory:
             maps.append(torch.cat([self.to_nearest(part, codes, squares) for part in vectors.split(_CELLS)]))
         return self.smoothed(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
 
+    def apart_from(self, group: int) -> "Memory":
+        """Return the memory without the codes of a group, or itself where that group owns all. Only while fitting."""
+        others = self.owners != group
+        return replace(self, codes=self.codes[others], owners=self.owners[others]) if others.any() else self
+
     @staticmethod
     def to_nearest(vectors_nC: Tensor, codes_KC: Tensor, squares_K: Tensor | None = None) -> Tensor:
         """Return the distance of each of n vectors to its nearest code.
@@ -151,6 +156,12 @@ class PlaceMemory:
             return self._away(x)
         folds = self.folds[without_group].tolist()
         return torch.stack([self.without[fold]._away(one) for fold, one in zip(folds, x, strict=True)])
+
+    def apart_from(self, group: int) -> "PlaceMemory":
+        """Return what the folds without a group say, or itself where there is one fold. Only while fitting."""
+        if not self.without:
+            return self
+        return replace(self.without[int(self.folds[group])], projection=self.projection)
 
     def _away(self, x_hwC: Tensor) -> Tensor:
         return ((x_hwC - self.means) @ self.root.T).square().mean(-1).sqrt()
