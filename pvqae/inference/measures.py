@@ -124,8 +124,8 @@ class Memory:
 class PlaceMemory:
     """What is normal at each place of a view: a mean of its own, and one covariance for all places.
 
-    As PaDiM (Defard et al. 2020), whose covariance for every place takes a hundred times the room and is no better here
-    (docs/experiments/readouts.md). It sees what lies at the wrong place, which a memory of codes can't.
+    As PaDiM (Defard et al. 2020), whose covariance for every place takes forty times the room and is hardly better
+    (docs/experiments/trials.md). It sees what lies at the wrong place, which a memory of codes can't.
     """
 
     mean: Tensor  # C, or W where projected: of all places

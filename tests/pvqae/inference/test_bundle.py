@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
@@ -22,7 +22,7 @@ from pvqae.core.files import Sealed, digest
 from pvqae.core.layout import Layout
 from pvqae.drift import profile
 from pvqae.export import parity
-from pvqae.inference import bundle
+from pvqae.inference import bundle, formats
 from pvqae.inference.scoring import Scored
 from pvqae.model import efficientnet
 from pvqae.samples import images, manifest
@@ -207,6 +207,24 @@ def test_another_format_is_refused(copied: Path) -> None:
     bundle.seal(copied)
     with pytest.raises(IntegrityError, match="found 99; install the version of pvqae that made it"):
         bundle.load(copied)
+
+
+def test_a_bundle_of_format_5_scores_as_before(copied: Path, files: list[Path], tmp_path: Path) -> None:
+    """It has no memory of places."""
+    values = json.loads((copied / "config.json").read_text())
+    score = values["score"] | {"map": {"joint": 4.0, "stride8": 4.0}, "blur": 4.0}
+    (copied / "config.json").write_text(json.dumps(values | {"format": 5, "score": score}))
+    tensors = load_file(copied / "statistics.safetensors")
+    assert {name for name in tensors if ".place." in name} >= {"memory.place.places", "normal.place.mean"}
+    kept = {name: tensor for name, tensor in tensors.items() if ".place." not in name}
+    save_file(kept, copied / "statistics.safetensors")
+    bundle.seal(copied)
+    old = bundle.load(copied)
+    assert set(old.scorer.networks.memories) == {"stride16", "stride8", "joint"}
+    formats.convert(bundle.read(copied), tmp_path / "today", bundle.REPAIR)
+    today = bundle.load(tmp_path / "today")
+    assert (old.config["format"], today.config["format"]) == (5, formats.CURRENT)
+    assert [facts(today.score(file)) for file in files] == [facts(old.score(file)) for file in files]
 
 
 def test_another_engine_than_the_threshold_s_is_told(copied: Path) -> None:
