@@ -155,7 +155,9 @@ def few(
     settings = params.model_copy(update={"calibration": calibration})
     runs = [(one, n, draw, copies) for one in subjects for draw in draws for n in counts for copies in (0, _COPIES)]
     for subject, n, draw, copies in track(runs, "few normals", len(runs)):
-        context = trial.BenchmarkContext(replace(subject, rows=_some(subject, n, draw, copies)), settings, work)
+        context = trial.BenchmarkContext(
+            replace(subject, rows=_some(subject, n, draw, copies, params.image)), settings, work
+        )
         scorer = context.scorer()
         found = context.judge(trial.score_rows(scorer, context.test, subject.root, context.unseen))
         health = fitting.health(scorer.networks, context.examples, dict.fromkeys(_ENTROPIES))
@@ -169,7 +171,7 @@ def few(
     return pd.DataFrame(rows)
 
 
-def _some(subject: Subject, n: int, draw: int, copies: int) -> pd.DataFrame:
+def _some(subject: Subject, n: int, draw: int, copies: int, image: config.Image) -> pd.DataFrame:
     """Return `n` training normals of a class, one of each part, so many jittered copies of each, and the test rows."""
     rows = subject.rows
     learnt = rows[rows["split"].isin(["train", "calibrate"]) & (rows["label"] == "normal")].drop_duplicates("group_id")
@@ -177,16 +179,18 @@ def _some(subject: Subject, n: int, draw: int, copies: int) -> pd.DataFrame:
         raise CalibrationError(f"{subject.name}: expected {n} parts to learn from, found {len(learnt)}; ask for fewer")
     order = sorted(learnt.index, key=lambda index: fraction(f"few/{draw}", str(learnt.at[index, "group_id"])))
     chosen = learnt.loc[order[:n]]
-    more = [_copy(subject.root, row, number) for row in chosen.to_dict("records") for number in range(copies)]
+    more = [_copy(subject.root, row, number, image) for row in chosen.to_dict("records") for number in range(copies)]
     return pd.concat(
         [chosen, pd.DataFrame(more, columns=rows.columns), rows[rows["split"] == "test"]], ignore_index=True
     )
 
 
-def _copy(root: Path, row: dict[Hashable, Any], number: int) -> dict[Hashable, Any]:
+def _copy(root: Path, row: dict[Hashable, Any], number: int, image: config.Image) -> dict[Hashable, Any]:
     """Write a jittered copy of an image beside the dataset's own below `root`, which is the bench's; return its row."""
     path = f"copies/{row['sha256']}-{number}.png"
-    pixels = jittered(images.read(row["path"], root), np.random.default_rng([int(row["sha256"][:8], 16), number]))
+    pixels = jittered(
+        images.read(row["path"], root, image.bits), np.random.default_rng([int(row["sha256"][:8], 16), number])
+    )
     images.write(root / path, pixels)
     changed = {"sample_id": f"{row['sample_id']} copy {number}", "path": path, "sha256": files.digest(root / path)}
     return row | changed

@@ -33,10 +33,17 @@ def spec(levels: int) -> Spec:
 def test_the_geometry_is_in_pixels_of_the_image(
     image: dict[str, Any], levels: int, fusion: str, pixels: float, apart: float
 ) -> None:
-    found = thresholds.smallest(ROWS, spec(levels), config.Image(size=320, **image), config.Score(fusion=fusion))
+    found = thresholds.smallest(
+        ROWS, spec(levels), config.Image(size=320, **image), config.Score(fusion=fusion, blur=4)
+    )
     assert (found["pixels"], found["apart"]) == (pixels, apart)
     assert found["image"] == [1600, 600]
     assert f"about {pixels} pixels of an image of 1600 x 600" in thresholds.sentence(found)
+
+
+def test_a_blur_narrower_than_a_cell_keeps_nothing_apart() -> None:
+    found = thresholds.smallest(ROWS, spec(3), config.Image(size=320, aspect="squash"), config.Score(blur=2))
+    assert found["apart"] == found["pixels"] == 40.0
 
 
 @pytest.mark.parametrize("diameter", [1.0, 4.0, 21.0])

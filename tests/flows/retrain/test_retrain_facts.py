@@ -118,9 +118,10 @@ def test_age_counts_from_the_first_alias() -> None:
 
 
 def test_the_limit_lies_above_every_calibration_score() -> None:
-    card = {"scores": [1.0, 2.0, 4.0]}
+    card = {"scores": [1.0, 2.0, 4.0], "threshold": 3.9}
     assert _limit(card, 0.25) == pytest.approx(4.5)
     assert _limit(card, 0) == 4.0
+    assert _limit(card | {"threshold": 6.0}, 0.25) == 6.0  # of few normals
 
 
 def test_a_dataset_that_a_stage_makes_takes_no_arrivals() -> None:
