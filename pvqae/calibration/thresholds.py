@@ -225,7 +225,7 @@ def _stride(spec: "Spec", score: config.Score) -> int:
     finest = _COARSEST >> (len(spec.channels) - 1)
     if score.fusion == "prior":
         return _COARSEST
-    if score.recon != "memory" or "joint" in score.image:
+    if score.recon != "memory" or {"joint", "place"} & score.image.keys():
         return finest
     return max(finest, min(int(name.removeprefix("stride")) for name in score.image))
 

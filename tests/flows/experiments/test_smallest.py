@@ -41,6 +41,14 @@ def test_the_geometry_is_in_pixels_of_the_image(
     assert f"about {pixels} pixels of an image of 1600 x 600" in thresholds.sentence(found)
 
 
+@pytest.mark.parametrize(
+    ("weights", "pixels"), [({"place": 1.0}, 40.0), ({"stride16": 1.0, "place": 1.0}, 40.0), ({"stride16": 1.0}, 80.0)]
+)
+def test_the_finest_memory_of_the_image_score_decides(weights: dict[str, float], pixels: float) -> None:
+    score = config.Score(image=weights)
+    assert thresholds.smallest(ROWS, spec(3), config.Image(size=320, aspect="squash"), score)["pixels"] == pixels
+
+
 def test_a_blur_narrower_than_a_cell_keeps_nothing_apart() -> None:
     found = thresholds.smallest(ROWS, spec(3), config.Image(size=320, aspect="squash"), config.Score(blur=2))
     assert found["apart"] == found["pixels"] == 40.0
