@@ -22,6 +22,8 @@ _DATA = Annotated[
         "several separated as in $PATH, or ../shared/datasets."
     ),
 ]
+_CLASSES = Annotated[str, typer.Option(help="E.g. bottle,screw; empty: all found.")]
+_SEEDS = Annotated[str, typer.Option(help="E.g. 0,1,2.")]
 _SET = Annotated[list[str] | None, typer.Option("--set", help="Override one param: key=value.")]
 _QUICK = Annotated[bool, typer.Option("--quick", help="The demo, small and barely trained: does it run?")]
 bench = typer.Typer(no_args_is_help=True, help="Reproduce the measurements in the documentation.")
@@ -53,7 +55,7 @@ def _experiment(
 def _accuracy(
     data: _DATA = None,
     classes: Annotated[str, typer.Option(help="E.g. bottle,toothbrush,magnetic_tile,demo; empty: all found.")] = "",
-    seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0,1,2",
+    seeds: _SEEDS = "0,1,2",
     methods: Annotated[str, typer.Option(help="E.g. pvqae,patchcore_1,control; empty: all.")] = "",
     rivals: Annotated[
         bool, typer.Option("--rivals", help="Run all rivals, too: other libraries, installed now.")
@@ -89,8 +91,8 @@ def _accuracy(
 )
 def _readouts(
     data: _DATA = None,
-    classes: Annotated[str, typer.Option(help="E.g. bottle,screw; empty: all found.")] = "",
-    seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0,1,2",
+    classes: _CLASSES = "",
+    seeds: _SEEDS = "0,1,2",
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/readouts.md"),
     set_: _SET = None,
 ) -> None:
@@ -107,8 +109,8 @@ def _readouts(
 @bench.command("fusion", epilog="Example: python -m flows bench fusion --classes bottle,toothbrush --steps 60")
 def _fusion(
     data: _DATA = None,
-    classes: Annotated[str, typer.Option(help="E.g. bottle,screw; empty: all found.")] = "",
-    seeds: Annotated[str, typer.Option(help="E.g. 0,1,2.")] = "0",
+    classes: _CLASSES = "",
+    seeds: _SEEDS = "0",
     steps: Annotated[str, typer.Option(help="Steps that networks are trained for, e.g. 60,240.")] = "60,240",
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/fusion.md"),
     quick: _QUICK = False,
@@ -167,7 +169,7 @@ def _smallest(category: Annotated[str, typer.Argument(help="A class with a bundl
 @bench.command("few", epilog="Example: python -m flows bench few --classes bottle,toothbrush")
 def _few(
     data: _DATA = None,
-    classes: Annotated[str, typer.Option(help="E.g. bottle,screw; empty: all found.")] = "",
+    classes: _CLASSES = "",
     normals: Annotated[str, typer.Option(help="How many to learn from, e.g. 1,2,4,7.")] = "1,2,4,7",
     draws: Annotated[str, typer.Option(help="Which draws of them, e.g. 0,1.")] = "0,1",
     set_: _SET = None,

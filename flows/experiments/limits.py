@@ -21,6 +21,7 @@ from pvqae.core import config, files, runtime
 from pvqae.core.errors import CalibrationError
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
+from pvqae.core.seeding import numpy_generator
 from pvqae.datasets.splits import fraction
 from pvqae.features.features import jittered
 from pvqae.inference import bundle
@@ -188,9 +189,8 @@ def _some(subject: Subject, n: int, draw: int, copies: int, image: config.Image)
 def _copy(root: Path, row: dict[Hashable, Any], number: int, image: config.Image) -> dict[Hashable, Any]:
     """Write a jittered copy of an image beside the dataset's own below `root`, which is the bench's; return its row."""
     path = f"copies/{row['sha256']}-{number}.png"
-    pixels = jittered(
-        images.read(row["path"], root, image.bits), np.random.default_rng([int(row["sha256"][:8], 16), number])
-    )
+    draws = numpy_generator(0, "copy", row["sha256"], number)
+    pixels = jittered(images.read(row["path"], root, image.bits), draws)
     images.write(root / path, pixels)
     changed = {"sample_id": f"{row['sample_id']} copy {number}", "path": path, "sha256": files.digest(root / path)}
     return row | changed

@@ -109,8 +109,7 @@ class PlaceSums:
         """Return what all normals say, with what those outside of each fold do."""
         every = torch.arange(self.count)
         without = tuple(self._of(every[every != fold]) for fold in range(self.count) if self.count > 1)
-        found = self._of(every)
-        return replace(found, projection=self.projection, without=without, folds=self.folds)
+        return replace(self._of(every), without=without, folds=self.folds)
 
     def _of(self, folds: Tensor) -> PlaceMemory:
         views, totals = self.views[folds].sum(0)[..., None], self.totals[folds].sum(0)
@@ -125,7 +124,7 @@ class PlaceSums:
         ridge = _RIDGE * covariance.diagonal().mean() + 1e-6
         unit = torch.eye(len(covariance), dtype=torch.float64)
         root = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance + ridge * unit), unit, upper=False)
-        return PlaceMemory(self.pivot + overall, places, step, root.float())
+        return PlaceMemory(self.pivot + overall, places, step, root.float(), self.projection)
 
 
 def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,10 +93,8 @@ class Memory:
         """
         maps = []
         for index, vectors in enumerate(self.vectors(x_BChw)):
-            others = None if without_group is None else self.owners != without_group[index]
-            every = others is None or not others.any()  # or its part owns all
-            codes, squares = (self.codes, self.squares) if every else (self.codes[others], self.squares[others])
-            maps.append(torch.cat([self.to_nearest(part, codes, squares) for part in vectors.split(_CELLS)]))
+            own = self if without_group is None else self.apart_from(int(without_group[index]))
+            maps.append(torch.cat([self.to_nearest(part, own.codes, own.squares) for part in vectors.split(_CELLS)]))
         return self.smoothed(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
 
     def apart_from(self, group: int) -> "Memory":
@@ -152,16 +150,13 @@ class PlaceMemory:
         """
         x = x_BChw.movedim(1, -1)
         x = x if self.projection is None else x @ self.projection.matrix
-        if without_group is None or not self.without:
+        if without_group is None:
             return self._away(x)
-        folds = self.folds[without_group].tolist()
-        return torch.stack([self.without[fold]._away(one) for fold, one in zip(folds, x, strict=True)])
+        return torch.stack([self.apart_from(g)._away(one) for g, one in zip(without_group.tolist(), x, strict=True)])
 
     def apart_from(self, group: int) -> "PlaceMemory":
         """Return what the folds without a group say, or itself where there is one fold. Only while fitting."""
-        if not self.without:
-            return self
-        return replace(self.without[int(self.folds[group])], projection=self.projection)
+        return self.without[int(self.folds[group])] if self.without else self
 
     def _away(self, x_hwC: Tensor) -> Tensor:
         return ((x_hwC - self.means) @ self.root.T).square().mean(-1).sqrt()

@@ -60,13 +60,11 @@ class Backbone(nn.Module):
 
         Here those are all but the coarsest.
         """
-        finer = [averaged(x) for x in features.levels[1:] or features.levels]
-        return torch.cat([_to_grid(x, finer[-1].shape[-2:]) for x in finer], dim=1)
+        return _together([averaged(x) for x in features.levels[1:] or features.levels])
 
     def local(self, features: Features) -> Tensor:
         """Return the same as sharp as it is kept, B x C x H x W: averages carry a cell's neighbours into it."""
-        finer = features.levels[1:] or features.levels
-        return torch.cat([_to_grid(x, finer[-1].shape[-2:]) for x in finer], dim=1)
+        return _together(features.levels[1:] or features.levels)
 
 
 class _EfficientNetFeatures(Backbone):
@@ -147,6 +145,11 @@ class _ForeignFeatures(Backbone):
 
     def joint(self, features: Features) -> Tensor:
         return features.target
+
+
+def _together(maps: list[Tensor]) -> Tensor:
+    """Return maps side by side on the grid of the last."""
+    return torch.cat([_to_grid(x, maps[-1].shape[-2:]) for x in maps], dim=1)
 
 
 def _to_grid(x: Tensor, grid: tuple[int, ...]) -> Tensor:
