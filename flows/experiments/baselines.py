@@ -60,7 +60,7 @@ class Baseline(Protocol):
 
 def _to_canvas(maps_Bhw: Tensor, valid_Bhw: Tensor, canvas: geometry.Canvas) -> NDArray[np.float32]:
     """Enlarge bilinearly to model pixels, then blur."""
-    side = canvas.views[0].valid.shape[0]
+    side = canvas.views[0].side
     full = F.interpolate(repeat_border(maps_Bhw, valid_Bhw)[:, None], (side, side), mode="bilinear")[:, 0]
     return canvas.stitch([readout.blur(view, _SIGMA).numpy() for view in full])
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pvqae.core import files
+from pvqae.core import files, runtime
 from pvqae.core.errors import DataError
 from pvqae.samples import images
 from pvqae.samples.images import Bits, Floats, Header
@@ -106,25 +106,30 @@ def _facts(sha256: str, values: Any) -> Facts:
 def inspect_all(
     paths: Sequence[Path], root: Path, cache: Path | None = None, bits: Bits = "auto"
 ) -> Iterator[Facts | str]:
-    """Yield what `inspect` returns, in order, with threads, because decoding and numpy leave the interpreter free.
+    """Yield what `inspect` returns, in order, with threads, because decoding and numpy leave the interpreter free: a
+    thread per core, since each holds an image.
 
     What `cache` (of `kept.file`) knows by its sha256 and `bits` is hashed, not decoded. Whatever the number of paths,
     the facts of `_CHUNK` images are in memory.
     """
-    with ThreadPoolExecutor() as pool, _opened(cache) as store:
+    with ThreadPoolExecutor(runtime.cores()) as pool, _opened(cache) as store:
         for start in range(0, len(paths), _CHUNK):
             some = paths[start : start + _CHUNK]
             hashes = list(pool.map(_sha256, some, repeat(root)))
             keys = [f"{sha256} {bits}" for sha256 in hashes]
             known = store.find(keys)
             missing = [path for path, key in zip(some, keys, strict=True) if key not in known]
-            new = dict(zip(missing, pool.map(inspect, missing, repeat(root), repeat(bits)), strict=True))
-            good = [facts for facts in new.values() if isinstance(facts, Facts)]
-            store.put(
-                {f"{f.sha256} {bits}": (astuple(f.header), astuple(f.statistics), astuple(f.range)) for f in good}
-            )
-            for path, sha256, key in zip(some, hashes, keys, strict=True):
-                yield new[path] if path in new else _facts(sha256, known[key])
+            inspected, new = pool.map(inspect, missing, repeat(root), repeat(bits)), list[Facts]()
+            try:
+                for sha256, key in zip(hashes, keys, strict=True):
+                    facts = _facts(sha256, known[key]) if key in known else next(inspected)
+                    if key not in known and isinstance(facts, Facts):
+                        new.append(facts)
+                    yield facts
+            finally:
+                store.put(
+                    {f"{f.sha256} {bits}": (astuple(f.header), astuple(f.statistics), astuple(f.range)) for f in new}
+                )
 
 
 _PACKAGE = Path(__file__).parent.parent

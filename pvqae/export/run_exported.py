@@ -14,6 +14,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +36,35 @@ _Array = np.ndarray[Any, Any]
 
 
 class _View(NamedTuple):
-    """A square of the canvas; negative `top` or `left` where padding comes first."""
+    """A square of the canvas, cut when it is asked for; negative `top` or `left` where padding comes first."""
 
-    pixels: _Array  # 3 x S x S in [0, 1], float32
-    valid: _Array  # S x S, False on padding
+    canvas: _Array  # H x W x 3 in [0, 1], float32
+    side: int
     top: int
     left: int
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Rows and columns of the canvas that it shows."""
+        rows, columns = ((max(start, 0), start + self.side) for start in (self.top, self.left))
+        return slice(*rows), slice(*columns)
+
+    @property
+    def around(self) -> list[tuple[int, int]]:
+        """Rows and columns of padding, before and after."""
+        before, shown = (max(-self.top, 0), max(-self.left, 0)), self.canvas[self.place].shape[:2]
+        return [(b, self.side - b - n) for b, n in zip(before, shown, strict=True)]
+
+    @property
+    def pixels(self) -> _Array:
+        """3 x S x S in [0, 1]; padding repeats the border."""
+        padded = np.pad(self.canvas[self.place], [*self.around, (0, 0)], mode="edge")
+        return np.ascontiguousarray(padded.transpose(2, 0, 1))
+
+    @property
+    def valid(self) -> _Array:
+        """S x S, False on padding."""
+        return np.pad(np.ones(self.canvas[self.place].shape[:2], bool), self.around)
 
 
 def _resize(image: _Array, height: int, width: int) -> _Array:
@@ -100,34 +124,30 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def _views(image: _Array, card: dict[str, Any]) -> tuple[tuple[int, int], list[_View]]:
-    """Return (H, W) and the views of an image; padding repeats the border."""
+    """Return (H, W) and the views of an image."""
     height, width, places = _layout(image.shape[0], image.shape[1], card)
     canvas = _resize(image, height, width)
-    return (height, width), [_view(canvas, top, left, card["size"]) for top, left in places]
+    return (height, width), [_View(canvas, card["size"], top, left) for top, left in places]
 
 
-def _view(canvas: _Array, top: int, left: int, side: int) -> _View:
-    part = canvas[max(top, 0) : top + side, max(left, 0) : left + side]
-    before = (max(-top, 0), max(-left, 0))
-    around = [(b, side - b - n) for b, n in zip(before, part.shape[:2], strict=True)]
-    pixels = np.pad(part, [*around, (0, 0)], mode="edge").transpose(2, 0, 1)
-    return _View(np.ascontiguousarray(pixels), np.pad(np.ones(part.shape[:2], bool), around), top, left)
+def _stitch(shape: tuple[int, int], found: list[_View], maps: Iterable[_Array]) -> _Array:
+    """Return H x W from V of S x S, padding dropped; overlaps are averaged with weights that fall to a view's border.
 
-
-def _stitch(shape: tuple[int, int], found: list[_View], maps: _Array) -> _Array:
-    """Return H x W from V x S x S, padding dropped; overlaps are averaged with weights that fall to a view's border."""
-    total, weight = np.zeros((2, *shape))
+    One view is what it is. `maps` may be made one by one.
+    """
+    total, side = np.zeros(shape, np.float32), found[0].side
+    ramp = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)) / side
+    tent = np.outer(ramp, ramp) if len(found) > 1 else np.ones((side, side), np.float32)
     for view, values in zip(found, maps, strict=True):
-        side = len(values)
-        ramp = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)) / side
-        high, wide = int(view.valid.any(1).sum()), int(view.valid.any(0).sum())
-        row, column = max(view.top, 0), max(view.left, 0)
-        place = np.s_[row : row + high, column : column + wide]
-        inside = np.ix_(view.valid.any(1), view.valid.any(0))
-        tent = np.outer(ramp, ramp)[inside]
-        total[place] += tent * values[inside]
-        weight[place] += tent
-    return (total / weight).astype(np.float32)
+        inside = tuple(slice(before, side - after) for before, after in view.around)
+        total[view.place] += tent[inside] * values[inside]
+    if len(found) > 1:
+        for axis, starts in enumerate(({view.top for view in found}, {view.left for view in found})):
+            weight = np.zeros(shape[axis], np.float32)
+            for start in sorted(starts):
+                weight[start : start + side] += ramp
+            total /= np.expand_dims(weight, 1 - axis)
+    return total
 
 
 def _check(folder: Path) -> dict[str, bytes]:
@@ -170,6 +190,10 @@ def _numbered(mask: _Array) -> tuple[_Array, int]:
     return numbers, len(names)
 
 
+def _joined(runs: list[dict[str, _Array]]) -> dict[str, _Array]:
+    return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+
+
 class Detector:
     """`Detector(folder).score(image)`; image a file or H0 x W0 x 3 pixels in [0, 1]."""
 
@@ -185,7 +209,15 @@ class Detector:
         """Return score, threshold, margin, decision, parts, anomaly_map (H x W), and what the pixel threshold marks."""
         pixels = image if isinstance(image, np.ndarray) else self.read(Path(image))
         shape, found = _views(pixels, self.card["preprocessing"])
-        graph = self.graph(found)
+        kept: list[dict[str, _Array]] = []  # maps of all views are larger than the image: each is used and dropped
+
+        def maps() -> Iterator[_Array]:
+            for run in self._runs(found):
+                yield from run.pop("anomaly_map")
+                kept.append(run)
+
+        anomaly_map, limit = _stitch(shape, found, maps()), self.card.get("pixel_threshold")
+        graph = _joined(kept)
         there = [name for name in _PARTS if name in graph]  # s_recon alone where no network was trained
         parts = {name: graph[name][0] for name in there}
         score = graph["image_score"][0]
@@ -193,7 +225,6 @@ class Detector:
             parts = {name: self._pooled(name, graph) for name in there}
             score = self._fused(parts)
         score, threshold = float(score), self.card["threshold"]
-        anomaly_map, limit = _stitch(shape, found, graph["anomaly_map"]), self.card.get("pixel_threshold")
         marked = dict.fromkeys(("marked_area", "region_count", "regions"))
         if limit is not None:
             marked = marks(anomaly_map, limit, pixels.shape[:2], _numbered)
@@ -218,12 +249,15 @@ class Detector:
 
     def graph(self, found: list[_View]) -> dict[str, _Array]:
         """Return all outputs of the graph (card.json says what they are), a row per view."""
-        runs = []
+        return _joined(list(self._runs(found)))
+
+    def _runs(self, found: list[_View]) -> Iterator[dict[str, _Array]]:
+        """Yield the outputs of the graph, some views at a time."""
         for start in range(0, len(found), _CHUNK):
             some = found[start : start + _CHUNK]
             pixels, valid = np.stack([view.pixels for view in some]), np.stack([view.valid for view in some])
-            runs.append(self.session.run(self.names, {"pixels": pixels, "valid": valid}))
-        return {name: np.concatenate(parts) for name, parts in zip(self.names, zip(*runs, strict=True), strict=True)}
+            outputs = self.session.run(self.names, {"pixels": pixels, "valid": valid})
+            yield dict(zip(self.names, outputs, strict=True))
 
     def _pooled(self, name: str, graph: dict[str, _Array]) -> float:
         """Return the image score of a part over the cells of all views."""

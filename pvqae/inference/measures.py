@@ -9,7 +9,7 @@ B views; N = h*w coarse cells; R levels; H W the finest grid; S side of a view; 
 C channels of a memory, h w its grid.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property, partial
 from typing import Any
@@ -258,17 +258,30 @@ class Raw:
         budget = self.budget
         return Raw(self.maps, self.valid, lambda: budget)
 
+    def tensors(self) -> dict[tuple[str, str], Tensor]:
+        """Return all that is here, each with B as its first axis, the budget settled."""
+        budget = () if self.ask is None else fields(Budget)
+        return {
+            **{("maps", name): x for name, x in self.maps.items()},
+            **{("valid", name): x for name, x in self.valid.items()},
+            **{("budget", f.name): getattr(self.budget, f.name) for f in budget},
+        }
+
     @staticmethod
-    def joined(runs: "list[Raw]") -> "Raw":
-        """Return the views of several runs as one batch."""
-        if len(runs) == 1:
-            return runs[0]
-        return Raw(
-            {name: torch.cat([run.maps[name] for run in runs]) for name in runs[0].maps},
-            {name: torch.cat([run.valid[name] for run in runs]) for name in runs[0].valid},
-            runs[0].ask
-            and (lambda: Budget(*(torch.cat([getattr(run.budget, f.name) for run in runs]) for f in fields(Budget)))),
-        )
+    def joined(runs: "Iterator[Raw]", count: int) -> "Raw":
+        """Return the `count` views of several runs as one batch, each run read and dropped.
+
+        They are copied into one tensor for all: small ones that stay between the large ones of every run would keep
+        the memory of those from being used again.
+        """
+        whole, start = dict[tuple[str, str], Tensor](), 0
+        for run in runs:
+            for key, x in run.tensors().items():
+                whole.setdefault(key, x.new_empty(count, *x.shape[1:]))[start : start + len(x)] = x
+            start += len(run.cells)
+            del run
+        of = {kind: {name: x for (own, name), x in whole.items() if own == kind} for kind in ("maps", "valid", "budget")}
+        return Raw(of["maps"], of["valid"], (lambda: Budget(**of["budget"])) if of["budget"] else None)
 
     def view(self, index: int) -> "Raw":
         """Return one view as a batch of its own."""

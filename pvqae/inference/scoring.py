@@ -111,7 +111,7 @@ class Scorer:
         some = [replace(canvas, views=canvas.views[i : i + _CHUNK]) for i in range(0, len(canvas.views), _CHUNK)]
         runs = (measure(self.networks, *through(self.networks.backbone, part)) for part in some)
         # Of many views no run may wait with its features for a question that perhaps nobody asks.
-        return canvas, Raw.joined([run.settled() for run in runs] if len(some) > 1 else list(runs))
+        return canvas, next(runs) if len(some) == 1 else Raw.joined(runs, len(canvas.views))
 
     def from_features(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Scored:
         """Score an image whose views went through the backbone before; its picture is that of `canvas`."""
@@ -189,10 +189,12 @@ class Scorer:
         scale = self.scales.get(name)
         return score if scale is None else (score - scale.mean) / scale.deviation
 
-    def smooth(self, maps_VHW: Tensor) -> list[_Map]:
-        """Return each view's map in its pixels, S x S, blurred by `score.blur` pixels."""
-        smooth = torch.cat([self.blurred(view[None]) for view in maps_VHW])
-        return [view.numpy() for view in self.enlarged(smooth)]
+    def smooth(self, maps_VHW: Tensor) -> Iterator[_Map]:
+        """Yield each view's map in its pixels, S x S, blurred by `score.blur` pixels: one at a time, for all of them
+        are larger than the image.
+        """
+        for view_HW in maps_VHW:
+            yield self.enlarged(self.blurred(view_HW[None]))[0].numpy()
 
     def blurred(self, maps_VHW: Tensor) -> Tensor:
         """Return maps on the finest grid, blurred by `score.blur` pixels of their views."""
@@ -222,7 +224,7 @@ def stitch_levels(canvas: geometry.Canvas, levels_Vhw: Tensor) -> NDArray[np.int
     """
     if len(canvas.views) == 1:
         return levels_Vhw[0].numpy()
-    side = canvas.views[0].valid.shape[0]
+    side = canvas.views[0].side
     cell = side // levels_Vhw.shape[-1]
     out = np.full((max(1, canvas.height // cell), max(1, canvas.width // cell)), -1, dtype=np.int64)
     rows, columns = np.mgrid[: out.shape[0], : out.shape[1]] * cell + cell / 2

@@ -237,7 +237,7 @@ def pixels(image: Image.Image, bits: Bits = "auto") -> Floats:
     _load(image)
     if image.mode in _DEEP:
         values, top = _deep(image, bits)
-        scaled = (values.astype(np.float64) / top).astype(np.float32)
+        scaled = np.divide(values, np.float32(top), dtype=np.float32)  # as rounded from float64: both are exact
         return np.repeat(scaled[..., None], 3, axis=2)
     opaque = _without_alpha(image)
     rgb = opaque if opaque.mode == "RGB" else opaque.convert("RGB")

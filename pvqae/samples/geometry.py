@@ -5,7 +5,7 @@ H0 W0 pixels of the file; H W pixels of the canvas (the image in model pixels); 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,14 +27,43 @@ _Numbered = tuple[NDArray[np.integer], int]
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One square input of the model, cut out of a canvas."""
+    """One square input of the model. Its pixels are cut when they are asked for: views overlap, and copies of all of
+    them would take nearly twice the canvas again.
+    """
 
-    pixels: Floats  # (3, S, S) in [0, 1]
-    valid: Mask  # (S, S), False on padding
+    canvas: Floats  # (H, W, 3) in [0, 1], the whole of what it is cut out of
+    side: int  # S
     top: int  # canvas row of the view's row 0; negative where padding comes first
     left: int
-    height: int  # rows of the view that carry canvas pixels
-    width: int
+
+    @property
+    def pixels(self) -> Floats:
+        """(3, S, S) in [0, 1]; padding repeats the border, the least foreign thing to see there."""
+        part = self.canvas[self.place]
+        if any(map(any, self._around)):
+            part = np.pad(part, [*self._around, (0, 0)], mode="edge")
+        return np.ascontiguousarray(part.transpose(2, 0, 1))
+
+    @property
+    def valid(self) -> Mask:
+        """(S, S), False on padding."""
+        return np.pad(np.ones((self.height, self.width), dtype=np.bool_), self._around)
+
+    @property
+    def height(self) -> int:
+        """Rows of the view that carry canvas pixels."""
+        return min(self.top + self.side, self.canvas.shape[0]) - max(self.top, 0)
+
+    @property
+    def width(self) -> int:
+        """Columns of the view that carry canvas pixels."""
+        return min(self.left + self.side, self.canvas.shape[1]) - max(self.left, 0)
+
+    @property
+    def _around(self) -> list[tuple[int, int]]:
+        """Rows and columns of padding, before and after."""
+        before = max(-self.top, 0), max(-self.left, 0)
+        return [(b, self.side - b - n) for b, n in zip(before, (self.height, self.width), strict=True)]
 
     @property
     def inside(self) -> tuple[slice, slice]:
@@ -63,21 +92,22 @@ class Canvas:
         """H0, W0."""
         return self.source or (self.height, self.width)
 
-    def stitch(self, maps: Sequence[NDArray[np.floating]]) -> Floats:
-        """Return one map (H, W) from one (S, S) map per view, padding dropped.
+    def stitch(self, maps: Iterable[NDArray[np.floating]]) -> Floats:
+        """Return one map (H, W) from one (S, S) map per view, padding dropped; `maps` may be made one by one.
 
         Overlaps are averaged with weights that fall to the view's border, so that no seam shows where a view ends.
         """
         if len(self.views) == 1:
-            return maps[0][self.views[0].inside].astype(np.float32)
-        total, weight = np.zeros((2, self.height, self.width))
+            (only,) = maps
+            return only[self.views[0].inside].astype(np.float32)
+        total, side = np.zeros((self.height, self.width), dtype=np.float32), self.views[0].side
+        ramp = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)) / side
+        tent = np.outer(ramp, ramp)
         for view, values in zip(self.views, maps, strict=True):
-            side = len(view.valid)
-            ramp = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)) / side
-            tent = np.outer(ramp, ramp)[view.inside]
-            total[view.place] += tent * values[view.inside]
-            weight[view.place] += tent
-        return (total / weight).astype(np.float32)
+            total[view.place] += tent[view.inside] * values[view.inside]
+        for axis, starts in enumerate(({view.top for view in self.views}, {view.left for view in self.views})):
+            total /= np.expand_dims(_weights(total.shape[axis], starts, ramp), 1 - axis)
+        return total
 
 
 def _resize(image: Floats, height: int, width: int) -> Floats:
@@ -106,18 +136,13 @@ def resize_mask(mask: Mask, height: int, width: int) -> Mask:
     return covered >= level if level > 0 else np.zeros((height, width), dtype=np.bool_)
 
 
-def _view(image: Floats, top: int, left: int, side: int) -> View:
-    """Return the square at (top, left); padding repeats the border, the least foreign thing to see there."""
-    part = image[max(top, 0) : top + side, max(left, 0) : left + side]
-    height, width, _ = part.shape
-    before = (max(-top, 0), max(-left, 0))
-    after = (max(top + side - image.shape[0], 0), max(left + side - image.shape[1], 0))
-    around = list(zip(before, after, strict=True))
-    valid = np.ones(part.shape[:2], dtype=np.bool_)
-    if any(map(any, around)):
-        valid, part = np.pad(valid, around), np.pad(part, [*around, (0, 0)], mode="edge")
-    pixels = np.ascontiguousarray(part.transpose(2, 0, 1))
-    return View(pixels, valid, top, left, height, width)
+def _weights(length: int, starts: Iterable[int], ramp: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return what the weights of all views add up to along one side of the canvas: they are on a grid."""
+    total = np.zeros(length, dtype=np.float32)
+    for start in sorted(starts):
+        inside = slice(max(-start, 0), length - start)
+        total[max(start, 0) : start + len(ramp)] += ramp[inside]
+    return total
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
@@ -127,14 +152,14 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 
 def _squash(image: Floats, params: "config.Image") -> Canvas:
     side = params.size
-    return Canvas(side, side, (_view(_resize(image, side, side), 0, 0, side),))
+    return Canvas(side, side, (View(_resize(image, side, side), side, 0, 0),))
 
 
 def _letterbox(image: Floats, params: "config.Image") -> Canvas:
     side, scale = params.size, scale_of(image.shape[:2], params)[0]
     height, width = (max(1, round(length * scale)) for length in image.shape[:2])
     top, left = -((side - height) // 2), -((side - width) // 2)
-    return Canvas(height, width, (_view(_resize(image, height, width), top, left, side),))
+    return Canvas(height, width, (View(_resize(image, height, width), side, top, left),))
 
 
 def _tile(image: Floats, params: "config.Image") -> Canvas:
@@ -145,7 +170,7 @@ def _tile(image: Floats, params: "config.Image") -> Canvas:
         found = f"{image.shape[1]} x {image.shape[0]}"
         raise DataError(f"expected an image of at most {_MAX_VIEWS} tiles, found {found} pixels; cut it into parts")
     scaled = _resize(image, height, width)
-    return Canvas(height, width, tuple(_view(scaled, top, left, side) for top in rows for left in columns))
+    return Canvas(height, width, tuple(View(scaled, side, top, left) for top in rows for left in columns))
 
 
 def _auto(image: Floats, params: "config.Image") -> Canvas:

@@ -91,8 +91,7 @@ def _scored(sample: str, rng: np.random.Generator, mask: np.ndarray) -> Scored:
     expected = np.tile(np.array([0, 1, 1, 2, 2, 1, 1, 0]), (8, 1))
     hot = mask.reshape(8, side // 8, 8, side // 8).any(axis=(1, 3))
     levels = np.where(hot, 2, expected)
-    pixels = np.ascontiguousarray(picture.transpose(2, 0, 1), dtype=np.float32) / 255
-    canvas = Canvas(side, side, (View(pixels, np.ones((side, side), dtype=np.bool_), 0, 0, side, side),))
+    canvas = Canvas(side, side, (View(picture.astype(np.float32) / 255, side, 0, 0),))
     spent, normal = (torch.from_numpy(grid)[None] for grid in (levels, expected))
     budget = Budget(torch.ones_like(spent, dtype=torch.bool), torch.zeros(spent.shape), spent, normal)
     return Scored(sample, score, parts.__getitem__, lambda: budget, maps.__getitem__, "s_recon", canvas)

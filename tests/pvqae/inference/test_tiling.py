@@ -1,20 +1,25 @@
 """Large images in overlapping views: stitched maps without seams, one score over all views, bounded memory."""
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pvqae.core import config
-from pvqae.inference import scoring
+from pvqae.inference import bundle, scoring
 from pvqae.inference.scoring import Scored, Scorer
-from pvqae.samples import geometry
+from pvqae.samples import geometry, images
+from tests.bench import holding
 
 Picture = Callable[..., np.ndarray]
+MODEL = config.Model(width=8, code_dim=4, codes=16)  # of `scorer`
 
 
 def tiled(scorer: Scorer, tiles: int = 2) -> Scorer:
@@ -127,3 +132,36 @@ def test_a_small_defect_weighs_the_same_in_a_larger_image(scorer: Scorer, pictur
         assert large.one(dented).levels.shape == (7, width // 32)
         risen.append(large.one(dented).image_score - large.one(surface).image_score)
     assert risen[2] > 0.6 * risen[0] > 0
+
+
+_PEAK = """
+import sys
+import torch
+from pathlib import Path
+from pvqae.inference import bundle
+from tests.bench import holding
+torch.set_num_threads(1)
+detector = bundle.load(sys.argv[1])
+detector.score(Path(sys.argv[2])).anomaly_map  # what one batch of views takes
+before = holding.settled()
+result = detector.score(Path(sys.argv[3]))
+detector.marks(result), result.anomaly_map
+print(len(result.canvas.views), holding.peak() - before)
+"""
+
+
+def test_memory_beyond_image_and_map_does_not_grow_with_the_views(
+    scorer: Scorer, picture: Picture, tmp_path: Path
+) -> None:
+    """16 bit grey, from its file to what is marked."""
+    card = {"threshold": 0.0, "map_threshold": 0.0, "map_scale": [0.0, 1.0], "pixel": {"threshold": 8.0}}
+    bundle.save(tmp_path / "bundle", tiled(scorer, 64), config.Params(model=MODEL, prior=config.Prior(width=16)), "cloth", {}, card)
+    large = np.tile(picture(154, 224, 416), (4, 8, 1))
+    images.write(tmp_path / "small.png", large[:224, :416], 1, 16)
+    images.write(tmp_path / "large.png", large, 1, 16)
+    command = [sys.executable, "-c", _PEAK, *(str(tmp_path / name) for name in ("bundle", "small.png", "large.png"))]
+    done = subprocess.run(command, cwd=holding.PROJECT, check=True, capture_output=True, text=True).stdout
+    views, peak = map(int, done.split())
+    assert views == 9 * 35
+    pixels = large[..., 0].size
+    assert peak < pixels * (12 + 2 + 4 + 4) + 60e6, f"{peak / 1e6:.0f} MB for {pixels * 12 / 1e6:.0f} MB of pixels"
