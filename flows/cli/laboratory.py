@@ -166,6 +166,32 @@ def _smallest(category: Annotated[str, typer.Argument(help="A class with a bundl
     typer.echo(limits.smallest(*workspace(), category))
 
 
+@bench.command("hairlines", epilog="Example: python -m flows bench hairlines --quick")
+def _hairlines(
+    bits: Annotated[str, typer.Option(help="Of the made images: 8,16, or one of them.")] = "8,16",
+    quick: Annotated[bool, typer.Option("--quick", help="Few small images: does it run?")] = False,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/hairlines.md"),
+    set_: _SET = None,
+) -> None:
+    """Find lines of known width and contrast on made line scans, 8 and 16 bit, and measure what a large image takes.
+
+    Images come from the seed: no dataset is needed.
+    """
+    from flows.experiments import limits
+    from pvqae.core import config, files
+
+    asked = limits.QUICK_HAIRLINES if quick else limits.HAIRLINES
+    # Tiles are never smaller than the image's own pixels: so many see each of them.
+    tiled = ("train.steps=0", "image.aspect=tile", "image.tiles=64", *asked.overrides, *(set_ or ()))
+    params = config.load("params.yaml", tiled)
+    depths = [int(found) for found in re.findall(r"\d+", bits)]
+    if not depths or set(depths) - {8, 16}:
+        raise typer.BadParameter(f"expected 8, 16 or both, found {bits!r}", param_hint="--bits")
+    page = limits.hairlines_page({depth: limits.hairlines(params, asked, depth) for depth in depths}, asked)
+    files.write_text(out, page)
+    typer.echo(page)
+
+
 @bench.command("few", epilog="Example: python -m flows bench few --classes bottle,toothbrush")
 def _few(
     data: _DATA = None,

@@ -1,20 +1,28 @@
 """Does a bundle keep what its card promises? Measured on the class's own normals that its fit has not seen.
 
 `flows bench calibration C` tries the thresholds; `flows bench smallest C` puts spots of falling size on the normals;
-`flows bench few` learns from 1 to 7 normals, from which no card can promise anything.
+`flows bench few` learns from 1 to 7 normals, from which no card can promise anything. `flows bench hairlines` makes
+line scans with lines of known width and contrast: what is found, in 8 and in 16 bit, and what a large image takes.
 """
 
 import hashlib
+import multiprocessing
+import tempfile
+import time
 from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
+from scipy.ndimage import gaussian_filter1d
 
-from flows.experiments import trial
+from flows.experiments import rival_script, trial
 from flows.experiments.subjects import Subject
+from pvqae import api
 from pvqae.calibration import calibrate, fitting, thresholds
 from pvqae.calibration.thresholds import is_defect, realised_rates
 from pvqae.core import config, files, runtime
@@ -23,6 +31,7 @@ from pvqae.core.layout import Layout
 from pvqae.core.progress import track
 from pvqae.core.seeding import numpy_generator
 from pvqae.datasets.splits import fraction
+from pvqae.evaluation.metrics import image_auroc
 from pvqae.features.features import jittered
 from pvqae.inference import bundle
 from pvqae.inference.bundle import Detector
@@ -194,3 +203,151 @@ def _copy(root: Path, row: dict[Hashable, Any], number: int, image: config.Image
     images.write(root / path, pixels)
     changed = {"sample_id": f"{row['sample_id']} copy {number}", "path": path, "sha256": files.digest(root / path)}
     return row | changed
+
+
+@dataclass(frozen=True)
+class Hairlines:
+    """What `hairlines` makes and measures. Sizes are (columns, rows) in pixels; the web moves along the columns."""
+
+    scan: tuple[int, int] = (1024, 512)  # of what is learnt from and judged
+    whole: tuple[int, int] = (16384, 2048)  # of one image whose time and memory are measured
+    normals: int = 20  # that are learnt from
+    unseen: int = 10  # further normals
+    lines: int = 6  # of each width and contrast
+    widths: tuple[float, ...] = (1, 2, 3, 4, 6, 8, 12)  # pixels
+    contrasts: tuple[float, ...] = (0.05, 0.1, 0.2)  # darker than the surface by this share
+    overrides: tuple[str, ...] = ("calibration.folds=2", "memory.codes=1024", "memory.patches=30000")  # minutes
+
+
+HAIRLINES = Hairlines()
+_FAST = ("calibration.folds=2", "memory.codes=64", "memory.patches=4000")
+QUICK_HAIRLINES = Hairlines((160, 64), (320, 128), 8, 2, 1, (8,), (0.3,), ("image.size=64", *_FAST))
+_BENT, _LONGEST = (60.0, 8.0), (100, 800)  # pixels: period and height of a line's waves; lengths drawn between
+
+
+def hairlines(params: config.Params, asked: Hairlines, bits: int) -> dict[str, Any]:
+    """Learn from made line scans of `bits` (8 or 16) per pixel, grey, and judge lines of known width and contrast.
+
+    Returns `table` (a row per width and contrast: width, contrast, found (share above the threshold), auroc (against
+    the unseen normals)), false_alarms, milliseconds (median of a scan, from its file), views, and of the whole image
+    whole_views, whole_seconds, whole_megabytes (the peak of a process that loads the bundle and scores it) and
+    bare_megabytes (of one that scores a single scan of one view's size).
+    """
+    spawned = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory(prefix="hairlines-") as folder,
+        ProcessPoolExecutor(1, spawned, max_tasks_per_child=1) as apart,  # time and memory of each step are its own
+    ):
+        place, side = Path(folder), params.image.size
+        for name, size in (("whole", asked.whole), ("one", (side, side))):
+            _write_scan(place / f"{name}.png", _scan(params.seed, name, size), bits)
+        found: dict[str, Any] = apart.submit(_lines_found, place, params, asked, bits).result()
+        _, _, found["bare_megabytes"] = apart.submit(_costs, place, params, "one").result()
+        *costs, found["whole_megabytes"] = apart.submit(_costs, place, params, "whole").result()
+        found["whole_views"], found["whole_seconds"] = costs
+    return found
+
+
+def _lines_found(place: Path, params: config.Params, asked: Hairlines, bits: int) -> dict[str, Any]:
+    for number in range(asked.normals):
+        _write_scan(place / "good" / f"{number}.png", _scan(params.seed, number, asked.scan), bits)
+    detector = api.fit(place / "good", params)
+    detector.save(place / "bundle")
+    runtime.plan(params.compute, 1).apply()
+    times = []
+
+    def judged(name: str, width: float = 0, contrast: float = 0) -> float:
+        surface = _scan(params.seed, name, asked.scan)
+        if width:
+            surface = _with_hairline(surface, width, contrast, numpy_generator(params.seed, "line", name))
+        _write_scan(place / "judged.png", surface, bits)
+        begun = time.perf_counter()
+        scored = detector.score(place / "judged.png")
+        detector.marks(scored)
+        times.append(time.perf_counter() - begun)
+        return scored.image_score
+
+    normal = np.array([judged(f"unseen {number}") for number in range(asked.unseen)])
+    rows = []
+    pairs = [(width, contrast) for width in asked.widths for contrast in asked.contrasts]
+    for width, contrast in track(pairs, f"hairlines, {bits} bit", len(pairs)):
+        names = [f"defect {number} {width} {contrast}" for number in range(asked.lines)]
+        scores = np.array([judged(name, width, contrast) for name in names])
+        labels = np.repeat([True, False], [len(scores), len(normal)])
+        auroc = image_auroc(labels, np.concatenate([scores, normal]))
+        found = float(is_defect(scores, detector.threshold).mean())
+        rows.append({"width": width, "contrast": contrast, "found": found, "auroc": auroc})
+    return {
+        "table": pd.DataFrame(rows),
+        "false_alarms": float(is_defect(normal, detector.threshold).mean()),
+        "milliseconds": 1000 * float(np.median(times)),
+        "sentence": thresholds.sentence(detector.card["smallest_defect"]),
+    }
+
+
+def _costs(place: Path, params: config.Params, name: str) -> tuple[int, float, float]:
+    """Return the number of views, seconds and the peak of memory in MB of scoring one file."""
+    runtime.plan(params.compute, 1).apply()
+    detector = bundle.load(place / "bundle")
+    begun = time.perf_counter()
+    scored = detector.score(place / f"{name}.png")
+    detector.marks(scored)
+    return len(scored.canvas.views), time.perf_counter() - begun, rival_script.peak_megabytes()
+
+
+def _scan(seed: int, name: object, size: tuple[int, int]) -> Floats:
+    """Return a rolled surface, (rows, columns) in [0, 1]: lamp and stripes across the web are the same in every scan of
+    a seed, the grain is its own.
+    """
+    columns, rows = size
+    web = numpy_generator(seed, "web", rows)
+    lamp = 0.55 * (1 - 0.35 * np.linspace(-1, 1, rows) ** 2)
+    stripes = 0.02 * web.standard_normal(rows) + 0.3 * gaussian_filter1d(web.standard_normal(rows), 20)
+    own = numpy_generator(seed, "scan", str(name), rows, columns)
+    rolled = gaussian_filter1d(own.standard_normal((rows, columns), dtype=np.float32), 6, axis=1)
+    cloud = Image.fromarray(own.standard_normal((3, 2 + columns // 256), dtype=np.float32))
+    clouds = np.asarray(cloud.resize((columns, rows), Image.Resampling.BICUBIC))
+    profile = (lamp * (1 + 0.3 * stripes))[:, None].astype(np.float32)
+    surface: Floats = profile * (1 + 0.02 * clouds) + np.float32(0.06) * rolled
+    surface += np.float32(0.005) * own.standard_normal((rows, columns), dtype=np.float32)
+    return surface.clip(0, 1)
+
+
+def _with_hairline(surface: Floats, width: float, contrast: float, draws: np.random.Generator) -> Floats:
+    """Return the scan with one slightly bent line, `width` pixels across and darker by the share `contrast`."""
+    rows, columns = surface.shape
+    low, high = _LONGEST
+    length, turn = draws.uniform(min(low, rows), min(high, columns / 2)), draws.uniform(0, np.pi)
+    row, column = draws.uniform(0.2, 0.8, 2) * (rows, columns)
+    down, right = np.ogrid[:rows, :columns]
+    along = (right - column) * np.cos(turn) + (down - row) * np.sin(turn)
+    across = (down - row) * np.cos(turn) - (right - column) * np.sin(turn) + _BENT[1] * np.sin(along / _BENT[0])
+    covered = np.clip((width + 1) / 2 - abs(across), 0, min(1.0, width)) * np.clip(length / 2 - abs(along), 0, 1)
+    marked: Floats = (surface * (1 - contrast * covered)).astype(np.float32)
+    return marked
+
+
+def _write_scan(file: Path, surface: Floats, bits: int) -> None:
+    images.write(file, surface, channels=1, bit_depth=bits)
+
+
+def hairlines_page(found: dict[int, dict[str, Any]], asked: Hairlines) -> str:
+    """Return the tables as Markdown, by bits: share found at the calibrated threshold, and image AUROC."""
+    lines = []
+    for bits, one in found.items():
+        table, contrasts = one["table"], list(asked.contrasts)
+        lines += [f"| {bits} bit, width | {' | '.join(f'contrast {c:.0%}' for c in contrasts)} |"]
+        lines += ["|---|" + "---|" * len(contrasts)]
+        for width, rows in table.groupby("width"):
+            cells = (f"{row.found:.0%} ({row.auroc:.3f})" for row in rows.itertuples())
+            lines.append(f"| {width:g} px | {' | '.join(cells)} |")
+        (columns, rows), (wide, high) = asked.scan, asked.whole
+        lines += [
+            "",
+            f"{bits} bit: {one['sentence']}. False alarms on {asked.unseen} unseen normals {one['false_alarms']:.0%}. "
+            f"A scan of {columns} x {rows} takes {one['milliseconds']:.0f} ms. One of {wide} x {high} in "
+            f"{one['whole_views']} views takes {one['whole_seconds']:.1f} s and {one['whole_megabytes']:.0f} MB at the "
+            f"peak, an image of one view {one['bare_megabytes']:.0f} MB.",
+            "",
+        ]
+    return "\n".join(lines)

@@ -217,6 +217,7 @@ def realised_rates(
     return np.array(rates)
 
 
+_COARSE = 0.5  # model pixels per pixel of the image, below which more tiles would see much more
 _COARSEST, _FWHM = 32, 2.355  # stride of the prior's grid; width of a Gaussian at half its height, in sigmas
 
 
@@ -235,7 +236,9 @@ def smallest(rows: pd.DataFrame, spec: "Spec", image: config.Image, score: confi
 
     `pixels`: the side of one finest cell in the image; of a smaller defect a cell sees only a part, so that contrast
     decides. `apart`: two defects nearer to each other are one spot of the map. `image`: median (width, height) of
-    `rows`, the class's normals. `python -m flows bench smallest` measures it.
+    `rows`, the class's normals. `scale`: model pixels per pixel of the image. `tiles`: the `image.tiles` that would see
+    every pixel, where less than half of them is seen; else None. `python -m flows bench smallest` and `hairlines`
+    measure it.
     """
     width, height = int(rows["width"].median()), int(rows["height"].median())
     scale = min(geometry.scale_of((height, width), image))
@@ -245,14 +248,21 @@ def smallest(rows: pd.DataFrame, spec: "Spec", image: config.Image, score: confi
         "apart": round(max(cell, _FWHM * score.blur / scale), 1),
         "image": [width, height],
         "scale": round(scale, 4),
+        "tiles": _every_pixel(min(width, height), image) if scale < _COARSE else None,
     }
+
+
+def _every_pixel(short: int, image: config.Image) -> int:
+    """Return how many tiles along a side of so many pixels leave an image as large as it is."""
+    return 1 + math.ceil((short / image.size - 1) / (1 - image.overlap) - 1e-6)
 
 
 def sentence(found: dict[str, Any]) -> str:
     shape = " x ".join(map(str, found["image"]))
+    finer = f"; image.aspect=tile with image.tiles={found['tiles']} sees every pixel" if found.get("tiles") else ""
     return (
         f"smallest defect: about {found['pixels']} pixels of an image of {shape}, by geometry (two of them at least "
-        f"{found['apart']} apart); `python -m flows bench smallest` measures it"
+        f"{found['apart']} apart){finer}; `python -m flows bench smallest` measures it"
     )
 
 

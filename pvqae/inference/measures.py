@@ -280,8 +280,10 @@ class Raw:
                 whole.setdefault(key, x.new_empty(count, *x.shape[1:]))[start : start + len(x)] = x
             start += len(run.cells)
             del run
-        of = {kind: {name: x for (own, name), x in whole.items() if own == kind} for kind in ("maps", "valid", "budget")}
-        return Raw(of["maps"], of["valid"], (lambda: Budget(**of["budget"])) if of["budget"] else None)
+        maps, valid, budget = (
+            {name: x for (own, name), x in whole.items() if own == kind} for kind in ("maps", "valid", "budget")
+        )
+        return Raw(maps, valid, (lambda: Budget(**budget)) if budget else None)
 
     def view(self, index: int) -> "Raw":
         """Return one view as a batch of its own."""

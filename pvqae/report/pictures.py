@@ -19,6 +19,7 @@ Colours = tuple[tuple[int, int, int], ...]
 Value = TypeVar("Value", np.float32, np.bool_)
 
 _SIDE = 256  # longest side of a picture in the report, pixels
+_OBLONG = 3  # of more than so many squares in a row the short side is kept, up to four times the longest
 
 # Anchors at equal steps of maps whose lightness rises evenly: dark is ordinary, light is far from it.
 HEAT: Colours = (
@@ -43,7 +44,10 @@ def level_colours(levels: int) -> Bytes:
 
 
 def thumbnail(picture: Bytes, side: int = _SIDE) -> Bytes:
-    """Shrink a picture (H, W, 3) so that its longest side is at most `side`; never enlarge it."""
+    """Shrink a picture (H, W, 3) so that its longest side is at most `side`; never enlarge it.
+
+    An oblong one, such as a line scan, may be longer while its short side is below a third of `side`.
+    """
     height, width = _fit(picture.shape[:2], side)
     if (height, width) == picture.shape[:2]:
         return picture
@@ -126,5 +130,6 @@ def _encode(picture: Bytes, form: str, **options: int) -> bytes:
 
 def _fit(shape: tuple[int, ...], side: int) -> tuple[int, int]:
     height, width = shape[0], shape[1]
-    scale = min(1.0, side / max(height, width))
+    longest = side * float(np.clip(max(height, width) / min(height, width) / _OBLONG, 1, 4))
+    scale = min(1.0, longest / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))

@@ -52,12 +52,12 @@ class View:
     @property
     def height(self) -> int:
         """Rows of the view that carry canvas pixels."""
-        return min(self.top + self.side, self.canvas.shape[0]) - max(self.top, 0)
+        return int(min(self.top + self.side, self.canvas.shape[0]) - max(self.top, 0))
 
     @property
     def width(self) -> int:
         """Columns of the view that carry canvas pixels."""
-        return min(self.left + self.side, self.canvas.shape[1]) - max(self.left, 0)
+        return int(min(self.left + self.side, self.canvas.shape[1]) - max(self.left, 0))
 
     @property
     def _around(self) -> list[tuple[int, int]]:

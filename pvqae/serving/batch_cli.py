@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pvqae.calibration import thresholds
 from pvqae.core import config, runtime
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import Sealed
@@ -31,7 +32,8 @@ def score(folder: Path, images: Sequence[Path], out: Path | None, heatmaps: bool
         raise ConfigError(f"--{'heatmaps' if heatmaps else 'masks'} needs a folder to write them to; add --out FOLDER")
     prepare()
     detector, source = bundles.load(folder), batch_source.Files(tuple(images))
-    for note in detector.notes:
+    small = detector.card.get("smallest_defect")  # bundles of 0.1 don't say
+    for note in [*detector.notes, *([thresholds.sentence(small)] if small else [])]:
         print(note, file=sys.stderr)
     if out is not None:
         found = batch.run(detector, source, out, heatmaps=heatmaps, masks=masks)

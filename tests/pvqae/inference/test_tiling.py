@@ -49,6 +49,21 @@ def test_the_stitched_map_does_not_depend_on_where_the_tiles_lie(pair: tuple[Sco
     assert np.corrcoef(common.ravel(), shifted.ravel())[0, 1] > 0.98
 
 
+def test_a_defect_where_views_overlap_is_one_region(pair: tuple[Scored, Scored]) -> None:
+    """In pixels of the image: there rows 100 to 110, columns 200 to 212, inside of four views."""
+    here = pair[0]
+    assert sum(view.top < 100 < view.top + 100 and view.left < 200 < view.left + 100 for view in here.canvas.views) > 1
+    height, width = here.canvas.image_shape
+    level = 0.5 * float(here.anomaly_map[90:120, 190:222].max())
+    regions = geometry.marks(here.anomaly_map, level, (height, width))["regions"]
+    near = [
+        r for r in regions if r["x"] < 230 and r["x"] + r["width"] > 180 and r["y"] < 130 and r["y"] + r["height"] > 80
+    ]
+    assert len(near) == 1
+    assert near[0]["x"] <= 206 < near[0]["x"] + near[0]["width"]
+    assert near[0]["y"] <= 105 < near[0]["y"] + near[0]["height"]
+
+
 def worst_step(anomaly_map: np.ndarray) -> float:
     """The largest step where a view begins or ends, over the largest within 8 pixels beside it."""
     steps = np.abs(np.diff(anomaly_map, axis=1)).mean(axis=0)  # between column i and i + 1
@@ -155,7 +170,8 @@ def test_memory_beyond_image_and_map_does_not_grow_with_the_views(
 ) -> None:
     """16 bit grey, from its file to what is marked."""
     card = {"threshold": 0.0, "map_threshold": 0.0, "map_scale": [0.0, 1.0], "pixel": {"threshold": 8.0}}
-    bundle.save(tmp_path / "bundle", tiled(scorer, 64), config.Params(model=MODEL, prior=config.Prior(width=16)), "cloth", {}, card)
+    params = config.Params(model=MODEL, prior=config.Prior(width=16))
+    bundle.save(tmp_path / "bundle", tiled(scorer, 64), params, "cloth", {}, card)
     large = np.tile(picture(154, 224, 416), (4, 8, 1))
     images.write(tmp_path / "small.png", large[:224, :416], 1, 16)
     images.write(tmp_path / "large.png", large, 1, 16)

@@ -55,6 +55,9 @@ def test_shrink_keeps_one_hot_pixel_and_thumbnail_the_shape() -> None:
     assert small.shape == (98, 256)
     assert small.max() == small[-1, -1] == 7
     assert pictures.thumbnail(np.zeros((500, 1300, 3), np.uint8)).shape == (98, 256, 3)
+    assert pictures.thumbnail(np.zeros((256, 2048, 3), np.uint8)).shape == (85, 683, 3)  # a line scan stays readable
+    assert pictures.shrink(np.zeros((256, 2048), np.float32)).shape == (85, 683)
+    assert pictures.thumbnail(np.zeros((100, 10000, 3), np.uint8)).shape == (10, 1024, 3)
     assert pictures.shrink(heat[:40, :50]).shape == (40, 50)
 
 
