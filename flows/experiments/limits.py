@@ -213,14 +213,14 @@ class Hairlines:
     whole: tuple[int, int] = (16384, 2048)  # of one image whose time and memory are measured
     normals: int = 20  # that are learnt from
     unseen: int = 10  # further normals
-    lines: int = 6  # of each width and contrast
+    lines: int = 5  # of each width and contrast
     widths: tuple[float, ...] = (1, 2, 3, 4, 6, 8, 12)  # pixels
     contrasts: tuple[float, ...] = (0.05, 0.1, 0.2)  # darker than the surface by this share
     overrides: tuple[str, ...] = ("calibration.folds=2", "memory.codes=1024", "memory.patches=30000")  # minutes
 
 
 HAIRLINES = Hairlines()
-_FAST = ("calibration.folds=2", "memory.codes=64", "memory.patches=4000")
+_FAST = ("compute.threads=1", "calibration.folds=2", "memory.codes=64", "memory.patches=4000")
 QUICK_HAIRLINES = Hairlines((160, 64), (320, 128), 8, 2, 1, (8,), (0.3,), ("image.size=64", *_FAST))
 _BENT, _LONGEST = (60.0, 8.0), (100, 800)  # pixels: period and height of a line's waves; lengths drawn between
 

@@ -131,6 +131,7 @@ def test_scans_of_a_seed_share_lamp_and_stripes_alone() -> None:
     np.testing.assert_array_equal(one, limits._scan(0, "a", (256, 64)))
 
 
+@pytest.mark.integration
 def test_hairlines_run_quickly_and_print_every_width(tmp_path: Path) -> None:
     """Through all of it: made, learnt from, judged, and one larger image in a process of its own."""
     params = config.load(
