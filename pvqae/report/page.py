@@ -142,9 +142,11 @@ def _verdict(metrics: Values) -> str:
 
 def _promises_nothing(classes: Sequence["ClassReport"]) -> str:
     """Return a sentence on the classes whose cards promise no rate; "" if all promise one."""
-    said = [f"{one.name} {one.card['no_promise']}" for one in classes if one.card.get("no_promise")]
-    others = f", and so do {len(said) - 1} other classes" if len(said) > 1 else ""
-    return f" {said[0]}{others}." if said else ""
+    few = {one.name: one.card["no_promise"] for one in classes if one.card.get("no_promise")}
+    if len(few) < 2:
+        return "".join(f" {name} {words}." for name, words in few.items())
+    *named, last = [*few] if len(few) < 5 else [*list(few)[:3], f"{len(few) - 3} other classes"]
+    return f" {', '.join(named)} and {last} promise no false-alarm rate: each learnt from too few good images."
 
 
 def _share(part: int, n: int, what: str, done: str) -> str:

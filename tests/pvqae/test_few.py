@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from pvqae.core.layout import Layout
 from pvqae.datasets import build, validation
 from pvqae.drift import drift_report, profile
 from pvqae.inference import bundle
+from pvqae.report import page
 from pvqae.samples import images
 from pvqae.serving import app, batch_cli, slot
 from pvqae.serving.middleware import Metrics
@@ -164,3 +166,18 @@ def test_what_is_exported_says_it_too(pair: pvqae.Detector, tmp_path: Path) -> N
 
     saved = pair.save(tmp_path / "bundle")
     assert export._card(bundle.load(saved))["no_promise"] == WORDS.format("2 good images")
+
+
+@pytest.mark.parametrize(
+    ("few", "said"),
+    [
+        (0, ""),
+        (1, " c0 promises nothing."),
+        (2, " c0 and c1 promise no false-alarm rate: each learnt from too few good images."),
+        (6, " c0, c1, c2 and 3 other classes promise no false-alarm rate: each learnt from too few good images."),
+    ],
+)
+def test_a_report_names_the_classes_that_promise_no_rate(few: int, said: str) -> None:
+    cards = [{"no_promise": "promises nothing"} if number < few else {} for number in range(8)]
+    classes = [SimpleNamespace(name=f"c{number}", card=card) for number, card in enumerate(cards)]
+    assert page._promises_nothing(classes) == said

@@ -61,7 +61,16 @@ def test_the_sdist_holds_what_the_wheel_is_built_from_and_builds_the_same_one(bu
         names = {name.partition("/")[2] for name in archive.getnames()}
         archive.extractall(tmp_path, filter="data")
     top = {name.partition("/")[0] for name in names}
-    assert top <= {"pvqae", "README.md", "NOTICE", "CHANGELOG.md", "pyproject.toml", "PKG-INFO", ".gitignore"}
+    assert top <= {
+        "pvqae",
+        "README.md",
+        "LICENSE",
+        "NOTICE",
+        "CHANGELOG.md",
+        "pyproject.toml",
+        "PKG-INFO",
+        ".gitignore",
+    }
     assert names >= FILES
     (folder,) = tmp_path.iterdir()
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "again", folder=folder)
