@@ -115,14 +115,17 @@ def _export(
     images: Annotated[
         Path | None, typer.Option(help="Folder of images for the parity check. Default: the class's test images.")
     ] = None,
+    form: Annotated[str, typer.Option("--format", help="onnx, or openvino for model.xml and model.bin.")] = "onnx",
     as_json: Json = False,
 ) -> None:
-    """Write a version as ONNX and a script that needs only numpy and onnxruntime, if they give the version's scores."""
+    """Write a version as ONNX or OpenVINO IR, and a script that needs only numpy and that runtime, if they give the
+    version's scores.
+    """
     with quiet(as_json):
         root = project()
         from flows.serving import score
 
-        found = score.export(root, name, out, images, partial(print, flush=True))
+        found = score.export(root, name, out, images, partial(print, flush=True), form)
     if as_json:
         print(to_json(found))
 

@@ -279,10 +279,13 @@ class Exported:
     difference: float
 
 
-def export(root: Path, name: str, out: str, images: Path | None, tell: Callable[[str], None]) -> Exported:
+def export(
+    root: Path, name: str, out: str, images: Path | None, tell: Callable[[str], None], form: str = "onnx"
+) -> Exported:
     """Write the version that `name` means to `out`, by default exported/MODEL; its card says which it is.
 
-    `images`: a folder for the parity check instead of the class's test images. Raises errors of `pvqae.core.errors`.
+    `images`: a folder for the parity check instead of the class's test images; `form`: of
+    `pvqae.export.export.FORMATS`. Raises errors of `pvqae.core.errors`.
     """
     from pvqae.export import export as exports  # imports torch
 
@@ -298,5 +301,5 @@ def export(root: Path, name: str, out: str, images: Path | None, tell: Callable[
     kept = {key: tags[key] for key in lineage.REQUIRED if key in tags}
     about = {"model": model, "version": version, "alias": alias, "lineage": kept}
     workspaces = (root, root / ".pvqae" / "runs" / owner.dataset)
-    found = exports.run(bundle, folder, images, tell, workspaces=workspaces, registered=about)
+    found = exports.run(bundle, folder, images, tell, workspaces=workspaces, registered=about, form=form)
     return Exported(model, version, alias, folder, found.images, float(max(found.score, found.anomaly_map)))

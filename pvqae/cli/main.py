@@ -207,16 +207,19 @@ def _drift(
 def _export(
     bundle: _Bundle,
     out: Annotated[
-        Path, typer.Argument(help="Folder to write: model.onnx, card.json, run.py, reading.zip, SHA256SUMS.")
+        Path, typer.Argument(help="Folder to write: the graph, card.json, run.py, reading.zip, SHA256SUMS.")
     ],
     images: Annotated[
         Path | None, typer.Option(help="Folder of images for the parity check. Default: the class's test images here.")
     ] = None,
+    form: Annotated[str, typer.Option("--format", help="onnx, or openvino for model.xml and model.bin.")] = "onnx",
 ) -> None:
-    """Write a detector as ONNX and a script that needs only numpy and onnxruntime, if they give the bundle's scores."""
+    """Write a detector as ONNX or OpenVINO IR, and a script that needs only numpy and that runtime, if they give the
+    bundle's scores.
+    """
     from pvqae.export import export as stage
 
-    stage.run(bundle, out, images, typer.echo)
+    stage.run(bundle, out, images, typer.echo, form=form)
 
 
 @app.command("serve", epilog="Example: pvqae serve models/demo/brick/bundle --port 8080", rich_help_panel=USE)

@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pvqae.core.errors import PvqaeError
 
@@ -237,3 +238,19 @@ def cache_folders() -> Iterator[Path]:
     if given := os.environ.get("XDG_CACHE_HOME") or (home and str(Path(home) / ".cache")):
         yield Path(given)
     yield _private_folder()
+
+
+def openvino() -> Any:
+    """Import OpenVINO as it is without its package for usage reports: with it, the mere import sends one.
+
+    Raises `ModuleNotFoundError` where OpenVINO is not installed.
+    """
+    reports = "openvino_telemetry"
+    here = reports in sys.modules
+    if not here:
+        sys.modules[reports] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        return import_module("openvino")
+    finally:
+        if not here:
+            del sys.modules[reports]

@@ -1,8 +1,9 @@
-"""The verb `pvqae export BUNDLE OUT`: a detector as ONNX that needs neither torch nor this project.
+"""The verb `pvqae export BUNDLE OUT`: a detector as ONNX or OpenVINO IR that needs neither torch nor this project.
 
-model.onnx   views of an image → scores and maps: the functions of `scoring`, see `onnx_graph`
-card.json    threshold, preprocessing, what goes in and out, where it comes from
-run.py       reads, resizes, runs and stitches with numpy and onnxruntime alone (Pillow reads the files)
+model.onnx   views of an image → scores and maps: the functions of `scoring`, see `onnx_graph`; or
+model.xml    and model.bin: the same graph for OpenVINO
+card.json    threshold, preprocessing, what goes in and out, where it comes from, how near it is to the bundle
+run.py       reads, resizes, runs and stitches with numpy and the graph's runtime alone (Pillow reads the files)
 reading.zip  the modules of this project by which it finds and reads images
 SHA256SUMS   of all the others
 
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from pvqae.core import config, files
+from pvqae.core import config, files, runtime
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import whole_folder
 from pvqae.core.progress import working
@@ -37,7 +38,8 @@ from pvqae.inference.bundle import Detector
 _OPSET = 18
 _PACKAGE = "pvqae_reading"  # in reading.zip
 _BACKBONES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "vqgan")
-_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+_EXPORTER = ("onnx", "onnxscript")  # packages that write any graph
+FORMATS = {"onnx": "onnxruntime", "openvino": "openvino"}  # and the package that runs it
 _OUTPUTS = {  # shapes by the letters of `onnx_graph`
     "image_score": "B; fused, compared with the threshold",
     "margin": "B; image_score - threshold, above 0 is a defect",
@@ -56,51 +58,58 @@ _OUTPUTS = {  # shapes by the letters of `onnx_graph`
 
 def run(
     folder: Path, out: Path, images: Path | None, tell: Callable[[str], None],
-    workspaces: Sequence[Path] = (), registered: Mapping[str, Any] | None = None,
+    workspaces: Sequence[Path] = (), registered: Mapping[str, Any] | None = None, form: str = "onnx",
 ) -> Parity:  # fmt: skip
     """Export with parity checked on the images that `parity.sample` finds."""
     with tempfile.TemporaryDirectory() as scratch:
         found = parity.sample(folder, images, Path(scratch), tell, workspaces)
-        return export(folder, out, found, tell, registered)
+        return export(folder, out, found, tell, registered, form)
 
 
 def export(
     folder: Path, out: Path, images: Sequence[Path], tell: Callable[[str], None] = print,
-    registered: Mapping[str, Any] | None = None,
+    registered: Mapping[str, Any] | None = None, form: str = "onnx",
 ) -> Parity:  # fmt: skip
     """Write the folder `out`, whole or not at all; `images` are files that parity is checked on.
 
-    `registered`: the model, version and lineage that the bundle is registered as, for the card.
+    `registered`: the model, version and lineage that the bundle is registered as, for the card; `form`: of `FORMATS`.
 
     Raises `ConfigError` for what can't be exported, before anything is written, `ParityError` where an image's score or
     map differs by more than `parity._TOLERANCE`.
     """
     _refuse_foreign(out)
     detector = bundle.load(folder)
-    _refuse(detector)
+    _refuse(detector, form)
     with whole_folder(out) as part:
         tell("writing the graph (about half a minute)")
         with working("writing the graph", tell):
             _write_graph(detector, part / "model.onnx")
-        card = _card(detector) | ({"registered": dict(registered)} if registered else {})
-        (part / "card.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", "utf-8")
+        if form == "openvino":
+            _to_openvino(part)
+        card = _card(detector, form) | ({"registered": dict(registered)} if registered else {})
+        _write_card(part, card)
         _write_program(part)
         files.seal_folder(part)
         found = parity.check(detector, part, images)
         tell(found.words())
         found.insist()
+        _write_card(part, card | {"parity": found.facts()})
+        files.seal_folder(part)
     tell(f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.1f} MB")
     return found
 
 
 def _refuse_foreign(out: Path) -> None:
     """Raise `ConfigError` for a folder that is no earlier export: it would be replaced whole."""
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "model.onnx").is_file())):
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if out.exists() and not (out.is_dir() and (not names or names & {"model.onnx", "model.xml"})):
         raise ConfigError(f"{out}: neither a new folder nor an earlier export; name another")
 
 
-def _refuse(detector: Detector) -> None:
-    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+def _refuse(detector: Detector, form: str) -> None:
+    if form not in FORMATS:
+        raise ConfigError(f"export: expected a format of {', '.join(FORMATS)}, found {form}")
+    if missing := [name for name in (*_EXPORTER, FORMATS[form]) if find_spec(name) is None]:
         raise ConfigError(f"export: the packages {', '.join(missing)} are missing; install pvqae[export]")
     backbone = detector.config["model"]["backbone"]
     if backbone not in _BACKBONES and ":" not in backbone:
@@ -135,6 +144,18 @@ def _write_graph(detector: Detector, path: Path) -> None:
         torch.backends.mha.set_fastpath_enabled(fast)
     assert program is not None  # it raises where it fails
     program.save(str(path))
+
+
+def _to_openvino(folder: Path) -> None:
+    """Write model.xml and model.bin in place of model.onnx; weights stay float32."""
+    library, source = runtime.openvino(), folder / "model.onnx"
+    model = library.Core().read_model(source)
+    library.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    source.unlink()
+
+
+def _write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    (folder / "card.json").write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def _write_program(folder: Path) -> None:
@@ -174,11 +195,13 @@ def _imported(own: Path, program: Path) -> list[Path]:
     return sorted(found)
 
 
-def _card(detector: Detector) -> dict[str, Any]:
+def _card(detector: Detector, form: str) -> dict[str, Any]:
     """Return what someone needs who has only this folder; the same for the same bundle and packages."""
     scorer, facts = detector.scorer, detector.config
     scales = {name: [scale.mean, scale.deviation] for name, scale in scorer.scales.items()}
     return {
+        "format": form,
+        "precision": "float32",
         **{key: facts[key] for key in ("dataset", "category")},
         **{key: detector.card[key] for key in ("threshold", "map_threshold", "map_scale")},
         **{key: detector.card[key] for key in ("no_promise",) if key in detector.card},
@@ -196,5 +219,5 @@ def _card(detector: Detector) -> dict[str, Any]:
         "outputs": {name: _OUTPUTS[name] for name in names(scorer)},
         "bundle_sha256": detector.sha256,
         "opset": _OPSET,
-        "versions": {name: version(name) for name in ("pvqae", "torch", *_NEEDED, "numpy")},
+        "versions": {name: version(name) for name in ("pvqae", "torch", *_EXPORTER, FORMATS[form], "numpy")},
     }

@@ -39,14 +39,19 @@ class Parity:
     anomaly_map: float
     worst: str
     bundle_ms: float
-    onnx_ms: float
+    exported_ms: float
 
     def words(self) -> str:
         return (
             f"parity on {self.images} images: largest difference {self.score:.1e} of a score, {self.anomaly_map:.1e} "
-            f"of a map (limit {_TOLERANCE:.0e}); {self.onnx_ms:.0f} ms per image, "
-            f"{self.bundle_ms:.0f} ms by torch, one thread"
+            f"of a map (limit {_TOLERANCE:.0e}); {self.exported_ms:.0f} ms per image, "
+            f"{self.bundle_ms:.0f} ms by the bundle, one thread"
         )
+
+    def facts(self) -> dict[str, float | int]:
+        """Return what the card keeps: rounded, without times."""
+        differences = {"score": self.score, "anomaly_map": self.anomaly_map, "limit": _TOLERANCE}
+        return {"images": self.images, **{name: float(f"{value:.2g}") for name, value in differences.items()}}
 
     def insist(self) -> None:
         """Raise `ParityError` above the limit."""

@@ -1,10 +1,10 @@
 """Score images with an exported detector: `python run.py IMAGES... [--maps FOLDER]`, a JSON object per line.
 
-An image that can't be read gets a line with "error" instead of a score, and the exit status is 1. Needs numpy and
-onnxruntime; Pillow only reads the files. It needs model.onnx, card.json and reading.zip in its folder, which SHA256SUMS
-vouches for; reading.zip holds the modules by which `pvqae score` finds and reads images, so both score the same. The
-graph judges square views of `size` pixels; what it does not do is here: decode, resize, lay out views, judge several
-views of one image together, stitch their maps.
+An image that can't be read gets a line with "error" instead of a score, and the exit status is 1. Needs numpy and, as
+card.json says, onnxruntime or openvino; Pillow only reads the files. It needs the graph (model.onnx, or model.xml and
+model.bin), card.json and reading.zip in its folder, which SHA256SUMS vouches for; reading.zip holds the modules by
+which `pvqae score` finds and reads images, so both score the same. The graph judges square views of `size` pixels; what
+it does not do is here: decode, resize, lay out views, judge several views of one image together, stitch their maps.
 H0 W0 pixels of the file; H W of the canvas (the image in model pixels); S side of a view; V views of an image.
 """
 
@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).parent / "reading.zip"))
 from pvqae.core.errors import DataError, PvqaeError
 from pvqae.core.files import digest
+from pvqae.core.runtime import openvino
 from pvqae.samples.geometry import marks
 from pvqae.serving import batch_source  # in an export: of reading.zip
 from pvqae.serving.batch_source import Files, Item
 
-_CHUNK = 8  # views through the graph at once: memory does not grow with the image
-_FILES = ("card.json", "model.onnx", "reading.zip")
+_FILES = ("card.json", "reading.zip")  # and the graph's
 _READ = ("bits",)  # settings of how files are read
 _PARTS = ("s_prior", "s_recon", "product")
 _Array = np.ndarray[Any, Any]
@@ -194,16 +193,54 @@ def _joined(runs: list[dict[str, _Array]]) -> dict[str, _Array]:
     return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
 
+class _OnnxRuntime:
+    """ONNX Runtime, `CHUNK` views at once: memory does not grow with the image."""
+
+    FILES, CHUNK = ("model.onnx",), 8
+
+    def __init__(self, files: dict[str, bytes], threads: int, size: int):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads  # 0: one per core
+        self.session = onnxruntime.InferenceSession(files["model.onnx"], options, providers=["CPUExecutionProvider"])
+        self.names = [output.name for output in self.session.get_outputs()]
+
+    def __call__(self, pixels: _Array, valid: _Array) -> dict[str, _Array]:
+        return dict(zip(self.names, self.session.run(self.names, {"pixels": pixels, "valid": valid}), strict=True))
+
+
+class _OpenVino:
+    """OpenVINO, one view at a time: compiled for any number of views it takes twice the time. Never half precision."""
+
+    FILES, CHUNK = ("model.bin", "model.xml"), 1
+
+    def __init__(self, files: dict[str, bytes], threads: int, size: int):
+        core = openvino().Core()
+        model = core.read_model(files["model.xml"], files["model.bin"])
+        model.reshape({"pixels": [1, 3, size, size], "valid": [1, size, size]})
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+        self.request = core.compile_model(model, "CPU", settings).create_infer_request()
+        self.names = [output.any_name for output in model.outputs]
+
+    def __call__(self, pixels: _Array, valid: _Array) -> dict[str, _Array]:
+        found = self.request.infer({"pixels": pixels, "valid": valid})
+        return {name: found[name].copy() for name in self.names}  # the request's own memory is written again
+
+
+_ENGINES: dict[str, type[_OnnxRuntime] | type[_OpenVino]] = {"onnx": _OnnxRuntime, "openvino": _OpenVino}
+
+
 class Detector:
     """`Detector(folder).score(image)`; image a file or H0 x W0 x 3 pixels in [0, 1]."""
 
     def __init__(self, folder: Path | str, threads: int = 0):
         files = _check(Path(folder))
         self.card = json.loads(files["card.json"].decode("utf-8"))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads  # 0: one per core
-        self.session = onnxruntime.InferenceSession(files["model.onnx"], options, providers=["CPUExecutionProvider"])
-        self.names = [output.name for output in self.session.get_outputs()]
+        engine = _ENGINES[self.card["format"]]
+        if missing := [name for name in engine.FILES if name not in files]:
+            raise ValueError(f"{Path(folder) / missing[0]}: not in SHA256SUMS; export the detector again")
+        self.engine = engine(files, threads, self.card["preprocessing"]["size"])
 
     def score(self, image: Path | str | _Array) -> dict[str, Any]:
         """Return score, threshold, margin, decision, parts, anomaly_map (H x W), and what the pixel threshold marks."""
@@ -233,6 +270,7 @@ class Detector:
             "threshold": threshold,
             "margin": score - threshold,
             "decision": "defect" if score > threshold else "normal",
+            "precision": self.card["precision"],
             "parts": {name: float(value) for name, value in parts.items()},
             "pixel_threshold": limit,
             **marked,
@@ -253,11 +291,10 @@ class Detector:
 
     def _runs(self, found: list[_View]) -> Iterator[dict[str, _Array]]:
         """Yield the outputs of the graph, some views at a time."""
-        for start in range(0, len(found), _CHUNK):
-            some = found[start : start + _CHUNK]
-            pixels, valid = np.stack([view.pixels for view in some]), np.stack([view.valid for view in some])
-            outputs = self.session.run(self.names, {"pixels": pixels, "valid": valid})
-            yield dict(zip(self.names, outputs, strict=True))
+        chunk = self.engine.CHUNK
+        for start in range(0, len(found), chunk):
+            some = found[start : start + chunk]
+            yield self.engine(np.stack([view.pixels for view in some]), np.stack([view.valid for view in some]))
 
     def _pooled(self, name: str, graph: dict[str, _Array]) -> float:
         """Return the image score of a part over the cells of all views."""
@@ -282,7 +319,7 @@ def _main() -> None:
         help="images, or folders of images; without any, their names are read from stdin, one a line",
     )
     parser.add_argument("--maps", type=Path, help="folder for anomaly maps, NAME.npy per image, NAME its number from 0")
-    parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0: one per core")
+    parser.add_argument("--threads", type=int, default=0, help="of the graph's runtime; 0: one per core")
     given = parser.parse_args()
     sys.exit(_run(given))
 
@@ -292,6 +329,8 @@ def _run(given: argparse.Namespace) -> int:
     try:
         detector = Detector(Path(__file__).parent, given.threads)
         return _judge(detector, given)
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}; install the package, which this detector needs")
     except (OSError, ValueError, PvqaeError) as error:
         sys.exit(f"error: {error}")
 

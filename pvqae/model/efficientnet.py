@@ -87,6 +87,8 @@ class _Pointwise(nn.Conv2d):
         super().__init__(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # other runtimes have no slow path, and a transposition would be in the graph
+            return super().forward(x)
         return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 

@@ -5,17 +5,17 @@ thread, so their values depend neither on what else is in a batch nor on the num
 wheel, on a GPU and for an export, PyTorch computes.
 """
 
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pvqae.core.runtime import openvino
 
 if TYPE_CHECKING:
     from pvqae.model.efficientnet import EfficientNetLite
@@ -69,26 +69,13 @@ class Compiled:
     def _request(self, shape: tuple[int, ...], number: int) -> Any:
         """Return what thread `number` asks; a form is compiled once."""
         if shape not in self._forms:
-            library = _silent()
+            library = openvino()
             outputs, image = _graph(library.opset13, self._network, *self._blocks, shape)
             model = library.Model(outputs, [image], "features")
             self._forms[shape] = library.Core().compile_model(model, "CPU", _SETTINGS)
         if (shape, number) not in self._requests:
             self._requests[shape, number] = self._forms[shape].create_infer_request()
         return self._requests[shape, number]
-
-
-def _silent() -> Any:
-    """Import OpenVINO as it is without its package for usage reports: with it, the mere import sends one."""
-    reports = "openvino_telemetry"
-    here = reports in sys.modules
-    if not here:
-        sys.modules[reports] = None  # type: ignore[assignment]  # as if it were not installed
-    try:
-        return import_module(_LIBRARY)
-    finally:
-        if not here:
-            del sys.modules[reports]
 
 
 def _run(request: Any, views: Sequence[Any]) -> list[list[Tensor]]:

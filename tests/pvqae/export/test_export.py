@@ -16,7 +16,7 @@ from PIL import Image
 
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError, ParityError
-from pvqae.core.files import read_folder
+from pvqae.core.files import read_folder, seal_folder
 from pvqae.export import export, parity, run_exported
 from pvqae.inference import bundle
 from pvqae.inference.scoring import Scorer
@@ -102,6 +102,50 @@ def test_the_folder_is_whole_and_says_what_it_is(exported: tuple[Path, Scorer, l
     assert card["bundle_sha256"] == bundle.sha256_of(folder.parent / "bundle")
     assert card["preprocessing"]["size"] == scorer.image.size
     assert "parity on 4 images" in "".join(told)
+    assert (card["format"], card["precision"], card["parity"]["images"]) == ("onnx", "float32", 4)
+    assert 0 <= max(card["parity"]["score"], card["parity"]["anomaly_map"]) <= card["parity"]["limit"] == 1e-4
+
+
+@pytest.fixture(scope="module")
+def intermediate(exported: tuple[Path, Scorer, list[str]], files: list[Path]) -> Path:
+    """The same bundle for OpenVINO."""
+    folder = exported[0].with_name("intermediate")
+    export.export(exported[0].with_name("bundle"), folder, files, str, form="openvino")
+    return folder
+
+
+def test_openvino_ir_gives_the_scores_with_openvino_alone(
+    intermediate: Path, exported: tuple[Path, Scorer, list[str]], files: list[Path], tmp_path: Path
+) -> None:
+    assert {p.name for p in intermediate.iterdir()} == {
+        *("model.xml", "model.bin", "card.json", "run.py", "reading.zip", "SHA256SUMS")
+    }
+    assert b'element_type="f16"' not in (intermediate / "model.xml").read_bytes()
+    read_folder(intermediate, "an export", "")
+    card = json.loads((intermediate / "card.json").read_text())
+    assert card["format"] == "openvino"
+    assert card["parity"]["score"] <= 1e-4
+    blocked = (*BLOCKED, "onnxruntime", "openvino_telemetry")
+    command = [sys.executable, "-I", "-c", WITHOUT.format(blocked=blocked), intermediate / "run.py"]
+    done = subprocess.run([*command, *files, "--maps", tmp_path], capture_output=True, text=True, check=True)
+    detector = bundle.load(exported[0].parent / "bundle")
+    for number, (row, file) in enumerate(zip(map(json.loads, done.stdout.splitlines()), files, strict=True)):
+        scored = detector.score(file)
+        assert row["score"] == pytest.approx(scored.image_score, rel=1e-4, abs=1e-4)
+        assert row["precision"] == "float32"
+        np.testing.assert_allclose(np.load(tmp_path / f"{number}.npy"), scored.anomaly_map, rtol=1e-4, atol=1e-4)
+
+
+def test_a_missing_runtime_or_graph_is_named(intermediate: Path, files: list[Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-c", WITHOUT.format(blocked=("openvino",)), intermediate / "run.py", files[0]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: blocked: openvino; install the package, which this detector needs\n"
+    folder = Path(shutil.copytree(intermediate, tmp_path / "changed"))
+    (folder / "model.xml").unlink()
+    seal_folder(folder)
+    with pytest.raises(ValueError, match=r"model\.xml: not in SHA256SUMS"):
+        run_exported.Detector(folder)
 
 
 def test_the_batch_is_dynamic_and_company_does_not_matter(exported: tuple[Path, Scorer, list[str]]) -> None:
@@ -279,6 +323,12 @@ def test_what_can_t_be_exported_is_refused_before_anything_is_written(
     monkeypatch.setattr(export, "_BACKBONES", ("another",))
     with pytest.raises(ConfigError, match="efficientnet_lite0"):
         export.export(folder, out, files, str)
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="expected a format of onnx, openvino, found tflite"):
+        export.export(folder, out, files, str, form="tflite")
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "openvino" else object())
+    with pytest.raises(ConfigError, match=r"openvino are missing; install pvqae\[export\]"):
+        export.export(folder, out, files, str, form="openvino")
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="neither a new folder nor an earlier export"):
         export.export(folder, tmp_path, files, str)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvqae.model.codebook import Codebook, cover, nearest, usage
+from pvqae.model.codebook import Codebook, _least_by_groups, cover, nearest, usage
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -177,3 +177,11 @@ def test_usage_and_perplexity(indices: list[int], share: float, perplexity: floa
     found = usage(torch.tensor(indices), 4)
     assert found[0] == share
     assert math.isclose(found[1], perplexity, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 2048])
+def test_the_least_by_groups_is_the_first_least_of_all(count: int) -> None:
+    values = torch.randint(0, 50, (40, count), generator=torch.Generator().manual_seed(count)).float()
+    least, place = _least_by_groups(values)
+    assert torch.equal(least, values.amin(1))
+    assert torch.equal(place, values.argmin(1))
