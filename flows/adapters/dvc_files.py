@@ -21,7 +21,7 @@ import yaml
 from configobj import ConfigObj  # type: ignore[import-untyped]  # the parser that DVC itself uses
 
 from flows.adapters import dvc_command
-from flows.core import locks
+from flows.core import shared_files
 from pvqae.core.errors import ConfigError, DataError
 
 
@@ -159,7 +159,7 @@ def _alone(guard: Path) -> Iterator[bool]:
     if not guard.exists() or guard.stat().st_nlink > 1:
         yield not guard.exists()
         return
-    with locks.tried(guard) as free:
+    with shared_files.tried(guard) as free:
         yield free
 
 

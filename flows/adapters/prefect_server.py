@@ -18,7 +18,7 @@ from pathlib import Path
 
 import requests
 
-from flows.core import locks
+from flows.core import shared_files
 from flows.core.processes import end_groups
 from pvqae.core.errors import PvqaeError
 
@@ -99,7 +99,7 @@ def begin(environ: MutableMapping[str, str] = os.environ) -> Callable[[], None]:
     home, alone = Path(environ["PREFECT_HOME"]), ExitStack()
     made = home / f"migrated-{version('prefect')}"
     if not made.exists():
-        alone.enter_context(locks.held(home / "migration.lock"))
+        alone.enter_context(shared_files.held(home / "migration.lock"))
     with socket.socket() as found:  # given to the server as it is: no other can take its port meanwhile
         found.bind(("127.0.0.1", 0))
         found.listen(128)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from flows.core import locks
+from flows.core import shared_files
 from flows.core.lineage import Owner
 from pvqae.core.errors import PvqaeError
 from pvqae.core.files import write_text
@@ -147,7 +147,7 @@ def own_database(root: Path) -> str:
     """
     home = root / ".pvqae" / "mlflow"
     uri, marker = database_of(root), migrated(root)
-    with locks.held(home / "migration.lock"):
+    with shared_files.held(home / "migration.lock"):
         if not marker.exists():
             command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

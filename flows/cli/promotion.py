@@ -168,7 +168,7 @@ def _rollback(
     with quiet(as_json):
         root = project()
         from flows.adapters import notifications
-        from flows.core import lineage, locks
+        from flows.core import lineage, shared_files
         from flows.versions import history, notes, promotions, report_page
         from flows.workspace import workspace
 
@@ -178,7 +178,7 @@ def _rollback(
         promotions.check_owners(found, dataset, [category])
         notes.refuse_pinned(found, name)
         entry = promotions.rollback(found, root, dataset, name, reason, version)
-        with locks.tried(workspace.lock_file(root, dataset)) as free:
+        with shared_files.tried(workspace.lock_file(root, dataset)) as free:
             if free:  # else a flow works on the dataset, which writes the page at its end; a rollback waits for nothing
                 history.write(found, root, dataset)
                 report_page.refresh(found, root, dataset, category)

@@ -10,7 +10,7 @@ from pathlib import Path
 from flows.adapters import notifications
 from flows.adapters.notifications import News
 from flows.adapters.tracking import Promotion, Registry, RegistryError
-from flows.core import lineage, locks
+from flows.core import lineage, shared_files
 from flows.gate import measure as measuring
 from flows.gate.measure import Findings, Pair
 from flows.gate.rules import Verdict, judge
@@ -44,7 +44,7 @@ def show(root: Path, dataset: str, category: str = "") -> None:
 
     root = root.resolve()
     registry, _ = open_registry(root, config.load(root / "params.yaml").flow.tracking_uri)
-    with locks.held(workspace.lock_file(root, dataset)):
+    with shared_files.held(workspace.lock_file(root, dataset)):
         history.write(registry, root, dataset)
         report_page.refresh(registry, root, dataset, category)
 
@@ -114,7 +114,7 @@ def decide(
     # 1. The aliases as the log has them.
     name, lock = lineage.model_name(dataset, category), promotions.lock_file(root, dataset)
     promotions.check_owners(registry, dataset, [category])
-    with locks.held(lock):
+    with shared_files.held(lock):
         promotions.complete(registry, name)
         held = promotions.champion if asked.override else promotions.held
         champion, challenger = held(registry, name), promotions.held(registry, name, "challenger")
@@ -159,7 +159,7 @@ def decide(
         return _held(registry, name, verdict, f"a second person has to approve: {way}")
     reasons = (f"override: {asked.override}",) if asked.override else (f"{asked.trigger}: {asked.reason}",)
     kind = "override" if asked.override else "gate" if champion else "initial"
-    with locks.held(lock):
+    with shared_files.held(lock):
         promotions.move(
             registry,
             name,

@@ -24,7 +24,7 @@ import psutil
 from flows.adapters import dvc_files
 from flows.adapters.dvc_files import write_private
 from flows.adapters.tracking import DATABASE, STORE, database_of, own_database
-from flows.core import environment, locks
+from flows.core import environment, shared_files
 from flows.core.processes import alive
 from flows.machines import catalogue
 from flows.machines.catalogue import Service
@@ -52,7 +52,7 @@ def up(root: Path, settings: Services, say: _Say = print) -> dict[str, str]:
     """
     files = ServiceFiles(root.resolve(), settings)
     files.home.mkdir(parents=True, exist_ok=True)
-    with locks.held(files.home / "lock", lambda: say("another command starts or stops the services: waiting")):
+    with shared_files.held(files.home / "lock", lambda: say("another command starts or stops the services: waiting")):
         secrets = files.secrets()
         write_private(files.settings_file, settings.model_dump_json(indent=1))
         services = [make(files, secrets) for make in catalogue.SERVICES.values()]
@@ -173,7 +173,7 @@ def down(root: Path, settings: Services) -> None:
     files = ServiceFiles(root.resolve(), settings)
     if not files.home.is_dir():
         return
-    with locks.held(files.home / "lock"):
+    with shared_files.held(files.home / "lock"):
         files.env_file.unlink(missing_ok=True)
         files.settings_file.unlink(missing_ok=True)
         dvc_files.former_remote(files.root, files.former_remote)

@@ -14,7 +14,7 @@ from prefect import flow, get_run_logger
 from flows.adapters import dvc_files, git
 from flows.adapters.registry import open_registry
 from flows.adapters.versioning import Dvc
-from flows.core import environment, locks
+from flows.core import environment, shared_files
 from flows.core.processes import Supervisor
 from flows.machines import worker
 from flows.machines.fan_out import JobSpec
@@ -38,7 +38,9 @@ def job(order: dict[str, Any], root: str = "") -> None:
         # 1. The device and the workspace are this run's until its last process has ended.
         held = [stack.enter_context(_device(lambda name: log.info("another training has device %s: waiting", name)))]
         lock = project / ".pvqae" / "locks" / f"{asked.dataset}.job.lock"
-        held.append(stack.enter_context(locks.held(lock, lambda: log.info("another job of this dataset: waiting"))))
+        held.append(
+            stack.enter_context(shared_files.held(lock, lambda: log.info("another job of this dataset: waiting")))
+        )
         supervisor = stack.enter_context(Supervisor(tuple(held)))
 
         # 2. Code, params and inputs.
@@ -62,7 +64,7 @@ def _device(waiting: Any) -> Iterator[int]:
     """Hold the lock of this worker's device, also against workers of other folders; else of this process."""
     name = os.environ.get(worker.DEVICE, "") or f"process-{os.getpid()}"
     folder = Path(tempfile.gettempdir()) / f"pvqae-{os.getuid()}"
-    with locks.held(folder / f"device-{name}.lock", lambda: waiting(name)) as held:
+    with shared_files.held(folder / f"device-{name}.lock", lambda: waiting(name)) as held:
         yield held
 
 

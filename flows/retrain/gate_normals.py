@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from flows.core import lines
+from flows.core import shared_files
 from flows.retrain.labels import Log
 from flows.retrain.ledger import IntakePaths
 from pvqae.core.config import Params
@@ -106,7 +106,7 @@ def doubtful(paths: IntakePaths) -> list[GateNormal]:
 
 
 def _kept(paths: IntakePaths) -> Iterable[GateNormal]:
-    return lines.records(paths.gate_scores, GateNormal)
+    return shared_files.records(paths.gate_scores, GateNormal)
 
 
 def _key(one: GateNormal) -> _Key:

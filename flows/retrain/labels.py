@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.core import lines, locks
+from flows.core import shared_files
 from flows.retrain.ledger import Entry
 from pvqae.core.layout import ARRIVED
 
@@ -78,18 +78,18 @@ class Log:
 
     def writing(self) -> AbstractContextManager[int]:
         """Hold the file's lock."""
-        return locks.held(self._path.with_suffix(".lock"))
+        return shared_files.held(self._path.with_suffix(".lock"))
 
     def append(self, *labels: Label) -> None:
         """Append lines; the disk has them, and their folder's entry, when this returns."""
         if labels:
-            lines.append(self._path, map(asdict, labels))
+            shared_files.append(self._path, map(asdict, labels))
 
     def read(self) -> list[Label]:
         """Return all whole lines, oldest first."""
         size = self._path.stat().st_size if self._path.exists() else 0
         if size != self._size:
-            self._labels, self._size = list(lines.records(self._path, Label)), size
+            self._labels, self._size = list(shared_files.records(self._path, Label)), size
         return self._labels
 
     def standing(self) -> dict[str, _Standing]:

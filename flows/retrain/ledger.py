@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows.adapters.landing import Object
-from flows.core import lines
+from flows.core import shared_files
 from pvqae.core import files
 from pvqae.core.files import write_table, write_text
 
@@ -112,13 +112,13 @@ class Ledger:
         self._path, self._failed = path, path.with_name("failed.json")
         self._last: dict[str, Entry] = {}
         self._tries = _tries(self._failed)
-        for entry in lines.records(path, Entry):
+        for entry in shared_files.records(path, Entry):
             self._last[entry.id] = entry
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Append a line for each entry; the disk has them when this returns."""
         added = list(entries)
-        lines.append(self._path, map(asdict, added))
+        shared_files.append(self._path, map(asdict, added))
         self._last |= {entry.id: entry for entry in added}
 
     def __contains__(self, item: Object) -> bool:

@@ -12,7 +12,7 @@ from prefect import flow, get_run_logger
 
 from flows.adapters.registry import open_registry
 from flows.adapters.tracking import Registry
-from flows.core import environment, lineage, locks
+from flows.core import environment, lineage, shared_files
 from flows.retrain import retrain_policy, watch
 from flows.retrain.admission import with_dataset
 from flows.retrain.ledger import Taken
@@ -81,7 +81,7 @@ def retrain(
         tracking, _ = open_registry(project, choice.params.flow.tracking_uri)
         mine = project / ".pvqae" / "locks" / f"{name}.retrain.lock"
         busy = f"another retraining of {name} runs: waiting for its end"
-        stack.enter_context(locks.held(mine, waiting=lambda: log.warning(busy)))
+        stack.enter_context(shared_files.held(mine, waiting=lambda: log.warning(busy)))
 
         # 2. What arrived, into the dataset; then the decision. `train` and the gate take the dataset's lock themselves.
         asked = Facts(trigger, force, drift, ())

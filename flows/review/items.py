@@ -16,7 +16,7 @@ import numpy as np
 
 from flows.adapters import landing
 from flows.adapters.landing import Object
-from flows.core import lineage, lines
+from flows.core import lineage, shared_files
 from flows.retrain import gate_normals
 from flows.retrain.admission import file_of
 from flows.retrain.labels import Log, Origin
@@ -146,7 +146,9 @@ def scored(root: Path, dataset: str, categories: Sequence[str]) -> Iterator[Item
     for category in categories:
         tables = (root / "scores" / lineage.model_name(dataset, category)).glob("*/scores.jsonl")
         for file in sorted(tables, key=lambda file: (-file.stat().st_mtime_ns, file)):
-            yield from (item for row in lines.records(file, dict) if (item := _scored(row, category, file.parent)))
+            yield from (
+                item for row in shared_files.records(file, dict) if (item := _scored(row, category, file.parent))
+            )
 
 
 def _scored(row: dict[str, Any], category: str, folder: Path) -> Item | None:

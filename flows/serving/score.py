@@ -23,7 +23,7 @@ from flows.adapters.notifications import News
 from flows.adapters.prefect_client import Notifier, PrefectEvents
 from flows.adapters.registry import open_registry
 from flows.adapters.tracking import Registry
-from flows.core import lineage, lines, locks
+from flows.core import lineage, shared_files
 from flows.versions import history, promotions, version_bundles
 from flows.workspace import workspace
 from pvqae.cli import stream_command
@@ -107,7 +107,7 @@ def _scored(
     where = source if "://" in source else str(Path(source).expanduser().resolve())
     folder = Path(out).resolve() if out else _place(project, model, where)
     lock = project / ".pvqae" / "locks" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.score.lock"
-    with locks.held(lock, waiting=lambda: log.warning("another run writes to %s: waiting for its end", folder)):
+    with shared_files.held(lock, waiting=lambda: log.warning("another run writes to %s: waiting for its end", folder)):
         # 2. The scores.
         batch_cli.prepare()
         bundle = bundle_of(project, registry, model, version)
@@ -205,7 +205,7 @@ def _judge(
     report = batch_cli.judge(bundle, scores, settings, model)
     facts = bundle.json("config.json", bundles.REPAIR)
     file = scores / "drift.jsonl"
-    past = [one for one in lines.records(file, dict) if {"verdict", "since"} <= one.keys()]
+    past = [one for one in shared_files.records(file, dict) if {"verdict", "since"} <= one.keys()]
     since = _began(past, report)
     entry = {
         "when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

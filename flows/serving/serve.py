@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flows.adapters.registry import RegistryError, open_registry
 from flows.adapters.tracking import Registry
-from flows.core import lineage, lines
+from flows.core import lineage, shared_files
 from flows.serving import score
 from pvqae.serving import server
 from pvqae.serving.middleware import Metrics
@@ -79,7 +79,7 @@ def _fetched(root: Path, registry: Registry, model: str, version: str) -> Model:
 def _kept(root: Path, name: str) -> Keep:
     """Return what appends both scores of an image to the file for the model in shadow."""
     file = root / ".pvqae" / "shadow" / f"{name.partition('@')[0]}.jsonl"
-    return lambda row: lines.append(file, [row])
+    return lambda row: shared_files.append(file, [row])
 
 
 def serve(

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from flows.adapters.tracking import FLOW, Metric, Registry, as_metrics
-from flows.core import lines
+from flows.core import shared_files
 from flows.train.stages import Done
 from flows.versions.registration import read_json
 from flows.workspace.workspace import Workspace, flat_params
@@ -100,7 +100,7 @@ class _Tail:
     def take(self, path: Path) -> None:
         """Hand on the new rows of a file; one that is still being written is left for the next look."""
         new = []
-        for row in lines.records(path, dict):
+        for row in shared_files.records(path, dict):
             place = tuple(row.get(key) for key in _PLACE)
             if place not in self._seen:
                 self._seen.add(place)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows.adapters.tracking import FLOW, Listed, Promotion, Registry, RegistryError
-from flows.core import lineage, lines, locks
+from flows.core import lineage, shared_files
 from flows.core.lineage import Owner
 from flows.versions import history_page, notes, promotions
 from flows.versions.history_page import ClassHistory, Event, History, Span, VersionHistory
@@ -52,7 +52,7 @@ class _Drift:
 
 def refresh(registry: Registry, root: Path, dataset: str) -> Path | None:
     """Write the page and return it; None where a flow works on the dataset, which writes it at its end."""
-    with locks.tried(workspace.lock_file(root, dataset)) as free:
+    with shared_files.tried(workspace.lock_file(root, dataset)) as free:
         return write(registry, root, dataset) if free else None
 
 
@@ -77,7 +77,7 @@ def collect(registry: Registry, root: Path, dataset: str) -> History:
     flown = [_flown(one.when, one.status, one.tags) for one in registry.flows_of(f"{lineage.OURS}{dataset}")]
     owners = {name: owner for name, owner in registry.owners(lineage.model_name(dataset, "")).items() if owner}
     mine = {name: owner.category for name, owner in owners.items() if owner.dataset == dataset}
-    said = list(lines.records(labels_file(root, dataset), _Said))
+    said = list(shared_files.records(labels_file(root, dataset), _Said))
     found = tuple(_class(registry, root, name, Owner(dataset, category), said) for name, category in mine.items())
     return History(dataset, found, tuple(event for event in flown if event))
 
@@ -217,7 +217,7 @@ def _reviews(said: Sequence[_Said]) -> Iterator[Event]:
 
 def _drifts(root: Path, models: Collection[str]) -> Iterator[Event]:
     for file in sorted(file for model in models for file in (root / "scores" / model).glob("*/drift.jsonl")):
-        for one in lines.records(file, _Drift):
+        for one in shared_files.records(file, _Drift):
             if at := _time(one.when):
                 share = one.above / one.n if one.n and one.above is not None else None
                 text = f"{file.parent.name}: {one.sentence}"

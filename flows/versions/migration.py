@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flows.adapters.tracking import Registry
-from flows.core import lineage, locks
+from flows.core import lineage, shared_files
 from flows.versions import card, promotions, version_bundles
 from flows.versions.card import ModelCard
 from flows.versions.policy import PARITY_TOLERANCE
@@ -53,7 +53,7 @@ def run(
     found = []
     for name in names or tuple(registry.owners(lineage.OURS)):
         owner = promotions.owner_of(registry, name)
-        with locks.held(promotions.lock_file(root, owner.dataset)):
+        with shared_files.held(promotions.lock_file(root, owner.dataset)):
             promotions.complete(registry, name)
         for alias, version in _held(registry, name):
             found.append(_migrated(registry, root, owner, name, alias, version, dry_run))
@@ -99,7 +99,7 @@ def _migrated(
         if dry_run:
             return stays(f"would be migrated: {what}")
         to = _registered(registry, owner, name, version, out)
-        with locks.held(promotions.lock_file(root, owner.dataset)):
+        with shared_files.held(promotions.lock_file(root, owner.dataset)):
             promotions.move(
                 registry, name, alias, to, kind="migration", reasons=(f"of version {version}: {what}",),
                 expected=version,

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from flows.adapters.tracking import Registry
-from flows.core import lineage, locks
+from flows.core import lineage, shared_files
 from flows.core.lineage import Owner
 from flows.versions import promotions
 from flows.versions.promotions import PromotionError
@@ -89,7 +89,7 @@ def retire(registry: Registry, root: Path, owner: Owner, reason: str) -> str:
     """
     note = _signed(reason, "to retire a class")
     name = lineage.model_name(owner.dataset, owner.category)
-    with locks.held(promotions.lock_file(root, owner.dataset)):
+    with shared_files.held(promotions.lock_file(root, owner.dataset)):
         promotions.owner_of(registry, name)
         registry.note(name, lineage.RETIRED, note)
         remember(registry, name, "retired", "", reason)
@@ -108,7 +108,7 @@ def rename(registry: Registry, root: Path, owner: Owner, to: str) -> str:
     Raises `PromotionError` where there is no such model, or one of the new name.
     """
     before, after = (lineage.model_name(owner.dataset, name) for name in (owner.category, to))
-    with locks.held(promotions.lock_file(root, owner.dataset)):
+    with shared_files.held(promotions.lock_file(root, owner.dataset)):
         promotions.owner_of(registry, before)
         if after in registry.owners(after):
             raise PromotionError(f"{after} is registered already: a class with a history of its own; retire {before}")
@@ -135,7 +135,7 @@ def pin(registry: Registry, root: Path, owner: Owner, reason: str) -> str:
     """
     signed = _signed(reason, "a pin")
     name = lineage.model_name(owner.dataset, owner.category)
-    with locks.held(promotions.lock_file(root, owner.dataset)):
+    with shared_files.held(promotions.lock_file(root, owner.dataset)):
         promotions.complete(registry, name)
         version = promotions.held(registry, name)
         if not version:
@@ -149,7 +149,7 @@ def pin(registry: Registry, root: Path, owner: Owner, reason: str) -> str:
 def unpin(registry: Registry, root: Path, owner: Owner) -> str:
     """Take the pin of a class's champion out; return what it said, "" where there was none."""
     name = lineage.model_name(owner.dataset, owner.category)
-    with locks.held(promotions.lock_file(root, owner.dataset)):
+    with shared_files.held(promotions.lock_file(root, owner.dataset)):
         note = pinned(registry, name)
         if note:
             registry.note(name, _PINNED, "")
@@ -169,7 +169,7 @@ def approve(registry: Registry, root: Path, owner: Owner, version: str, reason: 
     """
     note = _signed(reason, "an approval")
     name, person = lineage.model_name(owner.dataset, owner.category), getpass.getuser()
-    with locks.held(promotions.lock_file(root, owner.dataset)):
+    with shared_files.held(promotions.lock_file(root, owner.dataset)):
         promotions.complete(registry, name)
         version = version or promotions.held(registry, name, "challenger") or ""
         if not version or not registry.exists(name, version):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from flows.adapters.tracking import Promotion, Registry
-from flows.core import lineage, locks
+from flows.core import lineage, shared_files
 from pvqae.core.errors import PvqaeError
 
 ALIASES = ("champion", "challenger")
@@ -195,7 +195,7 @@ def rollback(
         from flows.versions import version_bundles  # a workspace and its processes: not for a log
 
         loads = version_bundles.check_version
-    with locks.held(lock_file(root, dataset)):
+    with shared_files.held(lock_file(root, dataset)):
         complete(registry, name)
         log = registry.promotions(name)
         known = _left(registry, name, log)

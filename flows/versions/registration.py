@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.adapters.tracking import Registry
-from flows.core import lineage, locks
+from flows.core import lineage, shared_files
 from flows.core.processes import Supervisor
 from flows.versions import card, notes, policy, promotions, version_bundles, warm_start
 from flows.versions.card import ModelCard
@@ -106,7 +106,7 @@ class Registrar:
     def _move(self, name: str, version: str, decision: policy.Decision) -> None:
         assert decision.alias is not None
         kind = "initial" if decision.alias == "champion" else "challenger"
-        with locks.held(promotions.lock_file(self._space.root, self._space.params.data.name)):
+        with shared_files.held(promotions.lock_file(self._space.root, self._space.params.data.name)):
             promotions.move(self._registry, name, decision.alias, version, kind=kind, reasons=decision.reasons)
 
     def _refused(self, category: str, run: str, reasons: tuple[str, ...]) -> Registered:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.adapters import dvc_files, git
-from flows.core import classes, environment, locks
+from flows.core import classes, environment, shared_files
 from flows.core.processes import Supervisor
 from pvqae.core import config
 from pvqae.core.config import Params
@@ -202,14 +202,14 @@ def quiet(root: Path) -> Iterator[list[Path]]:
     """Hold every lock of the project's flows, so that none starts meanwhile; yield the files that others hold."""
     with ExitStack() as stack:
         files = sorted((root / ".pvqae" / "locks").glob("*.lock"))
-        yield [file for file in files if not stack.enter_context(locks.tried(file))]
+        yield [file for file in files if not stack.enter_context(shared_files.tried(file))]
 
 
 @contextmanager
 def working_on(root: Path, dataset: str, say: Callable[[str], object] = _say) -> Iterator[Supervisor]:
     """Hold the dataset's lock, and yield a supervisor whose commands inherit it; `say` is told of a wait, once."""
     waiting = f"a flow, or what is left of a killed one, works on {dataset}: waiting for its end"
-    with locks.held(lock_file(root, dataset), lambda: say(waiting)) as held, Supervisor([held]) as supervisor:
+    with shared_files.held(lock_file(root, dataset), lambda: say(waiting)) as held, Supervisor([held]) as supervisor:
         yield supervisor
 
 

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings, target
 from hypothesis import strategies as st
 
 from flows.adapters.landing import Object
-from flows.core import lines
+from flows.core import shared_files
 from flows.retrain.labels import Label, Log
 from flows.retrain.ledger import Entry, Ledger
 from pvqae.core import config, files
@@ -344,8 +344,8 @@ def test_any_text_is_a_value_or_an_error_of_ours(tmp_path: Path, text: str, kind
 
 def test_lines_survive_whatever_is_between_them(tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
-    lines.append(file, [{"a": 1}])
+    shared_files.append(file, [{"a": 1}])
     file.write_bytes(file.read_bytes() + b"[" * 100_000 + b"\n" + b"\0" * 100 + b"\n")
-    lines.append(file, [{"a": 2}])
-    assert list(lines.records(file, dict)) == [{"a": 1}, {"a": 2}]
+    shared_files.append(file, [{"a": 2}])
+    assert list(shared_files.records(file, dict)) == [{"a": 1}, {"a": 2}]
     assert io.BytesIO(file.read_bytes()).readline() == b'{"a": 1}\n'

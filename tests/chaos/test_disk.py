@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flows.adapters.fakes import FakeLanding, FakeVersioning
-from flows.core import lines
+from flows.core import shared_files
 from flows.retrain import arrivals, index
 from flows.retrain.admission import admit
 from flows.retrain.ledger import IntakePaths, Ledger
@@ -160,7 +160,7 @@ def test_whole_files_and_lines_survive_a_full_disk(tmp_path: Path) -> None:
         write_text(place / "note", "before")
         with whole_folder(place / "folder") as part:
             (part / "a").write_text("before")
-        lines.append(log, [{"n": 0}])
+        shared_files.append(log, [{"n": 0}])
         ballast.leave(2 * PAGE)
 
         def folder() -> None:
@@ -169,13 +169,13 @@ def test_whole_files_and_lines_survive_a_full_disk(tmp_path: Path) -> None:
 
         assert full(lambda: write_text(place / "note", "x" * 10 * PAGE))
         assert full(folder)
-        assert full(lambda: lines.append(log, [{"n": "x" * 10 * PAGE}]))
+        assert full(lambda: shared_files.append(log, [{"n": "x" * 10 * PAGE}]))
         assert (place / "note").read_text() == "before"
         assert (place / "folder" / "a").read_text() == "before"
-        assert list(lines.records(log, dict)) == [{"n": 0}]
+        assert list(shared_files.records(log, dict)) == [{"n": 0}]
         ballast.remove()
-        lines.append(log, [{"n": 1}])
-        assert list(lines.records(log, dict)) == [{"n": 0}, {"n": 1}]
+        shared_files.append(log, [{"n": 1}])
+        assert list(shared_files.records(log, dict)) == [{"n": 0}, {"n": 1}]
         assert not list(place.glob("*.part"))
 
 

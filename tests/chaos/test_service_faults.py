@@ -15,7 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from flows.core import locks
+from flows.core import shared_files
 from flows.machines import control
 from flows.machines.service_files import ServiceFiles
 from flows.machines.service_processes import ServiceProcesses
@@ -136,7 +136,7 @@ def test_who_waits_for_a_dataset_says_so_and_goes_on(tmp_path: Path) -> None:
     file, told, inside, most = workspace.lock_file(tmp_path, DATASET), [], [], []
 
     def work(number: int) -> None:
-        with locks.held(file, waiting=lambda: told.append(number)):
+        with shared_files.held(file, waiting=lambda: told.append(number)):
             inside.append(number)
             most.append(len(inside))
             time.sleep(0.3)

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from flows.core import locks
+from flows.core import shared_files
 from flows.machines import control
 from flows.upkeep import backup
 from flows.workspace import workspace
@@ -145,7 +145,10 @@ def test_what_was_killed_goes_on(archive: Path, other: Clone, monkeypatch: pytes
 
 
 def test_nothing_is_written_while_a_flow_works(plant: Clone, tmp_path: Path) -> None:
-    with locks.held(workspace.lock_file(plant.root, "demo")), pytest.raises(ConfigError, match="a flow works on demo"):
+    with (
+        shared_files.held(workspace.lock_file(plant.root, "demo")),
+        pytest.raises(ConfigError, match="a flow works on demo"),
+    ):
         backup.write(plant.root, str(tmp_path / "busy.tar"))
     assert not (tmp_path / "busy.tar").exists()
 

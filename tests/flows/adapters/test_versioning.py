@@ -12,7 +12,7 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from flows.adapters import dvc_command, dvc_files, intake
 from flows.adapters.fakes import FakeVersioning
 from flows.adapters.versioning import Dvc, StageFailed, Versioning, VersioningError
-from flows.core import locks
+from flows.core import shared_files
 from flows.core.processes import Supervisor
 from pvqae.core.errors import DataError
 
@@ -171,7 +171,7 @@ def test_a_file_of_dvc_that_a_kill_cut_off_needs_no_hand(real: Dvc, project: Pat
 def test_locks_that_a_living_process_holds_are_left_alone(real: Dvc, project: Path) -> None:
     real.repro("manifest")
     (project / ".dvc" / "tmp" / "rwlock").write_text("")
-    with locks.held(project / ".dvc" / "tmp" / "rwlock.lock"):
+    with shared_files.held(project / ".dvc" / "tmp" / "rwlock.lock"):
         assert dvc_files.mend(project) == []
     assert dvc_files.mend(project) == [".dvc/tmp/rwlock"]
     assert dvc_files.mend(project) == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.core import locks
+from flows.core import shared_files
 from flows.core.processes import Cancelled, Supervisor
 
 # A command with a child of its own, as dvc and the training below it; both write their pid.
@@ -22,10 +22,10 @@ STUBBORN = f"trap '' TERM; {TREE.replace('exec sleep 60', 'trap : TERM; sleep 60
 FLOW = """
 import sys, pathlib, os, signal, subprocess
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
-from flows.core import locks
+from flows.core import shared_files
 from flows.core.processes import Supervisor
 folder = pathlib.Path(sys.argv[1])
-with locks.held(folder / "lock") as held, Supervisor([held]) as supervisor:
+with shared_files.held(folder / "lock") as held, Supervisor([held]) as supervisor:
     # like Prefect's temporary server: a child that the supervisor did not start
     server = subprocess.Popen(["sleep", "60"])
     (folder / "server").write_text(str(server.pid))
@@ -109,7 +109,7 @@ def test_nothing_outlives_a_killed_flow_and_the_next_one_waits_for_that(tmp_path
     assert alive(*pids) == ["parent", "child", "server"]
     flow.send_signal(number)
     flow.wait(60)  # a busy machine takes long to end a tree of processes
-    with locks.held(tmp_path / "lock"):  # what a rerun does first
+    with shared_files.held(tmp_path / "lock"):  # what a rerun does first
         assert alive(*pids) == []
 
 
@@ -118,10 +118,10 @@ def test_a_second_flow_is_told_that_it_waits(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def second() -> None:
-        with locks.held(tmp_path / "lock", told.set):
+        with shared_files.held(tmp_path / "lock", told.set):
             entered.set()
 
-    with locks.held(tmp_path / "lock"):
+    with shared_files.held(tmp_path / "lock"):
         thread = threading.Thread(target=second)
         thread.start()
         assert told.wait(5)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from flows.adapters import git
 from flows.adapters.fakes import FakeRegistry
 from flows.cli import main
-from flows.core import locks
+from flows.core import shared_files
 from flows.upkeep import gc
 from pvqae.core.errors import PvqaeError
 from pvqae.datasets import inspection
@@ -102,7 +102,7 @@ def test_a_version_with_an_alias_keeps_its_copy(many: Path) -> None:
 
 def test_what_a_flow_works_on_is_left(many: Path) -> None:
     cached(many, 7)
-    with locks.held(many / ".pvqae" / "locks" / "demo.lock"):
+    with shared_files.held(many / ".pvqae" / "locks" / "demo.lock"):
         plan = collect(many, FakeRegistry())
     assert "left alone, a flow holds demo.lock" in plan.busy
     assert (many / ".pvqae" / "work" / "demo" / "network-a" / "old").exists()
@@ -112,11 +112,11 @@ def test_what_a_flow_works_on_is_left(many: Path) -> None:
 
 def test_no_flow_starts_while_files_go(many: Path) -> None:
     file = many / ".pvqae" / "locks" / "demo.lock"
-    with locks.held(file):
+    with shared_files.held(file):
         pass
 
     def confirm(plan: gc.Plan) -> bool:
-        with locks.tried(file) as free:
+        with shared_files.tried(file) as free:
             assert not free
         return True
 

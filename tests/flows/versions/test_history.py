@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from flows.adapters.fakes import FakeRegistry
 from flows.adapters.tracking import FLOW, Promotion, Registry
 from flows.cli import use
-from flows.core import lineage, lines, locks
+from flows.core import lineage, shared_files
 from flows.core.lineage import Owner
 from flows.retrain.ledger import IntakePaths
 from flows.versions import history, history_page, notes, promotions
@@ -80,7 +80,7 @@ def year(registry: FakeRegistry, root: Path, owner: Owner, days: int = 365) -> N
                 {"sha256": "a" * 64, "label": "good", "who": "Ann", "when": stamp(when), "category": owner.category}
             ]
             paths.labels.parent.mkdir(parents=True, exist_ok=True)
-            lines.append(paths.labels, said * 3)
+            shared_files.append(paths.labels, said * 3)
         if day % 7 == 0:
             verdict = "drift" if day % 28 == 0 else "none"
             line = {
@@ -92,7 +92,7 @@ def year(registry: FakeRegistry, root: Path, owner: Owner, days: int = 365) -> N
                 "above": day % 9,
             }
             file = root / "scores" / name / "today" / "drift.jsonl"
-            lines.append(file, [line])
+            shared_files.append(file, [line])
 
 
 def test_a_year_of_daily_versions_is_one_small_readable_page(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_lines_that_cannot_be_read_leave_the_others(tmp_path: Path) -> None:
     add(registry, owner, BEGIN, "", "initial")
     file = tmp_path / "scores" / "pvqae-line-nut" / "a" / "drift.jsonl"
     old = {"when": "2026-01-02T00:00:00Z", "version": "1", "verdict": "none", "since": "", "sentence": "fine"}
-    lines.append(file, [old, {**old, "when": "yesterday"}, {"verdict": "?"}])
+    shared_files.append(file, [old, {**old, "when": "yesterday"}, {"verdict": "?"}])
     (one,) = history.collect(registry, tmp_path, "line").classes
     assert [event.kind for event in one.events] == ["initial", "no drift"]
 
@@ -215,7 +215,7 @@ def test_the_command_writes_the_page_and_prints_all_of_it(tmp_path: Path, monkey
 
 
 def test_a_page_is_left_to_the_flow_that_works_on_the_dataset(tmp_path: Path) -> None:
-    with locks.held(workspace.lock_file(tmp_path, "line")):
+    with shared_files.held(workspace.lock_file(tmp_path, "line")):
         assert history.refresh(FakeRegistry(), tmp_path, "line") is None
     assert history.refresh(FakeRegistry(), tmp_path, "line")
 

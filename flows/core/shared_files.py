@@ -1,16 +1,70 @@
-"""Append-only files of one JSON object a line. A line without its end was cut off by a crash and counts for nothing."""
+"""Files that several processes share: locks of the operating system, and append-only files of one JSON object a line.
 
+A lock is gone with the last process that holds it, however it ends. A line without its end was cut off by a crash and
+counts for nothing.
+"""
+
+import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+_POLL = 0.2  # seconds
 _T = TypeVar("_T")
+
+
+@contextmanager
+def held(file: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[int]:
+    """Hold `file`'s lock; yields its descriptor, for children to inherit: the lock then lasts as long as any of them.
+
+    `waiting` is called once when another process holds it.
+    """
+    with _opened(file) as descriptor:
+        _acquire(descriptor, waiting)
+        yield descriptor
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[int]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)  # not LOCK_UN, which would also unlock it for a child that still works
+
+
+def _acquire(descriptor: int, waiting: Callable[[], object]) -> None:
+    told = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not told:
+                waiting()
+                told = True
+            time.sleep(_POLL)  # a blocking flock in a thread could not be interrupted
+
+
+@contextmanager
+def tried(file: Path) -> Iterator[bool]:
+    """Hold `file`'s lock if nobody else does; yields whether it is held now."""
+    with _opened(file) as descriptor:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
 
 
 def append(path: Path, values: Iterable[Mapping[str, Any]]) -> None:

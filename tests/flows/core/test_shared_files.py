@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.core import lines
+from flows.core import shared_files
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class Kind:
 def test_a_damaged_line_is_left_out_and_named_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "log.jsonl"
     file.write_bytes(b'{"n": 1}\n[2]\n\xff\n{"n": "x"}\n{"n": 5, "more": 6}\n{"n": 7')
-    assert list(lines.records(file, Kind)) == [Kind(1), Kind(5)]
+    assert list(shared_files.records(file, Kind)) == [Kind(1), Kind(5)]
     said = capfd.readouterr().err.splitlines()
     assert [line.partition(": ")[0] for line in said] == [f"{file}, line {number}" for number in (2, 3, 4)]
     assert "no Kind: " in said[2]
-    assert list(lines.records(file, Kind)) == [Kind(1), Kind(5)]
+    assert list(shared_files.records(file, Kind)) == [Kind(1), Kind(5)]
     assert capfd.readouterr().err == ""
 
 
@@ -38,5 +38,5 @@ def test_a_damaged_line_is_left_out_and_named_once(tmp_path: Path, capfd: pytest
 def test_only_the_beginning_of_an_object_is_cut_off(tmp_path: Path, last: bytes, kept: bytes) -> None:
     file = tmp_path / "log.jsonl"
     file.write_bytes(b'{"n": 1}\n' + last)
-    lines.append(file, [{"n": 3}])
+    shared_files.append(file, [{"n": 3}])
     assert file.read_bytes() == b'{"n": 1}\n' + kept + b'{"n": 3}\n'
