@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.adapters.intake import Link
 from flows.adapters.landing import LandingError, Object
 from flows.adapters.prefect_client import Crash, State
 from flows.adapters.tracking import FLOW, Flown, Listed, Metric, Promotion, RegistryError
-from flows.adapters.versioning import OnLine, Outcome, StageFailed, ignore
+from flows.adapters.versioning import Link, OnLine, Outcome, StageFailed, ignore
 from flows.core.lineage import Owner
 from pvqae.core.errors import PvqaeError
 

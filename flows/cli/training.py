@@ -67,14 +67,14 @@ def _settings(root: Path, params: str, overrides: list[str]) -> "Params":
 
 def _check_source(root: Path, params: "Params") -> None:
     """Raise `DataError` where data.root can't be a dataset of the params' layout, or there is none at all."""
-    from flows.adapters import intake
+    from flows.adapters import versioning
     from flows.core import classes
     from pvqae.core.layout import Layout
 
     raw = Layout(root, params.data.name).raw
     if params.data.root and params.data.source != "demo":
         place = Path(params.data.root).expanduser()
-        intake.check(place)
+        versioning.check_source(place)
         classes.there(params, place)
     elif not (raw.is_dir() or raw.with_name(f"{raw.name}.dvc").exists()):
         classes.there(params, raw)

@@ -28,7 +28,7 @@ from pvqae.core.files import write_text
 from pvqae.core.layout import Layout
 
 if TYPE_CHECKING:
-    from flows.adapters.intake import Link
+    from flows.adapters.versioning import Link
 
 # Where and how fast a run happens, not what comes out of it.
 NO_RESULT = ("compute", "flow", "gate", "services", "landing", "retrain", "drift", "service", "notify")

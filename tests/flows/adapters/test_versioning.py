@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
-from flows.adapters import dvc_command, dvc_files, intake
+from flows.adapters import dvc_command, dvc_files
 from flows.adapters.fakes import FakeVersioning
-from flows.adapters.versioning import Dvc, StageFailed, Versioning, VersioningError
+from flows.adapters.versioning import Dvc, StageFailed, Versioning, VersioningError, bring, remember
 from flows.core import shared_files
 from flows.core.processes import Supervisor
 from pvqae.core.errors import DataError
@@ -113,7 +113,7 @@ def test_an_old_version_comes_back_with_its_dvc_file(real: Dvc, project: Path, t
 def test_hard_links_share_the_original_only_when_asked_for(tmp_path: Path) -> None:
     source = images(tmp_path / "source", "1.png")
     for link, shared in (("copy", False), ("hardlink", True)):
-        intake.bring(tmp_path, link, source, link)  # type: ignore[arg-type]
+        bring(tmp_path, link, source, link)  # type: ignore[arg-type]
         assert (tmp_path / "data" / "raw" / link / "1.png").samefile(source / "1.png") is shared
 
 
@@ -121,7 +121,7 @@ def test_a_read_only_original_can_be_brought_in_twice(tmp_path: Path) -> None:
     source = images(tmp_path / "source", "good/1.png")
     (source / "good").chmod(stat.S_IRUSR | stat.S_IXUSR)
     for _ in range(2):
-        assert intake.bring(tmp_path, "parts", source)
+        assert bring(tmp_path, "parts", source)
     (source / "good").chmod(0o755)
     assert (tmp_path / "data" / "raw" / "parts" / "good").stat().st_mode & stat.S_IWUSR
 
@@ -137,15 +137,15 @@ def test_a_read_only_original_can_be_brought_in_twice(tmp_path: Path) -> None:
 )
 def test_a_source_that_is_none_is_refused(tmp_path: Path, prepare: Callable[[Path], Path], said: str) -> None:
     with pytest.raises(DataError, match=said):
-        intake.bring(tmp_path, "parts", prepare(tmp_path))
+        bring(tmp_path, "parts", prepare(tmp_path))
 
 
 def test_a_kill_between_the_renames_is_repaired_by_the_next_call(tmp_path: Path) -> None:
     source = images(tmp_path / "source", "1.png")
     images(tmp_path / ".pvqae" / "incoming" / "parts", "half.png")
     images(tmp_path / ".pvqae" / "outgoing" / "parts", "old.png", "arrived/new.png")
-    intake.remember(tmp_path, "parts", source)  # as if all had been well before
-    assert intake.bring(tmp_path, "parts", source, known=True)
+    remember(tmp_path, "parts", source)  # as if all had been well before
+    assert bring(tmp_path, "parts", source, known=True)
     below = tmp_path / "data" / "raw" / "parts"
     assert {path.relative_to(below).as_posix() for path in below.rglob("*.png")} == {"1.png", "arrived/new.png"}
 
