@@ -17,11 +17,11 @@ from flows.adapters.landing import Landing, Object
 from flows.adapters.tracking import Registry
 from flows.adapters.versioning import Dvc, Versioning
 from flows.core import classes, lineage
-from flows.retrain import arrivals, gate_normals, labels, watch
+from flows.retrain import arrivals, gate_normals, watch
 from flows.retrain.arrivals import Champions
 from flows.retrain.gate_normals import GateNormal
 from flows.retrain.index import Index
-from flows.retrain.ledger import Entry, IntakePaths, Ledger, Taken
+from flows.retrain.ledger import Entry, IntakePaths, LabelLog, Ledger, Taken
 from flows.retrain.retrain_policy import ClassFacts, Facts
 from flows.versions import notes, promotions
 from flows.workspace import workspace
@@ -145,7 +145,7 @@ def admit(
                 file.unlink()
     if not accepted and not withdrawn:
         return ()
-    signed = labels.Log(paths.labels).signatures(ledger.entries("accepted", "versioned"))
+    signed = LabelLog(paths.labels).signatures(ledger.entries("accepted", "versioned"))
     arrived.sign(raw, signed, {entry.name for entry in (*accepted, *withdrawn)})
     dvc.version_dataset(paths.dataset)
     record(_message(paths.dataset, accepted, withdrawn, signed))

@@ -17,8 +17,7 @@ from flows.adapters.landing import Landing, LandingError, Object, listed
 from flows.adapters.tracking import Registry
 from flows.core import lineage
 from flows.retrain.index import Index, Known
-from flows.retrain.labels import Log
-from flows.retrain.ledger import Entry, IntakePaths, Ledger, Taken
+from flows.retrain.ledger import Entry, IntakePaths, LabelLog, Ledger, Taken
 from flows.versions import promotions
 from pvqae.core import config, errors
 from pvqae.core.errors import DataError, PvqaeError
@@ -195,7 +194,7 @@ class Intake:
         """
         shutil.rmtree(self._paths.incoming, ignore_errors=True)  # half downloads
         self._paths.incoming.mkdir(parents=True)
-        standing = Log(self._paths.labels).standing().values()
+        standing = LabelLog(self._paths.labels).standing().values()
         self._strays = {said.label.sha256: said.label.words() for said in standing if said.label.label == "neither"}
         held = self._ledger.entries("accepted", "review")
         self._index.remember(self._paths, held, self._params.image.bits)

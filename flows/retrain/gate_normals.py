@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from flows.core import shared_files
-from flows.retrain.labels import Log
-from flows.retrain.ledger import IntakePaths
+from flows.retrain.ledger import IntakePaths, LabelLog
 from pvqae.core.config import Params
 from pvqae.core.errors import PvqaeError
 from pvqae.core.files import digest, write_text
@@ -77,7 +76,7 @@ def look(paths: IntakePaths, params: Params, champions: Screen) -> list[GateNorm
     after = [before.get(key) or scored[key] for key in keys if key in before or key in scored]
     if scored or len(after) != len(before):
         write_text(paths.gate_scores, "".join(json.dumps(asdict(one)) + "\n" for one in after))
-    said = {sha256 for sha256, found in Log(paths.labels).standing().items() if found.label.label != "skip"}
+    said = {sha256 for sha256, found in LabelLog(paths.labels).standing().items() if found.label.label != "skip"}
     return [one for one in doubtful(paths) if one.sha256 not in said]
 
 

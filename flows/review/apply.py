@@ -12,12 +12,10 @@ from pathlib import Path
 
 from flows.adapters.landing import LandingError
 from flows.adapters.versioning import Versioning
-from flows.retrain import labels
 from flows.retrain.admission import admit, counted, file_of
 from flows.retrain.arrivals import decide
 from flows.retrain.index import Index
-from flows.retrain.labels import KIND, Label, Log
-from flows.retrain.ledger import Entry, IntakePaths, Ledger, State
+from flows.retrain.ledger import KIND, Entry, IntakePaths, Label, LabelLog, Ledger, State, now
 from flows.review.items import Item
 from pvqae.core.config import Params
 from pvqae.core.errors import DataError
@@ -59,7 +57,7 @@ class Applied:
 class Applier:
     """Applies the labels of `log`. The caller holds the dataset's lock and the log's."""
 
-    def __init__(self, paths: IntakePaths, params: Params, ledger: Ledger, log: Log) -> None:
+    def __init__(self, paths: IntakePaths, params: Params, ledger: Ledger, log: LabelLog) -> None:
         self._paths, self._params, self._ledger, self._log = paths, params, ledger, log
 
     def run(
@@ -85,7 +83,7 @@ class Applier:
         withdrawn = len(self._ledger.entries("withdrawn"))
         admitted = admit(self._paths, raw, self._ledger, dvc, record)
         version = dvc.data_hash(self._paths.dataset)
-        when = labels.now()
+        when = now()
         done = [(label, text) for label, text in outcomes if not text.startswith(_WAITS)]
         self._log.append(*(replace(label, label="applied", when=when, note=text) for label, text in done))
         self._ledger.write_lists(self._paths)

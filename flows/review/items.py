@@ -19,8 +19,7 @@ from flows.adapters.landing import Object
 from flows.core import lineage, shared_files
 from flows.retrain import gate_normals
 from flows.retrain.admission import file_of
-from flows.retrain.labels import Log, Origin
-from flows.retrain.ledger import IntakePaths, Ledger
+from flows.retrain.ledger import IntakePaths, LabelLog, Ledger, Origin
 from pvqae.core import files
 from pvqae.core.errors import DataError
 from pvqae.core.layout import Layout
@@ -122,7 +121,7 @@ def gate(paths: IntakePaths, ledger: Ledger) -> list[Item]:
     ]
 
 
-def labelled(paths: IntakePaths, ledger: Ledger, log: Log) -> list[Item]:
+def labelled(paths: IntakePaths, ledger: Ledger, log: LabelLog) -> list[Item]:
     """Return the images that are in the dataset by a label or with one that was applied, and what one took out."""
     said = {sha256: found for sha256, found in log.standing().items() if found.applied or found.earlier}
     return [

@@ -15,11 +15,10 @@ from flows.adapters import git
 from flows.adapters.tracking import Promotion, Registry
 from flows.adapters.versioning import Dvc
 from flows.core import classes, lineage
-from flows.retrain import gate_normals, labels, watch
+from flows.retrain import gate_normals, watch
 from flows.retrain.admission import LEARNT, file_of, recorder
 from flows.retrain.arrivals import Champions
-from flows.retrain.labels import Label, Log
-from flows.retrain.ledger import IntakePaths, Ledger
+from flows.retrain.ledger import IntakePaths, Label, LabelLog, Ledger, now
 from flows.review import items
 from flows.review.apply import Applied, Applier
 from flows.review.session import ReviewSession
@@ -65,14 +64,14 @@ def exclude(
     """
     params = _params_of(project, owner.dataset)
     paths, layout = IntakePaths(project, owner.dataset), Layout(project, owner.dataset)
-    log = Log(paths.labels)
+    log = LabelLog(paths.labels)
     with workspace.working_on(project, owner.dataset, waiting) as supervisor, log.writing():
         dvc, ledger = Dvc(project, supervisor), Ledger(paths.ledger)
         if not layout.raw.is_dir():
             dvc.checkout(owner.dataset)
         new = _only_learnt(registry, dvc, params, layout.raw, owner, move)
         entries = {file: entry for entry in ledger.entries("versioned") if (file := file_of(paths, entry))}
-        when = labels.now()
+        when = now()
         said = [
             Label(
                 entries[file].sha256,
@@ -147,7 +146,7 @@ def _stayed(raw: Path, files: Mapping[Path, str]) -> list[str]:
 
 def _apply(project: Path, params: Params, waiting: Callable[[str], object]) -> Applied:
     paths, layout = IntakePaths(project, params.data.name), Layout(project, params.data.name)
-    log = Log(paths.labels)
+    log = LabelLog(paths.labels)
     with workspace.working_on(project, paths.dataset, waiting) as supervisor, log.writing():
         dvc = Dvc(project, supervisor)
         if not layout.raw.is_dir() and dvc.data_hash(paths.dataset):

@@ -7,9 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flows.retrain import labels
-from flows.retrain.labels import SAID, Label, Log, Word
-from flows.retrain.ledger import IntakePaths, Ledger
+from flows.retrain.ledger import SAID, IntakePaths, Label, LabelLog, Ledger, Word, now
 from flows.review import items
 from flows.review.items import Item
 from pvqae.core.errors import ConfigError, DataError
@@ -51,7 +49,7 @@ class ReviewSession:
         self, paths: IntakePaths, categories: tuple[str, ...], most: int, evaluated: Callable[[str], str]
     ) -> None:
         self.paths, self._categories, self._most, self._evaluated = paths, categories, most, evaluated
-        self.log = Log(paths.labels)
+        self.log = LabelLog(paths.labels)
         self._lock = threading.Lock()
         self._queues: dict[str, list[Item]] = {}
         self._items: dict[str, Item] = {}
@@ -165,7 +163,7 @@ def _name_of(who: str) -> str:
 def _said(item: Item, word: Word, who: str) -> Label:
     assert word in (*SAID, "undo")
     about = (item.category, item.origin, item.path, item.score, item.threshold, item.version)
-    return Label(item.sha256, word, who, labels.now(), *about)
+    return Label(item.sha256, word, who, now(), *about)
 
 
 def _shown(item: Item) -> dict[str, Any]:

@@ -22,8 +22,7 @@ with atheris.instrument_imports(include=["pvqae", "flows", "yaml"]):
     import yaml
     from PIL import Image
 
-    from flows.retrain.labels import Label, Log
-    from flows.retrain.ledger import Entry, Ledger
+    from flows.retrain.ledger import Entry, Label, LabelLog, Ledger
     from pvqae.core import config
     from pvqae.datasets import arrivals
     from pvqae.drift import profile
@@ -76,8 +75,8 @@ def of_ledger(place: Path) -> Target:
 
 def of_reviews(place: Path) -> Target:
     file = place / "labels.jsonl"
-    Log(file).append(*(Label(f"{n}", "good", "me", "2026-01-01T00:00:00Z") for n in range(3)))
-    return Target(file, lambda: (Log(file).standing(), Log(file).pending()))
+    LabelLog(file).append(*(Label(f"{n}", "good", "me", "2026-01-01T00:00:00Z") for n in range(3)))
+    return Target(file, lambda: (LabelLog(file).standing(), LabelLog(file).pending()))
 
 
 def of_scores(place: Path) -> Target:

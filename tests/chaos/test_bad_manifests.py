@@ -23,8 +23,7 @@ from hypothesis import strategies as st
 
 from flows.adapters.landing import Object
 from flows.core import shared_files
-from flows.retrain.labels import Label, Log
-from flows.retrain.ledger import Entry, Ledger
+from flows.retrain.ledger import Entry, Label, LabelLog, Ledger
 from pvqae.core import config, files
 from pvqae.core.errors import DataError, PvqaeError
 from pvqae.datasets import arrivals
@@ -288,9 +287,9 @@ def test_append_only_files(tmp_path: Path) -> None:
     tally, count = Tally(), size(60, 300)
     ledger, labels = tmp_path / "ledger.jsonl", tmp_path / "labels.jsonl"
     Ledger(ledger).append(Entry(f"k{n}", "e", n, "accepted", "", "part", "0" * 64, "a.png", "good") for n in range(6))
-    Log(labels).append(*(Label(f"{n}", "good", "me", "2026-01-01T00:00:00Z") for n in range(6)))
+    LabelLog(labels).append(*(Label(f"{n}", "good", "me", "2026-01-01T00:00:00Z") for n in range(6)))
     fuzz(ledger, as_lines, lambda: Ledger(ledger).entries("accepted"), count, tally)
-    fuzz(labels, as_lines, lambda: (Log(labels).standing(), Log(labels).pending()), count, tally)
+    fuzz(labels, as_lines, lambda: (LabelLog(labels).standing(), LabelLog(labels).pending()), count, tally)
     ledger.write_bytes(ledger.read_bytes() + b'{"key": 3}\n[1]\n"x"\n\xff\n{"key": "k9", "et')
     assert len(Ledger(ledger).entries()) == 6
     assert Object("k1", "e", 1) in Ledger(ledger)

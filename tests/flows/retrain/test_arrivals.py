@@ -22,8 +22,7 @@ from flows.retrain import admission, arrivals, index, ledger
 from flows.retrain.admission import admit
 from flows.retrain.arrivals import Intake
 from flows.retrain.index import Index
-from flows.retrain.labels import Label, Log
-from flows.retrain.ledger import Entry, IntakePaths, Ledger, Taken
+from flows.retrain.ledger import Entry, IntakePaths, Label, LabelLog, Ledger, Taken
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
 from pvqae.core.layout import ARRIVED
@@ -257,7 +256,7 @@ def test_what_does_not_arrive_comes_with_the_next_run(world: World) -> None:
 def test_a_wrong_photograph_does_not_come_back_under_another_name(world: World) -> None:
     data = encoded(photograph(400))
     sha256 = hashlib.sha256(data).hexdigest()
-    Log(world.places.labels).append(Label(sha256, "neither", "Ada", "2026-01-02T03:04:05+00:00", "nut", "scored"))
+    LabelLog(world.places.labels).append(Label(sha256, "neither", "Ada", "2026-01-02T03:04:05+00:00", "nut", "scored"))
     world.shelf.content = {"nut/again.png": data}
     world.run()
     entry = by_key(world)["nut/again.png"]

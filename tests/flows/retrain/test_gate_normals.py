@@ -8,8 +8,7 @@ import pytest
 
 from flows.retrain import gate_normals
 from flows.retrain.admission import _doubts
-from flows.retrain.labels import Label, Log
-from flows.retrain.ledger import IntakePaths
+from flows.retrain.ledger import IntakePaths, Label, LabelLog
 from pvqae.core import config
 from pvqae.core.errors import IntegrityError
 from pvqae.core.files import digest
@@ -90,7 +89,7 @@ def test_nothing_is_scored_twice_but_by_another_champion_or_when_it_changed(path
 def test_what_is_gone_or_was_labelled_wants_no_look(paths: IntakePaths) -> None:
     gate_normals.look(paths, PARAMS, Champions())
     file = Layout(paths.root, "nuts").raw / "arrived/nut/gate/b.png"
-    Log(paths.labels).append(Label(digest(file), "good", "Ada", "2026-01-02T03:04:05+00:00", "nut", "gate"))
+    LabelLog(paths.labels).append(Label(digest(file), "good", "Ada", "2026-01-02T03:04:05+00:00", "nut", "gate"))
     assert gate_normals.look(paths, PARAMS, Champions()) == []
     assert len(gate_normals.doubtful(paths)) == 1  # the page still knows it, so that the label can be undone
     file.unlink()

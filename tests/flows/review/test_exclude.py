@@ -10,8 +10,7 @@ from flows.adapters.tracking import Promotion
 from flows.adapters.versioning import Dvc
 from flows.core.lineage import Owner
 from flows.core.processes import Supervisor
-from flows.retrain.labels import Log
-from flows.retrain.ledger import Entry, IntakePaths, Ledger
+from flows.retrain.ledger import Entry, IntakePaths, LabelLog, Ledger
 from flows.review import review
 from pvqae.core import config
 from pvqae.core.errors import DataError
@@ -80,7 +79,7 @@ def test_what_only_the_version_taken_back_had_learnt_goes_to_quarantine(plant: P
     assert sorted(file.name for file in (plant.paths.home / "quarantine" / "nut").iterdir()) == sorted(learnt)
     message = git.git(plant.root, "log", "-1", "--format=%B", "pvqae/data")
     assert f"{len(learnt)} images taken out" in message
-    (standing,) = {(s.label.label, s.label.who) for s in Log(plant.paths.labels).standing().values()}
+    (standing,) = {(s.label.label, s.label.who) for s in LabelLog(plant.paths.labels).standing().values()}
     assert standing == ("neither", "Ada")
     assert plant.exclude()[0].startswith("0 images")  # safe to repeat
 
@@ -89,7 +88,7 @@ def test_a_label_that_waits_is_not_applied_with_it(plant: Plant) -> None:
     """A person may still undo it."""
     waits = Entry("nut/held.png", "e", 1, "review", "high", "nut", "0" * 64, "held.png", "good")
     plant.ledger.append([waits])
-    log = Log(plant.paths.labels)
+    log = LabelLog(plant.paths.labels)
     log.append(review.Label("0" * 64, "neither", "Bob", BACK.when, "nut", "held"))
     plant.exclude()
     assert [label.who for label in log.pending()] == ["Bob"]

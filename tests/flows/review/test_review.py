@@ -12,11 +12,10 @@ import pytest
 from PIL import Image
 
 from flows.adapters.fakes import FakeVersioning
-from flows.retrain import admission, index, labels, ledger
+from flows.retrain import admission, index, ledger
 from flows.retrain import arrivals as arrivals_
 from flows.retrain.gate_normals import GateNormal
-from flows.retrain.labels import Label, Log
-from flows.retrain.ledger import Entry, IntakePaths, Ledger
+from flows.retrain.ledger import Entry, IntakePaths, Label, LabelLog, Ledger, Word
 from flows.review import apply, items
 from flows.review.apply import Applied, Applier
 from flows.review.session import ReviewSession
@@ -39,7 +38,7 @@ def photograph(seed: int) -> images.Floats:
     return np.repeat(np.clip(0.4 + 0.3 * smooth, 0, 1)[..., None], 3, axis=2).astype(np.float32)
 
 
-def said(sha256: str, label: labels.Word, who: str = "Ada", **more: object) -> Label:
+def said(sha256: str, label: Word, who: str = "Ada", **more: object) -> Label:
     return Label(sha256, label, who, "2026-01-02T03:04:05+00:00", **more)  # type: ignore[arg-type]
 
 
@@ -60,8 +59,8 @@ class World:
         return IntakePaths(self.root, "nuts")
 
     @property
-    def log(self) -> Log:
-        return Log(self.places.labels)
+    def log(self) -> LabelLog:
+        return LabelLog(self.places.labels)
 
     def make(self, normals: int = 10) -> None:
         for seed in range(normals):

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import uvicorn
 
-from flows.retrain.labels import Log
-from flows.retrain.ledger import IntakePaths
+from flows.retrain.ledger import IntakePaths, LabelLog
 from flows.review import review_app
 from flows.review.items import ThumbnailCache
 from flows.review.review_app import ReviewMiddleware
@@ -74,7 +73,7 @@ def test_a_label_of_the_page_lands_in_the_log(desk: ReviewSession) -> None:
     answer = client(door, **{"X-Page": door.page, "Origin": HERE}).post("/label", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["pending"] == {"good": 1, "defect": 0, "neither": 0}
-    (label,) = Log(desk.paths.labels).read()
+    (label,) = LabelLog(desk.paths.labels).read()
     assert (label.who, label.label, label.version, label.score) == ("Ada", "good", "3", 5.1)
     assert label.when.endswith("+00:00")
 
@@ -97,7 +96,7 @@ def test_no_other_site_can_change_anything(
     sent = {key: door.page if value == "right" else value for key, value in headers.items()}
     body = {"id": ids(desk)[0], "label": "good", "who": "Ada"}
     assert client(door, **sent).post(path, json=body).status_code == status
-    assert Log(desk.paths.labels).read() == []
+    assert LabelLog(desk.paths.labels).read() == []
 
 
 def test_wrong_bodies_are_refused(desk: ReviewSession) -> None:
@@ -186,14 +185,14 @@ def test_a_person_labels_with_keys(page: "Page", desk: ReviewSession) -> None:
     file = desk.paths.labels
     page.keyboard.press("g")
     page.wait_for_selector("#error:not([hidden])")
-    assert Log(file).read() == []  # without a name nothing is kept
+    assert LabelLog(file).read() == []  # without a name nothing is kept
     page.fill("#who", "Grace")
     page.locator("#who").blur()
     for key, left in (("g", 2), ("d", 1), ("s", 0), ("u", 1), ("u", 2)):
         page.keyboard.press(key)
         page.locator(f"[data-queue=near] b:text-is('{left}')").wait_for()
-    assert [label.label for label in Log(file).read()] == ["good", "defect", "skip", "undo", "undo"]
-    assert {label.who for label in Log(file).read()} == {"Grace"}
+    assert [label.label for label in LabelLog(file).read()] == ["good", "defect", "skip", "undo", "undo"]
+    assert {label.who for label in LabelLog(file).read()} == {"Grace"}
     page.keyboard.press("d")
     page.locator("#pending:text('1 good, 1 defect not applied yet')").wait_for()
     assert page.inner_text("#left").startswith("1 left here, 1 images in all queues")
