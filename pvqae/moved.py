@@ -15,6 +15,7 @@ MOVED = {
     **{f"pvqae.{name}": f"pvqae.core.{name}" for name in ("config", "errors", "files", "layout", "runtime", "seeding")},
     **{f"pvqae.datasets.{name}": f"pvqae.samples.{name}" for name in ("classes", "geometry", "images", "manifest")},
     "pvqae.inference.memory": "pvqae.inference.measures",
+    "pvqae.inference.readout": "pvqae.inference.scoring",
     **{f"pvqae.training.{name}": f"pvqae.features.{name}" for name in ("examples", "features", "richness")},
     "pvqae.evaluation.batch": "pvqae.serving.batch",
     "pvqae.evaluation.report": "pvqae.report.report",
@@ -43,7 +44,7 @@ class _Finder(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         new = MOVED[spec.name]
-        warnings.warn(f"{spec.name} is {new} since 0.2; the old name goes in 0.4", DeprecationWarning, stacklevel=2)
+        warnings.warn(f"{spec.name} is {new} now; the old name goes in 0.4", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(new)
         self._spec = module.__spec__
         return module

@@ -20,9 +20,9 @@ from pvqae.core import seeding
 from pvqae.core.config import Params
 from pvqae.datasets import splits
 from pvqae.features.examples import Batch, Examples
-from pvqae.inference import measures, readout
+from pvqae.inference import measures, scoring
 from pvqae.inference.measures import whiten
-from pvqae.inference.readout import SCALES
+from pvqae.inference.scoring import SCALES
 from pvqae.model.backbones import Features, Spec, on_grid, repeat_border
 from pvqae.model.codebook import cover, nearest
 from pvqae.model.layers import averaged
@@ -62,7 +62,7 @@ def _to_canvas(maps_Bhw: Tensor, valid_Bhw: Tensor, canvas: geometry.Canvas) -> 
     """Enlarge bilinearly to model pixels, then blur."""
     side = canvas.views[0].side
     full = F.interpolate(repeat_border(maps_Bhw, valid_Bhw)[:, None], (side, side), mode="bilinear")[:, 0]
-    return canvas.stitch([readout.blur(view, _SIGMA).numpy() for view in full])
+    return canvas.stitch([scoring.blur(view, _SIGMA).numpy() for view in full])
 
 
 def _features_of(of: Batch | Examples) -> Features:
@@ -78,7 +78,7 @@ class _Residual:
     channels: slice
     mean: Tensor  # C x h x w
     whitening: Tensor  # C x C
-    normal: readout.Normal  # of the whitened length
+    normal: scoring.Normal  # of the whitened length
 
     def lengths(self, features: Features) -> Tensor:
         return whiten(features.target[:, self.channels] - self.mean, self.whitening)
@@ -105,7 +105,7 @@ class _Control:
         valid = on_grid(valid_BSS, lengths[0].shape[-2:])
         parts = zip((self.fine, self.coarse), lengths, strict=True)
         total = torch.stack([SCALES["location"](part.normal, x)[valid] for part, x in parts]).sum(0)
-        return BaselineResult(sample_id, readout.top_mean(total, _TOP), _to_canvas(lengths[0], valid, canvas))
+        return BaselineResult(sample_id, scoring.top_mean(total, _TOP), _to_canvas(lengths[0], valid, canvas))
 
 
 def _control(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) -> _Control:
@@ -143,7 +143,7 @@ class _Covering:
     """One covering codebook per level; distances in deviations of normals, levels added."""
 
     memories: tuple[measures.Memory, ...]
-    normals: tuple[readout.Normal, ...]
+    normals: tuple[scoring.Normal, ...]
 
     @property
     def megabytes(self) -> float:
@@ -161,7 +161,7 @@ class _Covering:
     def score(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> BaselineResult:
         distances = list(_distances(self.memories, features, valid_BSS))
         valid = on_grid(valid_BSS, distances[-1].shape[-2:])
-        image = readout.top_mean(self._total(distances, valid_BSS, "location")[valid], _TOP)
+        image = scoring.top_mean(self._total(distances, valid_BSS, "location")[valid], _TOP)
         return BaselineResult(sample_id, image, _to_canvas(self._total(distances, valid_BSS, "global"), valid, canvas))
 
 

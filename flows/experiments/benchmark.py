@@ -41,7 +41,7 @@ COSTS = ("fit_seconds", "milliseconds", "peak_megabytes", "megabytes")
 UNTRAINED = "covering"  # our own memory: learns from what ours learns from
 _JUDGES = ("flows/experiments/trial.py", "flows/experiments/benchmark.py")
 _METRICS = ("pvqae/evaluation", "pvqae/calibration/thresholds.py")
-_MEASURES = ("pvqae/calibration/normals.py", "pvqae/inference/measures.py", "pvqae/inference/readout.py")
+_MEASURES = ("pvqae/calibration/normals.py", "pvqae/inference/measures.py", "pvqae/inference/scoring.py")
 
 
 @dataclass(frozen=True, eq=False)

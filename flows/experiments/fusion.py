@@ -37,7 +37,7 @@ from pvqae.core.tensors import read_tensors
 from pvqae.evaluation.metrics import PixelMetrics, image_auroc
 from pvqae.features.examples import Examples
 from pvqae.inference.measures import Networks, measure
-from pvqae.inference.readout import FUSIONS, SCALES, Normal, blur_all, top_mean
+from pvqae.inference.scoring import FUSIONS, SCALES, Normal, blur_all, top_mean
 from pvqae.model.backbones import cells_of, repeat_border
 from pvqae.samples import geometry
 

@@ -22,9 +22,8 @@ from pvqae.core.files import write_text
 from pvqae.core.progress import track
 from pvqae.datasets import splits
 from pvqae.evaluation.metrics import Floats, PixelMetrics, image_auroc
-from pvqae.inference import measures, readout
-from pvqae.inference.readout import Readout
-from pvqae.inference.scoring import Scorer
+from pvqae.inference import measures, scoring
+from pvqae.inference.scoring import Readout, Scorer
 from pvqae.samples import geometry
 
 _CHUNK = 16
@@ -66,7 +65,7 @@ _SOURCES = (
     "pvqae/calibration/fitting.py",
     "pvqae/calibration/normals.py",
     "pvqae/inference/measures.py",
-    "pvqae/inference/readout.py",
+    "pvqae/inference/scoring.py",
 )
 
 
@@ -74,7 +73,7 @@ def _name(use: Readout) -> str:
     return " + ".join(f"{weight:g} {memory}" for memory, weight in use.weights.items()) + f", {use.scale}"
 
 
-FOR_IMAGE = {_name(use): use for use in (Readout(mix, scale) for mix in _MIXES for scale in readout.SCALES)}
+FOR_IMAGE = {_name(use): use for use in (Readout(mix, scale) for mix in _MIXES for scale in scoring.SCALES)}
 FOR_MAP = {_name(use): use for use in (Readout(mix, scale) for mix in _MAPS for scale in _MAP_SCALES)}
 
 
@@ -115,7 +114,7 @@ def _measured(context: BenchmarkContext) -> Iterator[dict[str, object]]:
         raw = measures.measure(scorer.networks, one.features, one.valid)
         for name, use in FOR_IMAGE.items():
             recon = scorer.recon_map(raw, use)
-            seen.scores[name].append(readout.top_mean(recon[raw.cells], scorer.score.top, len(recon)))
+            seen.scores[name].append(scoring.top_mean(recon[raw.cells], scorer.score.top, len(recon)))
         if not masks:
             continue
         mask = geometry.mask_of(str(row.mask_path or ""), (one.canvas.height, one.canvas.width), context.subject.root)

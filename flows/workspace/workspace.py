@@ -39,11 +39,11 @@ _NAMED = {
     "train.schedule": "pvqae.training.losses.SCHEDULES",
     "train.richness": "pvqae.features.richness.RICHNESS",
     "prior.grouping": "pvqae.samples.classes.GROUPINGS",
-    "score.recon": "pvqae.inference.readout.RECON",
+    "score.recon": "pvqae.inference.scoring.RECON",
     "score.prior": "pvqae.inference.measures.PRIOR_MEASURES",
-    "score.fusion": "pvqae.inference.readout.FUSIONS",
-    "score.image_scale": "pvqae.inference.readout.SCALES",
-    "score.map_scale": "pvqae.inference.readout.SCALES",
+    "score.fusion": "pvqae.inference.scoring.FUSIONS",
+    "score.image_scale": "pvqae.inference.scoring.SCALES",
+    "score.map_scale": "pvqae.inference.scoring.SCALES",
 }
 _say = partial(print, flush=True)
 _SETTINGS = (".dvc/config", ".dvcignore", ".gitignore")  # besides the code, what DVC reads before it reads dvc.yaml

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pvqae.core import seeding, tensors
 from pvqae.inference.measures import Memory, PlaceMemory, Projection
-from pvqae.inference.readout import Normal
+from pvqae.inference.scoring import Normal
 from pvqae.model.backbones import cells_of
 from pvqae.model.codebook import cover
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvqae.core import config
-from pvqae.inference import readout
+from pvqae.inference import scoring
 from pvqae.inference.measures import Allocator, Memory, PlaceMemory, measure
 from pvqae.inference.scoring import MEMORY_PARTS, PARTS, Scorer
 from pvqae.model.autoencoder import Allocation, Autoencoder, Output, merge
@@ -119,9 +119,9 @@ class Graph(nn.Module):
         raw = measure(self.networks, self.networks.backbone(pixels_B3SS), valid_BSS)
         cells = {name: scorer.part_map(raw, scorer.for_image, name) for name in self.parts}
         parts = {name: self._image_part(name, cells[name], raw.cells) for name in self.parts}
-        fuse: Any = readout.FUSIONS[scorer.score.fusion]  # of numbers there, of tensors here
+        fuse: Any = scoring.FUSIONS[scorer.score.fusion]  # of numbers there, of tensors here
         score = fuse(parts.__getitem__)
-        maps = scorer.part_map(raw, scorer.for_map, readout.FUSION_MAP[scorer.score.fusion])
+        maps = scorer.part_map(raw, scorer.for_map, scoring.FUSION_MAP[scorer.score.fusion])
         found = {
             "image_score": score,
             "margin": score - self.threshold,
@@ -146,7 +146,7 @@ def _one_prior(prior: Prior) -> BudgetPrior:
 
 
 def _top_mean(values_BHW: Tensor, valid_BHW: Tensor, share: float) -> Tensor:
-    """Return `readout.top_mean` of the valid cells of each view, B."""
+    """Return `scoring.top_mean` of the valid cells of each view, B."""
     cells = values_BHW.masked_fill(~valid_BHW, -torch.inf).flatten(1).sort(dim=1, descending=True).values
     count = (share * valid_BHW.flatten(1).sum(1).double()).round().clamp_min(1)
     counted = torch.arange(cells.shape[1])[None] < count[:, None]

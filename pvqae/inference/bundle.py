@@ -39,8 +39,7 @@ from pvqae.inference.measures import (
     PlaceMemory,
     Projection,
 )
-from pvqae.inference.readout import Normal
-from pvqae.inference.scoring import Scale, Scored, Scorer
+from pvqae.inference.scoring import Normal, Scale, Scored, Scorer
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
 from pvqae.prior.prior import from_tensors

@@ -1,10 +1,13 @@
 """The only path from an image to its score; evaluation, calibration, the gate and the service all come through here.
 
-V views of one image; H W its canvas; S side of a view; h w the coarsest grid of a view.
+First how measures become maps and image scores: how far a value is from normal, how much it counts, how parts are
+fused. Then the scorer, which does so for an image.
+
+V views of one image; H W its canvas; S side of a view; h w the coarsest grid of a view; h_r w_r that of a measure.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 
@@ -15,9 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvqae.core import config
-from pvqae.inference import readout
 from pvqae.inference.measures import Budget, Networks, Raw, measure
-from pvqae.inference.readout import SCALES, Normal, Readout
 from pvqae.model.backbones import Backbone, Features, repeat_border
 from pvqae.samples import geometry, images
 
@@ -25,6 +26,121 @@ _Map = NDArray[np.float32]
 PARTS = ("s_prior", "s_recon", "product")
 MEMORY_PARTS = ("s_recon",)  # of a detector without a trained network
 _CHUNK = 8  # views through the networks at once: memory does not grow with the image
+
+
+@dataclass(frozen=True, eq=False)
+class Normal:
+    """Statistics of one measure over training normals, none of which was judged by its own part's codes."""
+
+    mean: Tensor  # h_r x w_r, per location
+    deviation: Tensor  # h_r x w_r
+    global_mean: Tensor  # scalar
+    global_deviation: Tensor  # scalar, > 0
+
+
+def _per_location(normal: Normal, values: Tensor) -> Tensor:
+    """Return deviations from what is normal at that place: helps image scores where all parts are placed alike."""
+    return (values - normal.mean) / normal.deviation
+
+
+def _per_measure(normal: Normal, values: Tensor) -> Tensor:
+    """Return deviations from what is normal anywhere: helps maps."""
+    return (values - normal.global_mean) / normal.global_deviation
+
+
+def _damped(normal: Normal, values: Tensor) -> Tensor:
+    """Return deviations from the mean of that place, over a spread half of the place, half of all places.
+
+    The place keeps its mean where parts are placed alike; where they are not, its own spread is noise.
+    """
+    spread = ((normal.deviation.square() + normal.global_deviation.square()) / 2).sqrt()
+    return (values - normal.mean) / spread
+
+
+def _least(normal: Normal, values: Tensor) -> Tensor:
+    """Return the smaller of the deviations from that place and from any place: odd is what is odd by both."""
+    return torch.minimum(_per_location(normal, values), _per_measure(normal, values))
+
+
+SCALES: dict[str, Callable[[Normal, Tensor], Tensor]] = {
+    "location": _per_location,
+    "global": _per_measure,
+    "damped": _damped,
+    "least": _least,
+}
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How measures become a map: the weight of each memory, and against which statistics of normals."""
+
+    weights: Mapping[str, float] = field(hash=False)  # by name of a memory; one without a weight does not count
+    scale: str  # key of SCALES
+
+    def sum(self, maps: dict[str, Tensor], recon: str) -> list[Tensor]:
+        """Return the weighted maps that add up to S_recon, `recon` a key of RECON.
+
+        The decoder's residual has the weight 1. Each map is in deviations of normals.
+        """
+        weights = {"decoder": 1.0, **self.weights}
+        return [weights[name] * maps[name] for name in maps if name in weights and RECON[recon](name)]
+
+
+RECON: dict[str, Callable[[str], bool]] = {
+    # Which measures, by their names, S_recon is made of.
+    "memory": lambda name: name != "decoder",
+    "decoder": lambda name: name == "decoder",
+    "both": lambda name: True,
+}
+
+
+_Part = Callable[[str], float]  # s_recon | s_prior | product → its image score, computed when it is asked for
+
+
+def _gated(part: _Part) -> float:
+    """Add to S_recon a quarter of what the allocation exceeds the normal one by.
+
+    It is never less than S_recon, so an uninformative prior adds noise of a quarter at most.
+    """
+    prior = part("s_prior")
+    return part("s_recon") + 0.125 * (prior + abs(prior))  # a quarter of max(0, prior), for tensors, too
+
+
+# Image scores of S_recon, S_prior and their cell-wise product (paper) → the image score. The first two are in
+# deviations of normals.
+FUSIONS: dict[str, Callable[[_Part], float]] = {
+    "recon": lambda part: part("s_recon"),
+    "prior": lambda part: part("s_prior"),
+    "product": lambda part: part("product"),
+    "gated": _gated,
+}
+# The map that goes with a fusion: adding the coarse prior to the map blurs it, so only its literal forms do.
+FUSION_MAP = {"recon": "s_recon", "prior": "s_prior", "product": "product", "gated": "s_recon"}
+
+
+def top_mean(values: Tensor, share: float, views: int = 1) -> float:
+    """Return the mean of the highest values, at least one: `share` of the number that one of the `views` has.
+
+    With a share of all views, one small defect would weigh less, the more views an image has.
+    """
+    count = max(1, round(share * values.numel() / views))
+    return float(values.flatten().topk(count).values.mean())
+
+
+def blur(map_HW: Tensor, sigma: float) -> Tensor:
+    """Blur by a Gaussian of `sigma` cells, edges reflected."""
+    return blur_all(map_HW[None], sigma)[0]
+
+
+def blur_all(maps_BHW: Tensor, sigma: float) -> Tensor:
+    """Blur a batch as `blur` does; the last bits depend on the batch's size."""
+    radius = min(max(1, round(3 * sigma)), min(maps_BHW.shape[-2:]) - 1)
+    x = torch.arange(-radius, radius + 1, dtype=maps_BHW.dtype)
+    kernel = torch.exp(-x.square() / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    padded = torch.nn.functional.pad(maps_BHW[:, None], (radius,) * 4, mode="reflect")
+    once = torch.nn.functional.conv2d(padded, kernel[None, None, None, :])
+    return torch.nn.functional.conv2d(once, kernel[None, None, :, None])[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +248,7 @@ class Scorer:
         def draw(name: str) -> _Map:
             return canvas.stitch(self.smooth(part_map(self.for_map, name)))
 
-        fused, score = readout.FUSION_MAP[self.score.fusion], readout.FUSIONS[self.score.fusion](image_part)
+        fused, score = FUSION_MAP[self.score.fusion], FUSIONS[self.score.fusion](image_part)
         budget = raw.ask and (lambda: raw.budget)
         return Scored(sample_id, score, image_part, budget, draw, fused, canvas)
 
@@ -185,7 +301,7 @@ class Scorer:
 
         s_prior and s_recon are in deviations of training normals.
         """
-        score = readout.top_mean(cells, self.score.top, views)
+        score = top_mean(cells, self.score.top, views)
         scale = self.scales.get(name)
         return score if scale is None else (score - scale.mean) / scale.deviation
 
@@ -199,7 +315,7 @@ class Scorer:
     def blurred(self, maps_VHW: Tensor) -> Tensor:
         """Return maps on the finest grid, blurred by `score.blur` pixels of their views."""
         sigma = self.score.blur * maps_VHW.shape[-1] / self.image.size
-        return readout.blur_all(maps_VHW, sigma) if sigma > 0 else maps_VHW
+        return blur_all(maps_VHW, sigma) if sigma > 0 else maps_VHW
 
     def enlarged(self, maps_VHW: Tensor) -> Tensor:
         """Return maps in the pixels of their views, V x S x S."""

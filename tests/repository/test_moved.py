@@ -1,4 +1,4 @@
-"""Imports of 0.1 go on in 0.2."""
+"""Imports of 0.1 go on."""
 
 import importlib
 import subprocess
@@ -11,7 +11,7 @@ from pvqae import moved
 
 @pytest.mark.parametrize("old", moved.MOVED)
 def test_an_old_name_is_the_module_at_its_new_place(old: str) -> None:
-    with pytest.warns(DeprecationWarning, match=rf"{old} is {moved.MOVED[old]} since 0.2"):
+    with pytest.warns(DeprecationWarning, match=rf"{old} is {moved.MOVED[old]} now"):
         module = importlib.import_module(old)
     del sys.modules[old]
     assert module is importlib.import_module(moved.MOVED[old])

@@ -33,7 +33,7 @@ def test_the_command_of_a_stage_calls_the_module_whose_imports_are_compared(verb
     assert stages.VERBS[verb] in names
 
 
-SCORING = ("pvqae/inference/readout.py", "pvqae/samples/geometry.py", "pvqae/model/backbones.py")
+SCORING = ("pvqae/inference/scoring.py", "pvqae/samples/geometry.py", "pvqae/model/backbones.py")
 
 
 @pytest.mark.parametrize("file", SCORING)

@@ -3,7 +3,7 @@ import torch
 
 from pvqae.calibration import normals
 from pvqae.calibration.normals import _PSEUDO as PSEUDO
-from pvqae.inference.readout import SCALES
+from pvqae.inference.scoring import SCALES
 
 
 def values(views: int = 400) -> tuple[torch.Tensor, torch.Tensor]:

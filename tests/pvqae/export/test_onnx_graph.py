@@ -10,9 +10,8 @@ import torch
 from pvqae.core import config
 from pvqae.export.onnx_graph import Graph, Outputs
 from pvqae.export.onnx_graph import _top_mean as top_mean
-from pvqae.inference.readout import FUSIONS, RECON, SCALES
-from pvqae.inference.readout import top_mean as top_mean_of
-from pvqae.inference.scoring import PARTS, Scored, Scorer
+from pvqae.inference.scoring import FUSIONS, PARTS, RECON, SCALES, Scored, Scorer
+from pvqae.inference.scoring import top_mean as top_mean_of
 from pvqae.prior.prior import BudgetPrior, Clustered
 from pvqae.samples import geometry
 
