@@ -16,6 +16,7 @@ MOVED = {
     **{f"pvqae.datasets.{name}": f"pvqae.samples.{name}" for name in ("classes", "geometry", "images", "manifest")},
     "pvqae.inference.memory": "pvqae.inference.measures",
     "pvqae.inference.readout": "pvqae.inference.scoring",
+    "pvqae.model.codebook": "pvqae.model.autoencoder",
     **{f"pvqae.training.{name}": f"pvqae.features.{name}" for name in ("examples", "features", "richness")},
     "pvqae.evaluation.batch": "pvqae.serving.batch",
     "pvqae.evaluation.report": "pvqae.report.report",

@@ -23,8 +23,8 @@ from pvqae.features.examples import Batch, Examples
 from pvqae.inference import measures, scoring
 from pvqae.inference.measures import whiten
 from pvqae.inference.scoring import SCALES
+from pvqae.model.autoencoder import cover, nearest
 from pvqae.model.backbones import Features, Spec, on_grid, repeat_border
-from pvqae.model.codebook import cover, nearest
 from pvqae.model.layers import averaged
 from pvqae.samples import geometry
 

@@ -26,9 +26,8 @@ from pvqae.core.tensors import read_tensors
 from pvqae.datasets.splits import fraction
 from pvqae.features.examples import Batch, Examples
 from pvqae.inference.measures import STRIDES, Memory, memory_input
-from pvqae.model.autoencoder import Autoencoder
+from pvqae.model.autoencoder import Autoencoder, nearest, usage
 from pvqae.model.backbones import Backbone, Features, on_grid
-from pvqae.model.codebook import nearest, usage
 
 _REACH = 4  # cells that a code's surroundings go to each side: 9 x 9, of which the middle 3 x 3 is hidden
 _EMBEDDED, _WIDTH = 12, 64

@@ -11,8 +11,8 @@ from torch import Tensor
 from pvqae.core import seeding, tensors
 from pvqae.inference.measures import Memory, PlaceMemory, Projection
 from pvqae.inference.scoring import Normal
+from pvqae.model.autoencoder import cover
 from pvqae.model.backbones import cells_of
-from pvqae.model.codebook import cover
 
 _ROUNDING = 2**-11  # relative, of half precision, in which networks and features are kept
 _FOLDS = 4  # a normal is compared with what the other folds' places are like

@@ -16,8 +16,7 @@ from pvqae.core import config
 from pvqae.inference import scoring
 from pvqae.inference.measures import Allocator, Memory, PlaceMemory, measure
 from pvqae.inference.scoring import MEMORY_PARTS, PARTS, Scorer
-from pvqae.model.autoencoder import Allocation, Autoencoder, Output, merge
-from pvqae.model.codebook import nearest
+from pvqae.model.autoencoder import Allocation, Autoencoder, Output, merge, nearest
 from pvqae.prior.prior import BudgetPrior, Clustered, Expected, Prior
 
 

@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pvqae.core.errors import ConfigError
-from pvqae.model.autoencoder import Autoencoder, as_onehot
+from pvqae.model.autoencoder import Autoencoder, as_onehot, nearest
 from pvqae.model.backbones import Backbone, Features, on_grid, repeat_border
-from pvqae.model.codebook import nearest
 from pvqae.model.layers import averaged
 from pvqae.prior.prior import Expected, Prior, expect
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from pvqae.core import config, seeding
 from pvqae.core.progress import track
 from pvqae.features.examples import Batch, Learned
-from pvqae.model.autoencoder import Allocation, Output, as_onehot
+from pvqae.model.autoencoder import Allocation, Output, as_onehot, usage
 from pvqae.model.backbones import Features, on_grid
-from pvqae.model.codebook import usage
 from pvqae.training import losses
 from pvqae.training.losses import Discriminator
 from pvqae.training.run import Run, spread

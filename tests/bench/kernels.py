@@ -16,8 +16,7 @@ from torch import Tensor
 from pvqae.core import config
 from pvqae.features import richness
 from pvqae.features.features import Store
-from pvqae.model.autoencoder import _Router, as_onehot, merge
-from pvqae.model.codebook import nearest
+from pvqae.model.autoencoder import _Router, as_onehot, merge, nearest
 from tests.bench.rows import Row, Size, at_least, side_by_side
 
 

@@ -8,8 +8,8 @@ from flows.experiments import baselines
 from flows.experiments.baselines import BASELINES, PatchCore, _coreset
 from pvqae.core import config
 from pvqae.features.examples import Examples
+from pvqae.model.autoencoder import nearest
 from pvqae.model.backbones import Features, Spec
-from pvqae.model.codebook import nearest
 from pvqae.samples import geometry
 
 SIDE, CELLS = 64, 8

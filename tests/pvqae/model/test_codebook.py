@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvqae.model.codebook import Codebook, _least_by_groups, cover, nearest, usage
+from pvqae.model.autoencoder import Codebook, _least_by_groups, cover, nearest, usage
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
