@@ -21,19 +21,6 @@ from pvqae.model.layers import DECODERS, norm
 _LOGIT_SCALE = 1.5  # against Gumbel noise of deviation 1.3: a typical cell still tries other levels
 _LOGIT_LIMIT = 5.0  # beyond it the Gumbel noise no longer changes a choice, and a level that lost can't come back
 _GROUP = 32  # of 2048 values: 64 lows, then 32 values of one group
-
-
-def _least_by_groups(products_nK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same in two steps, the group and the place in it: runtimes of exported graphs are fast to find a low
-    value and slow to find its place, which took OpenVINO half of a score's time.
-    """
-    missing = -products_nK.shape[1] % _GROUP
-    groups_nGM = F.pad(products_nK, (0, missing), value=torch.inf).view(products_nK.shape[0], -1, _GROUP)
-    group = groups_nGM.amin(2).argmin(1)
-    least, place = groups_nGM.gather(1, group[:, None, None].expand(-1, 1, _GROUP))[:, 0].min(1)
-    return least, group * _GROUP + place
-
-
 _AHEAD = 256  # rows among which the next centres are looked for, at least; of 2048 centres 64 and 1024 take longer
 _ROWS = 2048  # rows compared with the new centres at once: their distances stay in the processor's cache
 
@@ -145,6 +132,17 @@ def _least(products_nK: Tensor) -> tuple[Tensor, Tensor]:
         return least, indices
     indices = torch.from_numpy(products_nK.detach().numpy().argmin(1))
     return products_nK.gather(1, indices[:, None])[:, 0], indices
+
+
+def _least_by_groups(products_nK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same in two steps, the group and the place in it: runtimes of exported graphs are fast to find a low
+    value and slow to find its place, which took OpenVINO half of a score's time.
+    """
+    missing = -products_nK.shape[1] % _GROUP
+    groups_nGM = F.pad(products_nK, (0, missing), value=torch.inf).view(products_nK.shape[0], -1, _GROUP)
+    group = groups_nGM.amin(2).argmin(1)
+    least, place = groups_nGM.gather(1, group[:, None, None].expand(-1, 1, _GROUP))[:, 0].min(1)
+    return least, group * _GROUP + place
 
 
 def cover(x_nD: Tensor, count: int, start: int = 0) -> Tensor:
