@@ -32,7 +32,7 @@ from pvqae.samples import geometry, images
 _PACKAGE = Path(__file__).parent.parent
 _DECODING = ("samples/decoding.py", "samples/geometry.py", "samples/images.py", "features/features.py")
 _CHUNK = 8  # views through the backbone at once
-_MODELS = ("model/backbones.py", "model/efficientnet.py", "model/engine.py", "model/foreign.py")
+_MODELS = ("model/backbones.py", "model/efficientnet.py", "model/foreign.py")
 _Tensors = dict[str, Tensor]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pvqae.core.config import Model
 from pvqae.core.errors import ConfigError
-from pvqae.model import efficientnet, engine, layers
+from pvqae.model import efficientnet, layers
 from pvqae.model.layers import averaged
 
 
@@ -85,14 +85,14 @@ class _EfficientNetFeatures(Backbone):
         data = weights or self.installed_weights()
         self.weights_sha256 = hashlib.sha256(data).hexdigest()
         self.network = efficientnet.load(data, self.name)
-        self.run = engine.Compiled(self.network, self.taps, self.targets)
+        self.run = efficientnet.Compiled(self.network, self.taps, self.targets)
 
     def installed_weights(self) -> bytes:
         return efficientnet.weights(self.name)
 
     @property
     def engine(self) -> str:
-        return engine.name(self.network.stem.weight.device.type)
+        return efficientnet.engine(self.network.stem.weight.device.type)
 
     @torch.no_grad()
     def forward(self, x_B3SS: Tensor) -> Features:

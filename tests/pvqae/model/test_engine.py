@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pvqae.core.config import Model
-from pvqae.model import backbones, engine
+from pvqae.model import backbones, efficientnet
 
 if find_spec("openvino") is None:
     pytest.skip("OpenVINO has no wheel for this machine", allow_module_level=True)
@@ -52,7 +52,7 @@ def maps(backbone: backbones.Backbone, pixels: Tensor) -> list[Tensor]:
 
 def by_torch(backbone: backbones.Backbone, pixels: Tensor, patch: pytest.MonkeyPatch) -> list[Tensor]:
     with patch.context() as without:
-        without.setattr(engine.Compiled, "_fits", staticmethod(lambda x: False))
+        without.setattr(efficientnet.Compiled, "_fits", staticmethod(lambda x: False))
         return maps(backbone, pixels)
 
 
@@ -87,16 +87,16 @@ def test_pytorch_computes_where_there_is_no_wheel(
     pixels = torch.rand(1, 3, 64, 64)
     expected = by_torch(backbone, pixels, monkeypatch)
     with monkeypatch.context() as bare:
-        bare.setattr(engine, "version", missing)
-        engine.name.cache_clear()
+        bare.setattr(efficientnet, "version", missing)
+        efficientnet.engine.cache_clear()
         assert backbone.engine == f"torch {torch.__version__}"
         assert all(torch.equal(x, y) for x, y in zip(maps(backbone, pixels), expected, strict=True))
-    engine.name.cache_clear()
+    efficientnet.engine.cache_clear()
     assert backbone.engine.startswith("openvino ")
 
 
 def test_a_gpu_has_no_use_for_it() -> None:
-    assert engine.name("cuda") == f"torch {torch.__version__}"
+    assert efficientnet.engine("cuda") == f"torch {torch.__version__}"
 
 
 def test_nothing_is_told_to_anybody(tmp_path: Path) -> None:
