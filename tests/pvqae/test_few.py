@@ -165,7 +165,7 @@ def test_what_is_exported_says_it_too(pair: pvqae.Detector, tmp_path: Path) -> N
     from pvqae.export import export
 
     saved = pair.save(tmp_path / "bundle")
-    assert export._card(bundle.load(saved))["no_promise"] == WORDS.format("2 good images")
+    assert export._card(bundle.load(saved), "onnx")["no_promise"] == WORDS.format("2 good images")
 
 
 @pytest.mark.parametrize(
