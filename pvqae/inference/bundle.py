@@ -101,7 +101,7 @@ class Detector:
         return self.scorer.one(pixels, sample_id)
 
     def score_many(self, items: Iterable[tuple[str, Path | str]], root: Path | None = None) -> Iterator[Scored]:
-        """Score (sample_id, path) pairs one after another, paths below `root`."""
+        """Score (sample_id, path) pairs, several at once, in their order; paths below `root`."""
         return self.scorer.many(items, root)
 
 

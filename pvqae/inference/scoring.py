@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvqae.core import config
+from pvqae.core import config, runtime
 from pvqae.inference.measures import Budget, Networks, Raw, measure
 from pvqae.model.backbones import Backbone, Features, repeat_border
 from pvqae.samples import geometry, images
@@ -233,10 +233,22 @@ class Scorer:
         """Score an image whose views went through the backbone before; its picture is that of `canvas`."""
         return self.finish(measure(self.networks, features, valid_BSS), canvas, sample_id)
 
+    @property
+    def at_once(self) -> int:
+        """How many images are scored at once: as many as PyTorch has threads, with one for each. One image where it is
+        tiled: its views share the threads, and several large images would not share the memory.
+        """
+        return 1 if self.image.aspect == "tile" else torch.get_num_threads()
+
     def many(self, paths: Iterable[tuple[str, Path | str]], root: Path | None = None) -> Iterator[Scored]:
-        """Score files one after another; (sample_id, path) pairs, paths below `root`. Memory does not grow."""
-        for sample_id, path in paths:
-            yield self.one(images.read(path, root, self.image.bits), sample_id)
+        """Score files in their order, `at_once` of them; (sample_id, path) pairs, paths below `root`. Memory does not
+        grow.
+        """
+
+        def work(pair: tuple[str, Path | str]) -> Scored:
+            return self.one(images.read(pair[1], root, self.image.bits), pair[0])
+
+        return runtime.in_order(work, paths, self.at_once)
 
     def finish(self, raw: Raw, canvas: geometry.Canvas, sample_id: str) -> Scored:
         """Turn measures into the result: the steps that need the statistics of normals."""

@@ -13,12 +13,14 @@ computes.
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -255,7 +257,8 @@ class Compiled:
     def __init__(self, network: EfficientNetLite, taps: _Blocks, smoothed: _Blocks) -> None:
         self._network, self._blocks = network, (taps, smoothed)
         self._forms: dict[tuple[int, ...], Any] = {}
-        self._requests: dict[tuple[tuple[int, ...], int], Any] = {}
+        self._idle: dict[tuple[int, ...], list[Any]] = {}  # requests of each form that nobody waits for
+        self._compiling = Lock()
 
     def __call__(self, x_B3HW: Tensor) -> list[Tensor]:
         """Return what the network itself does for RGB in [0, 1]."""
@@ -264,13 +267,14 @@ class Compiled:
             return found
         views = [view.numpy() for view in torch.split(x_B3HW.contiguous(), 1)]
         threads = min(torch.get_num_threads(), len(views))
-        requests = [self._request(views[0].shape, number) for number in range(threads)]
-        if threads == 1:
-            outputs = _run(requests[0], views)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                runs = list(pool.map(_run, requests, [views[number::threads] for number in range(threads)]))
-            outputs = [runs[i % threads][i // threads] for i in range(len(views))]
+        with ExitStack() as taken:
+            requests = [taken.enter_context(self._request(views[0].shape)) for _ in range(threads)]
+            if threads == 1:
+                outputs = _run(requests[0], views)
+            else:
+                with ThreadPoolExecutor(threads) as pool:
+                    runs = list(pool.map(_run, requests, [views[number::threads] for number in range(threads)]))
+                outputs = [runs[i % threads][i // threads] for i in range(len(views))]
         return [torch.cat(maps) for maps in zip(*outputs, strict=True)]
 
     @staticmethod
@@ -278,16 +282,22 @@ class Compiled:
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
         return plain and engine().startswith(_LIBRARY)
 
-    def _request(self, shape: tuple[int, ...], number: int) -> Any:
-        """Return what thread `number` asks; a form is compiled once."""
-        if shape not in self._forms:
-            library = runtime.openvino()
-            outputs, image = _graph(library.opset13, self._network, *self._blocks, shape)
-            model = library.Model(outputs, [image], "features")
-            self._forms[shape] = library.Core().compile_model(model, "CPU", _SETTINGS)
-        if (shape, number) not in self._requests:
-            self._requests[shape, number] = self._forms[shape].create_infer_request()
-        return self._requests[shape, number]
+    @contextmanager
+    def _request(self, shape: tuple[int, ...]) -> Iterator[Any]:
+        """Yield what a thread asks, which no other asks meanwhile; a form is compiled once."""
+        with self._compiling:
+            if shape not in self._forms:
+                library = runtime.openvino()
+                outputs, image = _graph(library.opset13, self._network, *self._blocks, shape)
+                model = library.Model(outputs, [image], "features")
+                self._forms[shape] = library.Core().compile_model(model, "CPU", _SETTINGS)
+                self._idle[shape] = []
+            idle = self._idle[shape]
+            request = idle.pop() if idle else self._forms[shape].create_infer_request()
+        try:
+            yield request
+        finally:
+            idle.append(request)
 
 
 def _run(request: Any, views: Sequence[Any]) -> list[list[Tensor]]:

@@ -8,17 +8,19 @@ import hashlib
 import json
 import math
 import re
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pvqae.core import errors, files
+from pvqae.core import errors, files, runtime
 from pvqae.core.errors import ConfigError, DataError, PvqaeError
 from pvqae.core.progress import track
 from pvqae.drift.profile import level_shares, measure
@@ -119,18 +121,30 @@ class _Journal:
         self._base.execute("UPDATE listing SET sha256 = ?, reason = ? WHERE number = ?", (sha256, reason, number))
 
 
+@dataclass(frozen=True)
+class _Job:
+    """An image on its way: its file and hash, then its record or the reason why it has none."""
+
+    number: int
+    item: Item
+    sha256: str = ""
+    file: Path | None = None  # None: nothing to score
+    record: Values | None = None
+    reason: str = ""
+    new: bool = False
+    pictures: tuple[tuple[Path, bytes], ...] = ()
+
+
 def rows(detector: Detector, source: Source, version: str = "") -> Iterator[Values]:
-    """Yield a row per image as soon as it is scored, and keep nothing."""
+    """Yield a row per image as soon as it and those before it are scored, and keep nothing."""
     with tempfile.TemporaryDirectory() as scratch:
-        for item in source.items():
-            try:
-                file = source.file(item, Path(scratch))
-                sha256 = files.digest(file)
-                record = _record(detector, file)[0]
-            except (PvqaeError, OSError) as error:
-                yield batch_rows.of(detector, version, item.path, "", item.modified, {"error": str(error)})
-                continue
-            yield batch_rows.of(detector, version, item.path, sha256, item.modified, record)
+        jobs = (_fetched(source, _Job(number, item), Path(scratch)) for number, item in enumerate(source.items()))
+        for job in runtime.in_order(
+            partial(_scored, detector, Path(scratch), (Path(), ())), jobs, detector.scorer.at_once
+        ):
+            record = {"error": job.reason} if job.record is None else job.record
+            sha256 = "" if job.record is None else job.sha256
+            yield batch_rows.of(detector, version, job.item.path, sha256, job.item.modified, record)
 
 
 def check_marks(detector: Detector) -> None:
@@ -160,44 +174,70 @@ def run(
         for item in source.items():
             journal.enlist(item.path, item.identity, item.modified)
         total = len(journal)
-        for number, path, identity, modified, *_ in track(journal.listed(), "scoring", total):
-            item = Item(path, identity, modified)
-            try:
-                sha256, new = _settle(detector, journal, source, item, Path(scratch), wanted)
-                journal.settle(number, sha256, "")
-                scored += new
-            except (PvqaeError, OSError) as error:
-                if errors.is_full(error):  # ours, no fault of the image
-                    raise
-                journal.settle(number, "", str(error))
+        jobs = (_job(journal, source, row, Path(scratch), wanted) for row in journal.listed())
+        done = runtime.in_order(partial(_scored, detector, Path(scratch), wanted), jobs, detector.scorer.at_once)
+        for job in track(done, "scoring", total):
+            for picture, drawn in job.pictures:
+                with files.whole_file(picture) as part:
+                    part.write_bytes(drawn)
+            if job.record is not None:
+                journal.put(job.sha256, job.record)
+            journal.settle(job.number, "" if job.reason else job.sha256, job.reason)
+            scored += job.new
         defects, failed = batch_rows.write(
             out, _final(detector, journal, version, out), detector.config["model"]["levels"]
         )
     return Outcome(total, scored, defects, failed)
 
 
-def _settle(
-    detector: Detector, journal: _Journal, source: Source, item: Item, scratch: Path, out: _Out
-) -> tuple[str, bool]:
-    """Return the image's hash, and whether it was scored now."""
-    sha256 = journal.sha256_of(item.identity)
-    if sha256 and _done(journal, sha256, item.path, out):
-        return sha256, False
-    file = source.file(item, scratch)
+def _job(journal: _Journal, source: Source, row: tuple[int, str, str, str, str, str], scratch: Path, out: _Out) -> _Job:
+    """Return what is to be done for a listed image: nothing where its result is known."""
+    number, path, identity, modified, *_ = row
+    job = _Job(number, Item(path, identity, modified), journal.sha256_of(identity))
+    if job.sha256 and _done(journal, job.sha256, path, out):
+        return job
+    job = _fetched(source, job, scratch)
+    if not job.reason:
+        journal.know(identity, job.sha256)
+        if _done(journal, job.sha256, path, out):
+            shutil.rmtree(scratch / str(number))
+            return replace(job, file=None)
+    return job
+
+
+def _fetched(source: Source, job: _Job, scratch: Path) -> _Job:
+    """Return the job with its hash and local file, in a folder of its own below `scratch` if it was fetched."""
+    own = scratch / str(job.number)
+    own.mkdir()
     try:
-        sha256 = files.digest(file)
-        journal.know(item.identity, sha256)
-        if _done(journal, sha256, item.path, out):
-            return sha256, False
-        record, scored = _record(detector, file)
-        if scored:
-            for kind in out[1]:
-                _draw(detector, scored, out[0] / _picture(kind, sha256, item.path), kind)
-        journal.put(sha256, record)
-        return sha256, scored is not None
+        file = source.file(job.item, own)
+        return replace(job, file=file, sha256=files.digest(file))
+    except (PvqaeError, OSError) as error:
+        shutil.rmtree(own)
+        return _failed(job, error)
+
+
+def _scored(detector: Detector, scratch: Path, out: _Out, job: _Job) -> _Job:
+    """Return the job with its record and pictures; what was fetched for it is gone."""
+    if job.file is None:
+        return job
+    try:
+        record, scored = _record(detector, job.file)
+        if scored is None:
+            return replace(job, record=record)
+        name = partial(_picture, sha256=job.sha256, path=job.item.path)
+        drawn = tuple((out[0] / name(kind), _drawing(detector, scored, kind)) for kind in out[1])
+        return replace(job, record=record, new=True, pictures=drawn)
+    except (PvqaeError, OSError) as error:
+        return _failed(job, error)
     finally:
-        if scratch in file.parents:
-            file.unlink(missing_ok=True)
+        shutil.rmtree(scratch / str(job.number))
+
+
+def _failed(job: _Job, error: Exception) -> _Job:
+    if errors.is_full(error):  # ours, no fault of the image
+        raise error
+    return replace(job, file=None, reason=str(error))
 
 
 def _done(journal: _Journal, sha256: str, path: str, out: _Out) -> bool:
@@ -287,13 +327,12 @@ def mask(detector: Detector, scored: Scored) -> bytes | None:
     return None if marked is None else pictures.png(marked.astype(np.uint8) * 255)
 
 
-def _draw(detector: Detector, scored: Scored, file: Path, kind: str) -> None:
+def _drawing(detector: Detector, scored: Scored, kind: str) -> bytes:
     from pvqae.report import pictures
 
     drawn = mask(detector, scored) if kind == "mask" else pictures.webp(heatmap(detector, scored))
     assert drawn is not None  # `run` looks for a pixel threshold first
-    with files.whole_file(file) as part:
-        part.write_bytes(drawn)
+    return drawn
 
 
 def _final(detector: Detector, journal: _Journal, version: str, out: Path) -> Iterator[Values]:

@@ -1,7 +1,7 @@
 """`make bench`: every row of `docs/performance.md`, each in a process of its own, printed once measured.
 
-`python -m tests.bench [NAME ...] [--quick]`; names are the keys of `BENCHES`. What is measured is kept in
-`docs/figures/bench`, so a run of some renews only their rows of the page.
+`python -m tests.bench [NAME ...] [--quick]`; names are the keys of `BENCHES`, or all of a group: `against`. What is
+measured is kept in `docs/figures/bench`, so a run of some renews only their rows of the page.
 """
 
 import argparse
@@ -48,6 +48,12 @@ BENCHES: dict[str, str] = {
     "whole": "training.whole",
     "fan_out": "training.fan_out",
     "limits": "limits.limits",
+    "against.run": "against.run_",
+    "against.fit": "against.fit",
+    "against.score": "against.score",
+    "against.serve": "against.serve",
+    "against.gate": "against.gate",
+    "against.retrain": "against.retrain",
 }
 
 
@@ -64,12 +70,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run? Its figures mean nothing")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process, as JSON
     asked = parser.parse_args()
-    if unknown := set(asked.names) - set(BENCHES):
+    if unknown := set(asked.names) - set(BENCHES) - {name.partition(".")[0] for name in BENCHES}:
         parser.error(f"no bench {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
     if asked.here:
         print(json.dumps([asdict(row) for row in measure(asked.names[0], Size(asked.quick))]))
         return
-    failed = [name for name in asked.names or BENCHES if not _apart(name, asked.quick)]
+    names = [name for name in BENCHES if not asked.names or {name, name.partition(".")[0]} & set(asked.names)]
+    failed = [name for name in names if not _apart(name, asked.quick)]
     if not asked.quick:
         _write()
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)

@@ -1,4 +1,7 @@
 import math
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,3 +110,46 @@ def test_cores_are_whole_and_at_least_one(quota: float, cores: int, monkeypatch:
 
 def test_a_system_without_control_groups_has_no_quota(tmp_path: Path) -> None:
     assert runtime._quota(tmp_path) == math.inf
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_results_come_in_order_and_few_wait(workers: int) -> None:
+    begun: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            begun.append(number)
+            yield number
+
+    def work(number: int) -> tuple[int, int]:
+        time.sleep(0.01 * (number % 3))
+        return number, torch.get_num_threads()
+
+    threads = torch.get_num_threads()
+    expected = threads if workers == 1 else 1
+    for place, (number, used) in enumerate(runtime.in_order(work, items(), workers)):
+        assert (number, used) == (place, expected)
+        assert len(begun) <= place + workers + 1
+    assert len(begun) == 20
+    assert torch.get_num_threads() == threads
+
+
+def test_what_one_item_raises_comes_in_its_place() -> None:
+    def work(number: int) -> int:
+        if number == 3:
+            raise ZeroDivisionError
+        return number
+
+    found, threads = [], torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        found.extend(runtime.in_order(work, range(9), 2))
+    assert found == [0, 1, 2]
+    assert torch.get_num_threads() == threads
+
+
+def test_who_stops_early_leaves_no_thread() -> None:
+    before = threading.active_count()
+    results = runtime.in_order(str, range(100), 3)
+    assert next(results) == "0"
+    results.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +113,13 @@ def test_neither_order_nor_company_matters(scorer: Scorer, picture: Picture, tmp
     back = {s.sample_id: s for s in scorer.many((n, tmp_path / n) for n in reversed(names))}
     assert list(there) == names
     assert all(equal(there[name], back[name]) for name in names)
+
+
+def test_threads_that_score_at_once_get_their_own_scores(scorer: Scorer, picture: Picture) -> None:
+    pictures = [picture(80 + index) for index in range(8)]
+    expected = [scorer.one(one) for one in pictures]
+    with ThreadPoolExecutor(3) as pool:
+        assert all(map(equal, pool.map(scorer.one, pictures), expected))
 
 
 def test_a_result_has_every_part_in_the_canvas_size(scorer: Scorer, picture: Picture) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,6 +77,16 @@ def test_a_view_s_values_depend_on_nothing_else(backbone: backbones.Backbone) ->
         together = maps(backbone, pixels.contiguous(memory_format=torch.channels_last))
         for i, own in enumerate(alone):
             assert all(torch.equal(x[0], y[i]) for x, y in zip(own, together, strict=True)), number
+
+
+def test_threads_that_ask_at_once_get_their_own_values(backbone: backbones.Backbone) -> None:
+    pixels = torch.rand(24, 3, 96, 96, generator=torch.Generator().manual_seed(2)).split(1)
+    expected = [maps(backbone, view) for view in pixels]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(maps, [backbone] * len(pixels), pixels))
+    assert all(
+        torch.equal(x, y) for one, other in zip(found, expected, strict=True) for x, y in zip(one, other, strict=True)
+    )
 
 
 def test_pytorch_computes_where_there_is_no_wheel(

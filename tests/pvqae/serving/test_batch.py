@@ -27,7 +27,7 @@ class Detector:
     """The score is the mean grey level; `after` scores it is killed."""
 
     sha256: str = "ab" * 32
-    scorer: Any = field(default_factory=lambda: SimpleNamespace(image=config.Image()))
+    scorer: Any = field(default_factory=lambda: SimpleNamespace(image=config.Image(), at_once=2))
     card: dict[str, Any] = field(default_factory=lambda: dict(CARD))
     config: dict[str, Any] = field(default_factory=lambda: {"model": {"levels": 3}})
     scored: int = 0
@@ -237,6 +237,28 @@ def test_without_a_folder_rows_come_at_once(folder: Path) -> None:
     assert [bool(row["error"]) for row in found] == [False, True, False]
 
 
+def test_an_image_that_is_there_twice_has_two_rows_and_one_picture(folder: Path, tmp_path: Path) -> None:
+    for place in ("1", "2", "3"):
+        images.write(folder / place / "same.png", np.full((20, 30, 3), 0.7, dtype=np.float32))
+    found = batch.run(Detector(), Files((folder,)), tmp_path / "out", heatmaps=True)  # type: ignore[arg-type]
+    same = [row for row in rows(tmp_path / "out") if row["path"].endswith("same.png")]
+    assert (found.images, len(same), len({row["heatmap"] for row in same})) == (6, 3, 1)
+    assert (tmp_path / "out" / same[0]["heatmap"]).is_file()
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_how_many_are_scored_at_once_changes_nothing(folder: Path, tmp_path: Path, at_once: int) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        images.write(folder / f"{number:02}.png", rng.random((8, 9, 3), dtype=np.float32))
+    found = []
+    for name, many in (("alone", 1), ("together", at_once)):
+        detector = Detector(scorer=SimpleNamespace(image=config.Image(), at_once=many))
+        batch.run(detector, Files((folder,)), tmp_path / name, heatmaps=True)  # type: ignore[arg-type]
+        found.append(contents(tmp_path / name))
+    assert found[0] == found[1]
+
+
 @dataclass
 class Store:
     """A store that names contents; `fetched` counts."""
@@ -253,7 +275,8 @@ class Store:
             raise OSError("connection lost")
         self.fetched += 1
         file = scratch / "image.png"
-        assert not file.exists()  # the one before is gone: disk use does not grow
+        assert not file.exists()
+        assert len(list(scratch.parent.iterdir())) < 6  # those before are gone: disk use does not grow
         file.write_bytes(self.image + item.path.encode())
         return file
 
