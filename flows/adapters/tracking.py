@@ -1,5 +1,6 @@
 """What the flows need of a tracking server and model registry, and the project's own database for lack of a server."""
 
+import os
 import re
 import shutil
 import sqlite3
@@ -149,13 +150,24 @@ def own_database(root: Path) -> str:
     uri, marker = database_of(root), migrated(root)
     with shared_files.held(home / "migration.lock"):
         if not marker.exists():
-            command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise PvqaeError(f"MLflow's database {home / 'mlflow.db'} can't be prepared:\n{done.stderr[-2000:]}")
+            if (home / "mlflow.db").exists():
+                _migrate(home / "mlflow.db", uri)
+            else:  # apart: MLflow goes on from no half-made database, as a full disk or a kill leaves it
+                shutil.rmtree(home / "new", ignore_errors=True)
+                (home / "new").mkdir()
+                _migrate(home / "mlflow.db", f"sqlite:///{home / 'new' / 'mlflow.db'}")
+                os.replace(home / "new" / "mlflow.db", home / "mlflow.db")
+                (home / "new").rmdir()
             marker.touch()
         _settle(root, home / "mlflow.db")
     return uri
+
+
+def _migrate(database: Path, uri: str) -> None:
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PvqaeError(f"MLflow's database {database} can't be prepared:\n{done.stderr[-2000:]}")
 
 
 def _settle(root: Path, database: Path) -> None:

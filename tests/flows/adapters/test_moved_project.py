@@ -3,8 +3,11 @@
 import os
 import shutil
 import sqlite3
+import subprocess
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,3 +130,18 @@ def test_the_services_of_the_original_are_not_used_by_a_copy(tmp_path: Path) -> 
     assert environment.of_services(tmp_path / "original")
     with pytest.raises(ConfigError, match=r"found those of .*original, whose folder was moved or copied here"):
         environment.of_services(tmp_path / "copy")
+
+
+def test_a_database_that_was_left_half_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        with closing(sqlite3.connect(command[-1].removeprefix("sqlite:///"))) as base:
+            base.execute("create table experiments (name text)")
+        return subprocess.CompletedProcess(command, 1, "", "database or disk is full")
+
+    with monkeypatch.context() as full:
+        full.setattr(subprocess, "run", torn)
+        with pytest.raises(PvqaeError, match=r"can't be prepared:\ndatabase or disk is full"):
+            own_database(tmp_path)
+    own_database(tmp_path)
+    with closing(sqlite3.connect(tmp_path / ".pvqae/mlflow/mlflow.db")) as base:
+        assert base.execute("select version_num from alembic_version").fetchone()
