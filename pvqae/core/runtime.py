@@ -58,7 +58,7 @@ class Plan:
         """Set threads, deterministic algorithms and the allocator of this process."""
         import torch
 
-        torch.set_num_threads(self.threads)
+        _set_threads(self.threads)
         # Not use_deterministic_algorithms: that imports the compiler, a second of every start.
         torch.set_deterministic_debug_mode("warn" if self.device == "cuda" else "error")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we read none; filling took 15 % of a step
@@ -88,7 +88,7 @@ def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], workers: 
 
     waiting: deque[Future[_Result]] = deque()
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, "work", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(workers, "work", _set_threads, (1,))
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
@@ -99,6 +99,14 @@ def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], workers: 
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # it is also what threads that are still to come begin with
+
+
+def _set_threads(number: int) -> None:
+    """Set how many threads PyTorch uses in this thread, for good."""
+    import torch
+
+    torch.set_num_threads(number)
+    torch.get_num_threads()  # a thread's first look takes what any thread has set last; only then it has its own
 
 
 def cores() -> int:

@@ -1,4 +1,4 @@
-"""From a request to its answers: images as bytes, a bounded queue, and one worker thread that scores them.
+"""From a request to its answers: images as bytes, a bounded queue, and worker threads that score them.
 
 A request has multipart files, or JSON with base64.
 """
@@ -8,12 +8,14 @@ import base64
 import binascii
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
@@ -21,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pvqae.core.config import Service
+from pvqae.core.runtime import Plan
 from pvqae.report import pictures
 from pvqae.serving import batch
 from pvqae.serving.batch_rows import Values
@@ -119,21 +122,23 @@ def _bytes(item: _Picture) -> bytes:
 
 
 class ScoringQueue:
-    """`prepare` runs once in the worker thread: OpenMP keeps the number of threads per thread, so it is set there.
+    """Scores as many images at once as the plan has threads; an image alone gets all of torch's threads.
 
-    One worker, because torch spreads each image over the cores already; it also bounds memory to one decoded image.
+    Small operations can't use a second thread, so two images on one thread each take less time than one after the
+    other. Tiled images are scored one at a time: several would not share the memory.
     """
 
-    def __init__(self, slot: ModelSlot, settings: Service, metrics: Metrics, prepare: Callable[[], None]) -> None:
-        self._holder, self._settings, self._metrics = slot, settings, metrics
+    def __init__(self, slot: ModelSlot, settings: Service, metrics: Metrics, plan: Plan) -> None:
+        self._holder, self._settings, self._metrics, self._plan = slot, settings, metrics, plan
         self._places = ConcurrencyLimit(settings.queue, "waiting for scores")
-        self._prepare, self._pool = prepare, ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(1)
         self._requests = 0  # that somebody waits for
+        self._tiled, self._counting, self._scoring = Lock(), Lock(), 0
 
     @asynccontextmanager
     async def open(self, app: object) -> AsyncIterator[None]:
-        """Keep the worker thread while the app runs: its lifespan."""
-        self._pool = ThreadPoolExecutor(1, "scoring", initializer=self._prepare)
+        """Keep the worker threads while the app runs: its lifespan."""
+        self._pool = ThreadPoolExecutor(self._plan.threads, "scoring", initializer=self._plan.apply)
         yield
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -176,7 +181,8 @@ class ScoringQueue:
             if model is None or self._requests:
                 outcome = "skipped"
                 return
-            other, _ = batch.one(model.detector, upload.data, upload.name, model.version)
+            with self._threads(model):
+                other, _ = batch.one(model.detector, upload.data, upload.name, model.version)
             shadow.keep({key: row[key] for key in _OF_IMAGE} | {"answered": _in_short(row), "shadow": _in_short(other)})
             outcome = "failed" if other["error"] else "scored"
         except Exception:  # nobody waits for it: it is told, and the service goes on
@@ -190,7 +196,8 @@ class ScoringQueue:
 
     def _one(self, model: Model, upload: _Upload, heatmap: bool, mask: bool) -> Values:
         start = time.perf_counter()
-        row = _answer(model, upload, heatmap, mask)
+        with self._threads(model):
+            row = _answer(model, upload, heatmap, mask)
         if row["error"]:
             self._metrics.errors.labels("image").inc()
         else:
@@ -198,6 +205,19 @@ class ScoringQueue:
             self._metrics.defects.inc(row["decision"] == "defect")
             self._metrics.scoring.observe(time.perf_counter() - start)
         return row
+
+    @contextmanager
+    def _threads(self, model: Model) -> Iterator[None]:
+        """Give the image that is scored meanwhile its share of the threads. OpenMP keeps their number per thread."""
+        with self._tiled if model.detector.scorer.image.aspect == "tile" else nullcontext():
+            with self._counting:
+                self._scoring += 1
+                torch.set_num_threads(max(1, self._plan.threads // self._scoring))
+            try:
+                yield
+            finally:
+                with self._counting:
+                    self._scoring -= 1
 
 
 _OF_IMAGE = ("path", "sha256", "taken")

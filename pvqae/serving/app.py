@@ -1,7 +1,6 @@
 """The endpoints."""
 
 import asyncio
-from collections.abc import Callable
 from importlib import metadata
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from pvqae.core.config import Service
+from pvqae.core import runtime
+from pvqae.core.config import Compute, Service
 from pvqae.core.errors import PvqaeError
 from pvqae.serving import answers
 from pvqae.serving.answers import ScoringQueue
@@ -127,10 +127,10 @@ class Ready(BaseModel):
 
 
 def make(
-    slot: ModelSlot, settings: Service, metrics: Metrics, token: str = "", prepare: Callable[[], None] = lambda: None
+    slot: ModelSlot, settings: Service, metrics: Metrics, token: str = "", plan: runtime.Plan | None = None
 ) -> AccessMiddleware:
-    """Make the ASGI app. `prepare` runs once in the thread that scores."""
-    scoring = ScoringQueue(slot, settings, metrics, prepare)
+    """Make the ASGI app. `plan` says how many threads score, else all cores do."""
+    scoring = ScoringQueue(slot, settings, metrics, plan or runtime.plan(Compute(), 1))
     # No docs pages: they load scripts from elsewhere. /openapi.json stays.
     app = FastAPI(
         title="pvqae", version=metadata.version("pvqae"), docs_url=None, redoc_url=None, lifespan=scoring.open,

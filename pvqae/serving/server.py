@@ -77,12 +77,6 @@ def listen(settings: Service, token: str) -> socket.socket:
     return bound
 
 
-def _prepared(params: Params) -> Callable[[], None]:
-    """Return a function that sets the threads of the thread that calls it, as the evaluation has them."""
-    plan = runtime.plan(params.compute, 1)
-    return plan.apply
-
-
 def run(
     slot: ModelSlot, metrics: Metrics, params: Params, settings: Service, token: str,
     tell: Callable[[str], None], background: _Background | None = None,
@@ -99,7 +93,7 @@ def run(
     logging.getLogger("pvqae.serving").setLevel(logging.INFO)
     stop = threading.Event()
     with listen(settings, token) as connection:
-        served = app.make(slot, settings, metrics, token, _prepared(params))
+        served = app.make(slot, settings, metrics, token, runtime.plan(params.compute, 1))
         # The client's address as the connection has it: a header could name any, and dodge the rate.
         server = uvicorn.Server(
             uvicorn.Config(
@@ -133,7 +127,7 @@ def serve(folder: Path, params: Params, settings: Service, token: str, tell: Cal
     """Serve one bundle of this machine: `pvqae serve`. Raises `IntegrityError` before anything listens."""
     metrics = Metrics()
     slot = ModelSlot(metrics)
-    _prepared(params)()
+    runtime.plan(params.compute, 1).apply()
     slot.put(load(bundles.read(folder)))
     assert slot.current is not None
     what = f"{slot.current.name}, {slot.current.described}"

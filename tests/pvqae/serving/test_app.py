@@ -10,16 +10,20 @@ import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
+import torch
 from PIL import Image
 
+from pvqae.core import runtime
 from pvqae.inference import bundle as bundles
 from pvqae.inference.scoring import Scored
+from pvqae.samples import images
 from pvqae.serving import batch, batch_source
 from pvqae.serving.app import Answer
 from pvqae.serving.slot import Model, load
@@ -227,6 +231,31 @@ def test_a_full_queue_is_refused_and_what_waits_is_answered(
     assert reason(refused) == (503, "busy")
     assert refused.headers["retry-after"] == "1"
     assert alive.json() == {"status": "alive"}
+
+
+@pytest.mark.parametrize(("aspect", "shares"), [("auto", [4, 2, 1, 1]), ("tile", [4, 4, 4, 4])])
+def test_images_share_the_threads_and_tiled_ones_wait_for_each_other(
+    serving: Serving, loaded: Model, photos: list[bytes], monkeypatch: pytest.MonkeyPatch, aspect: str,
+    shares: list[int],
+) -> None:  # fmt: skip
+    used = []
+
+    class Counting(Slow):
+        def score(self, pixels: Any, sample_id: str = "") -> Any:
+            used.append(torch.get_num_threads())
+            return super().score(pixels, sample_id)
+
+    slow = Counting(loaded.detector)
+    slow.scorer = replace(slow.scorer, image=slow.scorer.image.model_copy(update={"aspect": aspect}))
+    monkeypatch.setattr(runtime, "plan", lambda *_: runtime.Plan("cpu", "float32", 1, 4))
+    with serving(model=Model(slow)) as served, ThreadPoolExecutor(4) as pool:  # type: ignore[arg-type]
+        running = [pool.submit(served.post, "/v1/score", files={"file": photo}) for photo in photos[:1] * 4]
+        begun = [slow.began.acquire(timeout=20 if number == 0 or aspect == "auto" else 0.1) for number in range(4)]
+        slow.go.set()
+        found = [future.result().json()["score"] for future in running]
+    assert begun == [True] + [aspect == "auto"] * 3
+    assert used == shares
+    assert found == pytest.approx([loaded.detector.score(images.decode(photos[0], "")[0]).image_score] * 4, abs=1e-6)
 
 
 def test_what_takes_too_long_is_given_up_and_the_service_goes_on(
