@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
@@ -152,12 +153,12 @@ def own_database(root: Path) -> str:
         if not marker.exists():
             if (home / "mlflow.db").exists():
                 _migrate(home / "mlflow.db", uri)
-            else:  # apart: MLflow goes on from no half-made database, as a full disk or a kill leaves it
-                shutil.rmtree(home / "new", ignore_errors=True)
-                (home / "new").mkdir()
-                _migrate(home / "mlflow.db", f"sqlite:///{home / 'new' / 'mlflow.db'}")
-                os.replace(home / "new" / "mlflow.db", home / "mlflow.db")
-                (home / "new").rmdir()
+            else:  # apart: MLflow's process may outlive a command that was killed, and still be at the one before
+                for left in home.glob("new-*"):
+                    shutil.rmtree(left, ignore_errors=True)
+                with tempfile.TemporaryDirectory(prefix="new-", dir=home, ignore_cleanup_errors=True) as apart:
+                    _migrate(home / "mlflow.db", f"sqlite:///{apart}/mlflow.db")
+                    os.replace(Path(apart, "mlflow.db"), home / "mlflow.db")
             marker.touch()
         _settle(root, home / "mlflow.db")
     return uri

@@ -132,7 +132,7 @@ def test_the_services_of_the_original_are_not_used_by_a_copy(tmp_path: Path) -> 
         environment.of_services(tmp_path / "copy")
 
 
-def test_a_database_that_was_left_half_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def torn(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         with closing(sqlite3.connect(command[-1].removeprefix("sqlite:///"))) as base:
             base.execute("create table experiments (name text)")
@@ -142,6 +142,7 @@ def test_a_database_that_was_left_half_made_is_made_again(tmp_path: Path, monkey
         full.setattr(subprocess, "run", torn)
         with pytest.raises(PvqaeError, match=r"can't be prepared:\ndatabase or disk is full"):
             own_database(tmp_path)
+    assert [path.name for path in (tmp_path / ".pvqae/mlflow").iterdir()] == ["migration.lock"]
     own_database(tmp_path)
     with closing(sqlite3.connect(tmp_path / ".pvqae/mlflow/mlflow.db")) as base:
         assert base.execute("select version_num from alembic_version").fetchone()
