@@ -194,7 +194,7 @@ def run_(size: Size) -> list[Row]:
             prior = Project(space, project.python).pvqae("prior", name)
             return whole.cpu, whole.seconds, prior.cpu
 
-    ours, theirs = _in_turns(turn, size)
+    ours, theirs = _in_turns(turn, size, turns=3)
     return [
         _less("`make run`: processor time", ours[0], theirs[0], 0.5, "s"),
         _less("`make run`: wall", ours[1], theirs[1], None, "s"),
