@@ -89,6 +89,7 @@ def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], workers: 
     waiting: deque[Future[_Result]] = deque()
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, "work", _set_threads, (1,))
+    _set_threads(1)  # here, too: threads of OpenMP that have nothing to do keep a core busy for a while
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
@@ -98,7 +99,7 @@ def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], workers: 
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # it is also what threads that are still to come begin with
+        _set_threads(threads)  # it is also what threads that are still to come begin with
 
 
 def _set_threads(number: int) -> None:

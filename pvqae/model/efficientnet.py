@@ -50,8 +50,12 @@ _STAGES = (
 _BATCH_NORM_EPSILON = 1e-3
 _LIBRARY = "openvino"
 _Blocks = tuple[int, ...]
-# Never bf16, whatever the processor has; one thread: another number could sum in another order.
-_SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+# Never bf16, whatever the processor has; one thread: another number could sum in another order. By default that one
+# thread is tied to a core, of every process and every compiled network to the same one.
+_SETTINGS = {
+    **{"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1},
+    "ENABLE_CPU_PINNING": False,
+}
 
 
 def stages(name: str) -> list[tuple[int, int]]:
@@ -252,12 +256,13 @@ def engine(device: str = "cpu") -> str:
 
 
 class Compiled:
-    """`network`, asked for the blocks `taps` and `smoothed`, compiled for each size of view that it has met."""
+    """`network`, asked for the blocks `taps` and `smoothed`, compiled for each size of view that it has met, for as
+    many threads as have asked at once: several could not share one form without waiting for each other.
+    """
 
     def __init__(self, network: EfficientNetLite, taps: _Blocks, smoothed: _Blocks) -> None:
         self._network, self._blocks = network, (taps, smoothed)
-        self._forms: dict[tuple[int, ...], Any] = {}
-        self._idle: dict[tuple[int, ...], list[Any]] = {}  # requests of each form that nobody waits for
+        self._idle: dict[tuple[int, ...], list[Any]] = {}  # requests for each size that nobody waits for
         self._compiling = Lock()
 
     def __call__(self, x_B3HW: Tensor) -> list[Tensor]:
@@ -284,20 +289,20 @@ class Compiled:
 
     @contextmanager
     def _request(self, shape: tuple[int, ...]) -> Iterator[Any]:
-        """Yield what a thread asks, which no other asks meanwhile; a form is compiled once."""
+        """Yield what a thread asks for a size of view, and no other thread meanwhile."""
         with self._compiling:
-            if shape not in self._forms:
-                library = runtime.openvino()
-                outputs, image = _graph(library.opset13, self._network, *self._blocks, shape)
-                model = library.Model(outputs, [image], "features")
-                self._forms[shape] = library.Core().compile_model(model, "CPU", _SETTINGS)
-                self._idle[shape] = []
-            idle = self._idle[shape]
-            request = idle.pop() if idle else self._forms[shape].create_infer_request()
+            idle = self._idle.setdefault(shape, [])
+            request = idle.pop() if idle else self._compiled(shape)
         try:
             yield request
         finally:
             idle.append(request)
+
+    def _compiled(self, shape: tuple[int, ...]) -> Any:
+        library = runtime.openvino()
+        outputs, image = _graph(library.opset13, self._network, *self._blocks, shape)
+        model = library.Model(outputs, [image], "features")
+        return library.Core().compile_model(model, "CPU", _SETTINGS).create_infer_request()
 
 
 def _run(request: Any, views: Sequence[Any]) -> list[list[Tensor]]:
