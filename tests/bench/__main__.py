@@ -51,6 +51,7 @@ BENCHES: dict[str, str] = {
     "against.run": "against.run_",
     "against.fit": "against.fit",
     "against.score": "against.score",
+    "against.large": "against.large",
     "against.serve": "against.serve",
     "against.gate": "against.gate",
     "against.retrain": "against.retrain",
