@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -53,7 +53,9 @@ _Blocks = tuple[int, ...]
 # Never bf16, whatever the processor has; one thread: another number could sum in another order. By default that one
 # thread is tied to a core, of every process and every compiled network to the same one.
 _SETTINGS = {
-    **{"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1},
+    "INFERENCE_PRECISION_HINT": "f32",
+    "INFERENCE_NUM_THREADS": 1,
+    "NUM_STREAMS": 1,
     "ENABLE_CPU_PINNING": False,
 }
 
@@ -272,20 +274,24 @@ class Compiled:
             return found
         views = [view.numpy() for view in torch.split(x_B3HW.contiguous(), 1)]
         threads = min(torch.get_num_threads(), len(views))
-        with ExitStack() as taken:
-            requests = [taken.enter_context(self._request(views[0].shape)) for _ in range(threads)]
-            if threads == 1:
-                outputs = _run(requests[0], views)
-            else:
-                with ThreadPoolExecutor(threads) as pool:
-                    runs = list(pool.map(_run, requests, [views[number::threads] for number in range(threads)]))
-                outputs = [runs[i % threads][i // threads] for i in range(len(views))]
+        if threads == 1:
+            outputs = self._run(views)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                runs = list(pool.map(self._run, [views[number::threads] for number in range(threads)]))
+            outputs = [runs[i % threads][i // threads] for i in range(len(views))]
         return [torch.cat(maps) for maps in zip(*outputs, strict=True)]
 
     @staticmethod
     def _fits(x: Tensor) -> bool:
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
         return plain and engine().startswith(_LIBRARY)
+
+    def _run(self, views: Sequence[Any]) -> list[list[Tensor]]:
+        """Return the outputs for each of `views`, 1 x 3 x H x W, of one size."""
+        with self._request(views[0].shape) as request:
+            found = (request.infer([view], share_inputs=True) for view in views)
+            return [[torch.from_numpy(outputs[i]) for i in range(len(outputs))] for outputs in found]
 
     @contextmanager
     def _request(self, shape: tuple[int, ...]) -> Iterator[Any]:
@@ -303,12 +309,6 @@ class Compiled:
         outputs, image = _graph(library.opset13, self._network, *self._blocks, shape)
         model = library.Model(outputs, [image], "features")
         return library.Core().compile_model(model, "CPU", _SETTINGS).create_infer_request()
-
-
-def _run(request: Any, views: Sequence[Any]) -> list[list[Tensor]]:
-    """Return the outputs for each of `views`, 1 x 3 x H x W."""
-    found = (request.infer([view], share_inputs=True) for view in views)
-    return [[torch.from_numpy(outputs[i]) for i in range(len(outputs))] for outputs in found]
 
 
 def _graph(

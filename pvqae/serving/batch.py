@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _PLACES = {"heatmap": "heatmaps/{}.webp", "mask": "masks/{}.png"}  # kind of picture → its file
 _Out = tuple[Path, tuple[str, ...]]  # a folder, and the kinds of pictures that it needs of each image
+_NO_PICTURES: _Out = (Path(), ())
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,6 @@ class _Job:
     file: Path | None = None  # None: nothing to score
     record: Values | None = None
     reason: str = ""
-    new: bool = False
     pictures: tuple[tuple[Path, bytes], ...] = ()
 
 
@@ -139,9 +139,8 @@ def rows(detector: Detector, source: Source, version: str = "") -> Iterator[Valu
     """Yield a row per image as soon as it and those before it are scored, and keep nothing."""
     with tempfile.TemporaryDirectory() as scratch:
         jobs = (_fetched(source, _Job(number, item), Path(scratch)) for number, item in enumerate(source.items()))
-        for job in runtime.in_order(
-            partial(_scored, detector, Path(scratch), (Path(), ())), jobs, detector.scorer.at_once
-        ):
+        score = partial(_scored, detector, Path(scratch), _NO_PICTURES)
+        for job in runtime.in_order(score, jobs, detector.scorer.at_once):
             record = {"error": job.reason} if job.record is None else job.record
             sha256 = "" if job.record is None else job.sha256
             yield batch_rows.of(detector, version, job.item.path, sha256, job.item.modified, record)
@@ -182,8 +181,8 @@ def run(
                     part.write_bytes(drawn)
             if job.record is not None:
                 journal.put(job.sha256, job.record)
+                scored += not job.record["error"]
             journal.settle(job.number, "" if job.reason else job.sha256, job.reason)
-            scored += job.new
         defects, failed = batch_rows.write(
             out, _final(detector, journal, version, out), detector.config["model"]["levels"]
         )
@@ -227,7 +226,7 @@ def _scored(detector: Detector, scratch: Path, out: _Out, job: _Job) -> _Job:
             return replace(job, record=record)
         name = partial(_picture, sha256=job.sha256, path=job.item.path)
         drawn = tuple((out[0] / name(kind), _drawing(detector, scored, kind)) for kind in out[1])
-        return replace(job, record=record, new=True, pictures=drawn)
+        return replace(job, record=record, pictures=drawn)
     except (PvqaeError, OSError) as error:
         return _failed(job, error)
     finally:

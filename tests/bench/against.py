@@ -92,7 +92,6 @@ from tests.bench import gates
 with tempfile.TemporaryDirectory() as folder:
     params = config.load(Path("params.yaml"), ("data.name=many", "data.source=folder"))
     gates.fill(Path(folder), params, ["one"])
-    cpu = time.process_time()
     took = gates.judged(Path(folder), params, ["one"])
 print(json.dumps([took]))
 """
