@@ -215,7 +215,7 @@ class Hairlines:
     unseen: int = 10  # further normals
     lines: int = 5  # of each width and contrast
     widths: tuple[float, ...] = (1, 2, 3, 4, 6, 8, 12)  # pixels
-    contrasts: tuple[float, ...] = (0.05, 0.1, 0.2)  # darker than the surface by this share
+    contrasts: tuple[float, ...] = (0.02, 0.03, 0.05, 0.1, 0.2)  # darker than the surface by this share
     overrides: tuple[str, ...] = ("calibration.folds=2", "memory.codes=1024", "memory.patches=30000")  # minutes
 
 
@@ -240,7 +240,7 @@ def hairlines(params: config.Params, asked: Hairlines, bits: int) -> dict[str, A
     ):
         place, side = Path(folder), params.image.size
         for name, size in (("whole", asked.whole), ("one", (side, side))):
-            _write_scan(place / f"{name}.png", _scan(params.seed, name, size), bits)
+            write_scan(place / f"{name}.png", made_scan(params.seed, name, size), bits)
         found: dict[str, Any] = apart.submit(_lines_found, place, params, asked, bits).result()
         _, _, found["bare_megabytes"] = apart.submit(_costs, place, params, "one").result()
         *costs, found["whole_megabytes"] = apart.submit(_costs, place, params, "whole").result()
@@ -250,17 +250,17 @@ def hairlines(params: config.Params, asked: Hairlines, bits: int) -> dict[str, A
 
 def _lines_found(place: Path, params: config.Params, asked: Hairlines, bits: int) -> dict[str, Any]:
     for number in range(asked.normals):
-        _write_scan(place / "good" / f"{number}.png", _scan(params.seed, number, asked.scan), bits)
+        write_scan(place / "good" / f"{number}.png", made_scan(params.seed, number, asked.scan), bits)
     detector = api.fit(place / "good", params)
     detector.save(place / "bundle")
     runtime.plan(params.compute, 1).apply()
     times = []
 
     def judged(name: str, width: float = 0, contrast: float = 0) -> float:
-        surface = _scan(params.seed, name, asked.scan)
+        surface = made_scan(params.seed, name, asked.scan)
         if width:
-            surface = _with_hairline(surface, width, contrast, numpy_generator(params.seed, "line", name))
-        _write_scan(place / "judged.png", surface, bits)
+            surface = with_hairline(surface, width, contrast, numpy_generator(params.seed, "line", name))
+        write_scan(place / "judged.png", surface, bits)
         begun = time.perf_counter()
         scored = detector.score(place / "judged.png")
         detector.marks(scored)
@@ -295,7 +295,7 @@ def _costs(place: Path, params: config.Params, name: str) -> tuple[int, float, f
     return len(scored.canvas.views), time.perf_counter() - begun, rival_script.peak_megabytes()
 
 
-def _scan(seed: int, name: object, size: tuple[int, int]) -> Floats:
+def made_scan(seed: int, name: object, size: tuple[int, int]) -> Floats:
     """Return a rolled surface, (rows, columns) in [0, 1]: lamp and stripes across the web are the same in every scan of
     a seed, the grain is its own.
     """
@@ -313,7 +313,7 @@ def _scan(seed: int, name: object, size: tuple[int, int]) -> Floats:
     return surface.clip(0, 1)
 
 
-def _with_hairline(surface: Floats, width: float, contrast: float, draws: np.random.Generator) -> Floats:
+def with_hairline(surface: Floats, width: float, contrast: float, draws: np.random.Generator) -> Floats:
     """Return the scan with one slightly bent line, `width` pixels across and darker by the share `contrast`."""
     rows, columns = surface.shape
     low, high = _LONGEST
@@ -327,7 +327,7 @@ def _with_hairline(surface: Floats, width: float, contrast: float, draws: np.ran
     return marked
 
 
-def _write_scan(file: Path, surface: Floats, bits: int) -> None:
+def write_scan(file: Path, surface: Floats, bits: int) -> None:
     images.write(file, surface, channels=1, bit_depth=bits)
 
 

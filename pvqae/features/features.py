@@ -174,14 +174,13 @@ class Reader:
         counts.decoded += 1
         # What is kept under a hash is of the bytes that have it; a file that can't be read says why when it is decoded.
         bits = self.image.bits
-        pixels, valid = self._laid_out(
-            images.decode(data, path, bits)[0] if data else images.read(path, self.root, bits)
-        )
+        pixels = images.decode(data, path, bits)[0] if data else images.read(path, self.root, bits)
+        found = self._seen(pixels, through=kept is None, measured=cost is None)
         if kept is None:
-            kept = self._kept(pixels) | {"valid": valid}
+            kept = {name: x for name, x in found.items() if name != "cost"}
             self.store.put(keys[0], kept)
         if cost is None:
-            cost = richness.cost(pixels, self.measure).half()
+            cost = found["cost"]
             self.store.put(keys[1], {"cost": cost})
         return _views(kept, cost)
 
@@ -205,21 +204,31 @@ class Reader:
         """
         pixels = images.read(path, self.root, self.image.bits)
         noise = (draws.random((*pixels.shape[:2], 1), dtype=np.float32) - np.float32(0.5)) / 255
-        again, valid = self._laid_out(np.where((pixels > 0) & (pixels < 1), (pixels + noise).clip(0, 1), pixels))
-        cells = self.image.size // 32
-        return _views(self._kept(again) | {"valid": valid}, torch.ones(len(again), cells, cells))
+        again = np.where((pixels > 0) & (pixels < 1), (pixels + noise).clip(0, 1), pixels)
+        kept, cells = self._seen(again, through=True, measured=False), self.image.size // 32
+        return _views(kept, torch.ones(len(kept["valid"]), cells, cells))
 
-    def _laid_out(self, image: images.Floats) -> tuple[Tensor, Tensor]:
-        views = geometry.canvas(image, self.image).views
-        pixels, valid = np.stack([view.pixels for view in views]), np.stack([view.valid for view in views])
-        return torch.from_numpy(pixels), torch.from_numpy(valid)
+    def _seen(self, image: images.Floats, through: bool, measured: bool) -> _Tensors:
+        """Return what is kept of an image's views where they are to go `through` the backbone, and their `cost` where
+        it is to be `measured`.
+
+        Some views at a time: all views of a large image are several times its pixels.
+        """
+        views, runs = geometry.canvas(image, self.image).views, list[_Tensors]()
+        for some in (views[i : i + _CHUNK] for i in range(0, len(views), _CHUNK)):
+            pixels, run = torch.from_numpy(np.stack([view.pixels for view in some])), _Tensors()
+            if through:
+                run = self._kept(pixels) | {"valid": torch.from_numpy(np.stack([view.valid for view in some]))}
+            if measured:
+                run["cost"] = richness.cost(pixels, self.measure).half()
+            runs.append(run)
+        return {name: torch.cat([run.pop(name) for run in runs]) for name in list(runs[0])}
 
     def _kept(self, pixels: Tensor) -> _Tensors:
         if not self.backbone.spec.frozen:
             return {"images": pixels.half()}
         self.store.counts.backbone_views += len(pixels)
-        runs = [self._features(some) for some in torch.split(pixels, _CHUNK)]
-        return {name: torch.cat([run[name] for run in runs]) for name in runs[0]}
+        return self._features(pixels)
 
     def _features(self, pixels: Tensor) -> _Tensors:
         found = self.backbone(pixels.to(self.device).contiguous(memory_format=torch.channels_last))

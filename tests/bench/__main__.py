@@ -48,6 +48,7 @@ BENCHES: dict[str, str] = {
     "whole": "training.whole",
     "fan_out": "training.fan_out",
     "limits": "limits.limits",
+    "scans": "scans.scans",
     "against.run": "against.run_",
     "against.fit": "against.fit",
     "against.score": "against.score",

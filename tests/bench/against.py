@@ -1,20 +1,21 @@
 """This build beside an older one: each in an environment and a project of its own, one after the other in turns.
 
 The older build is installed once, with the versions that its own `constraints.txt` names, below `.pvqae/against`. Both
-run the commands that users run; processor time is that of a command and of all that it starts.
+run the commands that users run; processor time is that of a command and of all that it starts, to about a tenth of a
+second each.
 """
 
 import contextlib
 import ctypes
 import json
 import os
-import resource
 import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,14 +36,9 @@ OLDER = "f5f3d48"  # the last commit before the engine, the joint memories and t
 PLACE = PROJECT / ".pvqae" / "against"
 TURNS = 5
 CLASS = "bottle"
+_PAUSE = 0.1  # seconds between looks at what runs
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <sys/prctl.h>
 GIT = ("git", "-c", "user.name=bench", "-c", "user.email=bench@example.org")
-CLASSES = {  # of a workspace with one class; both builds read the same form
-    "networks": {CLASS: {"classes": [CLASS], "parent": "data/parents/none"}},
-    "priors": {CLASS: {"classes": [CLASS], "allocations": f"models/real/networks/{CLASS}"}},
-    "classes": {CLASS: {"network": CLASS, "prior": CLASS}},
-    "made": {},
-}
 # Modules that have moved between the builds.
 IMPORTS = """
 import json, sys, time
@@ -88,6 +84,7 @@ print(json.dumps([found.p50, found.p99]))
 """
 GATE = """
 import tempfile
+import threading
 from tests.bench import gates
 with tempfile.TemporaryDirectory() as folder:
     params = config.load(Path("params.yaml"), ("data.name=many", "data.source=folder"))
@@ -131,10 +128,15 @@ class Project:
         dropped = ("PREFECT_", "MLFLOW_", "XDG_", "OMP_", "PVQAE_", "VIRTUAL_ENV")
         environ = {key: value for key, value in os.environ.items() if not key.startswith(dropped)} | own
         _adopt()
-        before = _children()
-        text, cost = run([str(self.python), *words], self.root, environ)
+        with _watched() as used:
+            text, cost = run([str(self.python), *words], self.root, environ)
         _reap()
-        return text, replace(cost, cpu=_children() - before)
+        return text, replace(cost, cpu=sum(used.values()))
+
+    def commit(self, words: str) -> None:
+        """Commit all changes."""
+        subprocess.run([*GIT, "-C", str(self.root), "add", "-A"], check=True)
+        subprocess.run([*GIT, "-C", str(self.root), "commit", "-qm", words], check=True)
 
     def pvqae(self, *words: str) -> Cost:
         """Run `pvqae`; return its cost."""
@@ -164,10 +166,21 @@ class Project:
         for name, values in (*steps.items(), *small.items(), *sections.items()):
             self.settle(**{name: values})
         self.settle(data=data)
-        (self.root / "data" / "classes.yaml").write_text(yaml.safe_dump({"dataset": "real"} | CLASSES), "utf-8")
+        self.list_one("real", CLASS)
         for words in (("data", "build"), ("data", "check")):
             self.pvqae(*words)
         return self
+
+    def list_one(self, dataset: str, category: str) -> None:
+        """Write `data/classes.yaml` of a dataset with one class; both builds read the same form."""
+        graph = {
+            "dataset": dataset,
+            "networks": {category: {"classes": [category], "parent": "data/parents/none"}},
+            "priors": {category: {"classes": [category], "allocations": f"models/{dataset}/networks/{category}"}},
+            "classes": {category: {"network": category, "prior": category}},
+            "made": {},
+        }
+        (self.root / "data" / "classes.yaml").write_text(yaml.safe_dump(graph), "utf-8")
 
     def trained(self) -> list[Cost]:
         """Make the class's bundle from its files; return the cost of each stage."""
@@ -329,10 +342,13 @@ def retrain(size: Size) -> list[Row]:
             image: dict[str, Any] = {"image": {"size": 64}} if size.quick else {}
             sections = few | image | {"landing": {"url": "landing"}, "retrain": {"min_new": new // 2}}
             project.settle(data={"name": "parts", "source": "folder"}, **sections)
-            subprocess.run([*GIT, "-C", str(project.root), "commit", "-qam", "its params"], check=True)
+            project.run("-m", "dvc", "add", "-q", "data/raw/parts")
+            project.commit("its normals")
             project.run("-m", "flows", "train")
+            project.commit("what was trained")
             text, cost = project.run("-m", "flows", "retrain")
-            assert "nut" in text, text
+            assert f"{new} new" in text, text
+            assert "train@nut" in text, text
             return cost.cpu, cost.seconds
 
     ours, theirs = _in_turns(turn, size, turns=1)
@@ -408,9 +424,29 @@ def _reap() -> None:
             os.waitpid(-1, 0)
 
 
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+@contextmanager
+def _watched() -> Iterator[dict[tuple[int, float], float]]:
+    """Yield seconds of processor time by pid and start, of all processes that are started from here meanwhile.
+
+    Looked up again and again: of what a fork server starts, nothing is left to whoever waits for the server.
+    """
+    used: dict[tuple[int, float], float] = {}
+    own, done = psutil.Process(), threading.Event()
+
+    def look() -> None:
+        while not done.wait(_PAUSE):
+            for process in own.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    used[process.pid, process.create_time()] = times.user + times.system
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield used
+    finally:
+        done.set()
+        watcher.join()
 
 
 def _less(what: str, ours: float, theirs: float, floor: float | None, unit: str) -> Row:

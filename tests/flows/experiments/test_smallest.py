@@ -115,8 +115,8 @@ def test_normals_above_the_threshold_are_not_spoilt_further() -> None:
 def test_a_line_has_its_width_and_contrast(bits: int, tmp_path: Path) -> None:
     surface = np.full((200, 300), 0.6, dtype=np.float32)  # a whole number in 8 and in 16 bit
     for width in (1.0, 3.0, 12.0):
-        line = limits._with_hairline(surface, width, 0.2, np.random.default_rng(1))
-        limits._write_scan(tmp_path / "line.png", line, bits)
+        line = limits.with_hairline(surface, width, 0.2, np.random.default_rng(1))
+        limits.write_scan(tmp_path / "line.png", line, bits)
         away = (surface - images.read(tmp_path / "line.png")[..., 0]) / surface
         assert away.max() == pytest.approx(0.2, abs=0.006)
         # An area is width times length, and the length is that of every width.
@@ -125,10 +125,10 @@ def test_a_line_has_its_width_and_contrast(bits: int, tmp_path: Path) -> None:
 
 
 def test_scans_of_a_seed_share_lamp_and_stripes_alone() -> None:
-    one, other, lamp = (limits._scan(seed, name, (256, 64)) for seed, name in ((0, "a"), (0, "b"), (1, "a")))
+    one, other, lamp = (limits.made_scan(seed, name, (256, 64)) for seed, name in ((0, "a"), (0, "b"), (1, "a")))
     assert np.corrcoef(one.mean(1), other.mean(1))[0, 1] > 0.99 > 0.9 > np.corrcoef(one[20], other[20])[0, 1]
     assert abs(one - lamp).max() > 0.01
-    np.testing.assert_array_equal(one, limits._scan(0, "a", (256, 64)))
+    np.testing.assert_array_equal(one, limits.made_scan(0, "a", (256, 64)))
 
 
 @pytest.mark.integration
