@@ -190,7 +190,7 @@ def _covering(examples: Examples, groups_n: Tensor, params: Params, spec: Spec) 
 
 def _memory(x_nChw: Tensor, examples: Examples, groups_n: Tensor, params: Params, level: int) -> measures.Memory:
     name, settings = f"{splits.FULL}/{level}", params.memory
-    sample = normals.CellSample.draw(examples.valid, x_nChw.shape[-2:], settings.patches, params.seed, name)
+    sample = normals.CellSample.draw(examples.cells(x_nChw.shape[-2:]), settings.patches, params.seed, name)
     starts = range(0, len(x_nChw), _CHUNK)
     vectors = torch.cat([sample.vectors(averaged(x_nChw[i : i + _CHUNK].float()), i) for i in starts])
     return normals.fit_memory(vectors, groups_n[sample.views], settings.codes)

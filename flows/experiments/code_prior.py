@@ -338,7 +338,7 @@ def _vectors(context: BenchmarkContext, most: int) -> dict[str, Tensor]:
             x = memory_input(context.backbone, _features(batch), stride)
             if stride not in samples:
                 shape, name = x.shape[-2:], f"shared/{stride}"
-                samples[stride] = CellSample.draw(context.examples.valid, shape, most, context.params.seed, name)
+                samples[stride] = CellSample.draw(context.examples.cells(shape), most, context.params.seed, name)
             found.setdefault(stride, []).append(samples[stride].vectors(x, int(indices[0])))
     return {stride: torch.cat(parts) for stride, parts in found.items()}
 

@@ -31,7 +31,7 @@ from pvqae.datasets import splits
 from pvqae.evaluation import figures, stage
 from pvqae.evaluation.metrics import PixelCounts, PixelMetrics
 from pvqae.evaluation.stage import Judgeable
-from pvqae.features.examples import Examples, prepare
+from pvqae.features.examples import Examples, prepare, ranges
 from pvqae.inference import bundle
 from pvqae.inference.measures import Allocator, Networks
 from pvqae.inference.scoring import Scored, Scorer
@@ -116,7 +116,11 @@ class BenchmarkContext:
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone, untrained unless it is a frozen one."""
-        return backbones.make(self.params.model, size=self.params.image.size).eval()
+        found = backbones.make(self.params.model, size=self.params.image.size).eval()
+        if self.params.model.precision == "int8":
+            taught = self.normals[splits.learns(self.normals, splits.FULL)]
+            found.quantise(ranges(taught, self.subject.root, self.params.image, found))
+        return found
 
     def views(self, rows: pd.DataFrame) -> Examples:
         """Read the views of some rows of the class."""

@@ -25,7 +25,7 @@ from pvqae.core.progress import track
 from pvqae.datasets import splits
 from pvqae.datasets.anomalies import ANOMALIES, SELECTION_KINDS
 from pvqae.drift import profile
-from pvqae.features.examples import Examples, prepare, retake
+from pvqae.features.examples import Examples, Learned, prepare, retake
 from pvqae.features.features import Store, jittered
 from pvqae.inference import bundle
 from pvqae.inference.measures import Networks
@@ -106,11 +106,11 @@ def fit_all(
     return fitted
 
 
-def _seen(examples: Examples, rows: pd.DataFrame, fit: str) -> Examples:
-    return examples.subset(torch.from_numpy(splits.learns(rows, fit)))
+def _seen(examples: Examples, rows: pd.DataFrame, fit: str) -> Learned:
+    return examples.chosen(torch.from_numpy(splits.learns(rows, fit)))
 
 
-def _groups(rows: pd.DataFrame, seen: Examples) -> torch.Tensor:
+def _groups(rows: pd.DataFrame, seen: Learned) -> torch.Tensor:
     """Return the number of each view's group; of a single part every photograph counts as one."""
     numbers = fitting.group_numbers(rows, seen)
     return numbers if int(numbers.max()) > 0 or not splits.few(rows).all() else seen.rows

@@ -3,6 +3,7 @@
 n views of the normals of one class.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,12 +19,12 @@ from pvqae.core import config
 from pvqae.core.layout import Layout
 from pvqae.core.tensors import read_tensors
 from pvqae.datasets import splits
-from pvqae.features.examples import Batch, Examples
+from pvqae.features.examples import Batch, Learned
 from pvqae.inference import measures
 from pvqae.inference.scoring import Scale, Scorer
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
-from pvqae.model.backbones import Features, cells_of, on_grid
+from pvqae.model.backbones import Features, on_grid
 from pvqae.prior.prior import from_tensors
 
 _CHUNK = 16
@@ -36,6 +37,8 @@ def load_networks(layout: Layout, params: config.Params, network: str, prior: st
     A fold only judges images, so where the score reads no network it has none: it can't move a threshold.
     """
     backbone = backbones.make(params.model, size=params.image.size).eval()
+    if params.model.precision == "int8":
+        backbone.quantise(json.loads((layout.network(network) / backbones.RANGES).read_text("utf-8")))
     folder, read = layout.network(network), fit == splits.FULL or params.score.reads_network
     if not (read and (folder / "allocations.safetensors").exists()):
         return measures.Networks(backbone, None, {}, None)
@@ -75,11 +78,11 @@ class _Measured:
 
 def fit(
     found: measures.Networks,
-    examples: Examples,
+    examples: Learned,
     groups_n: Tensor,
     params: config.Params,
     name: str,
-    retaken: Examples | None = None,
+    retaken: Learned | None = None,
 ) -> Scorer:
     """Fit a scorer whose memories and statistics come from `examples` only.
 
@@ -127,7 +130,7 @@ def _grain(seen: _Measured, again: _Measured | None, name: str) -> float:
 
 @torch.no_grad()
 def fit_memories(
-    backbone: backbones.Backbone, examples: Examples, groups_n: Tensor, params: config.Params, fit: str
+    backbone: backbones.Backbone, examples: Learned, groups_n: Tensor, params: config.Params, fit: str
 ) -> dict[str, measures.AnyMemory]:
     """Fit the memories that the score reads. `groups_n` numbers each view's group."""
     settings, samples, vectors = params.memory, dict[str, CellSample](), defaultdict[str, list[Tensor]](list)
@@ -142,7 +145,7 @@ def fit_memories(
                 continue
             if name not in samples:
                 label = f"{fit}/{name}"
-                samples[name] = CellSample.draw(examples.valid, x.shape[-2:], settings.patches, params.seed, label)
+                samples[name] = CellSample.draw(examples.cells(x.shape[-2:]), settings.patches, params.seed, label)
             vectors[name].append(samples[name].vectors(x, int(indices[0])))
     how = settings.codes, settings.width, params.seed
 
@@ -155,7 +158,7 @@ def fit_memories(
 
 
 @torch.no_grad()
-def decoder_whitening(found: measures.Networks, examples: Examples) -> Tensor:
+def decoder_whitening(found: measures.Networks, examples: Learned) -> Tensor:
     """Return what whitens the decoder's residuals of normals, T x T."""
     kept, passed, step, allocator = [], 0, 0, found.trained
     for _, batch in examples.batches(_CHUNK):
@@ -163,20 +166,20 @@ def decoder_whitening(found: measures.Networks, examples: Examples) -> Tensor:
         levels = allocator.autoencoder.allocate(allocator.autoencoder.codes(features)).levels
         left = measures.residual(allocator, features, levels, batch.valid)
         cells = left.movedim(1, -1)[on_grid(batch.valid, left.shape[-2:])]
-        step = step or max(1, int(cells_of(examples.valid, left.shape[-2:]).sum()) // _RESIDUALS)
+        step = step or max(1, int(examples.cells(left.shape[-2:]).sum()) // _RESIDUALS)
         kept.append(cells[-passed % step :: step])  # every step-th of all
         passed += len(cells)
     return residual_whitening(torch.cat(kept)).half().float()
 
 
 @torch.no_grad()
-def _measured(found: measures.Networks, examples: Examples, groups_n: Tensor) -> Iterator[measures.Raw]:
+def _measured(found: measures.Networks, examples: Learned, groups_n: Tensor) -> Iterator[measures.Raw]:
     for indices, batch in examples.batches(_CHUNK):
         yield measures.measure(found, _features(found.backbone, batch), batch.valid, groups_n[indices]).settled()
 
 
 @torch.no_grad()
-def health(found: measures.Networks, examples: Examples, facts: dict[str, float | None]) -> dict[str, Any]:
+def health(found: measures.Networks, examples: Learned, facts: dict[str, float | None]) -> dict[str, Any]:
     """Return level shares, codebook usage, the prior's cross-entropies, and a warning for each collapse.
 
     Where nothing was trained there are no shares, and the usage is None.
@@ -211,7 +214,7 @@ def _collapse(level_shares: list[float], codebook_usage: float) -> list[str]:
     return words
 
 
-def group_numbers(rows: pd.DataFrame, examples: Examples) -> Tensor:
+def group_numbers(rows: pd.DataFrame, examples: Learned) -> Tensor:
     """Return the number of each view's group."""
     numbers = pd.factorize(rows["group_id"])[0]
     return torch.from_numpy(numbers)[examples.rows]

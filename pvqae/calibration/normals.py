@@ -12,7 +12,6 @@ from pvqae.core import seeding, tensors
 from pvqae.inference.measures import Memory, PlaceMemory, Projection
 from pvqae.inference.scoring import Normal
 from pvqae.model.autoencoder import cover
-from pvqae.model.backbones import cells_of
 
 _ROUNDING = 2**-11  # relative, of half precision, in which networks and features are kept
 _FOLDS = 4  # a normal is compared with what the other folds' places are like
@@ -37,11 +36,11 @@ class CellSample:
     grid: tuple[int, int]
 
     @staticmethod
-    def draw(valid_nSS: Tensor, grid: tuple[int, ...], most: int, seed: int, name: str) -> "CellSample":
-        """Draw `most` cells at random; `name`d memories draw differently."""
-        cells = cells_of(valid_nSS, grid).flatten().nonzero()[:, 0]
+    def draw(valid_nhw: Tensor, most: int, seed: int, name: str) -> "CellSample":
+        """Draw `most` of the valid cells at random; `name`d memories draw differently."""
+        cells, (height, width) = valid_nhw.flatten().nonzero()[:, 0], valid_nhw.shape[-2:]
         order = torch.randperm(len(cells), generator=seeding.generator(seed, "memory", name))
-        return CellSample(cells[order[:most].sort().values], (grid[0], grid[1]))
+        return CellSample(cells[order[:most].sort().values], (height, width))
 
     @property
     def views(self) -> Tensor:

@@ -70,6 +70,7 @@ class Model(_Section):
     mean: _Colours | _Auto = "auto"
     deviation: _Colours | _Auto = "auto"
     interpolation: Literal["auto", "nearest", "bilinear", "bicubic"] = "auto"
+    precision: Literal["float32", "int8"] = "float32"
     levels: int = Field(3, ge=1, le=4)
     width: int = Field(64, ge=8, multiple_of=8)
     code_dim: int = Field(32, ge=4, multiple_of=4)

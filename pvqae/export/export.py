@@ -29,7 +29,7 @@ from pvqae.core import config, files, runtime
 from pvqae.core.errors import ConfigError
 from pvqae.core.files import whole_folder
 from pvqae.core.progress import working
-from pvqae.export import parity
+from pvqae.export import parity, quantised
 from pvqae.export.onnx_graph import Graph, names
 from pvqae.export.parity import Parity
 from pvqae.inference import bundle
@@ -144,6 +144,7 @@ def _write_graph(detector: Detector, path: Path) -> None:
         torch.backends.mha.set_fastpath_enabled(fast)
     assert program is not None  # it raises where it fails
     program.save(str(path))
+    quantised.round_convolutions(path, detector.scorer.networks.backbone)
 
 
 def _to_openvino(folder: Path) -> None:
@@ -201,7 +202,7 @@ def _card(detector: Detector, form: str) -> dict[str, Any]:
     scales = {name: [scale.mean, scale.deviation] for name, scale in scorer.scales.items()}
     return {
         "format": form,
-        "precision": "float32",
+        "precision": config.Model(**facts["model"]).precision,
         **{key: facts[key] for key in ("dataset", "category")},
         **{key: detector.card[key] for key in ("threshold", "map_threshold", "map_scale")},
         **{key: detector.card[key] for key in ("no_promise",) if key in detector.card},

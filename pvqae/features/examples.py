@@ -19,10 +19,11 @@ from pvqae.core.errors import DataError
 from pvqae.core.progress import track
 from pvqae.features import richness
 from pvqae.features.features import Reader, Store, Views
-from pvqae.model.backbones import Backbone, Features, on_grid
+from pvqae.model.backbones import Backbone, Features, cells_of, on_grid
 from pvqae.samples import geometry, images
 
 _BOUND = 2**28  # bytes of one column that are kept in memory
+_RANGED, _OF_ONE = 64, 4  # images that ranges are taken from; about so many views of one
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,17 +47,37 @@ class Batch:
 
 
 class Learned(Protocol):
-    """What a fit learns from."""
+    """What a fit learns from: n views."""
 
     def __len__(self) -> int: ...
+
+    @property
+    def rows(self) -> Tensor:
+        """The row of the frame that each view comes from, n."""
+        ...
 
     def batch(self, indices: Tensor, device: str = "cpu") -> Batch:
         """Return the views at `indices` as float32 on `device`."""
         ...
 
+    def batches(self, size: int, device: str = "cpu") -> Iterator[tuple[Tensor, Batch]]:
+        """Yield every view once, in order, with its indices."""
+        ...
+
+    def cells(self, grid: tuple[int, ...]) -> Tensor:
+        """Return the cells of a grid that are image, booleans of n x grid: see `on_grid`."""
+        ...
+
+
+class _Batches:
+    def batches(self: Learned, size: int, device: str = "cpu") -> Iterator[tuple[Tensor, Batch]]:
+        """Yield every view once, in order, with its indices."""
+        for indices in torch.split(torch.arange(len(self)), size):
+            yield indices, self.batch(indices, device)
+
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class Examples(_Batches):
     """All views: half precision, about 1 MB of features per view at 256 px; many are in files (`_Column`)."""
 
     rows: Tensor  # n, the row of the frame that each view comes from
@@ -79,10 +100,8 @@ class Examples:
         features = None if kept is None else Features([take(x) for x in kept.levels], take(kept.target))
         return Batch(None if self.images is None else take(self.images), features, take(self.cost), take(self.valid))
 
-    def batches(self, size: int, device: str = "cpu") -> Iterator[tuple[Tensor, Batch]]:
-        """Yield every view once, in order, with its indices."""
-        for indices in torch.split(torch.arange(len(self)), size):
-            yield indices, self.batch(indices, device)
+    def cells(self, grid: tuple[int, ...]) -> Tensor:
+        return cells_of(self.valid, grid)
 
     def chosen(self, keep_rows: Tensor) -> "_Chosen":
         """Return the views of the rows where `keep_rows` (booleans over the frame) holds, not copied."""
@@ -102,7 +121,7 @@ class Examples:
 
 
 @dataclass(frozen=True, eq=False)
-class _Chosen:
+class _Chosen(_Batches):
     """Some views of `examples`, which stay where they are."""
 
     examples: Examples
@@ -118,6 +137,9 @@ class _Chosen:
 
     def batch(self, indices: Tensor, device: str = "cpu") -> Batch:
         return self.examples.batch(self.indices[indices], device)
+
+    def cells(self, grid: tuple[int, ...]) -> Tensor:
+        return torch.cat([on_grid(self.examples.valid[some], grid) for some in torch.split(self.indices, 256)])
 
 
 class _Column:
@@ -167,6 +189,18 @@ def views(rows: pd.DataFrame, data_root: Path, params: config.Image, what: str) 
     for position, path in enumerate(track(rows["path"], what, total=len(rows))):
         for view in geometry.canvas(images.read(path, data_root, params.bits), params).views:
             yield position, view
+
+
+def ranges(rows: pd.DataFrame, data_root: Path, image: config.Image, backbone: Backbone) -> list[float]:
+    """Return what a network of 8 bit needs to know of normals, from `_RANGED` images at most, spread over `rows`."""
+    some = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, _RANGED).round().astype(int))]
+
+    def of_image(path: str) -> Iterator[Tensor]:
+        views = geometry.canvas(images.read(path, data_root, image.bits), image).views
+        for view in views[:: max(1, len(views) // _OF_ONE)]:
+            yield torch.from_numpy(view.pixels[None])
+
+    return backbone.ranges(view for path in track(some["path"], "ranges", total=len(some)) for view in of_image(path))
 
 
 def prepare(

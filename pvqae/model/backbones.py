@@ -4,7 +4,7 @@ B batch; R levels; C_r channels of level r; h_r w_r its grid; T channels of the 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from pvqae.core.config import Model
 from pvqae.core.errors import ConfigError
-from pvqae.model import efficientnet, layers
+from pvqae.model import efficientnet, eight_bit, layers
 from pvqae.model.layers import averaged
+
+RANGES = "ranges.json"  # of a network's folder: what a frozen one of 8 bit knows of its normals
 
 
 class Features(NamedTuple):
@@ -55,6 +57,17 @@ class Backbone(nn.Module):
         """Return what a bundle keeps of a network that the name alone does not say, None where there is nothing."""
         return None
 
+    def ranges(self, views_13SS: Iterable[Tensor]) -> list[float]:
+        """Return what `quantise` needs, of some RGB views of normals in [0, 1]. Raises `ConfigError` as that does."""
+        raise ConfigError(
+            "model.precision: int8 is for the networks efficientnet_lite0, 1 and 2, found another model.backbone; "
+            "change it, or set float32"
+        )
+
+    def quantise(self, ranges: list[float]) -> None:
+        """Compute in 8 bit from now on. Raises `ConfigError` where the network can't."""
+        self.ranges([])
+
     def joint(self, features: Features) -> Tensor:
         """Return what several resolutions say of one place together, each averaged over 3x3 cells, B x C x H x W.
 
@@ -86,6 +99,7 @@ class _EfficientNetFeatures(Backbone):
         self.weights_sha256 = hashlib.sha256(data).hexdigest()
         self.network = efficientnet.load(data, self.name)
         self.run = efficientnet.Compiled(self.network, self.taps, self.targets)
+        self._last, self._precision, self._ranges = max(self.taps + self.targets), model.precision, list[float]()
 
     def installed_weights(self) -> bytes:
         return efficientnet.weights(self.name)
@@ -94,8 +108,22 @@ class _EfficientNetFeatures(Backbone):
     def engine(self) -> str:
         return efficientnet.engine(self.network.stem.weight.device.type)
 
+    def facts(self) -> dict[str, Any] | None:
+        return {"ranges": self._ranges} if self._ranges else None
+
+    def ranges(self, views_13SS: Iterable[Tensor]) -> list[float]:
+        return eight_bit.ranges(self.network, views_13SS, self._last)
+
+    def quantise(self, ranges: list[float]) -> None:
+        if len(ranges) != self._last + 1:
+            raise ConfigError(f"model.precision: int8 expects {self._last + 1} ranges, found {len(ranges)}")
+        eight_bit.quantise(self.network, ranges)
+        self._ranges = ranges
+
     @torch.no_grad()
     def forward(self, x_B3SS: Tensor) -> Features:
+        if self._precision == "int8" and not self._ranges:
+            raise ConfigError("model.precision: int8 needs ranges of normals, found none; train this class again")
         found = self.run(x_B3SS)
         levels, targets = found[: len(self.taps)], found[len(self.taps) :]
         grid = levels[-1].shape[-2:]
@@ -193,16 +221,23 @@ def make(model: Model, weights: bytes | None = None, size: int = 0, known: Mappi
     """Return the backbone that `model.backbone` names, with frozen `weights` in place of the installed ones.
 
     `size`: of a view, which a network of another library is prepared for; `known`: the facts of the bundle that it is
-    for. Raises `ConfigError` for an unknown name, or a network that its weights don't fit.
+    for, without which one of 8 bit needs ranges first. Raises `ConfigError` for an unknown name, or a network that its
+    weights don't fit or that can't have 8 bit.
     """
     if model.backbone in BACKBONES:
-        return BACKBONES[model.backbone](model, weights)
-    if ":" in model.backbone:
-        return _ForeignFeatures(model, weights, size, known)
-    raise ConfigError(
-        f"model.backbone: expected one of {', '.join(BACKBONES)}, timm:NAME@SHA256 or hf:FOLDER@SHA256, found "
-        f"{model.backbone}"
-    )
+        backbone = BACKBONES[model.backbone](model, weights)
+    elif ":" in model.backbone:
+        backbone = _ForeignFeatures(model, weights, size, known)
+    else:
+        raise ConfigError(
+            f"model.backbone: expected one of {', '.join(BACKBONES)}, timm:NAME@SHA256 or hf:FOLDER@SHA256, found "
+            f"{model.backbone}"
+        )
+    if model.precision == "int8":
+        backbone.ranges([])  # can it?
+        if known is not None:
+            backbone.quantise(known["ranges"])
+    return backbone
 
 
 def on_grid(valid_BSS: Tensor, grid: tuple[int, ...]) -> Tensor:

@@ -7,7 +7,7 @@ compares the two.
 On a processor it is compiled by OpenVINO: float32 in a third of PyTorch's time. Its values differ from PyTorch's, which
 are the reference, by rounding. Views go through one at a time, each by one thread, so their values depend neither on
 what else is in a batch nor on the number of threads. Where OpenVINO has no wheel, on a GPU and for an export, PyTorch
-computes.
+computes. Of `model.precision: int8` see `pvqae.model.eight_bit`.
 """
 
 import hashlib
@@ -32,6 +32,7 @@ from pvqae.core import runtime
 from pvqae.core.errors import IntegrityError
 from pvqae.core.files import seal, sealed, write_tensors
 from pvqae.core.tensors import CHECKPOINTS, packaged_checkpoint, parse_tensors
+from pvqae.model import eight_bit
 from pvqae.model.layers import averaged
 
 _LITE0 = "efficientnet_lite0"
@@ -85,7 +86,7 @@ def _eights(channels: float) -> int:
     return near + 8 if near < 0.9 * channels else near
 
 
-class _SameConv(nn.Conv2d):
+class _SameConv(eight_bit.Conv):
     """Convolution padded as TensorFlow does: for stride 2 on even sizes the odd pixel goes to the right and below."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
@@ -96,10 +97,11 @@ class _SameConv(nn.Conv2d):
         self.edges = (total // 2, total - total // 2) * 2 if stride > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.rounded(x)
         return super().forward(x if self.edges is None else F.pad(x, self.edges))
 
 
-class _Pointwise(nn.Conv2d):
+class _Pointwise(eight_bit.Conv):
     """1x1 convolution as a matrix product over channels-last cells: PyTorch's own takes a slow path there for
     small batches on one thread, a quarter of the time of scoring one image.
     """
@@ -112,7 +114,7 @@ class _Pointwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # other runtimes have no slow path, and a transposition would be in the graph
             return super().forward(x)
-        return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+        return F.linear(self.rounded(x).movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
 class _Block(nn.Module):
@@ -320,10 +322,13 @@ def _graph(
         weight, bias = (found.detach().numpy() for found in (layer.weight, layer.bias))
         before, after = (layer.edges or layer.padding * 2)[:2]  # on both axes alike
         where = (list(layer.stride), [before] * 2, [after] * 2, [1, 1])
+        kernel = ops.constant(weight)
+        if layer.steps is not None:
+            x, kernel = _in_eight_bit(ops, x, layer)
         if layer.groups > 1:
-            x = ops.group_convolution(x, ops.constant(weight[:, None]), *where)
+            x = ops.group_convolution(x, ops.unsqueeze(kernel, ops.constant(np.array([1]))), *where)
         else:
-            x = ops.convolution(x, ops.constant(weight), *where)
+            x = ops.convolution(x, kernel, *where)
         return ops.add(x, ops.constant(bias[None, :, None, None]))
 
     image = ops.parameter(list(shape), np.float32)
@@ -337,3 +342,13 @@ def _graph(
         found[index] = x
     pool = ([1, 1], [1, 1], [1, 1], [3, 3], True)  # `layers.averaged`: what lies outside does not count
     return [*(found[tap] for tap in taps), *(ops.avg_pool(found[tap], *pool) for tap in smoothed)], image
+
+
+def _in_eight_bit(ops: Any, x: Any, layer: Any) -> tuple[Any, Any]:
+    """Return input and weights of a layer as the library wants them in order to compute with integers."""
+    low, high = np.float32(layer.steps.low), np.float32(layer.steps.high)
+    largest = (eight_bit.steps_of(layer.weight) * eight_bit.LARGEST).numpy()[:, None, None, None]
+    least, most = ops.constant(-largest), ops.constant(largest)
+    weight = ops.constant(layer.weight.detach().numpy())
+    kernel = ops.fake_quantize(weight, least, most, least, most, 2 * eight_bit.LARGEST + 1)
+    return ops.fake_quantize(x, low, high, low, high, eight_bit.TOP + 1), kernel

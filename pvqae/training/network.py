@@ -16,11 +16,11 @@ from pvqae.core.files import seal, sealed, whole_folder, write_tensors, write_te
 from pvqae.core.layout import Layout
 from pvqae.core.tensors import parse_tensors
 from pvqae.datasets import splits
-from pvqae.features.examples import Examples, Learned, prepare
+from pvqae.features.examples import Examples, Learned, prepare, ranges
 from pvqae.features.features import Store
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
-from pvqae.model.backbones import cells_of
+from pvqae.model.backbones import RANGES, cells_of
 from pvqae.samples import classes, manifest
 from pvqae.training import loop, warm
 from pvqae.training.run import start
@@ -59,13 +59,16 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
     print(f"network {name}: {len(rows)} normals, {plan}", flush=True)
 
     _check_folds(rows)
+    backbone = backbones.make(params.model, size=params.image.size).to(plan.device).eval()
+    if params.model.precision == "int8":
+        taught = rows[splits.learns(rows, splits.FULL)]
+        backbone.quantise(ranges(taught, layout.data, params.image, backbone))
     if params.train.steps == 0:
-        _leave_untrained(layout, params, name, rows)
+        _leave_untrained(layout, params, name, rows, backbone)
         facts = {"train_seconds": round(time.monotonic() - begun, 1), "reading": {}}
         write_text(layout.timing(name), json.dumps(facts))
         return
     fits = splits.fits(rows) if params.score.reads_network else [splits.FULL]  # see `calibrate.calibrate`
-    backbone = backbones.make(params.model, size=params.image.size).to(plan.device).eval()
     store = Store(layout.features, params.compute.cache_gb)
     examples = prepare(rows, layout.data, params.image, backbone, params.train.richness, plan.device, store)
     print(f"network {name}: {store.counts}", flush=True)
@@ -79,17 +82,19 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
             print(f"{what}: from scratch: {origins[fit]}", flush=True)
         finished[fit] = _fit(params, plan, fit, seen, work / fit, what, None if origins[fit] else parent)
         logits[fit] = allocations(params, plan, parse_tensors(finished[fit]), examples)
-    _hand_over(layout, name, work, finished, rows, examples, logits, _origin(parent, origins))
+    _hand_over(layout, name, work, finished, rows, examples, logits, _origin(parent, origins), backbone)
     facts = {"train_seconds": round(time.monotonic() - begun, 1), "reading": store.counts.facts()}
     write_text(layout.timing(name), json.dumps(facts))
 
 
-def _leave_untrained(layout: Layout, params: config.Params, name: str, rows: pd.DataFrame) -> None:
+def _leave_untrained(
+    layout: Layout, params: config.Params, name: str, rows: pd.DataFrame, backbone: backbones.Backbone
+) -> None:
     """Hand over a network of no steps: who would have taught it, and no weights. The memory needs none.
 
     Raises `ConfigError` where something that is asked for needs a trained network.
     """
-    if params.score.reads_network or not backbones.make(params.model, size=params.image.size).spec.frozen:
+    if params.score.reads_network or not backbone.spec.frozen:
         raise ConfigError(
             "train.steps: 0 trains no network, so the score can only come from the memory of frozen features: expected "
             "score.recon memory, score.fusion recon and a frozen model.backbone, found "
@@ -97,7 +102,7 @@ def _leave_untrained(layout: Layout, params: config.Params, name: str, rows: pd.
         )
     print(f"network {name}: train.steps is 0, nothing is trained; the memory alone will judge", flush=True)
     with whole_folder(layout.network(name)) as part:
-        _describe(part, rows, _origin(None, dict.fromkeys(splits.fits(rows), "nothing is trained")))
+        _describe(part, rows, _origin(None, dict.fromkeys(splits.fits(rows), "nothing is trained")), backbone)
         write_text(part / "history.jsonl", splits.NO_HISTORY)
 
 
@@ -179,6 +184,7 @@ def _hand_over(
     examples: Examples,
     logits: dict[str, Tensor],
     origin: dict[str, object],
+    backbone: backbones.Backbone,
 ) -> None:
     """Assemble the outputs next to their place and rename: the stage's last act."""
     with whole_folder(layout.network(name)) as part:
@@ -186,13 +192,15 @@ def _hand_over(
             (part / f"{fit}.safetensors").write_bytes(data)
         with (part / "history.jsonl").open("w", encoding="utf-8") as history:
             history.writelines((work / fit / "progress.jsonl").read_text("utf-8") for fit in finished)
-        _describe(part, rows, origin)
+        _describe(part, rows, origin, backbone)
         grid = next(iter(logits.values())).shape[-2:]
         tensors = {f"logits.{fit}": values for fit, values in logits.items()}
         tensors |= {"rows": examples.rows, "valid": cells_of(examples.valid, grid)}
         save_file(tensors, part / "allocations.safetensors")
 
 
-def _describe(folder: Path, rows: pd.DataFrame, origin: dict[str, object]) -> None:
+def _describe(folder: Path, rows: pd.DataFrame, origin: dict[str, object], backbone: backbones.Backbone) -> None:
+    if found := (backbone.facts() or {}).get("ranges"):
+        write_text(folder / RANGES, json.dumps(found) + "\n")
     write_text(folder / "origin.json", json.dumps(origin, indent=1) + "\n")
     rows[_KEPT_COLUMNS].to_csv(folder / "rows.csv", index=False, lineterminator="\n")

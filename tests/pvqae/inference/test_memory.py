@@ -4,7 +4,7 @@ import torch
 from pvqae.calibration.normals import CellSample, fit_memory
 from pvqae.calibration.normals import _rounded as rounded
 from pvqae.inference.measures import Memory, Projection
-from pvqae.model.backbones import averaged
+from pvqae.model.backbones import averaged, cells_of
 
 
 def features(seed: int = 0, views: int = 4, side: int = 6) -> torch.Tensor:
@@ -22,7 +22,7 @@ GROUPS = torch.tensor([0, 0, 1, 2])
 def fitted(x: torch.Tensor, codes: int = 500, patches: int = 500, valid: torch.Tensor | None = None) -> Memory:
     """Of the averaged features, two views at a time."""
     valid = everything() if valid is None else valid
-    sample = CellSample.draw(valid, x.shape[-2:], patches, 0, "full/0")
+    sample = CellSample.draw(cells_of(valid, x.shape[-2:]), patches, 0, "full/0")
     vectors = torch.cat([sample.vectors(averaged(x[i : i + 2].float()), i) for i in (0, 2)])
     return fit_memory(vectors, GROUPS[sample.views], codes)
 
