@@ -208,6 +208,23 @@ def _few(
     typer.echo(limits.few(found, params, counts, numbers, _WORK).round(3).to_string(index=False))
 
 
+@bench.command("int8", epilog="Example: python -m flows bench int8 --classes bottle,screw --seeds 0")
+def _int8(
+    data: _DATA = None,
+    classes: _CLASSES = "",
+    seeds: _SEEDS = "0,1,2",
+    max_loss: Annotated[float, typer.Option(help="Of image AUROC, in the mean of a class. Exit code 1: more.")] = 0.01,
+    set_: _SET = None,
+) -> None:
+    """Compare model.precision=int8 with float32 on labelled test images: what is lost, what is gained."""
+    from flows.experiments import eight_bit
+
+    found, params, numbers = _asked(data, classes, seeds, ["train.steps=0", "compute.threads=1", *(set_ or [])])
+    table = eight_bit.compare(found, params, numbers, _WORK)
+    typer.echo(eight_bit.page(table))
+    eight_bit.insist(table, max_loss)
+
+
 @bench.command("warm", epilog="Example: python -m flows bench warm brick --batches 3")
 def _warm(
     category: Annotated[str, typer.Argument(help="A class whose data is built and checked.")],

@@ -75,7 +75,7 @@ def export(
     `registered`: the model, version and lineage that the bundle is registered as, for the card; `form`: of `FORMATS`.
 
     Raises `ConfigError` for what can't be exported, before anything is written, `ParityError` where an image's score or
-    map differs by more than `parity._TOLERANCE`.
+    map differs by more than `parity.LIMITS` allows.
     """
     _refuse_foreign(out)
     detector = bundle.load(folder)
