@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pvqae.model import eight_bit
+from pvqae.model import efficientnet
 from pvqae.model.backbones import Backbone
 
 _PREFIX = "learned.0."  # of the graph's names for the weights of the backbone
@@ -20,7 +20,7 @@ def round_convolutions(graph_file: Path, backbone: Backbone) -> None:
     """
     import onnx
 
-    named = {f"{_PREFIX}{name}.weight": x for name, x in backbone.named_modules() if isinstance(x, eight_bit.Conv)}
+    named = {f"{_PREFIX}{name}.weight": x for name, x in backbone.named_modules() if isinstance(x, efficientnet.Conv)}
     layers = {name: layer for name, layer in named.items() if layer.steps is not None}
     if not layers:
         return
@@ -41,12 +41,12 @@ def round_convolutions(graph_file: Path, backbone: Backbone) -> None:
     onnx.save(model, graph_file)
 
 
-def _rounded(graph: Any, node: Any, layer: eight_bit.Conv) -> list[Any]:
+def _rounded(graph: Any, node: Any, layer: efficientnet.Conv) -> list[Any]:
     """Return the nodes that go before a convolution, which takes what they give."""
     from onnx import helper, numpy_helper
 
     assert layer.steps is not None
-    name, scale = node.input[1], eight_bit.steps_of(layer.weight).numpy()
+    name, scale = node.input[1], efficientnet.steps_of(layer.weight).numpy()
     weights = (layer.weight.detach().numpy() / scale[:, None, None, None]).round().astype(np.int8)
     constants = {
         f"{name}.step": np.array(layer.steps.step, dtype=np.float32),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pvqae.core.config import Model
 from pvqae.core.errors import ConfigError
-from pvqae.model import efficientnet, eight_bit, layers
+from pvqae.model import efficientnet, layers
 from pvqae.model.layers import averaged
 
 RANGES = "ranges.json"  # of a network's folder: what a frozen one of 8 bit knows of its normals
@@ -112,12 +112,12 @@ class _EfficientNetFeatures(Backbone):
         return {"ranges": self._ranges} if self._ranges else None
 
     def ranges(self, views_13SS: Iterable[Tensor]) -> list[float]:
-        return eight_bit.ranges(self.network, views_13SS, self._last)
+        return efficientnet.ranges(self.network, views_13SS, self._last)
 
     def quantise(self, ranges: list[float]) -> None:
         if len(ranges) != self._last + 1:
             raise ConfigError(f"model.precision: int8 expects {self._last + 1} ranges, found {len(ranges)}")
-        eight_bit.quantise(self.network, ranges)
+        efficientnet.quantise(self.network, ranges)
         self._ranges = ranges
 
     @torch.no_grad()

@@ -7,13 +7,19 @@ compares the two.
 On a processor it is compiled by OpenVINO: float32 in a third of PyTorch's time. Its values differ from PyTorch's, which
 are the reference, by rounding. Views go through one at a time, each by one thread, so their values depend neither on
 what else is in a batch nor on the number of threads. Where OpenVINO has no wheel, on a GPU and for an export, PyTorch
-computes. Of `model.precision: int8` see `pvqae.model.eight_bit`.
+computes.
+
+`model.precision: int8` rounds what goes into a convolution, and its weights, to 8 bit, with ranges taken from normals.
+The stem stays float32, for it sees the pixels, which may have 16 bit; blocks hand on what they have computed unrounded.
+Inside a block every value is between 0 and 6 (ReLU6), so only what goes from block to block needs a range. Memories,
+statistics and thresholds are fitted to the rounded network: rounding is then part of what normals vary by. Rounding the
+network of a finished detector instead loses far more (docs/operations/scoring-and-service.md).
 """
 
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -21,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +38,6 @@ from pvqae.core import runtime
 from pvqae.core.errors import IntegrityError
 from pvqae.core.files import seal, sealed, write_tensors
 from pvqae.core.tensors import CHECKPOINTS, packaged_checkpoint, parse_tensors
-from pvqae.model import eight_bit
 from pvqae.model.layers import averaged
 
 _LITE0 = "efficientnet_lite0"
@@ -86,7 +91,44 @@ def _eights(channels: float) -> int:
     return near + 8 if near < 0.9 * channels else near
 
 
-class _SameConv(eight_bit.Conv):
+_RELU6 = 6.0
+LARGEST = 127  # of weights, symmetric
+TOP = 255  # of what goes in, unsigned
+
+
+class Steps(NamedTuple):
+    """How what goes into a convolution is rounded: to (q - zero) * step with q in 0 ... `TOP`."""
+
+    step: float
+    zero: int
+
+    @property
+    def low(self) -> float:
+        return -self.zero * self.step
+
+    @property
+    def high(self) -> float:
+        return (TOP - self.zero) * self.step
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return `x` rounded, what lies outside cut off."""
+        return torch.fake_quantize_per_tensor_affine(x, self.step, self.zero, 0, TOP)
+
+
+_INSIDE = Steps(_RELU6 / TOP, 0)
+
+
+class Conv(nn.Conv2d):
+    """Convolution whose input is rounded where it has `steps`, but in an exported graph, which has nodes for that."""
+
+    steps: Steps | None = None
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """Return what goes into the convolution."""
+        return x if self.steps is None or torch.compiler.is_compiling() else self.steps(x)
+
+
+class _SameConv(Conv):
     """Convolution padded as TensorFlow does: for stride 2 on even sizes the odd pixel goes to the right and below."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
@@ -101,7 +143,7 @@ class _SameConv(eight_bit.Conv):
         return super().forward(x if self.edges is None else F.pad(x, self.edges))
 
 
-class _Pointwise(eight_bit.Conv):
+class _Pointwise(Conv):
     """1x1 convolution as a matrix product over channels-last cells: PyTorch's own takes a slow path there for
     small batches on one thread, a quarter of the time of scoring one image.
     """
@@ -158,6 +200,41 @@ class EfficientNetLite(nn.Module):
             if index in taps + smoothed:
                 found[index] = x
         return [*(found[tap] for tap in taps), *(averaged(found[tap]) for tap in smoothed)]
+
+
+@torch.no_grad()
+def ranges(network: EfficientNetLite, views_13HW: Iterable[Tensor], last: int) -> list[float]:
+    """Return the largest absolute value of each block's output, up to the block `last`, over RGB views in [0, 1].
+
+    To three digits: the last bits of a sum depend on the number of threads.
+    """
+    most, where = [0.0] * (last + 1), network.stem.weight.device
+    for view in views_13HW:
+        outputs = network(view.to(where), tuple(range(last + 1)))
+        most = [max(before, float(x.abs().max())) for before, x in zip(most, outputs, strict=True)]
+    return [float(f"{value:.3g}") for value in most]
+
+
+def quantise(network: EfficientNetLite, most: list[float]) -> None:
+    """Round the weights of the blocks that have a range, and from now on what goes into them.
+
+    `most`: of `ranges`. Raises `ValueError` for a range that is not positive.
+    """
+    if not most or not all(0 < value < float("inf") for value in most):
+        raise ValueError(f"expected positive ranges, found {most}")
+    before = [_INSIDE, *(Steps(value / LARGEST, LARGEST + 1) for value in most)]  # the stem ends in ReLU6, too
+    for block, outside in zip(network.blocks, before, strict=False):
+        layers = [x for x in block.modules() if isinstance(x, Conv)]
+        for layer in layers:
+            layer.steps = outside if layer is layers[0] else _INSIDE
+            step = steps_of(layer.weight)[:, None, None, None]
+            layer.weight.data = (layer.weight / step).round().clamp(-LARGEST, LARGEST) * step
+
+
+def steps_of(weight: Tensor) -> Tensor:
+    """Return the step of each output channel of a convolution's weights, O."""
+    most = weight.detach().abs().flatten(1).amax(1)
+    return torch.where(most > 0, most, torch.ones_like(most)) / LARGEST
 
 
 def _fold(state: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tensor]:
@@ -347,8 +424,8 @@ def _graph(
 def _in_eight_bit(ops: Any, x: Any, layer: Any) -> tuple[Any, Any]:
     """Return input and weights of a layer as the library wants them in order to compute with integers."""
     low, high = np.float32(layer.steps.low), np.float32(layer.steps.high)
-    largest = (eight_bit.steps_of(layer.weight) * eight_bit.LARGEST).numpy()[:, None, None, None]
+    largest = (steps_of(layer.weight) * LARGEST).numpy()[:, None, None, None]
     least, most = ops.constant(-largest), ops.constant(largest)
     weight = ops.constant(layer.weight.detach().numpy())
-    kernel = ops.fake_quantize(weight, least, most, least, most, 2 * eight_bit.LARGEST + 1)
-    return ops.fake_quantize(x, low, high, low, high, eight_bit.TOP + 1), kernel
+    kernel = ops.fake_quantize(weight, least, most, least, most, 2 * LARGEST + 1)
+    return ops.fake_quantize(x, low, high, low, high, TOP + 1), kernel

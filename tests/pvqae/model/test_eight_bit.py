@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pvqae.core.config import Model
 from pvqae.core.errors import ConfigError
-from pvqae.model import backbones, efficientnet, eight_bit
+from pvqae.model import backbones, efficientnet
 
 EIGHT = Model(precision="int8")
 
@@ -40,7 +40,7 @@ def likeness(ours: Tensor, theirs: Tensor) -> float:
 
 
 def test_what_goes_in_is_rounded_to_the_nearest_of_256_values_and_cut_off() -> None:
-    steps = eight_bit.Steps(0.5, 128)
+    steps = efficientnet.Steps(0.5, 128)
     assert (steps.low, steps.high) == (-64.0, 63.5)
     x = torch.tensor([-100.0, -0.3, 0.2, 0.24, 0.26, 63.4, 70.0])
     assert steps(x).tolist() == [-64.0, -0.5, 0.0, 0.0, 0.5, 63.5, 63.5]
@@ -49,14 +49,14 @@ def test_what_goes_in_is_rounded_to_the_nearest_of_256_values_and_cut_off() -> N
 def test_weights_are_whole_steps_of_their_channel_and_the_stem_is_as_it_was(backbone: backbones.Backbone) -> None:
     plain = backbones.make(Model()).eval()
     theirs = dict(plain.network.named_modules())
-    rounded = [(name, x) for name, x in backbone.network.named_modules() if isinstance(x, eight_bit.Conv)]
+    rounded = [(name, x) for name, x in backbone.network.named_modules() if isinstance(x, efficientnet.Conv)]
     assert len(rounded) == 1 + 16 * 3 - 1  # the first block does not expand
     for name, layer in rounded:
         if name == "stem":
             assert layer.steps is None
             assert torch.equal(layer.weight, theirs[name].weight)
             continue
-        step = eight_bit.steps_of(theirs[name].weight)[:, None, None, None]
+        step = efficientnet.steps_of(theirs[name].weight)[:, None, None, None]
         whole = layer.weight / step
         assert torch.allclose(whole, whole.round(), atol=1e-3), name
         assert float(whole.abs().max()) <= 127.001
@@ -123,7 +123,7 @@ def test_ranges_do_not_depend_on_the_number_of_threads(views: Tensor) -> None:
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found.append(eight_bit.ranges(network, views.split(1), 15))
+        found.append(efficientnet.ranges(network, views.split(1), 15))
     torch.set_num_threads(before)
     assert found[0] == found[1]
     assert len(found[0]) == 16
