@@ -31,7 +31,7 @@ from pvqae.datasets import splits
 from pvqae.evaluation import figures, stage
 from pvqae.evaluation.metrics import PixelCounts, PixelMetrics
 from pvqae.evaluation.stage import Judgeable
-from pvqae.features.examples import Examples, prepare, ranges
+from pvqae.features.examples import Examples, prepare, quantise
 from pvqae.inference import bundle
 from pvqae.inference.measures import Allocator, Networks
 from pvqae.inference.scoring import Scored, Scorer
@@ -117,9 +117,7 @@ class BenchmarkContext:
     def backbone(self) -> Backbone:
         """The backbone, untrained unless it is a frozen one."""
         found = backbones.make(self.params.model, size=self.params.image.size).eval()
-        if self.params.model.precision == "int8":
-            taught = self.normals[splits.learns(self.normals, splits.FULL)]
-            found.quantise(ranges(taught, self.subject.root, self.params.image, found))
+        quantise(found, self.normals, self.subject.root, self.params)
         return found
 
     def views(self, rows: pd.DataFrame) -> Examples:

@@ -17,6 +17,7 @@ from torch import Tensor
 from pvqae.core import config, seeding
 from pvqae.core.errors import DataError
 from pvqae.core.progress import track
+from pvqae.datasets import splits
 from pvqae.features import richness
 from pvqae.features.features import Reader, Store, Views
 from pvqae.model.backbones import Backbone, Features, cells_of, on_grid
@@ -191,16 +192,23 @@ def views(rows: pd.DataFrame, data_root: Path, params: config.Image, what: str) 
             yield position, view
 
 
-def ranges(rows: pd.DataFrame, data_root: Path, image: config.Image, backbone: Backbone) -> list[float]:
-    """Return what a network of 8 bit needs to know of normals, from `_RANGED` images at most, spread over `rows`."""
-    some = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, _RANGED).round().astype(int))]
+def quantise(backbone: Backbone, rows: pd.DataFrame, data_root: Path, params: config.Params) -> None:
+    """Give a network of 8 bit the ranges of normals; one of float32 stays as it is.
+
+    They come from `_RANGED` images at most, spread over those of `rows`, with column `fold`, that the full fit learns.
+    """
+    if params.model.precision != "int8":
+        return
+    taught, image = rows[splits.learns(rows, splits.FULL)], params.image
+    some = taught.iloc[np.unique(np.linspace(0, len(taught) - 1, _RANGED).round().astype(int))]
 
     def of_image(path: str) -> Iterator[Tensor]:
         views = geometry.canvas(images.read(path, data_root, image.bits), image).views
         for view in views[:: max(1, len(views) // _OF_ONE)]:
             yield torch.from_numpy(view.pixels[None])
 
-    return backbone.ranges(view for path in track(some["path"], "ranges", total=len(some)) for view in of_image(path))
+    paths = track(some["path"], "ranges", total=len(some))
+    backbone.quantise(backbone.ranges(view for path in paths for view in of_image(path)))
 
 
 def prepare(

@@ -16,7 +16,7 @@ from pvqae.core.files import seal, sealed, whole_folder, write_tensors, write_te
 from pvqae.core.layout import Layout
 from pvqae.core.tensors import parse_tensors
 from pvqae.datasets import splits
-from pvqae.features.examples import Examples, Learned, prepare, ranges
+from pvqae.features.examples import Examples, Learned, prepare, quantise
 from pvqae.features.features import Store
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder
@@ -60,9 +60,7 @@ def train(layout: Layout, params: config.Params, name: str) -> None:
 
     _check_folds(rows)
     backbone = backbones.make(params.model, size=params.image.size).to(plan.device).eval()
-    if params.model.precision == "int8":
-        taught = rows[splits.learns(rows, splits.FULL)]
-        backbone.quantise(ranges(taught, layout.data, params.image, backbone))
+    quantise(backbone, rows, layout.data, params)
     if params.train.steps == 0:
         _leave_untrained(layout, params, name, rows, backbone)
         facts = {"train_seconds": round(time.monotonic() - begun, 1), "reading": {}}

@@ -30,15 +30,8 @@ from pvqae.training.run import Run
 NONE = "none"
 _LR_SHARE = 0.5  # of the peak learning rate from scratch
 _FIXED = ("levels", "width", "code_dim", "codes")  # params of the model that decide what weights there are
-_READ = (
-    "backbone",
-    "taps",
-    "input",
-    "mean",
-    "deviation",
-    "interpolation",
-    "precision",
-)  # those that decide what features they know
+# Those that decide what features they know.
+_READ = ("backbone", "taps", "input", "mean", "deviation", "interpolation", "precision")
 _BACK = "or start from scratch (without --warm)"
 
 

@@ -84,7 +84,6 @@ print(json.dumps([found.p50, found.p99]))
 """
 GATE = """
 import tempfile
-import threading
 from tests.bench import gates
 with tempfile.TemporaryDirectory() as folder:
     params = config.load(Path("params.yaml"), ("data.name=many", "data.source=folder"))
@@ -112,6 +111,9 @@ class Build:
             for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a project"]):
                 subprocess.run([*GIT, "-C", str(root), *words], check=True)
             yield Project(root, self.python)
+
+
+OURS = Build("git ls-files -coz --exclude-standard | tar --null -c -T -", Path(sys.executable))
 
 
 @dataclass(frozen=True)
@@ -371,9 +373,8 @@ def _part(rng: np.random.Generator, side: int, defect: bool = False) -> images.F
 
 def _builds(size: Size) -> tuple[Build, Build]:
     """Return this build and the older one, which is installed first; this one twice where it is `quick`."""
-    ours = Build("git ls-files -coz --exclude-standard | tar --null -c -T -", Path(sys.executable))
     if size.quick:
-        return ours, ours
+        return OURS, OURS
     place = PLACE / OLDER
     older = Build(f"git archive {OLDER}", place / ".venv" / "bin" / "python")
     if not (place / ".venv" / ".installed").exists():
@@ -383,7 +384,7 @@ def _builds(size: Size) -> tuple[Build, Build]:
         place.mkdir(parents=True, exist_ok=True)
         subprocess.run(f"{older.pack} | tar -x -C {shlex.quote(str(place))}", shell=True, cwd=PROJECT, check=True)
         subprocess.run(["make", ".venv/.installed"], cwd=place, check=True, stdout=sys.stderr)
-    return ours, older
+    return OURS, older
 
 
 @contextmanager

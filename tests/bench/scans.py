@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flows.experiments.limits import made_scan, with_hairline, write_scan
 from pvqae.core.seeding import numpy_generator
-from tests.bench.against import Build
+from tests.bench.against import OURS
 from tests.bench.processes import Cost
 from tests.bench.rows import Row, Size
 
@@ -17,8 +17,7 @@ def scans(size: Size) -> list[Row]:
     """From made scans of 16,384 x 2,048 pixels, every pixel seen, to report, export and scores."""
     shape = size.of(640, 16384), size.of(128, 2048)
     learnt, judged = size.of(4, 8), size.of(2, 4)
-    ours = Build("git ls-files -coz --exclude-standard | tar --null -c -T -", Path(sys.executable))
-    with ours.project() as project:
+    with OURS.project() as project:
         # In a process of its own: the peak of what is started from here is never below what was in use here.
         raw = f"data/raw/{_DATASET}/{_CLASS}"
         project.run("-m", "tests.bench.scans", raw, *map(str, (*shape, learnt, judged)))
