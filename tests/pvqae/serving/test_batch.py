@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,14 +25,14 @@ CARD = {"threshold": 0.5, "map_threshold": 0.6, "map_scale": [0.0, 1.0]}
 
 @dataclass
 class Detector:
-    """The score is the mean grey level; `after` scores it is killed."""
+    """The score is the mean grey level; an image brighter than `killed_by` ends the run, whichever thread has it."""
 
     sha256: str = "ab" * 32
     scorer: Any = field(default_factory=lambda: SimpleNamespace(image=config.Image(), at_once=2))
     card: dict[str, Any] = field(default_factory=lambda: dict(CARD))
     config: dict[str, Any] = field(default_factory=lambda: {"model": {"levels": 3}})
     scored: int = 0
-    after: int = 10**9
+    killed_by: float = math.inf
 
     @property
     def threshold(self) -> float:
@@ -49,10 +50,10 @@ class Detector:
         return scored.anomaly_map > self.pixel_threshold
 
     def score(self, pixels: images.Floats, sample_id: str = "") -> Any:
-        if self.scored == self.after:
+        grey = pixels.mean(axis=2)
+        if grey.mean() > self.killed_by:
             raise KeyboardInterrupt
         self.scored += 1
-        grey = pixels.mean(axis=2)
         mean = float("nan") if grey.min() > 0.99 else float(grey.mean())
         parts = {"s_prior": mean, "s_recon": 2 * mean, "product": mean**2}
         levels = np.array([[0, 1, 2, -1], [1, 1, 2, -1]])
@@ -129,7 +130,7 @@ def test_a_killed_run_resumes_to_the_same_files(folder: Path, tmp_path: Path) ->
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     batch.run(Detector(), Files((folder,)), whole)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
-        batch.run(Detector(after=1), Files((folder,)), killed)  # type: ignore[arg-type]
+        batch.run(Detector(killed_by=0.7), Files((folder,)), killed)  # type: ignore[arg-type]
     assert not (killed / "scores.jsonl").exists()
     detector = Detector()
     batch.run(detector, Files((folder,)), killed)  # type: ignore[arg-type]
