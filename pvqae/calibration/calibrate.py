@@ -32,7 +32,7 @@ from pvqae.inference.measures import Networks
 from pvqae.inference.scoring import Scored, Scorer
 from pvqae.samples import classes, images, manifest
 
-_RETAKEN = 4  # images of a fit that are taken again
+_RETAKEN, _VIEWS = 4, 512  # images of a fit that are taken again; of no more views than these, if it is not one image
 _JITTERED = 16  # photographs of a single part that its threshold comes from
 _TRIED = 16  # normals that the finished detector is tried on
 _EXTENTS = (0.002, 0.06)  # share of the image that a synthetic defect covers
@@ -78,7 +78,7 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     card = thresholds.card(chosen, judged.frame, judged.peaks, middle, method, files.digest(file))
     groups, target = list(judged.frame["group_id"]), params.calibration.pixel_false_alarm_area
     card["pixel"] = thresholds.pixel_card(judged.curves, groups, target, judged.pixels)
-    card["synthetic"] = tried(shipped, chosen.value, _pictures(rows, layout.data, params.image.bits))
+    card["synthetic"] = tried(shipped, chosen.value, _pictures(rows, layout.data, params.image))
     card["warnings"] = [*chosen.warnings, *blind(card["synthetic"], chosen.value)]
     small = thresholds.smallest(rows, shipped.networks.backbone.spec, shipped.image, shipped.score)
     card["smallest_defect"] = small
@@ -100,7 +100,8 @@ def fit_all(
     fitted = {}
     for fit, networks in track(found.items(), "memory", len(found)):
         seen = _seen(examples, rows, fit)
-        some = np.unique(seen.rows[torch.linspace(0, len(seen) - 1, _RETAKEN).long()]).tolist()
+        count = max(1, min(_RETAKEN, _VIEWS * len(np.unique(seen.rows)) // len(seen)))
+        some = np.unique(seen.rows[torch.linspace(0, len(seen) - 1, count).long()]).tolist()
         again = retake(rows, some, data_root, params.image, networks.backbone, params.seed)
         fitted[fit] = fitting.fit(networks, seen, _groups(rows, seen), params, fit, again)
     return fitted
@@ -146,12 +147,21 @@ def _pairs(rows: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(rows["sample_id"], rows["path"], strict=True))
 
 
-def _pictures(rows: pd.DataFrame, data_root: Path, bits: images.Bits) -> Iterator[tuple[str, images.Floats]]:
-    """Yield sample_id and pixels of some of the rows, spread evenly."""
+def _pictures(rows: pd.DataFrame, data_root: Path, image: config.Image) -> Iterator[tuple[str, images.Floats]]:
+    """Yield sample_id and pixels of some of the rows, spread evenly; of a tiled image the square in its middle, which
+    has all that its scale is chosen by: a line scan may be eight times as long.
+    """
     count = min(_TRIED, len(rows))
     some = rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
     for sample_id, path in track(zip(some["sample_id"], some["path"], strict=True), "trying defects", count):
-        yield sample_id, images.read(path, data_root, bits)
+        pixels = images.read(path, data_root, image.bits)
+        yield sample_id, _middle(pixels) if image.aspect == "tile" else pixels
+
+
+def _middle(pixels: images.Floats) -> images.Floats:
+    side = min(pixels.shape[:2])
+    top, left = ((length - side) // 2 for length in pixels.shape[:2])
+    return pixels[top : top + side, left : left + side].copy()
 
 
 def _judge(scorers: dict[str, Scorer], rows: pd.DataFrame, layout: Layout) -> Judged:

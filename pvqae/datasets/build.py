@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pvqae.core import runtime
 from pvqae.core.config import Params
 from pvqae.core.errors import DataError
 from pvqae.core.files import shown, write_text
@@ -222,7 +223,7 @@ def _draw_masks(read: _Read, folder: Path) -> None:
         mask = found.drawing.mask(found.path, facts.header.height, facts.header.width)
         images.write(folder / _mask_name(found), mask)
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(runtime.cores()) as pool:
         list(pool.map(lambda pair: draw(*pair), [pair for pair in read if pair[0].drawing]))
 
 
@@ -266,7 +267,7 @@ def _synthesise(normals: pd.DataFrame, data: Path, folder: Path, bits: Bits) -> 
     Their rows have label defect, kind synthetic_<kind> and the group of the normal.
     """
     wanted = [(row, kind) for row in normals.to_dict("records") for kind in GATE_KINDS]
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(runtime.cores()) as pool:  # each holds an image
         yield from pool.map(lambda pair: _make(pair[0], pair[1], data, folder, bits), wanted)
 
 

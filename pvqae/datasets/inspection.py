@@ -63,18 +63,21 @@ def _sharpness(grey: Floats) -> float:
 
 def statistics(image: Floats) -> _Statistics:
     """Return statistics of an image (H0, W0, 3); six digits, so that their text is the same on every machine."""
-    grey = image.mean(axis=2)
+    return _statistics(image.mean(axis=2))
+
+
+def _statistics(grey: Floats) -> _Statistics:
     values = grey.mean(dtype=np.float64), grey.std(dtype=np.float64), _sharpness(grey)
     return _Statistics(*(round(float(value), 6) for value in values))
 
 
-def _range_of(image: Floats) -> _Range:
+def _range_of(image: Floats, grey: Floats) -> _Range:
     """Return the range of an image (H0, W0, 3); six digits."""
-    grey = image.mean(axis=2)
     centred = grey - grey.mean(dtype=np.float64)
-    square = np.square(centred)
-    deviation = float(np.sqrt(square.mean(dtype=np.float64)))
-    skew = float((square * centred).mean(dtype=np.float64)) / deviation**3 if deviation > _FLAT else 0.0
+    powers = np.square(centred)
+    deviation = float(np.sqrt(powers.mean(dtype=np.float64)))
+    powers *= centred  # in place: the image may be a whole line scan
+    skew = float(powers.mean(dtype=np.float64)) / deviation**3 if deviation > _FLAT else 0.0
     return _Range(*(round(float(value), 6) for value in (image.min(), image.max(), skew)))
 
 
@@ -85,7 +88,8 @@ def inspect(path: Path, root: Path, bits: Bits = "auto") -> Facts | str:
             path, root, bits
         )  # first: it looks at nothing outside the root, and its errors name no root
         pixels = images.read(path, root, bits)
-        return Facts(files.digest(root / path), header, statistics(pixels), _range_of(pixels))
+        grey = pixels.mean(axis=2)
+        return Facts(files.digest(root / path), header, _statistics(grey), _range_of(pixels, grey))
     except (DataError, OSError) as error:
         return str(error)
 

@@ -20,6 +20,7 @@ __all__ = ["SUFFIXES", "Bits", "Floats", "Header", "Mask", "decode", "header", "
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 SIDES = (8, 65535)  # pixels, the shortest and the longest side that an image may have
+_ROWS = 256  # of an image, rounded at once
 T = TypeVar("T")
 
 
@@ -84,5 +85,8 @@ def write(path: Path, image: NDArray[np.float32] | Mask, channels: int = 3, bit_
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = image[..., 0] if channels == 1 and image.ndim == 3 else image
     kind, bits = (np.uint16, bit_depth) if bit_depth > 8 and channels == 1 else (np.uint8, 8)
-    scaled = np.rint(np.clip(pixels.astype(np.float64), 0, 1) * (2**bits - 1))
-    Image.fromarray(scaled.astype(kind)).save(path, format="PNG")
+    scaled = np.empty(pixels.shape, kind)
+    for start in range(0, len(pixels), _ROWS):  # in float64, which a whole line scan would fill memory with
+        rows = slice(start, start + _ROWS)
+        scaled[rows] = np.rint(np.clip(pixels[rows].astype(np.float64), 0, 1) * (2**bits - 1))
+    Image.fromarray(scaled).save(path, format="PNG")

@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -49,12 +50,33 @@ class TestEveryAnomaly:
         np.testing.assert_array_equal(first, again)
         assert (first != other).any()
 
+    def test_only_its_box_is_computed_and_nothing_is_lost(
+        self, name: str, seed: int, grey: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        image = picture(90, 140, grey)
+        boxed = [ANOMALIES[name](image, np.random.default_rng(seed), extent) for extent in (0.003, 0.05)]
+        monkeypatch.setattr(anomalies, "_box", lambda inside, margin: (slice(None), slice(None)))
+        for (made, mask), extent in zip(boxed, (0.003, 0.05), strict=True):
+            whole, its_mask = ANOMALIES[name](image, np.random.default_rng(seed), extent)
+            np.testing.assert_array_equal(made, whole)
+            np.testing.assert_array_equal(mask, its_mask)
+
 
 @pytest.mark.parametrize("name", [n for n in ANOMALIES if n != "blur"])
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_shows_on_flat_and_saturated_images(name: str, value: float) -> None:
     flat = np.full((40, 40, 3), value, dtype=np.float32)
     assert ANOMALIES[name](flat, np.random.default_rng(0), 0.05)[1].any()
+
+
+@pytest.mark.parametrize("name", [*anomalies.GATE_KINDS, *anomalies.SELECTION_KINDS])
+def test_a_line_scan_needs_little_more_than_its_copy(name: str) -> None:
+    scan = picture(4096, 512, grey=True)
+    tracemalloc.start()
+    ANOMALIES[name](scan, np.random.default_rng(0), 0.003)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 * scan[..., 0].size  # bytes a pixel, 12 of them for the copy
 
 
 @pytest.mark.parametrize("name", ["colour_shift", "blur", "fill"])

@@ -184,9 +184,10 @@ def test_nothing_outside_the_root_is_read(tmp_path: Path) -> None:
             images.read(path, root)
 
 
+@pytest.mark.parametrize("height", [7, 600])  # in one go, and some rows at a time
 @pytest.mark.parametrize(("channels", "bit_depth"), [(1, 8), (3, 8), (1, 16)])
-def test_written_images_read_back(tmp_path: Path, channels: int, bit_depth: int) -> None:
-    picture = RNG.random((7, 5, 3), dtype=np.float32)
+def test_written_images_read_back(tmp_path: Path, channels: int, bit_depth: int, height: int) -> None:
+    picture = RNG.random((height, 5, 3), dtype=np.float32)
     picture = np.repeat(picture[..., :1], 3, axis=2) if channels == 1 else picture
     path = tmp_path / "new" / "a.png"
     images.write(path, picture, channels, bit_depth)
