@@ -254,7 +254,7 @@ def test_images_share_the_threads_and_tiled_ones_wait_for_each_other(
         slow.go.set()
         found = [future.result().json()["score"] for future in running]
     assert begun == [True] + [aspect == "auto"] * 3
-    assert used == shares
+    assert sorted(used, reverse=True) == shares  # which of them gets to note its share first is chance
     assert found == pytest.approx([loaded.detector.score(images.decode(photos[0], "")[0]).image_score] * 4, abs=1e-6)
 
 
