@@ -25,7 +25,7 @@ from pvqae.samples import geometry, images
 _Map = NDArray[np.float32]
 PARTS = ("s_prior", "s_recon", "product")
 MEMORY_PARTS = ("s_recon",)  # of a detector without a trained network
-_CHUNK = 8  # views through the networks at once: memory does not grow with the image
+_CHUNK = 4  # views that a thread takes through the networks at once: memory does not grow with the image
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,9 +225,15 @@ class Scorer:
         """Return the canvas of an image (H0, W0, 3) in [0, 1], and all measures of its views."""
         canvas = geometry.canvas(image, self.image)
         some = [replace(canvas, views=canvas.views[i : i + _CHUNK]) for i in range(0, len(canvas.views), _CHUNK)]
-        runs = (measure(self.networks, *through(self.networks.backbone, part)) for part in some)
+
+        def run(part: geometry.Canvas) -> Raw:
+            return measure(self.networks, *through(self.networks.backbone, part))
+
+        if len(some) == 1:
+            return canvas, run(canvas)
         # Of many views no run may wait with its features for a question that perhaps nobody asks.
-        return canvas, next(runs) if len(some) == 1 else Raw.joined(runs, len(canvas.views))
+        runs = runtime.in_order(lambda part: run(part).settled(), some, torch.get_num_threads())
+        return canvas, Raw.joined(runs, len(canvas.views))
 
     def from_features(self, features: Features, valid_BSS: Tensor, canvas: geometry.Canvas, sample_id: str) -> Scored:
         """Score an image whose views went through the backbone before; its picture is that of `canvas`."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pvqae.core import config
 from pvqae.inference import bundle, scoring
@@ -111,13 +112,38 @@ def test_views_in_runs_score_as_all_at_once(scorer: Scorer, picture: Picture, mo
     image, seen = picture(151, 224, 416), []
     measure = scoring.measure
     monkeypatch.setattr(scoring, "measure", lambda found, x, valid: seen.append(len(valid)) or measure(found, x, valid))
+    monkeypatch.setattr(scoring, "_CHUNK", 8)
     whole = tiled(scorer).one(image)
     monkeypatch.setattr(scoring, "_CHUNK", 3)
     parts = tiled(scorer).one(image)
-    assert seen == [8, 3, 3, 2]
+    assert (seen[0], sorted(seen[1:])) == (8, [2, 3, 3])
     assert parts.image_score == pytest.approx(whole.image_score, abs=1e-3)
     np.testing.assert_allclose(parts.anomaly_map, whole.anomaly_map, atol=1e-3)
     np.testing.assert_array_equal(parts.levels, whole.levels)
+
+
+def test_runs_share_the_threads_and_score_as_on_one(
+    scorer: Scorer, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, measure = [], scoring.measure
+
+    def counted(found: Any, x: Any, valid: torch.Tensor) -> Any:
+        used.append(torch.get_num_threads())
+        return measure(found, x, valid)
+
+    monkeypatch.setattr(scoring, "measure", counted)
+    monkeypatch.setattr(scoring, "_CHUNK", 2)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            found.append(tiled(scorer).one(picture(151, 224, 416)))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    assert used == [1] * 8
+    assert found[0].image_score == found[1].image_score
+    np.testing.assert_array_equal(found[0].anomaly_map, found[1].anomaly_map)
 
 
 def test_views_in_runs_leave_no_features_behind(
