@@ -22,6 +22,7 @@ from flows.machines.service_processes import ServiceProcesses
 from flows.workspace import workspace
 from pvqae.core.config import Services
 from pvqae.training.loop import _Timer
+from tests import waiting
 from tests.chaos import projects
 from tests.chaos.figures import Figure, record, size
 from tests.chaos.projects import DATASET, MODEL, settings
@@ -143,12 +144,14 @@ def test_who_waits_for_a_dataset_says_so_and_goes_on(tmp_path: Path) -> None:
             inside.remove(number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
+    with shared_files.held(file):
+        for thread in threads:
+            thread.start()
+        waiting.until(lambda: len(told) == 4)
     for thread in threads:
         thread.join(timeout=30)
     assert most == [1] * 4
-    assert len(told) == len(set(told)) == 3
+    assert len(told) == len(set(told)) == 4
 
 
 @pytest.mark.parametrize("jump", [-(10.0**7), 10.0**7])

@@ -7,7 +7,6 @@ import hmac
 import http.server
 import json
 import re
-import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from flows.cli import use
 from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError
+from tests import ports
 
 NEWS = News("promoted", "line", "line nut version 3", "pvqae-line-nut version 3 is champion now", "pvqae-line-nut", "3",
             ("kept: image AUROC: 0.98", "kept: size: 7 MB"))  # fmt: skip
@@ -103,14 +103,14 @@ def _known(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) 
 
 @contextmanager
 def receiving(**how: Any) -> Iterator[Box]:
-    with socket.create_server(("127.0.0.1", 0)) as free:  # with port 0 aiosmtpd waits for itself at port 0
-        found = Box(port=free.getsockname()[1])
-    server = Controller(found, "127.0.0.1", found.port, **how)
-    server.start()
-    try:
-        yield found
-    finally:
-        server.stop()
+    with ports.held() as port:  # with port 0 aiosmtpd waits for itself at port 0
+        found = Box(port=port)
+        server = Controller(found, "127.0.0.1", port, ready_timeout=60, **how)
+        server.start()
+        try:
+            yield found
+        finally:
+            server.stop()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Rows of a stage become curves: each once, live, half-written lines later."""
 
 import json
-import time
 from pathlib import Path
 
 from hypothesis import given
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 
 from flows.adapters.tracking import Metric, as_metrics
 from flows.train.recording import _curves, _Tail
+from tests.waiting import until
 
 
 def line(step: int, loss: float) -> str:
@@ -42,9 +42,7 @@ def test_rows_arrive_while_the_stage_runs_but_not_those_of_another_one(tmp_path:
     with _Tail(taken.extend).following(tmp_path, "*/progress.jsonl"):
         (tmp_path / "new").mkdir()
         (tmp_path / "new" / "progress.jsonl").write_text(line(1, 0.9))
-        deadline = time.monotonic() + 5
-        while not taken and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: bool(taken))
     assert [metric.step for metric in taken] == [1]
 
 

@@ -57,12 +57,12 @@ async def _aio(url: str) -> None:
 
 
 def _urllib(url: str) -> None:
-    urllib.request.urlopen(url, timeout=5).close()
+    urllib.request.urlopen(url, timeout=30).close()
 
 
 CLIENTS: dict[str, Callable[[str], object]] = {
-    "requests, of health checks and MLflow": lambda url: requests.get(url, timeout=5).raise_for_status(),
-    "httpx, of Prefect": lambda url: httpx.get(url, timeout=5).raise_for_status(),
+    "requests, of health checks and MLflow": lambda url: requests.get(url, timeout=30).raise_for_status(),
+    "httpx, of Prefect": lambda url: httpx.get(url, timeout=30).raise_for_status(),
     "urllib": _urllib,
     "boto3": lambda url: boto3.client("s3", endpoint_url=url, **KEYS).head_bucket(Bucket="landing"),
     "aiobotocore, of DVC": lambda url: asyncio.run(_aio(url)),

@@ -1,10 +1,13 @@
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from pvqae.core import progress
 from tests.waiting import until
+
+STOPPED = SimpleNamespace(monotonic=lambda: 0.0)  # a clock: how many seconds a busy machine takes is not judged
 
 
 def test_every_item_comes_through_in_order_and_the_end_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,6 +28,7 @@ def test_the_time_left_is_estimated_from_this_run_only(
 
 def test_work_without_steps_is_not_silent_and_its_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "time", STOPPED)
     said: list[str] = []
     with progress.working("the graph", said.append):
         until(lambda: len(said) >= 2)
@@ -36,12 +40,20 @@ def test_short_work_and_work_that_speaks_itself_say_nothing(monkeypatch: pytest.
     said: list[str] = []
     with progress.working("short", said.append):
         pass
-    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.5)
+    waits: list[float | None] = []
+
+    class Patient(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return super().wait(20)
+
+    monkeypatch.setattr(progress, "threading", SimpleNamespace(Event=Patient, Thread=threading.Thread))
     with progress.working("talking", said.append) as heard:
-        for _ in range(20):
+        for number in range(1, 20):
+            until(lambda number=number: len(waits) == number)  # each time it is heard, the quiet begins anew
             heard()
-            time.sleep(0.03)
     assert said == []
+    assert set(waits) == {progress._QUIET_SECONDS}
 
 
 def test_work_that_fails_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +73,7 @@ def test_a_first_item_that_takes_long_is_told_of(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "time", STOPPED)
     heard: list[str] = []
     for _ in progress.track(range(2), "memory", total=2):
         while not heard or not heard[-1]:
@@ -70,9 +83,9 @@ def test_a_first_item_that_takes_long_is_told_of(
 
 
 def test_a_loop_that_is_left_early_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     loop = progress.track(range(9), "left", total=9)
     next(iter(loop))
-    assert threading.active_count() == before + 1
+    [begun] = set(threading.enumerate()) - before
     del loop
-    until(lambda: threading.active_count() == before)
+    until(lambda: not begun.is_alive())

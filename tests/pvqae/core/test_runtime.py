@@ -148,8 +148,8 @@ def test_what_one_item_raises_comes_in_its_place() -> None:
 
 
 def test_who_stops_early_leaves_no_thread() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     results = runtime.in_order(str, range(100), 3)
     assert next(results) == "0"
     results.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # of those before, some may end meanwhile

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pvqae.core import runtime
 from pvqae.inference import bundle as bundles
 from pvqae.inference.scoring import Scored
 from pvqae.samples import images
-from pvqae.serving import batch, batch_source
+from pvqae.serving import batch, batch_source, middleware
 from pvqae.serving.app import Answer
 from pvqae.serving.slot import Model, load
 from tests.pvqae.serving.conftest import TOKEN
@@ -191,7 +192,8 @@ def test_large_bodies_are_refused_by_their_header_and_while_they_come(serving: S
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_too_many_requests_of_a_client_wait_a_second(serving: Serving) -> None:
+def test_too_many_requests_of_a_client_wait_a_second(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "_RateLimit", partial(middleware._RateLimit, clock=lambda: 0.0))
     with serving(rate=0.5, burst=3) as served:
         found = [served.get("/v1/model") for _ in range(4)]
         probes = [served.get("/health").status_code for _ in range(9)]
@@ -262,7 +264,7 @@ def test_what_takes_too_long_is_given_up_and_the_service_goes_on(
     serving: Serving, loaded: Model, photos: list[bytes]
 ) -> None:
     slow = Slow(loaded.detector)
-    with serving(timeout=0.3, model=Model(slow)) as served:  # type: ignore[arg-type]
+    with serving(timeout=5, model=Model(slow)) as served:  # type: ignore[arg-type]
         late = served.post("/v1/score/batch", files=[("files", photos[0])] * 3)
         slow.go.set()
         assert served.value("pvqae_waiting") == 0

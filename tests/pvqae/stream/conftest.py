@@ -75,7 +75,7 @@ def streamed(detector: Detector) -> Callable[..., Run]:
     def start(
         address: str, *, run: Run | None = None, limit: int = 0, drop: str = "", queue: int = 8,
         out: Path | None = None, more: Sequence[sinks.Sink] = (), delays: tuple[float, float] = (0.02, 0.1),
-        timeout: float = 5.0, **options: Any,
+        timeout: float = 20.0, **options: Any,
     ) -> Run:  # fmt: skip
         run = run or Run()
         lines = sinks.Lines(out, run.said.append) if out else None

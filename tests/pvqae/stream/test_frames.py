@@ -1,9 +1,9 @@
 """What a source gives: videos, cameras over HTTP that break, watched folders; and what it never shows."""
 
 import json
+import math
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ import pytest
 from pvqae.core.errors import ConfigError, DataError
 from pvqae.inference.bundle import Detector
 from pvqae.samples import images
+from pvqae.serving import batch_source
 from pvqae.stream import frames
 from pvqae.stream.frames import Counts, Known
+from tests import ports
 from tests.pvqae.stream.conftest import Run
 from tests.videos import jpeg, mjpeg, of_jpegs, serving, video
 from tests.waiting import until
@@ -141,26 +144,32 @@ def test_a_video_from_a_web_server_is_read_once_and_whole(
 
 
 PUSH = """
-import sys, av, numpy as np
+import sys, time, av, numpy as np
 base = (np.random.default_rng(1).random((128, 128, 3)) * 200).astype(np.uint8)
-with av.open(sys.argv[1], "w", format="rtsp", options={"rtsp_transport": "tcp"}) as container:
-    stream = container.add_stream("libx264", rate=25, options={"g": "5", "tune": "zerolatency"})
-    stream.width, stream.height, stream.pix_fmt = 128, 128, "yuv420p"
-    for number in range(10_000):
-        frame = av.VideoFrame.from_ndarray(np.roll(base, number, 1), format="rgb24")
-        container.mux(stream.encode(frame))
+def push():
+    with av.open(sys.argv[1], "w", format="rtsp", options={"rtsp_transport": "tcp"}) as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "5", "tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 128, 128, "yuv420p"
+        for number in range(10_000):
+            frame = av.VideoFrame.from_ndarray(np.roll(base, number, 1), format="rgb24")
+            container.mux(stream.encode(frame))
+while True:
+    try:
+        push()
+    except av.FFmpegError:  # nobody listens yet
+        time.sleep(0.1)
 """
 
 
 def test_rtsp_with_h264(streamed: Streamed) -> None:
     """A camera that sends by itself, in a process of its own: PyAV's writer holds the interpreter while it waits."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    address = f"rtsp://127.0.0.1:{port}/line"
-    command = [sys.executable, "-c", f"import time\ntime.sleep(0.5)\n{PUSH}", address]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as camera:
-        run = streamed(address, limit=12, options={"rtsp_flags": "listen", "listen_timeout": "20"}, timeout=20)
-        camera.kill()
+    with ports.held() as port:
+        address = f"rtsp://127.0.0.1:{port}/line"
+        with subprocess.Popen([sys.executable, "-c", PUSH, address], stderr=subprocess.DEVNULL) as camera:
+            try:
+                run = streamed(address, limit=12, options={"rtsp_flags": "listen", "listen_timeout": "20"})
+            finally:
+                camera.kill()
     assert run.counts.scored == 12
     assert run.counts.failed == 0
     assert run.rows[-1]["source"] == address
@@ -181,14 +190,15 @@ def test_a_camera_that_falls_silent_is_opened_again(streamed: Streamed, pictures
     assert run.counts.reconnects >= 1
 
 
-def test_a_source_that_never_opens(streamed: Streamed) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_source_that_never_opens(streamed: Streamed, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run()
-    for address in (f"rtsp://me:hush@127.0.0.1:{port}/x", f"http://me:hush@127.0.0.1:{port}/x", "63"):
-        with pytest.raises(DataError, match=r"no frame within 0.2 s, the last time: \w") as error:
-            streamed(address, patience=0.2, run=run)
-        assert "hush" not in f"{error.value} {run.said}"
+    with ports.held() as port:
+        for address in (f"rtsp://me:hush@127.0.0.1:{port}/x", f"http://me:hush@127.0.0.1:{port}/x", "63"):
+            clock = iter([0.0] * 4 + [math.inf])  # the time is up after some attempts, however long they take
+            monkeypatch.setattr(frames, "time", SimpleNamespace(monotonic=clock.__next__))
+            with pytest.raises(DataError, match=r"no frame within 0.2 s, the last time: \w") as error:
+                streamed(address, patience=0.2, run=run)
+            assert "hush" not in f"{error.value} {run.said}"
     assert len(run.said) == 3  # each outage is told once
 
 
@@ -222,9 +232,11 @@ def watching(folder: Path, run: Run, streamed: Streamed, **more: object) -> thre
 
 
 def aged(path: Path, picture: np.ndarray) -> None:
-    """An image that was written a while ago."""
-    images.write(path, picture.astype(np.float32) / 255)
-    os.utime(path, (time.time() - 60, time.time() - 60))
+    """An image that was written a while ago; who watches the folder never sees it younger."""
+    hidden = path.with_name(f".{path.name}")
+    images.write(hidden, picture.astype(np.float32) / 255)
+    os.utime(hidden, (time.time() - 60, time.time() - 60))
+    hidden.replace(path)
 
 
 def test_a_watched_folder_scores_what_arrives_once(
@@ -256,17 +268,24 @@ def test_a_watched_folder_scores_what_arrives_once(
     assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 5
 
 
-def test_an_image_is_taken_when_it_is_whole(streamed: Streamed, pictures: list[np.ndarray], tmp_path: Path) -> None:
+def test_an_image_is_taken_when_it_is_whole(
+    streamed: Streamed, pictures: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, run = tmp_path / "in", Run()
     aged(tmp_path / "0.png", pictures[0])
     data = (tmp_path / "0.png").read_bytes()
     folder.mkdir()
+    rest = [data[start : start + len(data) // 8] for start in range(0, len(data), len(data) // 8)]
+    look = batch_source.Files.items
+
+    def growing(files: batch_source.Files) -> Iterator[batch_source.Item]:
+        if rest:  # some of it is written between any two looks
+            with (folder / "0.png").open("ab") as file:
+                file.write(rest.pop(0))
+        return look(files)
+
+    monkeypatch.setattr(batch_source.Files, "items", growing)
     thread = watching(folder, run, streamed)
-    with (folder / "0.png").open("wb") as file:
-        for start in range(0, len(data), len(data) // 8):  # slower than two looks
-            file.write(data[start : start + len(data) // 8])
-            file.flush()
-            time.sleep(0.03)
     until(lambda: run.counts.read >= 1)
     run.stop.set()
     thread.join(10)

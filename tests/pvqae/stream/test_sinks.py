@@ -18,7 +18,7 @@ from pvqae.inference.bundle import Detector
 from pvqae.serving import batch_rows
 from pvqae.stream import sinks
 from pvqae.stream.sinks import PASSWORD, SECRET, SIGNATURE, TIMESTAMP, USER
-from tests import mqtt_broker
+from tests import mqtt_broker, ports
 from tests.pvqae.stream.conftest import Run
 from tests.videos import serving, video
 from tests.waiting import until
@@ -154,7 +154,7 @@ def test_a_webhook_that_hangs_holds_up_no_frame(streamed: Streamed, file: str, m
         start = time.monotonic()
         assert streamed(file, more=[hook]).counts.scored == 6
         hook.close()
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 60  # an alarm alone is tried for 150 s
     assert (hook.sent, hook.failed) == (0, 3)
 
 
@@ -175,11 +175,11 @@ def test_mqtt_reaches_a_broker_that_goes_away_and_comes_back(streamed: Streamed,
     with mqtt_broker.running() as broker:
         client = sinks.Mqtt(f"127.0.0.1:{broker.port}/line/1", said.append, {USER: "me", PASSWORD: "hush"})
         run = streamed(file, more=[client])
-        until(lambda: len(broker.published) == 3)
+        until(lambda: client.sent == 3)  # what is not confirmed is sent again
         broker.drop()
         until(lambda: any("ended" in line for line in said))
         client.put(run.results[1])  # it waits until the broker is back
-        until(lambda: len(broker.published) == 4)
+        until(lambda: client.sent == 4)
         client.close()
     assert (client.sent, client.failed) == (4, 0)
     assert {topic for topic, _ in broker.published} == {"line/1"}
@@ -190,12 +190,12 @@ def test_mqtt_reaches_a_broker_that_goes_away_and_comes_back(streamed: Streamed,
 
 def test_alarms_for_a_broker_that_never_comes_are_counted(streamed: Streamed, file: str) -> None:
     pytest.importorskip("paho.mqtt", reason="paho-mqtt is not installed: pip install 'pvqae[stream]'")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
     said: list[str] = []
-    client = sinks.Mqtt(f"127.0.0.1:{port}/x", said.append, {})
-    streamed(file, more=[client])
-    client.close()
+    with ports.held() as port:
+        client = sinks.Mqtt(f"127.0.0.1:{port}/x", said.append, {})
+        streamed(file, more=[client])
+        until(lambda: bool(said))  # its thread has tried
+        client.close()
     assert (client.sent, client.failed) == (0, 3)
     assert said == [f"mqtt 127.0.0.1:{port}: can't be reached"]
 
@@ -203,10 +203,9 @@ def test_alarms_for_a_broker_that_never_comes_are_counted(streamed: Streamed, fi
 def test_mqtt_reaches_mosquitto(streamed: Streamed, file: str) -> None:
     if not shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin"):
         pytest.skip("no mosquitto: apt-get install mosquitto")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with mqtt_broker.mosquitto(port):
+    with ports.held() as port, mqtt_broker.mosquitto(port):
         client = sinks.Mqtt(f"127.0.0.1:{port}/line", print, {})
         streamed(file, more=[client])
+        until(lambda: client.sent == 3)  # the broker may be up later than the frames are scored
         client.close()
     assert (client.sent, client.failed) == (3, 0)
