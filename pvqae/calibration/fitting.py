@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pvqae.calibration.normals import CellSample, PlaceSums, fit_memory, fit_statistics, floor, residual_whitening
 from pvqae.calibration.thresholds import collapsed_codebook, collapsed_levels
-from pvqae.core import config
+from pvqae.core import config, runtime
 from pvqae.core.layout import Layout
 from pvqae.core.tensors import read_tensors
 from pvqae.datasets import splits
@@ -27,7 +27,7 @@ from pvqae.model.autoencoder import Autoencoder
 from pvqae.model.backbones import Features, on_grid
 from pvqae.prior.prior import from_tensors
 
-_CHUNK = 16
+_CHUNK, _FEW = 16, 4  # views at once; of which several threads have as many
 _RESIDUALS = 20000  # cells that the covariance is taken from; more change nothing
 
 
@@ -172,10 +172,14 @@ def decoder_whitening(found: measures.Networks, examples: Learned) -> Tensor:
     return residual_whitening(torch.cat(kept)).half().float()
 
 
-@torch.no_grad()
 def _measured(found: measures.Networks, examples: Learned, groups_n: Tensor) -> Iterator[measures.Raw]:
-    for indices, batch in examples.batches(_CHUNK):
-        yield measures.measure(found, _features(found.backbone, batch), batch.valid, groups_n[indices]).settled()
+    @torch.no_grad()
+    def work(pair: tuple[Tensor, Batch]) -> measures.Raw:
+        indices, batch = pair
+        return measures.measure(found, _features(found.backbone, batch), batch.valid, groups_n[indices]).settled()
+
+    # A thread each, as scores are made: products of one view's cells keep several threads waiting for each other.
+    return runtime.in_order(work, examples.batches(_FEW), torch.get_num_threads())
 
 
 @torch.no_grad()

@@ -226,6 +226,7 @@ class Scorer:
         canvas = geometry.canvas(image, self.image)
         some = [replace(canvas, views=canvas.views[i : i + _CHUNK]) for i in range(0, len(canvas.views), _CHUNK)]
 
+        @torch.no_grad()
         def run(part: geometry.Canvas) -> Raw:
             return measure(self.networks, *through(self.networks.backbone, part))
 
