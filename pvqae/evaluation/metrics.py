@@ -107,14 +107,14 @@ def count(anomaly_map: NDArray[np.floating], mask: Bools) -> PixelCounts:
     """
     if anomaly_map.shape != mask.shape:
         raise ValueError(f"the map is {anomaly_map.shape} and its mask {mask.shape}; expected the same size")
-    bins, inverse = np.unique(_bins(_finite(anomaly_map)), return_inverse=True)
-    inverse, size = inverse.reshape(mask.shape), len(bins)
-    normal = np.bincount(inverse[~mask], minlength=size).astype(np.float64)
-    defect = np.bincount(inverse[mask], minlength=size).astype(np.float64)
+    bins, size = _bins(_finite(anomaly_map)), 2**_BITS
+    normal, defect = (np.bincount(bins[where], minlength=size) for where in (~mask, mask))
+    occupied = np.flatnonzero(normal + defect)
     region = np.zeros(size)
     if mask.any():
-        region += np.bincount(inverse[mask], weights=_region_weights(mask), minlength=size)
-    return PixelCounts(bins, normal, defect, region)
+        region += np.bincount(bins[mask], weights=_region_weights(mask), minlength=size)
+    counts = (every[occupied].astype(np.float64) for every in (normal, defect, region))
+    return PixelCounts(occupied.astype(np.uint32), *counts)
 
 
 def pixel_auroc(normal: Floats, defect: Floats) -> float | None:

@@ -150,7 +150,8 @@ def _count(pixels: dict[str, PixelMetrics], item: Judgeable, mask: NDArray[np.bo
         fused = count(item.anomaly_map, mask)
         pixels.setdefault("fused", PixelMetrics()).add_counts(fused)
         for name, values in item.part_maps.items():
-            pixels.setdefault(name, PixelMetrics()).add(values, mask)
+            own = fused if values is item.anomaly_map else count(values, mask)
+            pixels.setdefault(name, PixelMetrics()).add_counts(own)
     except ValueError as error:
         raise DataError(f"{path}: its anomaly map can't be judged: {error}; calibrate this class again") from None
     return fused
