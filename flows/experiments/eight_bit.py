@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from flows.experiments import trial
+from flows.experiments.page import markdown
 from flows.experiments.subjects import Subject
 from pvqae.core import config
 from pvqae.core.errors import ParityError
@@ -43,13 +44,13 @@ def losses(found: pd.DataFrame) -> pd.DataFrame:
 def page(found: pd.DataFrame) -> str:
     """Return the means over the seeds as Markdown: float32 → int8."""
     heads = ["class", *(name.replace("_", " ") for name in FIGURES), "ms per image"]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    lines = []
     for name, rows in found.groupby("class", sort=False):
         means = rows.drop(columns=["class", "seed"]).astype(float).mean()
         cells = [f"{means[f'{key}_float32']:.4f} → {means[f'{key}_int8']:.4f}" for key in FIGURES]
         cells.append(f"{means['milliseconds_float32']:.0f} → {means['milliseconds_int8']:.0f}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines).replace("nan → nan", "-")
+        lines.append([str(name), *cells])
+    return "\n".join(markdown(heads, lines)).replace("nan → nan", "-")
 
 
 def insist(found: pd.DataFrame, limit: float) -> None:
