@@ -8,6 +8,7 @@ that names the file.
 import json
 import logging
 import os
+import resource
 import shutil
 import sys
 import warnings
@@ -33,6 +34,7 @@ with atheris.instrument_imports(include=["pvqae", "flows", "yaml"]):
     from tests.chaos.test_bad_manifests import PROJECT, check_frame, rows, tried
 
 SEED = 62
+_MEGABYTES = 2048  # that the inputs may add, libFuzzer's own limit
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,9 @@ def main(name: str, runs: str, seconds: str, place: str) -> None:
             raise AssertionError(f"{found.file.name}: {wrong}: {data!r}")
 
     options = [f"-runs={runs}", f"-max_total_time={seconds}", f"-seed={SEED}", "-max_len=4096", "-timeout=60"]
+    # The peak of this process begins at that of the one that started it, which may have run a whole suite.
+    limit = _MEGABYTES + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    options.append(f"-rss_limit_mb={limit}")
     atheris.Setup([sys.argv[0], *options, "-print_final_stats=1", str(corpus)], one)
     atheris.Fuzz()
 
