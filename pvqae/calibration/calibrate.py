@@ -155,7 +155,9 @@ def _pictures(rows: pd.DataFrame, data_root: Path, image: config.Image) -> Itera
     some = rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
     for sample_id, path in track(zip(some["sample_id"], some["path"], strict=True), "trying defects", count):
         pixels = images.read(path, data_root, image.bits)
-        yield sample_id, _middle(pixels) if image.aspect == "tile" else pixels
+        if image.aspect == "tile":
+            pixels = _middle(pixels)  # a copy, so that the scan itself is freed before it is scored
+        yield sample_id, pixels
 
 
 def _middle(pixels: images.Floats) -> images.Floats:

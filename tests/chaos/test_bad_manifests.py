@@ -35,7 +35,6 @@ from tests.chaos.figures import Figure, record, size
 from tests.chaos.test_bad_images import Hang, limited
 
 SEED = 62
-UNJUDGED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]  # a busy machine is slow
 PROJECT = Path(__file__).parents[2]
 FORMULA = "=cmd|'/C calc'!A0"
 VALUES = (
@@ -331,7 +330,7 @@ def test_paths_of_a_manifest_lead_nowhere_else(tmp_path: Path, path: str) -> Non
         images.read(path, tmp_path / "data")
 
 
-@settings(max_examples=size(60, 500), deadline=None, suppress_health_check=UNJUDGED)
+@settings(max_examples=size(60, 500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=300), st.sampled_from(["params", "classes", "manifest"]))
 def test_any_text_is_a_value_or_an_error_of_ours(tmp_path: Path, text: str, kind: str) -> None:
     """Longer messages, closer to an accepted file: Hypothesis climbs towards what parses furthest."""

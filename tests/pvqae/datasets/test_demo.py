@@ -12,9 +12,9 @@ def contents(root: Path) -> dict[str, str]:
 
 
 def test_the_same_bytes_each_time_and_quickly(tmp_path: Path) -> None:
-    start = time.process_time()  # which other work on this machine does not lengthen
+    start = time.monotonic()
     demo.make(tmp_path / "a")
-    assert time.process_time() - start < 10
+    assert time.monotonic() - start < 10
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "old.png").write_bytes(b"")
     demo.make(tmp_path / "b")

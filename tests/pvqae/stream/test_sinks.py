@@ -154,7 +154,7 @@ def test_a_webhook_that_hangs_holds_up_no_frame(streamed: Streamed, file: str, m
         start = time.monotonic()
         assert streamed(file, more=[hook]).counts.scored == 6
         hook.close()
-        assert time.monotonic() - start < 60  # an alarm alone is tried for 150 s
+        assert time.monotonic() - start < 5
     assert (hook.sent, hook.failed) == (0, 3)
 
 
