@@ -219,6 +219,9 @@ def complete_environment(environ: MutableMapping[str, str] = os.environ) -> None
             environ.setdefault(name, bundle)
     if region := environ.get("AWS_REGION"):
         environ.setdefault("AWS_DEFAULT_REGION", region)  # the name that boto3 reads
+    # Threads of OpenMP that wait for each other keep their cores: beside other work a step then takes several times as
+    # long, most of it waiting. Read as torch is imported.
+    environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if _quota() < _affinity():  # elsewhere libraries count for themselves
         for name in _COUNTS:
             environ.setdefault(name, str(cores()))

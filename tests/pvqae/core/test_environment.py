@@ -134,6 +134,16 @@ def test_libraries_that_count_cores_themselves_are_told_of_a_quota(
     assert completed(OMP_NUM_THREADS="2")["OMP_NUM_THREADS"] == "2"
 
 
+def test_threads_of_a_command_that_wait_for_each_other_leave_their_cores_alone() -> None:
+    """PyTorch's library of OpenMP says itself what it has read."""
+    code = "from pvqae.core import runtime; runtime.complete_environment(); import torch"
+    for given, policy in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")):
+        bare = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+        environ = bare | {"OMP_DISPLAY_ENV": "true"} | given
+        done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+        assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+
+
 @pytest.fixture
 def nameless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A user id without an entry, neither name nor home in the environment; the folder for temporary files."""
