@@ -5,11 +5,12 @@ from collections.abc import Callable
 import typer
 
 from flows.cli import laboratory, machines, promotion, training, use
-from pvqae.cli.console import CliGroup, leave
+from pvqae.cli.console import CliGroup, leave, with_version
 
 # No completion: a shell completes the names of programs, and this is `python` with an option. `pvqae` has it.
 app = typer.Typer(
     cls=CliGroup,
+    callback=with_version,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

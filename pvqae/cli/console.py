@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from pvqae import __version__
 from pvqae.core.errors import ConfigError, DataError, PvqaeError, ValidationFailed
 from pvqae.core.layout import Layout
 
@@ -68,6 +69,20 @@ class CliGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _explained():
             return super().invoke(ctx)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"pvqae {__version__}")
+        raise typer.Exit
+
+
+def with_version(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Give a command line the option --version, as its callback."""
 
 
 def workspace() -> "tuple[Layout, Params]":

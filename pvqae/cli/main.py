@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 
 from pvqae.cli import backbone_commands, processes, stream_command
-from pvqae.cli.console import CliGroup, console, leave, quiet, to_json, workspace
+from pvqae.cli.console import CliGroup, console, leave, quiet, to_json, with_version, workspace
 from pvqae.core import runtime
 
 STAGES, USE, ABOUT = "Stages, on params.yaml of the current folder", "A bundle in use", "Diagnosis and benchmarks"
 app = typer.Typer(
     cls=CliGroup,
+    callback=with_version,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

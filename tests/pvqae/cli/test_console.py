@@ -10,9 +10,12 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
+import pvqae
 from flows.adapters.tracking import Promotion
+from flows.cli import main as flows
 from flows.cli import promotion
 from pvqae.cli import console
+from pvqae.cli import main as library
 from pvqae.core.errors import ConfigError, DataError, IntegrityError, ParityError, PvqaeError, ValidationFailed
 
 ENTRY = Promotion("2026-11-24T22:58:17.000000Z", "root", "champion", "1", "2", "gate", ("samples: 7 new " * 5,), "r")
@@ -45,6 +48,12 @@ def test_exit_codes(error: BaseException, code: int) -> None:
     assert done.exit_code == code
     assert done.stdout == ""
     assert done.stderr.startswith("stopped" if code == 130 else "error: x")
+
+
+@pytest.mark.parametrize("app", [library.app, flows.app])
+def test_both_command_lines_say_their_version(app: typer.Typer) -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, f"pvqae {pvqae.__version__}\n")
 
 
 def test_json_stands_alone_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
