@@ -12,6 +12,7 @@ from flows.adapters.registry import RegistryError, open_registry
 from flows.adapters.tracking import Registry
 from flows.core import lineage, shared_files
 from flows.serving import score
+from pvqae.core import config
 from pvqae.serving import server
 from pvqae.serving.middleware import Metrics
 from pvqae.serving.slot import Keep, LoadFailure, Model, ModelSlot, Shadow, load
@@ -93,7 +94,7 @@ def serve(
 
     Raises `ConfigError` for a name without a version, a host without a token or a port that is taken.
     """
-    params = server.params_here(overrides, root / "params.yaml")
+    params = config.params_here(overrides, root / "params.yaml")
     settings, token = server.settings_of(params, host, port), server.token_of(token_file)
     registry, _ = open_registry(root, params.flow.tracking_uri)
     _, version = score.parse(name, registry)

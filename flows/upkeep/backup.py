@@ -30,7 +30,7 @@ from flows.upkeep import gc
 from flows.workspace import workspace
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, IntegrityError
-from pvqae.core.files import SUMS, digest, whole_file, write_text
+from pvqae.core.files import SUMS, digest, make_folder, whole_file, write_text
 
 FORMAT = 1
 FACTS, HISTORY = "backup.json", "history.bundle"
@@ -66,6 +66,8 @@ def write(root: Path, target: str, say: Say = print) -> Facts:
     remote = target.startswith(buckets.SCHEME)
     if not remote and Path(target).is_dir():
         raise ConfigError(f"{target}: expected a file to write, found a folder; name a file in it, NAME.tar")
+    if not remote:
+        make_folder(Path(target).absolute().parent)
     with workspace.quiet(root) as busy, tempfile.TemporaryDirectory(prefix=".backup-", dir=root / ".pvqae") as place:
         if busy:
             names = ", ".join(file.stem for file in busy)

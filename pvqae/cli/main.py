@@ -201,7 +201,7 @@ def _drift(
     from pvqae.core import config
     from pvqae.serving import batch_cli
 
-    raise typer.Exit(batch_cli.drift(bundle, scores, config.load("params.yaml").drift, as_json))
+    raise typer.Exit(batch_cli.drift(bundle, scores, config.params_here().drift, as_json))
 
 
 @app.command("export", epilog="Example: pvqae export models/demo/brick/bundle exported/brick", rich_help_panel=USE)
@@ -238,9 +238,10 @@ def _serve(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override of params.yaml, key=value.")] = None,
 ) -> None:
     """Score images over HTTP with a bundle: POST /v1/score, /v1/score/batch; /openapi.json describes all."""
+    from pvqae.core import config
     from pvqae.serving import server
 
-    params = server.params_here(tuple(set_ or ()))
+    params = config.params_here(tuple(set_ or ()))
     settings = server.settings_of(params, host, port)
     server.serve(bundle, params, settings, server.token_of(token_file), typer.echo)
 

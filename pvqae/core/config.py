@@ -1,6 +1,7 @@
 """params.yaml as frozen, typed values. An unknown key is an error that names the nearest known one."""
 
 import difflib
+import os
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -397,6 +398,11 @@ def load(path: Path | str = "params.yaml", overrides: tuple[str, ...] = ()) -> P
     if lines := [line for place, theirs in misread.items() if (line := _explain_misread(params, place, theirs))]:
         raise ConfigError(f"{where} is not valid:\n  " + "\n  ".join(lines))
     return params
+
+
+def params_here(overrides: tuple[str, ...] = (), file: Path = Path("params.yaml")) -> Params:
+    """Return the params of this folder; the defaults if it has none."""
+    return load(file if file.is_file() else os.devnull, overrides)
 
 
 def usable(path: Path) -> tuple[Params, str]:

@@ -20,7 +20,7 @@ from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pvqae.core.errors import DataError, IntegrityError
+from pvqae.core.errors import ConfigError, DataError, IntegrityError, is_full
 from pvqae.core.tensors import parse_tensors
 
 if TYPE_CHECKING:
@@ -105,12 +105,31 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant}, which is no number")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder that a person named. Raises `ConfigError` where it can't be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+    except OSError as error:
+        if is_full(error):
+            raise
+        reason = "a file" if isinstance(error, FileExistsError) else _reason(error)
+    if reason:
+        raise ConfigError(f"{folder}: expected a folder to write to, found: {reason}; name another")
+
+
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Give a new folder next to `out`, which takes its place when the block ends without an error."""
+    """Give a new folder next to `out`, which takes its place when the block ends without an error.
+
+    Raises `ConfigError` as `make_folder`.
+    """
+    make_folder(out.parent)
+    if out.exists():  # as a file, it would take all the work in vain
+        make_folder(out)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part.mkdir()
     try:
         yield part
     except BaseException:

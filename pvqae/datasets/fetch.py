@@ -23,7 +23,7 @@ from typing import IO
 import requests
 
 from pvqae.core.errors import ConfigError, DataError, IntegrityError
-from pvqae.core.files import digest, write_text
+from pvqae.core.files import digest, make_folder, write_text
 from pvqae.core.progress import track
 from pvqae.datasets import sources
 
@@ -142,6 +142,7 @@ def fetch(
     url = url or archive.url
     expected = _expected(archive, url, sha256, record)
     file = out.with_name(f".{out.name}.archive")
+    make_folder(out.parent)
     download(url, file)
     found = digest(file)
     if expected not in (None, found):
@@ -175,7 +176,6 @@ def _expected(archive: _Archive, url: str, sha256: str | None, record: Path) -> 
 
 
 def _unpack(name: str, file: Path, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
         _extract(file, Path(place) / "all")
         os.replace(_dataset_root(name, Path(place) / "all"), out)

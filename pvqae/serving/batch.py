@@ -161,12 +161,12 @@ def run(
     """Score what is new of `source`; write scores.jsonl and scores.csv below `out`, in the order of the source.
 
     `version` is the registered version's number, for the rows. Pictures are below `out`/heatmaps and `out`/masks, by
-    the image's hash. Raises `ConfigError` for masks by a bundle without a pixel threshold.
+    the image's hash. Raises `ConfigError` for masks by a bundle without a pixel threshold, and as `make_folder`.
     """
     if masks:
         check_marks(detector)
     wanted = out, tuple(kind for kind, asked in (("heatmap", heatmaps), ("mask", masks)) if asked)
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     scored = 0
     file = out / f".journal-{detector.sha256[:16]}.sqlite"
     with _Journal(file) as journal, tempfile.TemporaryDirectory(prefix="pvqae-") as scratch:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvqae.core import config, runtime
+from pvqae.core import runtime
 from pvqae.core.config import Params, Service
 from pvqae.core.errors import ConfigError
 from pvqae.inference import bundle as bundles
@@ -25,11 +25,6 @@ _SHORTEST = 16  # characters of a token
 _CONNECTIONS = 512  # open at once; beyond them uvicorn itself answers 503
 
 _Background = Callable[[threading.Event], None]
-
-
-def params_here(overrides: tuple[str, ...] = (), file: Path = Path("params.yaml")) -> Params:
-    """Return the params of this folder; the defaults if it has none."""
-    return config.load(file if file.is_file() else os.devnull, overrides)
 
 
 def settings_of(params: Params, host: str | None, port: int | None) -> Service:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pvqae.core.errors import DataError
-from pvqae.core.files import whole_file
+from pvqae.core.files import make_folder, whole_file
 from pvqae.core.progress import track
 from pvqae.datasets import layouts, published
 from pvqae.inference.bundle import Detector
@@ -33,6 +33,7 @@ def write(detector: Detector, folder: Path, out: Path) -> int:
         raise DataError(
             f"{folder}: expected a class of MVTec AD 2 with images in {places}, found none; give its folder"
         )
+    make_folder(out)
     for path in track(paths, "scoring", len(paths)):
         _write(detector, path, folder.absolute().name, out)
     return len(paths)

@@ -75,7 +75,7 @@ class Lines:
         self._file: BinaryIO | None = None
         self._synced = time.monotonic()
         if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self.path.parent)
             self._file = self.path.open("ab+")
             try:
                 _lock(self._file, self.path)
@@ -159,7 +159,7 @@ class AlarmFolder:
     _NAME = re.compile(r"(\d{8}T\d{9}Z-\d{8})(?:-heatmap\.webp|-mask\.png|\.png|\.json)")
 
     def __init__(self, folder: Path, keep: int, detector: Detector) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         self._folder, self._keep, self._detector, self._written = folder, keep, detector, 0
         found = (self._NAME.fullmatch(path.name) for path in folder.iterdir())
         self._alarms = deque(sorted({one[1] for one in found if one}))

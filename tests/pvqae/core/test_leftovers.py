@@ -1,4 +1,5 @@
-"""What a killed or failed writer left beside a file goes with the next one; what a living one writes stays."""
+"""What a killed or failed writer left beside a file goes with the next one; what a living one writes stays. Where
+nothing can be written is said before there is anything to write."""
 
 import os
 import subprocess
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pvqae.core.files import write_tensors, write_text
+from pvqae.core.errors import ConfigError
+from pvqae.core.files import make_folder, whole_folder, write_tensors, write_text
 
 
 def ended() -> int:
@@ -33,3 +35,14 @@ def test_a_write_that_fails_leaves_nothing_beside(tmp_path: Path) -> None:
         write_tensors(tmp_path / "x", {"a": torch.zeros(2).to_sparse()})
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
     assert (tmp_path / "note").read_text() == "before"
+
+
+def test_a_place_that_takes_no_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for place, found in (("file", "a file"), ("file/below", "Not a directory"), ("x" * 300, "File name too long")):
+        with pytest.raises(ConfigError, match=f"{place}: expected a folder to write to, found: {found}; name another"):
+            make_folder(tmp_path / place)
+    with pytest.raises(ConfigError, match="a file"), whole_folder(tmp_path / "file"):
+        raise AssertionError("nothing is worked on")
+    make_folder(tmp_path / "new" / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "new"]

@@ -67,3 +67,12 @@ def test_verbs(workspace: Layout, category: str, tmp_path: Path, monkeypatch: py
     assert [done.exit_code for done in verdicts] == [0, 3]
     assert "brightness rose" in verdicts[1].output
     assert list((tmp_path / "out-same" / "heatmaps").glob("*.webp"))
+
+
+def test_drift_needs_no_params(
+    workspace: Layout, category: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main.app, ["drift", str(workspace.bundle(category)), str(tmp_path)])
+    assert done.exit_code == 2
+    assert "scores.jsonl: no scores there" in done.output

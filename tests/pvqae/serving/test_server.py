@@ -58,10 +58,10 @@ def test_tokens_come_from_a_file_or_the_environment(tmp_path: Path) -> None:
 
 
 def test_params_are_the_folder_s_or_the_defaults(tmp_path: Path) -> None:
-    assert server.params_here(file=tmp_path / "params.yaml") == config.Params()
-    assert server.params_here(("service.queue=3",), tmp_path / "params.yaml").service.queue == 3
+    assert config.params_here(file=tmp_path / "params.yaml") == config.Params()
+    assert config.params_here(("service.queue=3",), tmp_path / "params.yaml").service.queue == 3
     (tmp_path / "params.yaml").write_text("service: {port: 8181}")
-    assert server.settings_of(server.params_here(file=tmp_path / "params.yaml"), None, None).port == 8181
+    assert server.settings_of(config.params_here(file=tmp_path / "params.yaml"), None, None).port == 8181
 
 
 @contextmanager

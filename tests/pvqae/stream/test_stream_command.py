@@ -147,3 +147,13 @@ def test_without_pyav_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
             frames.of(address, frames.Counts(), print, known=frames.Known())
     assert frames.of(str(tmp_path), frames.Counts(), print, known=frames.Known()).name == str(tmp_path)
     assert stream_command.SOURCE == "PVQAE_SOURCE"
+
+
+@pytest.mark.parametrize("option", ["--out", "--folder"])
+def test_a_file_in_place_of_a_folder_is_bad_input(
+    here: Callable[..., Result], pictures: list[np.ndarray], tmp_path: Path, option: str
+) -> None:
+    source = video(tmp_path / "v.mkv", pictures)
+    done = here(str(source), option, str(source))
+    assert done.exit_code == 2
+    assert f"{source}: expected a folder to write to, found: a file" in done.stderr
