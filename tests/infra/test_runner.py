@@ -1,5 +1,6 @@
 """The runner in C++ says what run.py says, of real photographs and of odd files."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -18,10 +19,11 @@ from pvqae.export import export
 ROOT = Path(__file__).parents[2]
 DATASETS = os.environ.get("PVQAE_DATASETS", str(ROOT.parent / "shared" / "datasets")).split(os.pathsep)
 BOTTLE = next((Path(place, "mvtec", "bottle") for place in DATASETS if Path(place, "mvtec", "bottle").is_dir()), None)
-HEADERS = os.environ.get("ONNXRUNTIME_ROOT", "")
+RUNTIME = os.environ.get("ONNXRUNTIME_ROOT", "")
+PREFIXES = [*filter(None, os.environ.get("CMAKE_PREFIX_PATH", "").split(os.pathsep)), "/usr"]  # as CMake looks, too
 MISSING = [name for name in ("cmake", "g++") if shutil.which(name) is None]
-MISSING += [] if HEADERS else ["the headers and library of ONNX Runtime (ONNXRUNTIME_ROOT)"]
-MISSING += [name for name in ("stb/stb_image.h", "nlohmann/json.hpp") if not Path("/usr/include", name).is_file()]
+HEADERS = ["stb/stb_image.h", "nlohmann/json.hpp", *([] if RUNTIME else ["onnxruntime/onnxruntime_cxx_api.h"])]
+MISSING += [name for name in HEADERS if not any(Path(place, "include", name).is_file() for place in PREFIXES)]
 MISSING += [] if BOTTLE else ["the photographs of mvtec/bottle (PVQAE_DATASETS)"]
 pytestmark = [
     pytest.mark.integration,  # a compiler and an export: a minute
@@ -30,9 +32,28 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ONNXRUNTIME_ROOT; without it the library of the installed wheel, which run.py computes with, for the system's
+    headers.
+    """
+    if RUNTIME:
+        return Path(RUNTIME)
+    folder = tmp_path_factory.mktemp("runtime")
+    wheel = importlib.util.find_spec("onnxruntime")
+    assert wheel is not None
+    assert wheel.origin is not None
+    (library,) = Path(wheel.origin).parent.glob("capi/libonnxruntime.so.*")
+    (folder / "lib").mkdir()
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (folder / "lib" / name).symlink_to(library)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runner(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = tmp_path_factory.mktemp("build")
-    for command in (["cmake", "-S", ROOT / "infra" / "runner", "-B", build], ["cmake", "--build", build]):
+    configure = ["cmake", "-S", ROOT / "infra" / "runner", "-B", build, f"-DONNXRUNTIME_ROOT={runtime}"]
+    for command in (configure, ["cmake", "--build", build]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return build / "pvqae_runner"
