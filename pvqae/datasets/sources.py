@@ -65,7 +65,7 @@ def _cells(category: str, folder: Path) -> list[Found]:
 
 def _annotated_parts(root: Path, data: Data) -> dict[str, Path]:
     """Return the only category, named after the folder, where params name annotations."""
-    return {root.name: root} if data.annotations and (root / data.annotations).exists() else {}
+    return {root.name: root} if data.annotations and root.is_dir() else {}
 
 
 def _annotated(category: str, root: Path, data: Data) -> list[Found]:

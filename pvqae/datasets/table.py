@@ -1,9 +1,11 @@
 """Datasets that a table describes: one row per image, in CSV, JSON, JSONL or Parquet, with columns of any names.
 
-The columns are path, and where there are any label, split, mask, part, kind and class; `data.columns` says what they
-are called in the file. Whether a label means a good part is in `data.good`, or obvious (good, OK, NG, defect, ...).
+The columns are path, and where there are any label, split, mask, part, kind and class, in any case; `data.columns`
+says what they are called in the file. Whether a label means a good part is in `data.good`, or obvious (good, OK, NG,
+defect, ...).
 """
 
+import csv
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -21,6 +23,7 @@ from pvqae.datasets.layouts import Found
 
 _ENDS = (".csv", ".json", ".jsonl", ".parquet")
 COLUMNS = ("path", "label", "split", "mask", "part", "kind", "class")
+_NAMED = 10  # rows or labels that an error lists
 _SPLITS = {"": None, "train": "train", "val": "train", "validation": "train", "test": "test", "gate": "gate"}
 _NAMELESS = {"true", "false"}  # labels that are no name of a kind; numbers aren't, either
 _KNOWN_WORDS = "good, ok, normal, ... for good parts, bad, ng, defect, anomaly, ... for others"
@@ -67,6 +70,7 @@ def scan(category: str, root: Path, data: Data) -> list[Found]:
     path = file(root, data)
     assert path  # `parts` found it
     table = _rows(path, root, data)
+    _check_good(path, table, data.good)
     own = table[table["class"] == category]
     _check_files(path, own, root)
     return [_found(category, root, row, path, data) for row in own.to_dict("records")]
@@ -82,7 +86,8 @@ def _rows(path: Path, root: Path, data: Data) -> pd.DataFrame:
 @lru_cache(maxsize=1)  # each class reads it
 def _read(path: Path, state: tuple[int, int], named: tuple[tuple[str, str], ...], only: str) -> pd.DataFrame:
     table = _texts(path)
-    names = {name: name for name in COLUMNS if name in table.columns} | dict(named)
+    own = {column.casefold(): column for column in table.columns} | {column: column for column in table.columns}
+    names = {name: own[name] for name in COLUMNS if name in own} | dict(named)
     missing = [f"{name} (data.columns.{key})" for key, name in named if name not in table.columns]
     missing += ["path"] * ("path" not in names) + ["label"] * (not {"label", "kind"} & set(names))
     if missing:
@@ -96,7 +101,7 @@ def _read(path: Path, state: tuple[int, int], named: tuple[tuple[str, str], ...]
         rows["class"] = only
     if (rows["class"] == "").any():
         raise DataError(f"{path}, row {rows.loc[rows['class'] == '', 'row'].iloc[0]}: expected a class, found none")
-    twice = rows[rows["path"].duplicated()]
+    twice = rows[rows["path"].map(PurePosixPath).duplicated()]
     if len(twice):
         raise DataError(f"{path}, row {twice['row'].iloc[0]}: expected each image once, found {twice['path'].iloc[0]}")
     return rows
@@ -108,7 +113,7 @@ def _texts(path: Path) -> pd.DataFrame:
         found = _READERS[path.suffix.lower()](path)
     except ImportError:
         raise DataError(f"{path}: reading Parquet needs the package pyarrow; install it, or export CSV") from None
-    except (OSError, ValueError, KeyError, RecursionError) as error:  # pandas' and pyarrow's own are ValueErrors
+    except (OSError, ValueError, KeyError, RecursionError, csv.Error) as error:  # pyarrow's are ValueErrors
         raise DataError(f"{path}: expected a table ({', '.join(_ENDS)}), found {error}; export it again") from None
     if found.empty or found.columns.duplicated().any():
         raise DataError(f"{path}: expected rows and one column of each name, found {', '.join(map(str, found))}")
@@ -127,10 +132,13 @@ def _csv(path: Path) -> pd.DataFrame:
     text = path.read_text("utf-8-sig")
     head = text.partition("\n")[0]
     comma = max(",;\t", key=head.count)  # a spreadsheet's own habit
-    found = pd.read_csv(StringIO(text), sep=comma, dtype=str, keep_default_na=False)
-    if not isinstance(found.index, pd.RangeIndex) or found.isna().to_numpy().any():
-        raise ValueError("rows of more or fewer values than the first line has names")
-    return found
+    lines = [line for line in csv.reader(StringIO(text), delimiter=comma) if line]
+    if not lines:
+        raise ValueError("an empty file")
+    for row, line in enumerate(lines):
+        if len(line) != len(lines[0]):
+            raise ValueError(f"{len(line)} values in row {row}, and {len(lines[0])} names in the first line")
+    return pd.DataFrame(lines[1:], columns=lines[0], dtype=str)
 
 
 def _records(values: Any) -> pd.DataFrame:
@@ -149,13 +157,21 @@ _READERS: Mapping[str, Callable[[Path], pd.DataFrame]] = {
 }
 
 
+def _check_good(path: Path, rows: pd.DataFrame, good: Iterable[str]) -> None:
+    """Raise `DataError` where no row has a label that means good: all parts would be defects."""
+    labels = sorted(set(rows["label"].where(rows["label"] != "", rows["kind"])))
+    if (known := sorted(good)) and not {one.casefold() for one in known} & {one.casefold() for one in labels}:
+        told = ", ".join(labels[:_NAMED]) + ", ..." * (len(labels) > _NAMED)
+        raise DataError(f"{path}: expected rows with a label of data.good ({', '.join(known)}), found {told}")
+
+
 def _check_files(path: Path, rows: pd.DataFrame, root: Path) -> None:
     missing = []
     for row, image, mask in rows[["row", "path", "mask"]].itertuples(index=False):
         names = [image, mask] if mask else [image]
         missing += [f"row {row}: {n}" for n in names if not _inside(root, n, f"{path}, row {row}").is_file()]
     if missing:
-        told = "\n  ".join([*missing[:10], *(["..."] * (len(missing) > 10))])
+        told = "\n  ".join([*missing[:_NAMED], *(["..."] * (len(missing) > _NAMED))])
         raise DataError(
             f"{path}: expected the files that it names below {root}, found none of\n  {told}\n"
             "  repair: add these files, or correct the rows"
@@ -186,11 +202,11 @@ def _found(category: str, root: Path, row: Mapping[Any, Any], path: Path, data: 
 
 def _means_good(label: str, good: Iterable[str], place: str) -> bool:
     """Return whether a label means a good part. Raises `DataError` where nobody has said so."""
-    known = tuple(good)
+    known = {one.casefold() for one in good}
     if not label:
         raise DataError(f"{place}: expected a label, found none; fill it in")
     if known:
-        return label in known
+        return label.casefold() in known
     if layouts.is_good(label) or layouts.is_bad(label):
         return layouts.is_good(label)
     raise DataError(

@@ -322,3 +322,9 @@ def touched(root: Path) -> Callable[[str], None]:
         (root / name).touch()
 
     return touch
+
+
+@pytest.mark.parametrize("source", ["folder", "annotated"])
+def test_annotations_that_are_not_there_are_named(source: str, root: Path) -> None:
+    with pytest.raises(DataError, match=r"export\.json: expected a file \(json, xml, txt\) or a folder of annotations"):
+        sources.scan(source, root, data=Data(annotations="export.json"))

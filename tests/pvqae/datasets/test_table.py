@@ -105,6 +105,15 @@ def test_a_kind_alone_says_what_is_good(tmp_path: Path) -> None:
     assert [(f.label, f.kind) for f in scan(root, good=["good"])] == [("normal", "good"), ("defect", "scratch")]
 
 
+def test_the_case_of_columns_and_labels_does_not_matter(tmp_path: Path) -> None:
+    rows = [{"Path": "a.png", "LABEL": True, "Split": "test"}, {"Path": "b.png", "LABEL": False, "Split": ""}]
+    root = fill(tmp_path / "parts", rows, "Path")
+    (root / "t.json").write_text(json.dumps(rows))
+    for good in ("true", "True"):
+        found = [(f.label, f.kind, f.official) for f in scan(root, good=[good])]
+        assert found == [("normal", "good", "test"), ("defect", "defect", None)]
+
+
 def test_params_yaml_can_say_it(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text('data: {source: table, columns: {path: file, label: ok}, good: ["1"]}\n')
     data = config.load(tmp_path / "params.yaml", ["data.table=rows/all.csv"]).data
@@ -125,6 +134,8 @@ WRONG: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
         r"expected the column fold \(data\.columns\.split\), found the columns path, label",
     ),
     ([GOOD, GOOD], {}, r"row 2: expected each image once, found a\.png"),
+    ([GOOD, {**GOOD, "path": "./a.png"}], {}, r"row 2: expected each image once, found \./a\.png"),
+    ([GOOD], {"good": ["yes"]}, r"expected rows with a label of data\.good \(yes\), found good"),
     (
         [{**GOOD, "split": "dev"}],
         {},
@@ -156,6 +167,7 @@ def test_what_is_wrong_is_named(rows: list[dict[str, Any]], data: dict[str, Any]
         ("t.json", "["),
         ("t.csv", ""),
         ("t.csv", "path,label\na.png,good,1\n"),
+        ("t.csv", "path,label,mask\na.png,good,\na.png,good\n"),
         ("t.csv", "path,path\na,b\n"),
     ],
 )
