@@ -9,10 +9,11 @@ H0 W0 pixels of a photograph.
 """
 
 import base64
+import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -32,7 +33,7 @@ from pvqae.core import config
 from pvqae.core.errors import ConfigError, DataError, ValidationFailed
 from pvqae.core.files import Sealed, whole_folder
 from pvqae.core.layout import Layout
-from pvqae.datasets import build, validation
+from pvqae.datasets import build, layouts, validation
 from pvqae.inference import bundle
 from pvqae.inference.scoring import Scored
 from pvqae.prior import learn
@@ -67,7 +68,8 @@ def fit(normals: Source | Iterable[Source] | pd.DataFrame, params: Any = None, n
     settings = _settings(params)
     with tempfile.TemporaryDirectory(prefix="pvqae-fit-", ignore_cleanup_errors=True) as folder, _torch_as_before():
         layout = Layout(Path(folder), _DATASET)
-        _gather(normals, layout.raw / name / "good")
+        place = layout.raw / name / "good"
+        given = _gather(normals, place)
         one = {"classes": [name]}
         graph = {
             "dataset": _DATASET,
@@ -76,8 +78,9 @@ def fit(normals: Source | Iterable[Source] | pd.DataFrame, params: Any = None, n
             "classes": {name: {"network": name, "prior": name}},
         }
         layout.classes_file.write_text(yaml.safe_dump(graph), "utf-8")
-        build.build(layout.root, settings)
-        _check(layout, settings)
+        with _named(given, place.relative_to(layout.data).as_posix()) as named:
+            build.build(layout.root, settings)
+            _check(layout, settings, named)
         network.train(layout, settings, name)
         learn.train(layout, settings, name)
         calibrate(layout, settings, name)
@@ -224,16 +227,38 @@ def _settings(given: Any) -> config.Params:
     return config.parse(values)
 
 
-def _check(layout: Layout, settings: config.Params) -> None:
+@contextmanager
+def _named(given: Mapping[str, str], place: str) -> Iterator[Callable[[str], str]]:
+    """Yield a function that puts names as `given` into a text about their copies below `place`; errors get them, too.
+
+    What is said of params.yaml and of a dataset's commands is left out: there is neither.
+    """
+    copies = re.compile("|".join(re.escape(f"{place}/{name}") for name in sorted(given, key=len, reverse=True)))
+
+    def named(text: str) -> str:
+        plain = copies.sub(lambda found: given[found[0].removeprefix(f"{place}/")], text)
+        return re.sub(r", then run `python -m flows data add NAME ROOT`| in params\.yaml", "", plain)
+
     try:
-        validation.check(layout, settings, judged=False)
+        yield named
+    except DataError as error:
+        raise type(error)(named(str(error))) from None
+
+
+def _check(layout: Layout, settings: config.Params, named: Callable[[str], str]) -> None:
+    """Check the photographs, and warn of what taught nothing and of what looks odd."""
+    out = pd.read_csv(layout.quarantine, dtype="str", keep_default_na=False)
+    told = [f"{path} taught nothing: {reason}" for path, reason in out.itertuples(index=False)]
+    try:
+        noted = validation.check(layout, settings, judged=False).warnings
+        told += [text for text in noted if not text.startswith("promised_rate") and layout.quarantine.name not in text]
     except ValidationFailed as error:
         raise ValidationFailed(str(error).rpartition("\nOpen ")[0]) from None  # the page is gone with its folder
     except ImportError:
-        warnings.warn(
-            "the photographs are not checked (blank, torn, of another camera): install pvqae[validation]", stacklevel=3
-        )
+        told.append("the photographs are not checked (blank, torn, of another camera): install pvqae[validation]")
         manifest.write_rows(manifest.read(layout.manifest), classes.read(layout.classes_file, layout.name), layout)
+    for text in told:
+        warnings.warn(named(text), stacklevel=4)
 
 
 @contextmanager
@@ -247,8 +272,21 @@ def _torch_as_before() -> Iterator[None]:
         torch.set_deterministic_debug_mode(mode)
 
 
-def _gather(normals: Source | Iterable[Source] | pd.DataFrame, place: Path) -> None:
-    """Copy photographs to `place`. Raises `DataError` for what is none."""
+def _gather(normals: Source | Iterable[Source] | pd.DataFrame, place: Path) -> dict[str, str]:
+    """Copy photographs to `place` and return what each copy is called by who gave it, a folder by one name for all.
+
+    Raises `DataError` for what is no photograph.
+    """
+    if isinstance(normals, Path | str):
+        folder = Path(normals)
+        if not folder.is_dir():
+            raise DataError(f"{folder}: expected a folder of photographs of good parts, found none; correct the path")
+        shutil.copytree(folder, place)
+        if not any(layouts.is_image(file.name) for file in place.rglob("*")):
+            raise DataError(
+                f"{folder}: expected photographs of good parts, found none of {', '.join(sorted(images.SUFFIXES))}"
+            )
+        return {"": f"{folder}/"}
     parts: list[str] | None = None
     if isinstance(normals, pd.DataFrame):
         if "path" not in normals:
@@ -256,29 +294,33 @@ def _gather(normals: Source | Iterable[Source] | pd.DataFrame, place: Path) -> N
         if "part" in normals:
             parts = [f"{code:06}__" for code in pd.factorize(normals["part"], use_na_sentinel=False)[0]]
         normals = list(normals["path"])
-    if isinstance(normals, Path | str):
-        folder = Path(normals)
-        if not folder.is_dir():
-            raise DataError(f"{folder}: expected a folder of photographs of good parts, found none; correct the path")
-        shutil.copytree(folder, place)
-        return
+    if not isinstance(normals, Iterable):
+        raise DataError(f"normals: expected a folder, several photographs or a frame, found {normals!r}")
     if isinstance(normals, np.ndarray) and normals.ndim < 3:
         raise DataError(f"normals: expected several photographs, found one array of shape {normals.shape}")
     place.mkdir(parents=True)
+    given: dict[str, str] = {}
     for number, one in enumerate(normals):
         if not isinstance(one, Path | str):
-            _write(np.asarray(one), place / f"{number:06}.png", f"normals[{number}]")
+            name = f"{number:06}.png"
+            _write(np.asarray(one), place / name, f"normals[{number}]")
         elif not Path(one).is_file():
             raise DataError(f"{one}: expected the file of a photograph, found none; correct the path")
         else:
             name = Path(one).name if parts is None else f"{parts[number]}{number:06}{Path(one).suffix}"
-            shutil.copyfile(one, place / name if not (place / name).exists() else place / f"{number:06}-{name}")
+            name = name if not (place / name).exists() else f"{number:06}-{name}"
+            shutil.copyfile(one, place / name)
+        given[name] = str(one) if isinstance(one, Path | str) else f"normals[{number}]"
+    if not given:
+        raise DataError("normals: expected photographs of good parts, found none")
+    return given
 
 
 def _write(array: Array, file: Path, what: str) -> None:
+    pixels = _pixels(array, what)
     grey = array.ndim == 2 or array.shape[-1] == 1
     deep = grey and array.dtype.name != "uint8"  # PNG by Pillow has no more than 8 bits of a colour
-    images.write(file, _pixels(array, what), channels=1 if grey else 3, bit_depth=16 if deep else 8)
+    images.write(file, pixels, channels=1 if grey else 3, bit_depth=16 if deep else 8)
 
 
 def _pixels(array: Array, what: str) -> images.Floats:
@@ -286,7 +328,8 @@ def _pixels(array: Array, what: str) -> images.Floats:
     expected = "H x W or H x W x 3 pixels, uint8, uint16 or floats in [0, 1]"
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))
     if not shaped or not array.size or not (array.dtype.name in _BITS or array.dtype.kind == "f"):
-        raise DataError(f"{what}: expected {expected}, found {array.dtype.name} of shape {array.shape}")
+        found = f"{array.dtype.name} of shape {array.shape}" if array.ndim else f"{array.item()!r:.40}"
+        raise DataError(f"{what}: expected {expected}, found {found}")
     grey = array[..., None] if array.ndim == 2 else array
     values = np.broadcast_to(grey, (*grey.shape[:2], 3)).astype(np.float32)
     if (bits := _BITS.get(array.dtype.name)) is not None:

@@ -1,20 +1,23 @@
-"""Progress with an estimate of the time left: a live bar on a terminal, a line now and then elsewhere.
+"""Progress with an estimate of the time left: a live bar on a terminal or in a notebook, else a line now and then.
 
 Nothing that takes long is silent: what has no steps to count says every ten seconds that it is still at work.
 """
 
+import importlib
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from html import escape
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
 _QUIET_SECONDS = 10.0  # between lines where there is no terminal
+_BAR_SECONDS = 0.2  # between changes of a notebook's bar
 
 
 def tell(line: str) -> None:
@@ -65,7 +68,25 @@ def track(items: Iterable[T], what: str, total: int, start: int = 0) -> Iterator
                 yield item
                 bar.advance(task)
         return
-    yield from _lines(items, what, total, start)
+    yield from (_in_notebook if console.is_jupyter else _lines)(items, what, total, start)
+
+
+def _in_notebook(items: Iterable[T], what: str, total: int, start: int) -> Iterator[T]:
+    ipython: Any = importlib.import_module("IPython.display")  # a notebook has it, the package does not need it
+    done, begun, drawn = start, time.monotonic(), 0.0
+
+    def bar() -> Any:
+        left = (time.monotonic() - begun) / max(done - start, 1) * (total - done)
+        ahead = f", about {left:.0f} s left" if start < done < total else ""
+        return ipython.HTML(f'{escape(what)} <progress max="{total}" value="{done}"></progress> {done}/{total}{ahead}')
+
+    shown = ipython.display(bar(), display_id=True)
+    for item in items:
+        yield item
+        done += 1
+        if time.monotonic() - drawn >= _BAR_SECONDS or done == total:
+            drawn = time.monotonic()
+            shown.update(bar())
 
 
 def _lines(items: Iterable[T], what: str, total: int, start: int) -> Iterator[T]:

@@ -33,7 +33,8 @@ def _guarded(path: Path, root: Path | None, work: Callable[[Image.Image], T]) ->
     except UnusableError as error:
         raise DataError(f"{path}: {error}") from None
     except FileNotFoundError:
-        raise DataError(f"{path}: expected an image, found no file; restore it or build the manifest again") from None
+        repair = "correct the path or restore it" if root is None else "restore it or build the manifest again"
+        raise DataError(f"{path}: expected an image, found no file; {repair}") from None
     except (OSError, ValueError) as error:
         found = decoding.reason(error)
         raise DataError(f"{path}: expected a readable file, found: {found}; make it one, or remove it") from None

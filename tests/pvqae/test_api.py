@@ -1,5 +1,6 @@
 """Three lines of Python on real files, and what the notebook shows."""
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -135,11 +136,53 @@ def test_the_process_is_as_it_was(detector: pvqae.Detector, raw: Path) -> None:
         ([np.full((8, 8), 255.0)], r"normals\[0\]: .*found floats from 255 to 255; divide"),
         ([np.full((8, 8), np.nan)], r"normals\[0\]: .*found floats from nan"),
         ([np.zeros((8, 8), dtype=np.int64)], r"found int64 of shape \(8, 8\)"),
+        (None, "expected a folder, several photographs or a frame, found None"),
+        ([], "normals: expected photographs of good parts, found none"),
+        (pd.DataFrame({"path": [np.nan]}), r"normals\[0\]: .*found nan"),
     ],
 )
 def test_what_is_no_photograph_is_told(normals: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         pvqae.fit(normals, SMALL)
+
+
+def test_a_folder_without_photographs_is_told(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("none yet")
+    with pytest.raises(DataError, match=rf"^{tmp_path}: expected photographs of good parts, found none of \.bmp"):
+        pvqae.fit(tmp_path, SMALL)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_messages_name_what_was_given(raw: Path, tmp_path: Path, whole: bool) -> None:
+    torn = tmp_path / "torn.png"
+    torn.write_bytes((raw / "cloth" / "train" / "good" / "000.png").read_bytes()[:200])
+    with pytest.raises(DataError) as told:
+        pvqae.fit(tmp_path if whole else [torn], SMALL)
+    assert f"\n  {torn}: expected a readable image" in str(told.value)
+    assert "params.yaml" not in str(told.value)
+    images.write(torn, np.zeros((64, 64, 3)))
+    with pytest.raises(ValidationFailed) as told:
+        pvqae.fit(tmp_path if whole else [torn], SMALL | {"data": {"min_normals": 1}})
+    assert f"({torn})" in str(told.value)
+    assert "python -m flows" not in str(told.value)
+
+
+def test_what_taught_nothing_is_warned_of(raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw / "cloth" / "train" / "good", tmp_path / "all")
+    shutil.copy(tmp_path / "all" / "000.png", tmp_path / "all" / "again.png")
+    (tmp_path / "all" / "ng").mkdir()
+    shutil.copy(raw / "cloth" / "test" / "dent" / "000.png", tmp_path / "all" / "ng")
+    with pytest.warns(UserWarning, match="taught nothing|not looked at") as told:
+        pvqae.fit(tmp_path / "all", SMALL)
+    words = sorted(str(one.message) for one in told)
+    assert len(words) == 2
+    assert words[0] == f"{tmp_path}/all/again.png taught nothing: duplicate of {tmp_path}/all/000.png"
+    assert words[1].endswith(f": {tmp_path}/all/ng/000.png")
+
+
+def test_a_file_to_score_that_is_not_there_is_told(detector: pvqae.Detector) -> None:
+    with pytest.raises(DataError, match=r"^nowhere\.png: expected an image, found no file; correct the path"):
+        detector.score("nowhere.png")
 
 
 def test_wrong_params_and_names_are_told() -> None:

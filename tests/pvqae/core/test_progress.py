@@ -2,7 +2,9 @@ import threading
 import time
 from types import SimpleNamespace
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from pvqae.core import progress
 from tests.waiting import until
@@ -89,3 +91,12 @@ def test_a_loop_that_is_left_early_leaves_no_thread(monkeypatch: pytest.MonkeyPa
     [begun] = set(threading.enumerate()) - before
     del loop
     until(lambda: not begun.is_alive())
+
+
+def test_a_notebook_shows_a_bar() -> None:
+    book = nbformat.v4.new_notebook()
+    code = "from pvqae.core.progress import track\nassert list(track(range(3), 'a < b', total=4, start=1)) == [0, 1, 2]"
+    book.cells.append(nbformat.v4.new_code_cell(code))
+    NotebookClient(book, timeout=300, kernel_name="python3").execute()
+    [shown] = book.cells[0].outputs
+    assert shown["data"]["text/html"] == 'a &lt; b <progress max="4" value="4"></progress> 4/4'
