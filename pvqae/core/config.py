@@ -89,7 +89,7 @@ class Memory(_Section):
 
 class Train(_Section):
     steps: int = Field(60, ge=0)
-    batch: int = Field(16, ge=1)
+    batch: int = Field(8, ge=1)
     lr: float = Field(2e-3, gt=0)
     warmup: float = Field(0.1, ge=0, le=1)
     random_cells: float = Field(0.3, ge=0, le=1)
@@ -107,6 +107,7 @@ class Prior(_Section):
     grouping: str = "per_class"
     clusters: int = Field(4, ge=1)
     steps: int = Field(150, ge=1)
+    batch: int = Field(16, ge=1)
     width: int = Field(64, ge=8, multiple_of=8)
     lr: float = Field(3e-3, gt=0)
 

@@ -33,7 +33,6 @@ from pvqae.prior.prior import (
 from pvqae.samples import classes
 
 _ALLOCATIONS = "allocations.safetensors"
-_BATCH = 32
 _LEAST = 8  # views a cluster must have: fewer teach a prior nothing but themselves
 _CELLS = 51200  # expected at once: each is asked in a pass of its view's own
 
@@ -128,8 +127,8 @@ def fit(
     tokens, padding = logits.flatten(2).transpose(1, 2), ~valid.flatten(1)
     for step in track(range(settings.steps), f"{phase} {fit_name}", total=settings.steps):
         draws = seeding.generator(params.seed, phase, fit_name, step)
-        chosen = torch.randint(len(tokens), (_BATCH,), generator=draws)
-        masked = _random_masks(_BATCH, prior.grid, draws)
+        chosen = torch.randint(len(tokens), (settings.batch,), generator=draws)
+        masked = _random_masks(settings.batch, prior.grid, draws)
         expected = prior(tokens[chosen], masked, padding[chosen])
         value = _loss(expected, tokens[chosen], masked & ~padding[chosen])
         optimiser.zero_grad()
