@@ -85,13 +85,20 @@ def check(detector: Detector, folder: Path, files: Sequence[Path]) -> Parity:
 
 
 def _exported(folder: Path, files: Sequence[Path], maps: Path) -> list[dict[str, float]]:
-    """Return what run.py says of each file; isolated, so that it finds nothing but installed packages."""
+    """Return what run.py says of each file; isolated, so that it finds nothing but installed packages.
+
+    Raises `DataError` for an image without a score, `ParityError` where the script fails.
+    """
     command = [sys.executable, "-I", str(folder / "run.py"), "--threads", "1", "--maps", str(maps)]
     names = "".join(f"{file.absolute()}\n" for file in files)
     done = subprocess.run(command, input=names, capture_output=True, text=True, check=False)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    for answer in answers:
+        if "error" in answer:
+            raise DataError(f"{answer['image']}: parity can't be checked on it: {answer['error']}")
     if done.returncode:
         raise ParityError(f"{folder / 'run.py'} failed: {done.stderr.strip()[-500:]}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return answers
 
 
 def _differences(detector: Detector, file: Path, answer: dict[str, float], kept: Path) -> tuple[float, float, float]:

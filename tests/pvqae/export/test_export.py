@@ -311,6 +311,14 @@ def test_a_difference_leaves_nothing(
     assert not list(out.parent.iterdir())
 
 
+def test_an_image_that_parity_can_t_be_checked_on_is_named(
+    exported: tuple[Path, Scorer, list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"torn\.png: parity can't be checked on it: .*expected a readable image"):
+        parity._exported(exported[0], [tmp_path / "torn.png"], tmp_path)
+
+
 def test_a_difference_that_is_no_number_is_a_failure() -> None:
     with pytest.raises(ParityError):
         parity.Parity(1, float("nan"), 0.0, "a.png", 1.0, 1.0).insist()
