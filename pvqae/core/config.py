@@ -36,9 +36,27 @@ class Shares(_Section):
 
 _Column = Literal["path", "label", "split", "mask", "part", "kind", "class"]
 
+_DATASET, _REMOTE = r"^[a-z0-9][a-z0-9_-]*$", r"^([A-Za-z0-9_][A-Za-z0-9_./-]*)?$"
+_BUCKET, _POOL = r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$", r"^[a-z0-9][a-z0-9-]*$"  # S3's own rule, without dots
+_NAME, _MAIL, _SENDER = r"^([A-Z][A-Z0-9_]*)?$", r"^[^\s@<>,]+@[^\s@<>,]+$", r"^([^\s@<>,]+@[^\s@<>,]+)?$"
+_HOOK, _SERVER = r"^(https?://[^\s/@]+(/\S*)?|\$[A-Z][A-Z0-9_]*)?$", r"^([^\s/@:]+:\d{1,5})?$"
+_BLOCK = r"^[a-z0-9-]+/[a-z0-9-]+$"
+_FORMS = {  # what a pattern means, for an error
+    _DATASET: "lower-case letters, digits, - and _, first a letter or a digit",
+    _REMOTE: "the name of a git remote, such as origin",
+    _BUCKET: "3 to 63 lower-case letters, digits and -, first and last a letter or a digit",
+    _POOL: "lower-case letters, digits and -, first a letter or a digit",
+    _NAME: "the name of an environment variable, such as LINE3_SECRET, not its value",
+    _MAIL: "an address, such as quality@example.org",
+    _SENDER: "an address, such as line-3@example.org",
+    _HOOK: "http://... or https://... without a user, or $NAME of the environment variable that has the address",
+    _SERVER: "HOST:PORT, such as mail.example.org:587",
+    _BLOCK: "TYPE/NAME of a block of Prefect, such as slack-webhook/line-3",
+}
+
 
 class Data(_Section):
-    name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)
+    name: str = Field("demo", pattern=_DATASET, max_length=100)
     source: str = "demo"
     root: str = ""  # only the flows read it: where `data add` takes the images from
     categories: tuple[str, ...] = ()
@@ -200,16 +218,16 @@ class Compute(_Section):
 class Flow(_Section):
     retries: int = Field(2, ge=0)
     push: bool = True
-    git_remote: Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_./-]*)?$")] = ""  # the name of a git remote
+    git_remote: str = Field("", pattern=_REMOTE)  # the name of a git remote
     train_pool: str = ""
     tracking_uri: str = "auto"
 
 
 _Port = Annotated[int, Field(ge=1, le=65535)]
-Bucket = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")]  # S3's own rule, without dots
+Bucket = Annotated[str, Field(pattern=_BUCKET)]
 
 
-Pool = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Pool = Annotated[str, Field(pattern=_POOL)]
 
 
 class Services(_Section):
@@ -240,23 +258,23 @@ class Service(_Section):
 
 Event = Literal["promoted", "refused", "held", "rolled_back", "drifted", "failed"]
 # The name of an environment variable: secrets are never in params.yaml, which is in git and in MLflow.
-_Variable = Annotated[str, Field(pattern=r"^([A-Z][A-Z0-9_]*)?$")]
-_Address = Annotated[str, Field(pattern=r"^[^\s@<>,]+@[^\s@<>,]+$")]
+_Variable = Annotated[str, Field(pattern=_NAME)]
+_Address = Annotated[str, Field(pattern=_MAIL)]
 _THIS_MACHINE = ("localhost", "127.0.0.1")
 
 
 class Notify(_Section):
     events: tuple[Event, ...] = get_args(Event)
     # No user and password in it; an address that is a secret itself is in a variable.
-    webhook: str = Field("", pattern=r"^(https?://[^\s/@]+(/\S*)?|\$[A-Z][A-Z0-9_]*)?$")
+    webhook: str = Field("", pattern=_HOOK)
     webhook_secret: _Variable = ""
     mail: tuple[_Address, ...] = ()
-    sender: Annotated[str, Field(pattern=r"^([^\s@<>,]+@[^\s@<>,]+)?$")] = ""
-    smtp: str = Field("", pattern=r"^([^\s/@:]+:\d{1,5})?$")
+    sender: str = Field("", pattern=_SENDER)
+    smtp: str = Field("", pattern=_SERVER)
     smtp_security: Literal["starttls", "tls", "none"] = "starttls"
     smtp_user: str = ""
     smtp_password: _Variable = ""
-    blocks: tuple[Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")], ...] = ()
+    blocks: tuple[Annotated[str, Field(pattern=_BLOCK)], ...] = ()
     tries: int = Field(3, ge=1, le=10)
     timeout: float = Field(10.0, gt=0, le=60)
 
@@ -306,6 +324,8 @@ def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
 
 def _explain(error: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "string_pattern_mismatch" and (form := _FORMS.get(error["ctx"]["pattern"])):
+        return f"{key}: expected {form}, found {reprlib.repr(error['input'])}"
     if error["type"] != "extra_forbidden":
         quotes = "; a text that reads as something else needs quotes" * (error["type"] == "string_type")
         return f"{key}: {error['msg']}, found {reprlib.repr(error['input'])}{quotes}"  # short, whatever was nested

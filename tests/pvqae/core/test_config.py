@@ -229,3 +229,16 @@ def test_what_is_valid_of_an_invalid_file_can_be_used(tmp_path: Path, text: str,
     assert (found.flow.tracking_uri, found.data.name) == (uri, name)
     with pytest.raises(ConfigError):
         config.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"notify": {"webhook": "example.org"}}, r"notify.webhook: expected http://\.\.\. .*, found 'example.org'"),
+        ({"notify": {"mail": ["me"]}}, "notify.mail.0: expected an address, such as .*, found 'me'"),
+        ({"data": {"name": "My Parts"}}, "data.name: expected lower-case letters, .*, found 'My Parts'"),
+    ],
+)
+def test_a_form_is_told_in_words(values: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        config.parse(values)
