@@ -36,6 +36,7 @@ _LOCKED = ("is busy, it is being blocked by", "Unable to acquire lock", "unable 
 COMMAND = Path(__file__).with_name("dvc_command.py")
 _PAUSE = 0.5  # seconds before a command that met a lock runs again, doubled each time
 _BAD_INPUT = 2  # exit code of `pvqae` for what a user has to repair
+_REFUSED = ("validate", 1)  # the check's verdict on the data: the same each time
 _JUNK = (".git", ".dvc", "__pycache__", ".DS_Store", "Thumbs.db", "desktop.ini", "._*")
 _FICLONE = 0x40049409  # ioctl: share the blocks until one side writes (btrfs, XFS)
 _CLONE_REFUSED = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM)
@@ -54,12 +55,12 @@ class StageFailed(VersioningError):  # noqa: N818 - what happened, not a fault o
 
     def __init__(self, stage: str, code: int | None, output: str) -> None:
         super().__init__(f"stage {stage} failed" + (f" (exit {code})" if code is not None else "") + f":\n{output}")
-        self.code = code
+        self.stage, self.code = stage, code
 
     @property
     def repeatable(self) -> bool:
-        """Whether another try may help: not after bad input, nor where DVC itself failed."""
-        return self.code not in (None, _BAD_INPUT)
+        """Whether another try may help: not after bad input, nor where the check refuses it or DVC itself failed."""
+        return self.code not in (None, _BAD_INPUT) and (self.stage, self.code) != _REFUSED
 
 
 class Versioning(Protocol):

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
@@ -67,6 +68,7 @@ class CliGroup(TyperGroup):
     """A command line whose commands may raise `PvqaeError`."""
 
     def invoke(self, ctx: Any) -> Any:
+        warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # we refuse it ourselves
         with _explained():
             return super().invoke(ctx)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pvqae.core.errors import DataError
 from pvqae.core.files import make_folder, whole_file
-from pvqae.core.progress import track
+from pvqae.core.progress import tell, track
 from pvqae.datasets import layouts, published
 from pvqae.inference.bundle import Detector
 from pvqae.samples import images
@@ -33,9 +33,12 @@ def write(detector: Detector, folder: Path, out: Path) -> int:
         raise DataError(
             f"{folder}: expected a class of MVTec AD 2 with images in {places}, found none; give its folder"
         )
+    category, learnt = folder.absolute().name, detector.config.get("category")
+    if learnt not in (None, category):
+        tell(f"warning: the images are of the class {category}, the bundle is of {learnt}; is it the right one?")
     make_folder(out)
     for path in track(paths, "scoring", len(paths)):
-        _write(detector, path, folder.absolute().name, out)
+        _write(detector, path, category, out)
     return len(paths)
 
 

@@ -85,6 +85,11 @@ def test_a_failed_stage_says_its_output_and_whether_another_try_can_help(
     assert (failed.value.code, failed.value.repeatable) == (code, repeatable)
 
 
+def test_data_that_the_check_refuses_is_not_checked_again() -> None:
+    assert not StageFailed("validate", 1, "50 of 51 expectations hold").repeatable
+    assert StageFailed("validate", 137, "killed").repeatable
+
+
 def test_the_real_dataset_mirrors_its_source_and_leaves_it_alone(real: Dvc, project: Path, tmp_path: Path) -> None:
     source = images(tmp_path / "source", "good/1.png", ".DS_Store")
     before = [(path, path.stat().st_mode, path.stat().st_nlink) for path in sorted(source.rglob("*"))]

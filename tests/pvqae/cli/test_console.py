@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -17,6 +18,26 @@ from flows.cli import promotion
 from pvqae.cli import console
 from pvqae.cli import main as library
 from pvqae.core.errors import ConfigError, DataError, IntegrityError, ParityError, PvqaeError, ValidationFailed
+from pvqae.samples import images
+
+
+def test_an_image_that_is_too_large_is_refused_once_in_our_words(tmp_path: Path) -> None:
+    Image.new("1", (16384, 8192)).save(tmp_path / "scan.png")
+    app = typer.Typer(cls=console.CliGroup)
+
+    @app.command()
+    def one() -> None:
+        images.header(tmp_path / "scan.png")
+
+    @app.command()
+    def two() -> None:
+        pass
+
+    done = CliRunner().invoke(app, ["one"])
+    assert done.output == (
+        f"error: {tmp_path / 'scan.png'}: expected at most 80000000 pixels, found 16384 x 8192; cut it into parts\n"
+    )
+
 
 ENTRY = Promotion("2026-11-24T22:58:17.000000Z", "root", "champion", "1", "2", "gate", ("samples: 7 new " * 5,), "r")
 

@@ -39,6 +39,14 @@ def test_a_map_and_a_mask_of_every_private_image(can: Path, tmp_path: Path) -> N
     assert mask.sum() == 40
 
 
+def test_a_bundle_of_another_class_is_warned_of(can: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for category in ("can", "vial"):
+        detector = Detector(card=MARKING, config={"category": category, "model": {"levels": 3}})
+        submission.write(detector, can, tmp_path / "out")  # type: ignore[arg-type]
+        warned = "warning: the images are of the class can, the bundle is of vial" in capsys.readouterr().err
+        assert warned == (category == "vial")
+
+
 def test_values_beyond_16_bit_stay_finite(can: Path, tmp_path: Path) -> None:
     class Steep(Detector):
         def score(self, pixels: images.Floats, sample_id: str = "") -> object:
