@@ -127,7 +127,7 @@ class Prior(_Section):
     steps: int = Field(150, ge=1)
     batch: int = Field(16, ge=1)
     width: int = Field(64, ge=8, multiple_of=8)
-    lr: float = Field(3e-3, gt=0)
+    lr: float = Field(5e-3, gt=0)
 
 
 _Memory = Annotated[str, Field(pattern="^(joint|stride32|stride16|stride8|stride4|place)$")]

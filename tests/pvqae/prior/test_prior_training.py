@@ -28,11 +28,11 @@ def checkerboards(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_prior_learns_what_no_table_of_frequencies_can_know() -> None:
     logits, valid = checkerboards(60)
     history: list[dict[str, object]] = []
-    fitted = learn.fit(settings(120), "full", logits[:40], valid[:40], history)
+    fitted = learn.fit(settings(config.Prior().steps), "full", logits[:40], valid[:40], history)
     own, table = learn.cross_entropies(fitted, (logits[:40], valid[:40]), (logits[40:], valid[40:]))
     assert table == pytest.approx(0.69, abs=0.05)
     assert own < 0.35
-    assert [row["step"] for row in history] == list(range(120))
+    assert [row["step"] for row in history] == list(range(config.Prior().steps))
     assert not any(p.requires_grad for p in fitted.parameters())
 
 
