@@ -137,7 +137,7 @@ class Detector(bundle.Detector):
         rows = {
             "class": self.config["category"],
             "threshold": f"{self.threshold:.4g}",
-            "learnt from": f"{self.card['n']} photographs of {self.card['n_groups']} good parts",
+            "learnt from": f"{_counted(self.card['n'], 'photograph')} of {_counted(self.card['n_groups'], 'good part')}",
             "false alarms": self.card.get("no_promise") or promised,
             "bundle": f"{self.sha256[:12]}, {sum(map(len, self.files.files.values())) / 1e6:.1f} MB",
         }
@@ -208,6 +208,10 @@ class Verdict(Scored):
         )
         text = f"{self.sample_id} {self._words()}".strip()
         return f'<p>{escape(text)}</p><div style="display:flex;gap:1em">{figures}</div>'
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _settings(given: Any) -> config.Params:

@@ -58,6 +58,7 @@ def test_few_images_make_a_detector_that_promises_no_rate(raw: Path, count: int,
     assert card["method"] == ("one_part" if count == 1 else "leave_one_out")
     assert detector.notes == [f"cloth {words}"]
     assert words in detector._repr_html_()
+    assert ("1 photograph of 1 good part<" in detector._repr_html_()) == (detector.card["n"] == 1)
     assert detector._repr_html_().count("false-alarm rate") == 1
     assert "no rate promised" in repr(detector)
     assert detector.threshold > max(card["scores"]) - 1e-4
