@@ -133,11 +133,12 @@ class Detector(bundle.Detector):
 
     def _repr_html_(self) -> str:
         low, high = self.card["interval_95"]
+        photographs, parts = _counted(self.card["n"], "photograph"), _counted(self.card["n_groups"], "good part")
         promised = f"target {self.card['target_rate']:.1%}, expected {low:.1%} to {high:.1%} (95 %)"
         rows = {
             "class": self.config["category"],
             "threshold": f"{self.threshold:.4g}",
-            "learnt from": f"{_counted(self.card['n'], 'photograph')} of {_counted(self.card['n_groups'], 'good part')}",
+            "learnt from": f"{photographs} of {parts}",
             "false alarms": self.card.get("no_promise") or promised,
             "bundle": f"{self.sha256[:12]}, {sum(map(len, self.files.files.values())) / 1e6:.1f} MB",
         }
