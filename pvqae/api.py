@@ -197,7 +197,7 @@ class Verdict(Scored):
         said = f"{self.decision}: score {self.score:.4g}, threshold {self.threshold:.4g}"
         if self.regions is None:
             return said
-        return f"{said}, {len(self.regions)} region{'' if len(self.regions) == 1 else 's'} marked"
+        return f"{said}, {_counted(len(self.regions), 'region')} marked"
 
     def _repr_html_(self) -> str:
         drawn = pictures.over(self.picture, self.anomaly_map, self.detector.card)

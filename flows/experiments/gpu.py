@@ -38,7 +38,6 @@ def pack(root: Path, subject: Subject, limit: float = _LIMIT) -> Path:
     Raises `DataError` where that is more than `limit` million bytes.
     """
     out = root / ".pvqae" / "gpu" / subject.name
-    out.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(out) as part:
         bits = config.load(root / "params.yaml").image.bits
         packed = [_small(row, subject.root, part, bits) for row in subject.rows.to_dict("records")]

@@ -114,7 +114,6 @@ def run(context: BenchmarkContext, name: str, seed: int, home: Path, minutes: fl
         raise RivalError(f"rivals stand on {_BACKBONE}, found model.backbone={context.params.model.backbone}")
     place = context.work.absolute() / "rivals" / f"{context.subject.name}-{name}-{seed}-{_key(context, name, seed)}"
     if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(place) as folder:
             _measure(context, name, seed, install(RIVALS[name], home, tell), folder, minutes)
     return _collect(context, place)

@@ -76,8 +76,7 @@ def _in_notebook(items: Iterable[T], what: str, total: int, start: int) -> Itera
     done, begun, drawn = start, time.monotonic(), 0.0
 
     def bar() -> Any:
-        left = (time.monotonic() - begun) / max(done - start, 1) * (total - done)
-        ahead = f", about {left:.0f} s left" if start < done < total else ""
+        ahead = f", {_ahead(time.monotonic() - begun, done - start, total - done)}" if start < done < total else ""
         return ipython.HTML(f'{escape(what)} <progress max="{total}" value="{done}"></progress> {done}/{total}{ahead}')
 
     shown = ipython.display(bar(), display_id=True)
@@ -98,7 +97,11 @@ def _lines(items: Iterable[T], what: str, total: int, start: int) -> Iterator[T]
             done += 1
             now = time.monotonic()
             if now - spoken >= _QUIET_SECONDS or start + done == total:
-                left = (now - begun) / done * (total - start - done)
-                tell(f"{what}: {start + done}/{total}, about {left:.0f} s left")
+                tell(f"{what}: {start + done}/{total}, {_ahead(now - begun, done, total - start - done)}")
                 spoken = now
                 heard()
+
+
+def _ahead(seconds: float, done: int, left: int) -> str:
+    """Say how long the steps that are `left` take at the pace of those `done` in so many `seconds`."""
+    return f"about {seconds / done * left:.0f} s left"
