@@ -147,7 +147,7 @@ def fit_memories(
                 label = f"{fit}/{name}"
                 samples[name] = CellSample.draw(examples.cells(x.shape[-2:]), settings.patches, params.seed, label)
             vectors[name].append(samples[name].vectors(x, int(indices[0])))
-    how = settings.codes, settings.width, params.seed
+    how = settings.codes, settings.width, params.seed, settings.neighbours
 
     def fitted(name: str) -> measures.AnyMemory:
         if name == measures.PLACE:

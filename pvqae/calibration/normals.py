@@ -16,6 +16,7 @@ from pvqae.model.autoencoder import cover
 _ROUNDING = 2**-11  # relative, of half precision, in which networks and features are kept
 _FOLDS = 4  # a normal is compared with what the other folds' places are like
 _RIDGE = 0.01  # of the mean variance, added to each
+_CLOSEST = 0.5  # of the mean spacing, at least: equal codes, as of a plain background, have none of their own
 _PSEUDO = 8  # views of the global statistics that each location starts with: few own views say little
 
 
@@ -55,9 +56,12 @@ class CellSample:
         return vectors
 
 
-def fit_memory(vectors_mC: Tensor, group_m: Tensor, count: int, width: int = 0, seed: int = 0) -> Memory:
+def fit_memory(
+    vectors_mC: Tensor, group_m: Tensor, count: int, width: int = 0, seed: int = 0, neighbours: int = 0
+) -> Memory:
     """Cover m vectors with at most `count` codes. `group_m`: the group of each. Vectors of more than `width` channels
-    are projected to it (0: never), standardised before: a channel that is loud would drown the others.
+    are projected to it (0: never), standardised before: a channel that is loud would drown the others. The spacing of a
+    code is its mean distance to so many `neighbours` among the codes (0: distances stay as they are).
     """
     mean, spread = vectors_mC.mean(0), vectors_mC.std(0, correction=0)
     scale = torch.where(spread > 1e-6, spread, torch.ones_like(spread)).reciprocal()
@@ -69,7 +73,19 @@ def fit_memory(vectors_mC: Tensor, group_m: Tensor, count: int, width: int = 0, 
     chosen = cover(standard, count)
     # Rounded now, as on disk: what is calibrated is what is shipped.
     codes, step = _rounded(standard[chosen])
-    return Memory(mean, scale, codes, step, group_m[chosen], projection)
+    return Memory(mean, scale, codes, step, group_m[chosen], projection, _spacing(codes, neighbours))
+
+
+def _spacing(codes_KC: Tensor, neighbours: int) -> Tensor | None:
+    """Return the mean distance of each code to the nearest others, K, in half precision's values; None for none."""
+    if not 0 < neighbours or len(codes_KC) < 2:
+        return None
+    count, squares = min(neighbours, len(codes_KC) - 1), codes_KC.square().sum(1)
+    between = torch.addmm(squares, codes_KC, codes_KC.T, alpha=-2).add_(squares[:, None])
+    between.fill_diagonal_(torch.inf)
+    spacing = between.topk(count, largest=False).values.clamp_min(0).sqrt().mean(1)
+    apart = spacing[spacing > _ROUNDING]
+    return spacing.clamp_min(_CLOSEST * float(apart.mean())).half().float() if len(apart) else None
 
 
 class PlaceSums:

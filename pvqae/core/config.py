@@ -103,6 +103,7 @@ class Memory(_Section):
     codes: int = Field(2048, ge=1)
     patches: int = Field(60000, ge=1)
     width: int = Field(320, ge=8)
+    neighbours: int = Field(30, ge=0)
 
 
 class Train(_Section):
@@ -138,7 +139,7 @@ class Score(_Section):
     recon: str = "memory"
     prior: str = "gaussian"
     fusion: str = "recon"
-    image: _Weights = {"joint": 2.0, "stride16": 1.0, "stride8": 1.0}
+    image: _Weights = {"joint": 2.0, "stride16": 1.0, "stride8": 1.0, "place": 1.0}
     image_scale: str = "damped"
     map: _Weights = {"joint": 1.0, "stride8": 1.0, "place": 2.0}
     map_scale: str = "least"

@@ -52,7 +52,7 @@ class _BatchedMemory(Memory):
     """The distances of all views in one product."""
 
     def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
-        least = self.to_nearest(self.vectors(x_BChw).flatten(0, 1), self.codes)
+        least = self.away(self.vectors(x_BChw).flatten(0, 1))
         return self.smoothed(least.view(valid_Bhw.shape), valid_Bhw)
 
 
@@ -100,6 +100,8 @@ class Graph(nn.Module):
         for memory in memories.values():  # constants of the graph, not computed in it
             if memory.projection is not None:
                 _ = memory.projection.matrix
+            if isinstance(memory, Memory):
+                _ = memory.squares
             if isinstance(memory, PlaceMemory):
                 _ = memory.means
         self.learned, allocator = nn.ModuleList([found.backbone]), None

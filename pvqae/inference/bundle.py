@@ -169,6 +169,8 @@ def _statistics(scorer: Scorer) -> dict[str, Tensor]:
             tensors |= {f"memory.{name}.places": memory.as_bytes(), f"memory.{name}.root": memory.root}
         else:
             tensors |= {f"memory.{name}.codes": memory.as_bytes(), f"memory.{name}.scale": memory.scale}
+            if memory.spacing is not None:
+                tensors[f"memory.{name}.spacing"] = memory.spacing.half()
         tensors |= {f"memory.{name}.mean": memory.mean, f"memory.{name}.step": memory.step}
         if memory.projection is not None:
             own = memory.projection
@@ -318,8 +320,9 @@ def _memory(own: dict[str, Tensor]) -> AnyMemory:
     projection = Projection(own["signs"], own["rows"]) if "signs" in own else None
     if "places" in own:
         return PlaceMemory(own["mean"], own["places"].float() * own["step"], own["step"], own["root"], projection)
-    codes = own["codes"].float() * own["step"]
-    return Memory(own["mean"], own["scale"].float(), codes, own["step"], torch.empty(0, dtype=torch.long), projection)
+    codes, nobody = own["codes"].float() * own["step"], torch.empty(0, dtype=torch.long)
+    spacing = _float(own.get("spacing"))
+    return Memory(own["mean"], own["scale"].float(), codes, own["step"], nobody, projection, spacing)
 
 
 def _normals(tensors: Mapping[str, Tensor]) -> dict[str, Normal]:

@@ -5,6 +5,7 @@
 4  a decoder that no score comes from as bytes
 5  memories by what they read, one of them spanning resolutions; weights of memories in place of chosen levels
 6  a memory of places, which code of format 5 would pass over without a word
+7  distances in units of their code's spacing, which code of format 6 would not divide by
 
 Every older one holds all that today's scoring needs, so its scores stay: `upgraded` translates names, `convert` writes
 the result as a bundle of today's format. Format 1, of half a day before registered versions, can't be read.
@@ -23,8 +24,8 @@ from pvqae.inference.measures import STRIDES
 if TYPE_CHECKING:
     from torch import Tensor
 
-CURRENT = 6
-_OLDER = (2, 3, 4, 5)
+CURRENT = 7
+_OLDER = (2, 3, 4, 5, 6)
 CONFIG, STATISTICS = "config.json", "statistics.safetensors"
 
 
@@ -42,7 +43,7 @@ def upgraded(facts: dict[str, Any], tensors: "Mapping[str, Tensor]") -> "tuple[d
     """Return config and statistics of a bundle of a readable format as today's would say them."""
     if facts["format"] == CURRENT:
         return facts, tensors
-    if facts["format"] == 5:
+    if facts["format"] in (5, 6):
         return {**facts, "format": CURRENT}, tensors
     renamed = _renamed(tensors)
     if facts["format"] == 2:  # codes as they are, in steps of one

@@ -1,9 +1,10 @@
 """Raw measures of abnormality, one map each, before any normalisation (METHOD section 5).
 
 A memory of normality holds codes that cover the features of training normals at one resolution, or of several
-resolutions at once; its measure is the distance to the nearest code. Features are averaged over 3x3 cells and every
-channel is standardised first. One more memory has no codes but what is normal at each place. What real defects said of
-memories: docs/experiments/readouts.md.
+resolutions at once; its measure is the distance to the nearest code, in units of how far apart the codes are there:
+where normals differ much, a cell may be far from all of them. Features are averaged over 3x3 cells and every channel is
+standardised first. One more memory has no codes but what is normal at each place. What real defects said of memories:
+docs/experiments/readouts.md.
 
 B views; N = h*w coarse cells; R levels; H W the finest grid; S side of a view; T channels of the target; K codes;
 C channels of a memory, h w its grid.
@@ -68,6 +69,7 @@ class Memory:
     step: Tensor  # C or W: codes are kept as bytes, which halves a bundle
     owners: Tensor  # K, the group that each code was taken from; kept while fitting only
     projection: Projection | None = None  # of what has more channels than `memory.width`
+    spacing: Tensor | None = None  # K, distance of each code from its neighbours, > 0; None: distances are as they are
 
     @cached_property
     def squares(self) -> Tensor:
@@ -85,7 +87,7 @@ class Memory:
         return scaled if self.projection is None else scaled @ self.projection.matrix
 
     def distances(self, x_BChw: Tensor, valid_Bhw: Tensor, without_group: Tensor | None = None) -> Tensor:
-        """Return the distance of each cell to the nearest code, smoothed over 3x3 cells, B x h x w.
+        """Return how far each cell is away from the nearest code (`away`), smoothed over 3x3 cells, B x h x w.
 
         Padding adds nothing to it. `without_group` (B): codes that come from that group don't count. A training image
         is then judged by what the other parts taught, as a new image will be.
@@ -93,22 +95,26 @@ class Memory:
         maps = []
         for index, vectors in enumerate(self.vectors(x_BChw)):
             own = self if without_group is None else self.apart_from(int(without_group[index]))
-            maps.append(torch.cat([self.to_nearest(part, own.codes, own.squares) for part in vectors.split(_CELLS)]))
+            maps.append(torch.cat([own.away(part) for part in vectors.split(_CELLS)]))
         return self.smoothed(torch.stack(maps).view(valid_Bhw.shape), valid_Bhw)
 
     def apart_from(self, group: int) -> "Memory":
         """Return the memory without the codes of a group, or itself where that group owns all. Only while fitting."""
         others = self.owners != group
-        return replace(self, codes=self.codes[others], owners=self.owners[others]) if others.any() else self
+        if not others.any():
+            return self
+        spacing = None if self.spacing is None else self.spacing[others]
+        return replace(self, codes=self.codes[others], owners=self.owners[others], spacing=spacing)
 
-    @staticmethod
-    def to_nearest(vectors_nC: Tensor, codes_KC: Tensor, squares_K: Tensor | None = None) -> Tensor:
-        """Return the distance of each of n vectors to its nearest code.
+    def away(self, vectors_nC: Tensor) -> Tensor:
+        """Return the distance of each of n vectors to its nearest code, in units of that code's spacing.
 
         It is computed from the two again: `nearest` works with a difference of large squares, of which nothing but
         rounding is left where a vector is a code, as on a plain background.
         """
-        return (vectors_nC - codes_KC[nearest(vectors_nC, codes_KC, squares_K)[1]]).square().sum(1).sqrt()
+        indices = nearest(vectors_nC, self.codes, self.squares)[1]
+        distances = (vectors_nC - self.codes[indices]).square().sum(1).sqrt()
+        return distances if self.spacing is None else distances / self.spacing[indices]
 
     @staticmethod
     def smoothed(distances_Bhw: Tensor, valid_Bhw: Tensor) -> Tensor:

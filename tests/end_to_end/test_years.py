@@ -25,7 +25,7 @@ from tests.end_to_end.test_retrain import TINY as SMALL
 
 pytestmark = pytest.mark.integration
 
-OLDER = {"4992469": "format 2 to 6", "f5f3d48": "format 4 to 6", "b7ae59e": "format 4 to 6"}
+OLDER = {"4992469": "format 2 to 7", "f5f3d48": "format 4 to 7", "b7ae59e": "format 4 to 7"}
 SHORT = [word for setting in (*TINY, "train.steps=20", "flow.push=false") for word in ("--set", setting)]
 GRAVEL, BRICK = "pvqae-parts-gravel", "pvqae-parts-brick"
 REPRODUCED = "reproduced, the rebuilt bundle has the registered hash"

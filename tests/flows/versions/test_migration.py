@@ -40,7 +40,7 @@ def test_a_champion_of_format_2_is_written_again_and_stays_what_it_was(twin: Fak
     (looked,) = migration.run(twin, tmp_path, dry_run=True)
     assert (looked.to, len(twin.versions[MODEL])) == ("", 1)
     (done,) = migration.run(twin, tmp_path)
-    assert str(done).startswith(f"{MODEL}@champion version 1: is version 2 now: format 2 to 6, scores of 3 pictures")
+    assert str(done).startswith(f"{MODEL}@champion version 1: is version 2 now: format 2 to 7, scores of 3 pictures")
     assert promotions.held(twin, MODEL) == "2"
     tags = twin.version_tags(MODEL, "2")
     assert not lineage.Lineage.missing(tags)
@@ -51,7 +51,7 @@ def test_a_champion_of_format_2_is_written_again_and_stays_what_it_was(twin: Fak
     version_bundles.check_version(twin, MODEL, "2")
     assert promotions.champions(twin.promotions(MODEL)) == ["2"]  # a rollback goes past it
     (again,) = migration.run(twin, tmp_path)
-    assert again.text == "format 6, nothing to do"
+    assert again.text == "format 7, nothing to do"
     assert len(twin.versions[MODEL]) == 2
 
 

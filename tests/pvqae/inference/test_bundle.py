@@ -227,6 +227,25 @@ def test_a_bundle_of_format_5_scores_as_before(copied: Path, files: list[Path], 
     assert [facts(today.score(file)) for file in files] == [facts(old.score(file)) for file in files]
 
 
+def test_a_bundle_of_format_6_divides_no_distances(copied: Path, files: list[Path], tmp_path: Path) -> None:
+    """It has no spacing of codes, and its statistics are of plain distances."""
+    values = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(values | {"format": 6}))
+    tensors = load_file(copied / "statistics.safetensors")
+    assert {name for name in tensors if name.endswith(".spacing")} == {
+        f"memory.{name}.spacing" for name in ("stride16", "stride8", "joint")
+    }
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(".spacing")}
+    save_file(kept, copied / "statistics.safetensors")
+    bundle.seal(copied)
+    old = bundle.load(copied)
+    assert all(getattr(memory, "spacing", None) is None for memory in old.scorer.networks.memories.values())
+    formats.convert(bundle.read(copied), tmp_path / "today", bundle.REPAIR)
+    today = bundle.load(tmp_path / "today")
+    assert (old.config["format"], today.config["format"]) == (6, formats.CURRENT)
+    assert [facts(today.score(file)) for file in files] == [facts(old.score(file)) for file in files]
+
+
 def test_another_engine_than_the_threshold_s_is_told(copied: Path) -> None:
     assert bundle.load(copied).engine_note == ""
     values = json.loads((copied / "config.json").read_text())

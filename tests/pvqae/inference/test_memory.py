@@ -19,12 +19,14 @@ def everything(views: int = 4, side: int = 48) -> torch.Tensor:
 GROUPS = torch.tensor([0, 0, 1, 2])
 
 
-def fitted(x: torch.Tensor, codes: int = 500, patches: int = 500, valid: torch.Tensor | None = None) -> Memory:
+def fitted(
+    x: torch.Tensor, codes: int = 500, patches: int = 500, valid: torch.Tensor | None = None, neighbours: int = 0
+) -> Memory:
     """Of the averaged features, two views at a time."""
     valid = everything() if valid is None else valid
     sample = CellSample.draw(cells_of(valid, x.shape[-2:]), patches, 0, "full/0")
     vectors = torch.cat([sample.vectors(averaged(x[i : i + 2].float()), i) for i in (0, 2)])
-    return fit_memory(vectors, GROUPS[sample.views], codes)
+    return fit_memory(vectors, GROUPS[sample.views], codes, neighbours=neighbours)
 
 
 def distances(level: Memory, x: torch.Tensor, without_group: torch.Tensor | None = None) -> torch.Tensor:
@@ -89,6 +91,49 @@ def test_distances_are_those_of_a_plain_search_smoothed_over_neighbours() -> Non
     assert found.shape == (4, 6, 6)
     torch.testing.assert_close(found[0, 2, 3], plain[0, 1:4, 2:5].mean(), atol=1e-4, rtol=0)
     torch.testing.assert_close(found[0, 0, 0], plain[0, :2, :2].mean(), atol=1e-4, rtol=0)
+
+
+def test_a_distance_counts_in_units_of_how_far_its_code_s_neighbours_are() -> None:
+    x = features()
+    level, plain = fitted(x, codes=40, neighbours=3), fitted(x, codes=40)
+    between = torch.cdist(plain.codes, plain.codes).sort(1).values
+    assert level.spacing is not None
+    torch.testing.assert_close(level.spacing, between[:, 1:4].mean(1), atol=2e-3, rtol=0)
+    assert torch.equal(level.spacing, level.spacing.half().float())  # as a bundle keeps it
+    vectors = plain.vectors(averaged(features(1).float())).flatten(0, 1)
+    distance, nearest = torch.cdist(vectors, plain.codes).min(1)
+    torch.testing.assert_close(level.away(vectors), distance / level.spacing[nearest], atol=1e-4, rtol=0)
+    torch.testing.assert_close(plain.away(vectors), distance, atol=1e-4, rtol=0)
+
+
+def test_more_neighbours_than_codes_are_all_others() -> None:
+    x = features()
+    few, every = fitted(x, codes=5, neighbours=30), fitted(x, codes=5, neighbours=4)
+    assert few.spacing is not None
+    assert every.spacing is not None
+    assert torch.equal(few.spacing, every.spacing)
+    assert fitted(x, codes=1, neighbours=30).spacing is None
+
+
+def test_codes_without_their_group_keep_their_spacing() -> None:
+    level = fitted(features(), codes=40, neighbours=3)
+    apart = level.apart_from(1)
+    assert level.spacing is not None
+    assert apart.spacing is not None
+    assert torch.equal(apart.spacing, level.spacing[level.owners != 1])
+
+
+def test_equal_codes_divide_by_no_zero() -> None:
+    """As on a plain background, which is one vector over and over."""
+    plain = torch.ones(4, 3, 6, 6)
+    assert fitted(plain, neighbours=3).spacing is None  # nothing to divide by
+    mixed = torch.cat([plain[:3], features()[:1].float()])
+    level = fitted(mixed, neighbours=3)
+    assert level.spacing is not None
+    equal = level.spacing == level.spacing.min()
+    assert equal.sum() >= 108
+    torch.testing.assert_close(level.spacing.min(), level.spacing[~equal].mean() / 2, atol=0.05, rtol=0)
+    assert torch.isfinite(distances(level, mixed)).all()
 
 
 def test_a_training_image_is_not_judged_by_its_own_group() -> None:
