@@ -158,8 +158,8 @@ def about(params: config.Params, seeds: Sequence[int]) -> str:
     shown = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of seeds {', '.join(map(str, seeds))}"
     return (
         f"`python -m flows bench readouts`, split test, {params.image.size} px, {params.memory.codes} codes a "
-        f"memory, {params.memory.neighbours} neighbours, {shown}, nothing trained. Every figure is a look at test sets; the class that is left out judges "
-        "what the others chose."
+        f"memory, {params.memory.neighbours} neighbours, {shown}, nothing trained. Every figure is a look at test "
+        "sets; the class that is left out judges what the others chose."
     )
 
 

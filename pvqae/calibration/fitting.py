@@ -23,7 +23,7 @@ from pvqae.features.examples import Batch, Learned
 from pvqae.inference import measures
 from pvqae.inference.scoring import Scale, Scorer
 from pvqae.model import backbones
-from pvqae.model.autoencoder import Autoencoder
+from pvqae.model.autoencoder import Autoencoder, nearest
 from pvqae.model.backbones import Features, on_grid
 from pvqae.prior.prior import from_tensors
 
@@ -193,12 +193,13 @@ def health(found: measures.Networks, examples: Learned, facts: dict[str, float |
     autoencoder = found.allocator.autoencoder
     counts = torch.zeros(len(autoencoder.spec.channels), dtype=torch.float64)
     uses = torch.zeros(len(autoencoder.codebook.codes), dtype=torch.bool)
-    for _, batch in examples.batches(_CHUNK):
-        features = _features(found.backbone, batch)
-        output = autoencoder.reconstruct(features, on_grid(batch.valid, features.levels[-1].shape[-2:]))
-        coarse = on_grid(batch.valid, output.allocation.onehot.shape[-2:])
-        counts += torch.bincount(output.allocation.levels[coarse], minlength=len(counts))
-        uses[output.indices.flatten()] = True
+    for _, batch in examples.batches(_FEW):
+        codes = autoencoder.codes(_features(found.backbone, batch))
+        allocation = autoencoder.allocate(codes)
+        vectors = autoencoder.merged(codes, allocation.onehot, on_grid(batch.valid, codes[-1].shape[-2:]))
+        coarse = on_grid(batch.valid, allocation.onehot.shape[-2:])
+        counts += torch.bincount(allocation.levels[coarse], minlength=len(counts))
+        uses[nearest(vectors, autoencoder.codebook.codes)[1]] = True
     shares = [round(s, 6) for s in (counts / counts.sum()).tolist()]
     used = round(float(uses.float().mean()), 6)
     warnings = _collapse(shares, used)

@@ -258,6 +258,28 @@ class Output(NamedTuple):
     commitment: Tensor  # scalar loss
 
 
+class Moments:
+    """Mean and deviation of each channel, taken batch by batch."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+
+    def add(self, x_BCHW: Tensor, valid_BHW: Tensor) -> None:
+        """Add the cells that are `valid`."""
+        vectors = x_BCHW.movedim(1, -1)[valid_BHW].double().cpu()
+        self.count += len(vectors)
+        self.total, self.squares = self.total + vectors.sum(0), self.squares + vectors.square().sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    @property
+    def deviation(self) -> Tensor:
+        centred = self.squares - self.count * self.mean.square()
+        return (centred.clamp_min(0) / max(1, self.count - 1)).sqrt()
+
+
 class _Standardise(nn.Module):
     """Per-channel mean and deviation of training normals; identity until `fit`."""
 
@@ -270,11 +292,10 @@ class _Standardise(nn.Module):
         self.register_buffer("deviation", torch.ones(channels))
 
     @torch.no_grad()
-    def fit(self, x_BCHW: Tensor, valid_BHW: Tensor) -> None:
-        """Fit statistics to valid cells. A channel that never varies keeps a deviation of 1."""
-        vectors = x_BCHW.float().movedim(1, -1)[valid_BHW]
-        self.mean.copy_(vectors.mean(0))
-        spread = vectors.std(0)
+    def fit(self, seen: Moments) -> None:
+        """Take the statistics of what was seen. A channel that never varies keeps a deviation of 1."""
+        spread = seen.deviation
+        self.mean.copy_(seen.mean)
         self.deviation.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -325,6 +346,11 @@ class Autoencoder(nn.Module):
         logits = self.router(codes)
         onehot = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
         return Allocation(logits, onehot)
+
+    @staticmethod
+    def merged(codes: list[Tensor], onehot_BRhw: Tensor, valid_BHW: Tensor) -> Tensor:
+        """Return what would be quantised, n x D of the valid cells: all that a decoder is not needed for."""
+        return merge(codes, onehot_BRhw).movedim(1, -1)[valid_BHW]
 
     def decode(self, codes: list[Tensor], allocation: Allocation, valid_BHW: Tensor) -> Output:
         """Merge by the allocation, quantise the valid cells, decode."""

@@ -20,7 +20,7 @@ from pvqae.model.autoencoder import Allocation, Output, as_onehot, usage
 from pvqae.model.backbones import Features, on_grid
 from pvqae.training import losses
 from pvqae.training.losses import Discriminator
-from pvqae.training.run import Run, spread
+from pvqae.training.run import FEW, Run, spread
 
 _MAX_SECONDS = 10.0  # of work that a kill may cost
 
@@ -177,19 +177,30 @@ def _gumbel_onehot(logits_BRhw: Tensor, temperature: float, generator: torch.Gen
 @torch.no_grad()
 def _begin_quantisation(run: Run, examples: Learned) -> None:
     """Start the codebook by coverage of encoder outputs of every level: it serves all of them."""
-    batch = examples.batch(spread(len(examples), 64), run.plan.device)
-    features = run.features(batch)
-    levels = range(len(features.levels))
-    vectors = torch.cat([_forced(run, features, batch, level).merged for level in levels])
+    every: dict[int, list[Tensor]] = {}
+    for some in torch.split(spread(len(examples), 64), FEW):
+        batch = examples.batch(some, run.plan.device)
+        features = run.features(batch)
+        codes = run.autoencoder.codes(features)
+        valid = on_grid(batch.valid, codes[-1].shape[-2:])
+        for level in range(len(codes)):
+            vectors = run.autoencoder.merged(codes, _at_level(codes, level), valid)
+            every.setdefault(level, []).append(vectors)
+    vectors = torch.cat([part for level in sorted(every) for part in every[level]])
     run.autoencoder.codebook.start(vectors[:: max(1, len(vectors) // 20000)])
 
 
 def _forced(run: Run, features: Features, batch: Batch, level: int) -> Output:
     """Return a pass with all cells at one level."""
-    coarsest, levels = features.levels[0], len(features.levels)
-    onehot = torch.zeros(len(coarsest), levels, *coarsest.shape[-2:], device=coarsest.device)
+    valid = on_grid(batch.valid, features.levels[-1].shape[-2:])
+    return run.autoencoder.reconstruct(features, valid, _at_level(features.levels, level))
+
+
+def _at_level(maps: list[Tensor], level: int) -> Tensor:
+    """Return the allocation that puts all cells at one level, B x R x h x w, for maps of all levels."""
+    onehot = maps[0].new_zeros(len(maps[0]), len(maps), *maps[0].shape[-2:])
     onehot[:, level] = 1
-    return run.autoencoder.reconstruct(features, on_grid(batch.valid, features.levels[-1].shape[-2:]), onehot)
+    return onehot
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from pvqae.model.autoencoder import Autoencoder
 from pvqae.model.backbones import RANGES, cells_of
 from pvqae.samples import classes, manifest
 from pvqae.training import loop, warm
-from pvqae.training.run import start
+from pvqae.training.run import FEW, start
 
 _KEPT_COLUMNS = ["sample_id", "category", "group_id", "split", "fold"]
 
@@ -167,7 +167,7 @@ def allocations(params: config.Params, plan: runtime.Plan, weights: dict[str, Te
     backbone = backbones.make(params.model, size=params.image.size).to(plan.device).eval()
     autoencoder = Autoencoder.from_tensors(weights, params.model, backbone).to(plan.device)
     found = []
-    for _, batch in examples.batches(64, plan.device):
+    for _, batch in examples.batches(FEW, plan.device):
         features = batch.features or backbone(batch.images)
         found.append(autoencoder.router(autoencoder.codes(features)).half().cpu().contiguous())
     return torch.cat(found)

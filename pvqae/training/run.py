@@ -20,10 +20,11 @@ from pvqae.core.files import whole_file
 from pvqae.core.tensors import checksum, parse_notes, parse_tensors
 from pvqae.features.examples import Batch, Learned
 from pvqae.model import backbones
-from pvqae.model.autoencoder import Autoencoder, Output
+from pvqae.model.autoencoder import Autoencoder, Moments, Output
 from pvqae.model.backbones import Backbone, Features, on_grid
 from pvqae.training.losses import ERRORS, LOSSES, Discriminator
 
+FEW = 8  # views at once where many are looked at and none is learnt from: more would only take memory
 _Optimisers = dict[str, torch.optim.Optimizer]
 
 
@@ -72,12 +73,15 @@ class Run:
         """Fit per-channel scales of frozen features to a few hundred views; pixels need none."""
         if self.backbone is not None:
             return
-        batch = examples.batch(spread(len(examples), 256), self.plan.device)
-        assert batch.features is not None
-        for scale, x in zip(self.autoencoder.scales, batch.features.levels, strict=True):
-            scale.fit(x, on_grid(batch.valid, x.shape[-2:]))
-        target = batch.features.target
-        self.autoencoder.scale_target.fit(target, on_grid(batch.valid, target.shape[-2:]))
+        scales = [*self.autoencoder.scales, self.autoencoder.scale_target]
+        seen = [Moments() for _ in scales]
+        for some in torch.split(spread(len(examples), 256), FEW):
+            batch = examples.batch(some, self.plan.device)
+            assert batch.features is not None
+            for moments, x in zip(seen, [*batch.features.levels, batch.features.target], strict=True):
+                moments.add(x, on_grid(batch.valid, x.shape[-2:]))
+        for scale, moments in zip(scales, seen, strict=True):
+            scale.fit(moments)
 
     def save(self, path: Path) -> None:
         """Write everything that the next step needs."""
