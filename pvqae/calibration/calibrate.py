@@ -104,6 +104,7 @@ def fit_all(
         some = np.unique(seen.rows[torch.linspace(0, len(seen) - 1, count).long()]).tolist()
         again = retake(rows, some, data_root, params.image, networks.backbone, params.seed)
         fitted[fit] = fitting.fit(networks, seen, _groups(rows, seen), params, fit, again)
+        runtime.release_memory()
     return fitted
 
 

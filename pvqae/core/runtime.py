@@ -210,6 +210,17 @@ def _keep_freed_memory() -> None:
         pass  # another C library has another allocator
 
 
+def release_memory() -> None:
+    """Give freed memory back to the system, between two parts of a stage: what one has used the next need not add to.
+
+    Threads have heaps of their own, and large blocks are kept where a `Plan` was applied.
+    """
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        pass  # another C library has another allocator
+
+
 def complete_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     """Fill the gaps of `environ`, for this process and all that it starts. A second time changes nothing."""
     _identity(environ)

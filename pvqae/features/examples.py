@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pvqae.core import config, seeding
+from pvqae.core import config, runtime, seeding
 from pvqae.core.errors import DataError
 from pvqae.core.progress import track
 from pvqae.datasets import splits
@@ -238,7 +238,9 @@ def prepare(
         for name, x in _columns(torch.full((len(one.valid),), position), one).items():
             columns.setdefault(name, _Column(store.folder)).append(x)
     store.trim()
-    return _examples({name: column.tensor() for name, column in columns.items()})
+    found = {name: columns.pop(name).tensor() for name in list(columns)}  # none is there twice with all others
+    runtime.release_memory()
+    return _examples(found)
 
 
 def retake(

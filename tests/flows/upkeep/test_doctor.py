@@ -219,7 +219,7 @@ def test_a_pools_name_is_quoted_where_it_is_printed() -> None:
     assert shlex.split(idle.repair)[-1] == "big $GPU's"
 
 
-@pytest.mark.parametrize(("made", "state", "said"), [(6, "ok", "nothing is left"), (5, "warn", "pvqae-demo-brick")])
+@pytest.mark.parametrize(("made", "state", "said"), [(7, "ok", "nothing is left"), (6, "warn", "pvqae-demo-brick")])
 def test_an_older_format_is_to_be_migrated(project: Path, made: int, state: str, said: str) -> None:
     upgrade = of(doctor.examine(project, WELL, SERVERS, lambda name, version: made), "upgrade")
     assert upgrade.state == state
@@ -233,9 +233,9 @@ def test_a_database_of_another_release_is_backed_up_first(project: Path) -> None
     (home / "mlflow.db").touch()
     (home / "migrated-3.0.0").touch()
     outside = FakeProbe(known_champions={"pvqae-demo-brick": "3"})
-    upgrade = of(doctor.examine(project, outside, {}, lambda name, version: 6), "upgrade")
+    upgrade = of(doctor.examine(project, outside, {}, lambda name, version: 7), "upgrade")
     assert upgrade.state == "warn"
     assert "mlflow.db" in upgrade.found
     assert "cp -a" in upgrade.repair
     migrated(project).touch()
-    assert of(doctor.examine(project, outside, {}, lambda name, version: 6), "upgrade").state == "ok"
+    assert of(doctor.examine(project, outside, {}, lambda name, version: 7), "upgrade").state == "ok"

@@ -55,7 +55,7 @@ def test_a_champion_of_format_2_is_written_again_and_stays_what_it_was(twin: Fak
     assert len(twin.versions[MODEL]) == 2
 
 
-@pytest.mark.parametrize(("number", "said"), [(1, "read no more; train the class again"), (7, "install the version")])
+@pytest.mark.parametrize(("number", "said"), [(1, "read no more; train the class again"), (8, "install the version")])
 def test_what_cannot_be_migrated_is_said_and_stays(twin: FakeRegistry, tmp_path: Path, number: int, said: str) -> None:
     add(twin, of_format(tmp_path / "bundle", number), "champion")
     (found,) = migration.run(twin, tmp_path)
@@ -66,7 +66,7 @@ def test_what_cannot_be_migrated_is_said_and_stays(twin: FakeRegistry, tmp_path:
 
 
 def test_a_rollback_passes_over_what_cannot_be_loaded(twin: FakeRegistry, tmp_path: Path) -> None:
-    for folder in (OLD, of_format(tmp_path / "newer", 7), OLD):
+    for folder in (OLD, of_format(tmp_path / "newer", 8), OLD):
         add(twin, folder, "champion")
     entry = promotions.rollback(twin, tmp_path, "tiles", MODEL, "scratches", loads=version_bundles.check_version)
     assert (entry.to_version, entry.reasons[0]) == ("1", "scratches")
@@ -75,9 +75,9 @@ def test_a_rollback_passes_over_what_cannot_be_loaded(twin: FakeRegistry, tmp_pa
 
 
 def test_a_rollback_to_nothing_that_loads_moves_nothing(twin: FakeRegistry, tmp_path: Path) -> None:
-    for folder in (of_format(tmp_path / "newer", 7), OLD):
+    for folder in (of_format(tmp_path / "newer", 8), OLD):
         add(twin, folder, "champion")
     with pytest.raises(promotions.PromotionError, match="champion stays, no earlier one can be loaded") as error:
         promotions.rollback(twin, tmp_path, "tiles", MODEL, "scratches", loads=version_bundles.check_version)
-    assert "found 7" in str(error.value)
+    assert "found 8" in str(error.value)
     assert promotions.held(twin, MODEL) == "2"
