@@ -78,7 +78,7 @@ def fit_memory(
 
 def _spacing(codes_KC: Tensor, neighbours: int) -> Tensor | None:
     """Return the mean distance of each code to the nearest others, K, in half precision's values; None for none."""
-    if not 0 < neighbours or len(codes_KC) < 2:
+    if neighbours == 0 or len(codes_KC) < 2:
         return None
     count, squares = min(neighbours, len(codes_KC) - 1), codes_KC.square().sum(1)
     between = torch.addmm(squares, codes_KC, codes_KC.T, alpha=-2).add_(squares[:, None])

@@ -5,6 +5,7 @@ this machine, certificates. `complete_environment` fills them, so that every lib
 set stays. It is the first thing that a command does, so nothing heavy is imported here.
 """
 
+import contextlib
 import ctypes
 import math
 import os
@@ -215,10 +216,8 @@ def release_memory() -> None:
 
     Threads have heaps of their own, and large blocks are kept where a `Plan` was applied.
     """
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # another C library has another allocator
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # another C library has another allocator
 
 
 def complete_environment(environ: MutableMapping[str, str] = os.environ) -> None:

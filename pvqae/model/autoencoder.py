@@ -262,7 +262,8 @@ class Moments:
     """Mean and deviation of each channel, taken batch by batch."""
 
     def __init__(self) -> None:
-        self.count, self.total, self.squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        self.count = 0
+        self.total = self.squares = torch.zeros(1, dtype=torch.float64)
 
     def add(self, x_BCHW: Tensor, valid_BHW: Tensor) -> None:
         """Add the cells that are `valid`."""
