@@ -57,7 +57,7 @@ def calibrate(layout: Layout, params: config.Params, category: str) -> str:
     file = layout.class_rows(category, "normals")
     rows = splits.assign_folds(manifest.read_rows(layout, file), params.calibration)
     fits = splits.fits(rows)
-    found = {fit: fitting.load_networks(layout, params, member.network, member.prior, fit) for fit in fits}
+    found = fitting.load_networks(layout, params, member.network, member.prior, fits)
     store = Store(layout.features, params.compute.cache_gb)
     examples = prepare(rows, layout.data, params.image, found[splits.FULL].backbone, "none", store=store)
     print(f"{category}: {store.counts}", flush=True)

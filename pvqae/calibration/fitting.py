@@ -27,18 +27,33 @@ from pvqae.model.autoencoder import Autoencoder, nearest
 from pvqae.model.backbones import Features, on_grid
 from pvqae.prior.prior import from_tensors
 
-_CHUNK, _FEW = 16, 4  # views at once; of which several threads have as many
+_FEW = 4  # views at once
 _RESIDUALS = 20000  # cells that the covariance is taken from; more change nothing
 
 
-def load_networks(layout: Layout, params: config.Params, network: str, prior: str, fit: str) -> measures.Networks:
-    """Load what a fit reads of what was trained, its memory still empty.
+def load_networks(
+    layout: Layout, params: config.Params, network: str, prior: str, fits: list[str]
+) -> dict[str, measures.Networks]:
+    """Load what each fit reads of what was trained, its memory still empty.
 
-    A fold only judges images, so where the score reads no network it has none: it can't move a threshold.
+    A fold only judges images, so where the score reads no network it has none: it can't move a threshold. A frozen
+    backbone is one for all: each would be compiled for itself, tens of megabytes a thread.
     """
+    first = _backbone(layout, params, network)
+    own = {fit: first if first.spec.frozen else _backbone(layout, params, network) for fit in fits}
+    return {fit: _trained(layout, params, network, prior, fit, own[fit]) for fit in fits}
+
+
+def _backbone(layout: Layout, params: config.Params, network: str) -> backbones.Backbone:
     backbone = backbones.make(params.model, size=params.image.size).eval()
     if params.model.precision == "int8":
         backbone.quantise(json.loads((layout.network(network) / backbones.RANGES).read_text("utf-8")))
+    return backbone
+
+
+def _trained(
+    layout: Layout, params: config.Params, network: str, prior: str, fit: str, backbone: backbones.Backbone
+) -> measures.Networks:
     folder, read = layout.network(network), fit == splits.FULL or params.score.reads_network
     if not (read and (folder / "allocations.safetensors").exists()):
         return measures.Networks(backbone, None, {}, None)
@@ -136,7 +151,7 @@ def fit_memories(
     settings, samples, vectors = params.memory, dict[str, CellSample](), defaultdict[str, list[Tensor]](list)
     places = PlaceSums(groups_n, settings.width, params.seed)
     names = measures.memory_names(backbone, params.score.image, params.score.map)
-    for indices, batch in examples.batches(_CHUNK):
+    for indices, batch in examples.batches(_FEW):
         features = _features(backbone, batch)
         for name in names:
             x = measures.memory_input(backbone, features, name)
@@ -161,7 +176,7 @@ def fit_memories(
 def decoder_whitening(found: measures.Networks, examples: Learned) -> Tensor:
     """Return what whitens the decoder's residuals of normals, T x T."""
     kept, passed, step, allocator = [], 0, 0, found.trained
-    for _, batch in examples.batches(_CHUNK):
+    for _, batch in examples.batches(_FEW):
         features = _features(found.backbone, batch)
         levels = allocator.autoencoder.allocate(allocator.autoencoder.codes(features)).levels
         left = measures.residual(allocator, features, levels, batch.valid)
