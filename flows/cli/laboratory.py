@@ -132,6 +132,48 @@ def _fusion(
     typer.echo(out)
 
 
+@bench.command("long", epilog="Example: python -m flows bench long --classes bottle --settings linear --steps 6000")
+def _long(
+    data: _DATA = None,
+    classes: _CLASSES = "bottle,toothbrush",
+    settings: Annotated[str, typer.Option(help="Of linear,constant,perceptual; empty: all.")] = "",
+    seeds: _SEEDS = "0",
+    steps: Annotated[int, typer.Option(min=2, help="Of 4 images each, in all.")] = 6000,
+    out: Annotated[Path, typer.Option(help="The page to write, its plot beside it.")] = Path("reports/vqgan_long.md"),
+    quick: _QUICK = False,
+    set_: _SET = None,
+) -> None:
+    """Train the paper's own form, on pixels, for hours, and measure it at several steps.
+
+    The page grows with every point. If it is interrupted, run it again to continue where it was, seconds lost. Pictures
+    of images and reconstructions stay below .pvqae/bench/long.
+    """
+    from dataclasses import replace
+
+    from flows.experiments import long_training
+    from flows.experiments.accuracy import QUICK
+    from pvqae.core import files
+
+    effort = long_training.QUICK if quick else replace(long_training.Effort(), steps=steps)
+    names = long_training.chosen(re.findall(r"[^\s,]+", settings))
+    overrides = [*long_training.BASE, *(QUICK if quick else ()), *(set_ or [])]
+    found, params, numbers = _asked(data, "demo" if quick else classes, seeds, overrides)
+    asked = f"python -m flows bench long --classes {','.join(one.name for one in found)} --settings {','.join(names)}"
+    answer = Path("docs/experiments/answers/vqgan_long.md")
+    words, picture = answer.read_text("utf-8") if answer.exists() and not quick else "", out.with_suffix(".svg")
+    points = []
+    for point in long_training.run(found, params, names, numbers, _WORK, effort):
+        points.append(point)
+        files.write_text(picture, long_training.plot(points))
+        files.write_text(
+            out, long_training.page(points, f"{asked} --steps {effort.steps}", params, effort, picture.name, words)
+        )
+        typer.echo(
+            f"{point.setting}, {point.category}, step {point.step}: image AUROC {point.figures['image_auroc']:.3f}"
+        )
+    typer.echo(out)
+
+
 def _asked(
     data: list[str] | None, classes: str, seeds: str, overrides: list[str] | None
 ) -> "tuple[list[subjects.Subject], config.Params, list[int]]":
@@ -217,12 +259,12 @@ def _int8(
     set_: _SET = None,
 ) -> None:
     """Compare model.precision=int8 with float32 on labelled test images: what is lost, what is gained."""
-    from flows.experiments import eight_bit
+    from flows.experiments import limits
 
     found, params, numbers = _asked(data, classes, seeds, ["train.steps=0", "compute.threads=1", *(set_ or [])])
-    table = eight_bit.compare(found, params, numbers, _WORK)
-    typer.echo(eight_bit.page(table))
-    eight_bit.insist(table, max_loss)
+    table = limits.precisions(found, params, numbers, _WORK)
+    typer.echo(limits.precisions_page(table))
+    limits.insist_on_precision(table, max_loss)
 
 
 @bench.command("warm", epilog="Example: python -m flows bench warm brick --batches 3")

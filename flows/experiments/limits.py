@@ -3,6 +3,7 @@
 `flows bench calibration C` tries the thresholds; `flows bench smallest C` puts spots of falling size on the normals;
 `flows bench few` learns from 1 to 7 normals, from which no card can promise anything. `flows bench hairlines` makes
 line scans with lines of known width and contrast: what is found, in 8 and in 16 bit, and what a large image takes.
+`flows bench int8` judges test images by a float32 network and by the same in 8 bit.
 """
 
 import hashlib
@@ -21,12 +22,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 
 from flows.experiments import rival_script, trial
+from flows.experiments.page import markdown
 from flows.experiments.subjects import Subject
 from pvqae import api
 from pvqae.calibration import calibrate, fitting, thresholds
 from pvqae.calibration.thresholds import is_defect, realised_rates
 from pvqae.core import config, files, runtime
-from pvqae.core.errors import CalibrationError
+from pvqae.core.errors import CalibrationError, ParityError
 from pvqae.core.layout import Layout
 from pvqae.core.progress import track
 from pvqae.core.seeding import numpy_generator
@@ -38,6 +40,8 @@ from pvqae.inference.bundle import Detector
 from pvqae.samples import images, manifest
 from pvqae.samples.images import Floats
 
+_FIGURES = ("image_auroc", "pixel_auroc", "aupro")
+_PRECISIONS = ("float32", "int8")
 _DRAWS = 200
 _ENTROPIES = ("prior_cross_entropy", "frequency_cross_entropy")  # of a prior, which does not count here
 _COPIES = 4  # jittered ones of each image
@@ -351,3 +355,50 @@ def hairlines_page(found: dict[int, dict[str, Any]], asked: Hairlines) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def precisions(subjects: Sequence[Subject], params: config.Params, seeds: Sequence[int], work: Path) -> pd.DataFrame:
+    """Fit and judge each class in both precisions with each seed.
+
+    Returns a row per class and seed: class, seed, and of both precisions `_FIGURES` (pixel_auroc and aupro None without
+    masks) and milliseconds (from a file to its score), as image_auroc_float32, image_auroc_int8 and so on.
+    """
+    rows, runs = [], [(subject, seed) for subject in subjects for seed in seeds]
+    for subject, seed in track(runs, "both precisions", len(runs)):
+        row: dict[str, object] = {"class": subject.name, "seed": seed}
+        for precision in _PRECISIONS:
+            model = params.model.model_copy(update={"precision": precision})
+            settings = params.model_copy(update={"model": model, "seed": seed})
+            found = trial.BenchmarkContext(subject, settings, work).outcome()
+            facts = {name: found.figures[name] for name in _FIGURES} | {"milliseconds": found.milliseconds}
+            row |= {f"{name}_{precision}": value for name, value in facts.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _lost(found: pd.DataFrame) -> pd.DataFrame:
+    """Return by how much each figure is lower with INT8: a row per class, means over the seeds."""
+    pairs = {name: found[f"{name}_float32"] - found[f"{name}_int8"] for name in _FIGURES}
+    return pd.DataFrame(pairs).astype(float).groupby(found["class"], sort=False).mean()
+
+
+def precisions_page(found: pd.DataFrame) -> str:
+    """Return the means over the seeds as Markdown: float32 → int8."""
+    heads = ["class", *(name.replace("_", " ") for name in _FIGURES), "ms per image"]
+    lines = []
+    for name, rows in found.groupby("class", sort=False):
+        means = rows.drop(columns=["class", "seed"]).astype(float).mean()
+        cells = [f"{means[f'{key}_float32']:.4f} → {means[f'{key}_int8']:.4f}" for key in _FIGURES]
+        cells.append(f"{means['milliseconds_float32']:.0f} → {means['milliseconds_int8']:.0f}")
+        lines.append([str(name), *cells])
+    return "\n".join(markdown(heads, lines)).replace("nan → nan", "-")
+
+
+def insist_on_precision(found: pd.DataFrame, limit: float) -> None:
+    """Raise `ParityError` where the image AUROC of a class falls by more than `limit` in the mean over the seeds."""
+    lost = _lost(found)["image_auroc"]
+    if not (lost <= limit).all():
+        what = ", ".join(f"{name} by {value:.4f}" for name, value in lost[~(lost <= limit)].items())
+        raise ParityError(
+            f"int8 lowers the image AUROC of {what}; allowed {limit:g}: keep model.precision float32 there"
+        )

@@ -90,6 +90,30 @@ def logits_of(networks: Networks, examples: Examples) -> tuple[Tensor, Tensor]:
     return every, on_grid(examples.valid, every.shape[-2:])
 
 
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """Views as the decoder gives them back with the budget that normal views spend, and both budgets."""
+
+    images: Tensor  # B x T x H x W
+    expected: Tensor  # B x h x w
+    own: Tensor  # B x h x w
+
+
+@torch.no_grad()
+def reconstruct(networks: Networks, examples: Examples) -> Reconstruction:
+    """Reconstruct some views with the expected budget."""
+    found = []
+    for features, valid_BSS in _each(networks, examples):
+        logits = _logits(networks, features)
+        coarse = on_grid(valid_BSS, logits.shape[-2:])
+        expected = expect(networks.trained.prior, logits, coarse).logits.argmax(-1).view(coarse.shape)
+        inside = on_grid(valid_BSS, features.levels[-1].shape[-2:])
+        output = networks.trained.autoencoder.reconstruct(features, inside, as_onehot(expected, len(features.levels)))
+        found.append((output.reconstruction, expected, _own_levels(networks, features)))
+    images, expected, own = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Reconstruction(images, expected, own)
+
+
 @torch.no_grad()
 def use(networks: Networks, normals: Examples) -> Use:
     """Do test 1 on the views of `normals`."""

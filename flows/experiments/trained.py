@@ -108,17 +108,17 @@ def numbers(values: dict[str, Any]) -> Row:
     return {key: value for key, value in values.items() if value is None or isinstance(value, int | float)}
 
 
-def train(params: config.Params, subject: Subject, work: Path) -> Trained:
-    """Train a class, or find its finished weights below `work`."""
+def train(params: config.Params, subject: Subject, work: Path, until: int | None = None) -> Trained:
+    """Train a class, or find its finished weights below `work`; `until`: as it is after so many steps."""
     blind = trial.BenchmarkContext(subject, with_params(params, {"train.richness": "none"}), work)
     rows = blind.normals[splits.learns(blind.normals, splits.FULL)].reset_index(drop=True)
     learnt = _with_costs(blind.views(rows), params, rows, subject.root)
     unseen = blind.unseen
     begun = time.process_time()
-    found = trial.trained(params, learnt, work, blind.backbone)
+    found = trial.trained(params, learnt, work, blind.backbone, until)
     took = time.process_time() - begun
     facts = params.model_dump(mode="json", include={*trial.SAVED, "prior"})
-    first = work / "seconds" / f"{key_of(facts, subject.name, source_of(*_LEARNING))}.json"
+    first = work / "seconds" / f"{key_of(facts, subject.name, until, source_of(*_LEARNING))}.json"
     if not first.exists():  # what it took when nothing was found finished
         write_text(first, json.dumps(round(took, 2)))
     seconds = float(json.loads(first.read_text("utf-8")))

@@ -203,10 +203,12 @@ def score_rows(scorer: Scorer, rows: pd.DataFrame, root: Path, views: Examples |
         yield scorer.from_features(one.features, one.valid, one.canvas, ids[one.row])
 
 
-def trained(params: config.Params, examples: Examples, work: Path, backbone: Backbone) -> Networks:
+def trained(
+    params: config.Params, examples: Examples, work: Path, backbone: Backbone, until: int | None = None
+) -> Networks:
     """Train network and prior, memory still empty; finished and half-finished work below `work` is resumed.
 
-    With `train.steps: 0` neither is trained.
+    With `train.steps: 0` neither is trained. `until`: the network as it is after so many of its steps.
     """
     if params.train.steps == 0:
         return Networks(backbone, None, {}, None)
@@ -214,24 +216,24 @@ def trained(params: config.Params, examples: Examples, work: Path, backbone: Bac
     facts = params.model_dump(mode="json", include=set(SAVED))
     key = key_of(facts, plan.device, plan.precision, subjects.digest_of(examples), source_of(*SOURCES))
     folder = work / "networks" / key
-    weights = _weights(params, plan, examples, folder)
+    weights = _weights(params, plan, examples, folder, until)
     autoencoder = Autoencoder.from_tensors(read_tensors(weights), params.model, backbone)
     learned = _prior(params, plan, examples, weights, folder)
     return Networks(backbone, Allocator(autoencoder, learned, params.score.prior), {}, None)
 
 
-def _weights(params: config.Params, plan: runtime.Plan, examples: Examples, folder: Path) -> Path:
-    finished = folder / "weights.safetensors"
+def _weights(params: config.Params, plan: runtime.Plan, examples: Examples, folder: Path, until: int | None) -> Path:
+    finished = folder / ("weights.safetensors" if until is None else f"weights-{until}.safetensors")
     if not finished.exists():
         run = start(params, plan, splits.FULL)
-        loop.fit(run, examples, folder, f"network, seed {params.seed}")
+        loop.fit(run, examples, folder, f"network, seed {params.seed}", until)
         kept = {k: v for k, v in run.modules.state_dict().items() if not k.startswith("discriminator.")}
         write_tensors(finished, {k: network.half(v) for k, v in kept.items()})
     return finished
 
 
 def _prior(params: config.Params, plan: runtime.Plan, examples: Examples, weights: Path, folder: Path) -> Prior:
-    file = folder / f"prior-{key_of(params.prior.model_dump(mode='json'))}.safetensors"
+    file = folder / f"prior-{key_of(params.prior.model_dump(mode='json'), weights.name)}.safetensors"
     logits = network.allocations(params, plan, read_tensors(weights), examples).float()
     grid = (logits.shape[-2], logits.shape[-1])
     if not file.exists():

@@ -117,8 +117,11 @@ def _score(
     maps: dict[str, list[PixelCounts | None]] = {side: [] for side in detectors}
     masked = (rows["mask_path"] != "").any()
     for index, row in enumerate(track(rows.to_dict("records"), "the gate's images", len(rows))):
+        every = {
+            bits: images.read(row["path"], data, bits) for bits in {d.scorer.image.bits for d in detectors.values()}
+        }
         for side, detector in list(detectors.items())[:: -1 if index % 2 else 1]:  # who follows on a warm cache changes
-            pixels = images.read(row["path"], data, detector.scorer.image.bits)
+            pixels = every[detector.scorer.image.bits]
             if index == 0:
                 detector.scorer.one(pixels)  # warm-up
             begun = time.perf_counter()

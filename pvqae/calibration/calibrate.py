@@ -103,7 +103,8 @@ def fit_all(
         count = max(1, min(_RETAKEN, _VIEWS * len(np.unique(seen.rows)) // len(seen)))
         some = np.unique(seen.rows[torch.linspace(0, len(seen) - 1, count).long()]).tolist()
         again = retake(rows, some, data_root, params.image, networks.backbone, params.seed)
-        fitted[fit] = fitting.fit(networks, seen, _groups(rows, seen), params, fit, again)
+        scorer = fitting.fit(networks, seen, _groups(rows, seen), params, fit, again)
+        fitted[fit] = scorer if splits.few(rows).all() else fitting.settled(scorer)
         runtime.release_memory()
     return fitted
 

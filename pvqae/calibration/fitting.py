@@ -124,6 +124,12 @@ def fit(
     return replace(scorer, scales={part: _scale(scorer, seen, again, part) for part in parts})
 
 
+def settled(scorer: Scorer) -> Scorer:
+    """Return the scorer without what only judges the normals that it was fitted to: most of the memory of places."""
+    kept = {name: memory.settled() for name, memory in scorer.networks.memories.items()}
+    return replace(scorer, networks=replace(scorer.networks, memories=kept))
+
+
 def _scale(scorer: Scorer, seen: _Measured, again: _Measured | None, name: str) -> Scale:
     """Return the scale of an image-level part over the normals."""
     scores, grain = seen.scores(scorer, name), 0.0

@@ -119,6 +119,7 @@ class Train(_Section):
     richness: str = "dwt_entropy"
     horizontal_flip: bool = False
     adversarial: bool = False
+    perceptual: float = Field(0.0, ge=0)
     warm_steps: int | _Auto = "auto"
 
 

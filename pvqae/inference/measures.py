@@ -106,6 +106,10 @@ class Memory:
         spacing = None if self.spacing is None else self.spacing[others]
         return replace(self, codes=self.codes[others], owners=self.owners[others], spacing=spacing)
 
+    def settled(self) -> "Memory":
+        """Return the memory as it is: owners are few bytes."""
+        return self
+
     def away(self, vectors_nC: Tensor) -> Tensor:
         """Return the distance of each of n vectors to its nearest code, in units of that code's spacing.
 
@@ -162,6 +166,10 @@ class PlaceMemory:
     def apart_from(self, group: int) -> "PlaceMemory":
         """Return what the folds without a group say, or itself where there is one fold. Only while fitting."""
         return self.without[int(self.folds[group])] if self.without else self
+
+    def settled(self) -> "PlaceMemory":
+        """Return the memory without what only fitting asks for, four times its own size."""
+        return replace(self, without=(), folds=torch.empty(0, dtype=torch.long))
 
     def _away(self, x_hwC: Tensor) -> Tensor:
         return ((x_hwC - self.means) @ self.root.T).square().mean(-1).sqrt()

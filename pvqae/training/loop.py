@@ -25,8 +25,11 @@ from pvqae.training.run import FEW, Run, spread
 _MAX_SECONDS = 10.0  # of work that a kill may cost
 
 
-def fit(run: Run, examples: Learned, folder: Path, what: str) -> None:
-    """Train to the last step. Resumes from a checkpoint in `folder`, appends to `folder/progress.jsonl`."""
+def fit(run: Run, examples: Learned, folder: Path, what: str, until: int | None = None) -> None:
+    """Train to the last step, or to step `until`, where the next call goes on as if nothing had been between.
+
+    Resumes from a checkpoint in `folder`, appends to `folder/progress.jsonl`.
+    """
     train, file = run.params.train, folder / "checkpoint.safetensors"
     if run.restore(file):
         print(f"{what}: resumed at step {run.facts['step']} of {train.steps}", flush=True)
@@ -35,7 +38,8 @@ def fit(run: Run, examples: Learned, folder: Path, what: str) -> None:
     history = _History(folder / "progress.jsonl", before=run.facts["step"])
     timer, warm = _Timer(), _warmup_steps(train)
 
-    remaining = range(run.facts["step"], train.steps)
+    last = train.steps if until is None else min(until, train.steps)
+    remaining = range(run.facts["step"], last)
     for step in track(remaining, what, total=train.steps, start=run.facts["step"]):
         if step == warm and not run.autoencoder.codebook.started:
             _begin_quantisation(run, examples)
@@ -44,7 +48,7 @@ def fit(run: Run, examples: Learned, folder: Path, what: str) -> None:
         phase = "warmup" if step < warm else "quantised"
         history.append({"phase": phase, "fold": run.name, "step": step} | _step(run, examples, step))
         run.facts["step"] = step + 1
-        if timer.due() or step + 1 in (warm, train.steps):
+        if timer.due() or step + 1 in (warm, last):
             run.save(file)
 
 

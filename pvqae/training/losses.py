@@ -1,4 +1,4 @@
-"""The losses of training: reconstruction, budget with its weight over time, adversarial (METHOD section 2).
+"""The losses of training: reconstruction, budget with its weight over time, perceptual, adversarial (METHOD section 2).
 
 B batch; R levels; T channels of the target; H W its grid; h w the coarsest grid; S side of an image.
 """
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pvqae.model import efficientnet
 from pvqae.model.layers import norm
 
 _WEIGHT_CAP = 0.75  # an uncapped adaptive weight let the discriminator ruin reconstructions
@@ -161,6 +162,34 @@ def automatic_kappa(gain_n: Tensor, cost_n: Tensor, lambda_max: float, levels: i
     span = float(costs(levels)[-1] - costs(levels)[0])
     worth = gain_n / (cost_n.clamp_min(0.05) * max(lambda_max * span, 1e-6))
     return max(1e-6, float(worth.median()))
+
+
+class Perceptual(nn.Module):
+    """The distance of two images in a frozen network: B x 3 x S x S, twice → a scalar within [0, 4].
+
+    Squared distances of unit vectors, mean over cells and then over four resolutions: LPIPS (arXiv 1801.03924) without
+    the weights that it learnt from people's answers. The network is the packaged EfficientNet-Lite0.
+    """
+
+    _NAME = "efficientnet_lite0"
+    _STAGES = (0, 1, 2, 4)  # strides 2, 4, 8, 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = efficientnet.load(efficientnet.weights(self._NAME), self._NAME).eval().requires_grad_(False)
+        ends = efficientnet.stages(self._NAME)
+        self.taps = tuple(ends[stage][0] for stage in self._STAGES)
+
+    def forward(self, reconstruction_B3SS: Tensor, target_B3SS: Tensor, valid_BSS: Tensor) -> Tensor:
+        """Return the distance; padding counts as right."""
+        x = torch.where(valid_BSS[:, None], reconstruction_B3SS.float(), target_B3SS.float())
+        with torch.no_grad():
+            wanted = self.network(target_B3SS.float(), self.taps)
+        pairs = zip(self.network(x, self.taps), wanted, strict=True)
+        distances = [
+            (F.normalize(own, dim=1) - F.normalize(other, dim=1)).square().sum(1).mean() for own, other in pairs
+        ]
+        return torch.stack(distances).mean()
 
 
 class Discriminator(nn.Module):

@@ -22,7 +22,7 @@ from pvqae.features.examples import Batch, Learned
 from pvqae.model import backbones
 from pvqae.model.autoencoder import Autoencoder, Moments, Output
 from pvqae.model.backbones import Backbone, Features, on_grid
-from pvqae.training.losses import ERRORS, LOSSES, Discriminator
+from pvqae.training.losses import ERRORS, LOSSES, Discriminator, Perceptual
 
 FEW = 8  # views at once where many are looked at and none is learnt from: more would only take memory
 _Optimisers = dict[str, torch.optim.Optimizer]
@@ -39,6 +39,7 @@ class Run:
     params: config.Params
     plan: runtime.Plan
     name: str  # full, or fold-k: part of every random draw
+    perceptual: Perceptual | None = None  # frozen: no part of what is trained or kept
     facts: dict[str, Any] = field(default_factory=lambda: {"step": 0, "kappa": 0.0, "ramp": 0.0, "spent": 1.0})
 
     @property
@@ -59,7 +60,10 @@ class Run:
         target = self.autoencoder.standardised_target(features)
         valid = on_grid(batch.valid, target.shape[-2:])
         spec = self.autoencoder.spec
-        return LOSSES[spec.decoder](output.reconstruction, target, valid, spec.groups)
+        loss = LOSSES[spec.decoder](output.reconstruction, target, valid, spec.groups)
+        if self.perceptual is not None:
+            loss = loss + self.params.train.perceptual * self.perceptual(output.reconstruction, target, valid)
+        return loss
 
     def cell_errors(self, output: Output, features: Features) -> Tensor:
         """Return the reconstruction loss under each coarse cell, B x h x w."""
@@ -103,11 +107,12 @@ def start(params: config.Params, plan: runtime.Plan, name: str) -> Run:
     modules = nn.ModuleList([autoencoder] if trained is None else [autoencoder, trained])
     modules.to(plan.device)
     optimisers: _Optimisers = {"optimiser": _adam(modules, params.train)}
-    critic = None
-    if params.train.adversarial and backbone.spec.decoder == "pixels":
+    critic, pixels = None, backbone.spec.decoder == "pixels"
+    if params.train.adversarial and pixels:
         critic = Discriminator(params.model.width).to(plan.device)
         optimisers["discriminator"] = _adam(critic, params.train)
-    run = Run(autoencoder, trained, critic, optimisers, params, plan, name)
+    perceptual = Perceptual().to(plan.device) if params.train.perceptual and pixels else None
+    run = Run(autoencoder, trained, critic, optimisers, params, plan, name, perceptual)
     run.modules.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return run
 

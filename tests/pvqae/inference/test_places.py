@@ -97,3 +97,14 @@ def test_a_part_at_the_wrong_place_is_far() -> None:
     moved = x[:1].roll(1, dims=3)
     normal = memory.distances(x, everything(12), torch.arange(12))
     assert memory.distances(moved, everything(1)).min() > normal.max()
+
+
+def test_a_settled_memory_judges_new_views_the_same_and_is_a_fifth_of_the_size() -> None:
+    x = features()
+    memory = fitted(x, GROUPS)
+    kept = memory.settled()
+    assert len(memory.without) == 4
+    assert not kept.without
+    assert not len(kept.folds)
+    assert torch.equal(kept.distances(x, everything()), memory.distances(x, everything()))
+    assert kept.apart_from(7) is kept

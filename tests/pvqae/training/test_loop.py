@@ -163,6 +163,37 @@ def test_a_killed_run_goes_on_bit_by_bit_as_if_nothing_had_happened(
     assert straight.facts == resumed.facts
 
 
+@pytest.mark.parametrize(
+    ("name", "more"), [("vqgan", {"adversarial": True, "perceptual": 1.0}), ("efficientnet_lite0", {})]
+)
+def test_a_run_in_parts_is_the_run_as_a_whole(
+    params: Params, plan: runtime.Plan, examples: Make, tmp_path: Path, name: str, more: dict[str, Any]
+) -> None:
+    settings, made = params(name, **more), examples(name)
+    whole, _ = train(settings, plan, made, tmp_path / "whole")
+    for until in (1, 4, 4, 99):
+        parts = start(settings, plan, "full")
+        loop.fit(parts, made, tmp_path / "parts", "test", until)
+        assert parts.facts["step"] == min(until, settings.train.steps)
+    states = whole.modules.state_dict(), parts.modules.state_dict()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    histories = [(tmp_path / folder / "progress.jsonl").read_bytes() for folder in ("whole", "parts")]
+    assert histories[0] == histories[1]
+
+
+def test_a_perceptual_term_counts_for_pixels_and_is_no_part_of_what_is_kept(
+    params: Params, plan: runtime.Plan, examples: Make, tmp_path: Path
+) -> None:
+    plain, without = train(params("vqgan"), plan, examples("vqgan"), tmp_path / "plain")
+    run, rows = train(params("vqgan", perceptual=0.5), plan, examples("vqgan"), tmp_path / "perceptual")
+    assert rows[0]["reconstruction"] > without[0]["reconstruction"]
+    assert run.modules.state_dict().keys() == plain.modules.state_dict().keys()
+    frozen, _ = train(
+        params("efficientnet_lite0", perceptual=0.5), plan, examples("efficientnet_lite0"), tmp_path / "f"
+    )
+    assert frozen.perceptual is None
+
+
 def test_seed_and_fold_change_the_run(params: Params, plan: runtime.Plan, examples: Make, tmp_path: Path) -> None:
     settings, losses = params("vqgan", steps=2), []
     for number, (seed, fold) in enumerate([(0, "full"), (0, "full"), (1, "full"), (0, "fold-0")]):

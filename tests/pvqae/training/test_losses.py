@@ -4,7 +4,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from pvqae.training import losses
-from pvqae.training.losses import ERRORS, LOSSES
+from pvqae.training.losses import ERRORS, LOSSES, Perceptual
 
 GROUPS = {"features": (2, 6), "pixels": (3,)}
 
@@ -102,3 +102,22 @@ def test_half_precision_reconstructions_are_judged_in_full() -> None:
     found = losses._feature_loss(x.bfloat16(), y, ALL, GROUPS["features"])
     assert found.dtype == torch.float32
     assert np.isfinite(found.item())
+
+
+def test_a_perceptual_distance_is_of_what_is_seen_and_padding_is_right() -> None:
+    distance, generator = Perceptual(), torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 32, 32, generator=generator).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    everything = torch.ones(1, 64, 64, dtype=torch.bool)
+    assert distance(image, image.clone(), everything).item() == 0
+    changed = image.clone().requires_grad_()
+    with torch.no_grad():
+        changed[:, :, 32:] = 0.5
+    found = distance(changed, image, everything)
+    assert 0 < found.item() <= 4
+    upper = everything.clone()
+    upper[:, 32:] = False
+    assert distance(changed, image, upper).item() == 0
+    torch.autograd.backward(found)
+    assert changed.grad is not None
+    assert changed.grad[:, :, 32:].abs().sum() > 0
+    assert not any(weight.requires_grad for weight in distance.parameters())

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from flows.experiments import eight_bit
+from flows.experiments import limits
 from pvqae.core.errors import ParityError
 
 
@@ -21,13 +21,13 @@ def table(loss: float) -> pd.DataFrame:
 
 
 def test_the_page_has_both_figures_of_every_class() -> None:
-    last = eight_bit.page(table(0.02)).splitlines()[-1]
+    last = limits.precisions_page(table(0.02)).splitlines()[-1]
     assert last == "| nut | 0.9000 → 0.8900 | 0.8000 → 0.8100 | - | 50 → 40 |"
 
 
 def test_the_mean_over_the_seeds_is_what_is_limited() -> None:
-    eight_bit.insist(table(0.019), 0.01)
+    limits.insist_on_precision(table(0.019), 0.01)
     with pytest.raises(ParityError, match=r"int8 lowers the image AUROC of nut by 0.0150; allowed 0.01"):
-        eight_bit.insist(table(0.03), 0.01)
+        limits.insist_on_precision(table(0.03), 0.01)
     with pytest.raises(ParityError):
-        eight_bit.insist(table(float("nan")).assign(image_auroc_int8=float("nan")), 0.01)
+        limits.insist_on_precision(table(float("nan")).assign(image_auroc_int8=float("nan")), 0.01)
