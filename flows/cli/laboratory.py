@@ -140,6 +140,9 @@ def _long(
     seeds: _SEEDS = "0",
     steps: Annotated[int, typer.Option(min=2, help="Of 4 images each, in all.")] = 6000,
     out: Annotated[Path, typer.Option(help="The page to write, its plot beside it.")] = Path("reports/vqgan_long.md"),
+    measured: Annotated[
+        bool, typer.Option("--measured", help="Write the page from what was measured before; train nothing.")
+    ] = False,
     quick: _QUICK = False,
     set_: _SET = None,
 ) -> None:
@@ -158,19 +161,16 @@ def _long(
     names = long_training.chosen(re.findall(r"[^\s,]+", settings))
     overrides = [*long_training.BASE, *(QUICK if quick else ()), *(set_ or [])]
     found, params, numbers = _asked(data, "demo" if quick else classes, seeds, overrides)
-    asked = f"python -m flows bench long --classes {','.join(one.name for one in found)} --settings {','.join(names)}"
-    answer = Path("docs/experiments/answers/vqgan_long.md")
-    words, picture = answer.read_text("utf-8") if answer.exists() and not quick else "", out.with_suffix(".svg")
+    words = ["python -m flows bench long", f"--classes {','.join(one.name for one in found)}"]
+    words += [f"--settings {','.join(names)}", f"--steps {effort.steps}", *(f"--set {text}" for text in set_ or [])]
+    answer, picture = Path("docs/experiments/answers/vqgan_long.md"), out.with_suffix(".svg")
+    said = answer.read_text("utf-8") if answer.exists() and not quick else ""
     points = []
-    for point in long_training.run(found, params, names, numbers, _WORK, effort):
+    for point in long_training.run(found, params, names, numbers, _WORK, effort, go_on=not measured):
         points.append(point)
         files.write_text(picture, long_training.plot(points))
-        files.write_text(
-            out, long_training.page(points, f"{asked} --steps {effort.steps}", params, effort, picture.name, words)
-        )
-        typer.echo(
-            f"{point.setting}, {point.category}, step {point.step}: image AUROC {point.figures['image_auroc']:.3f}"
-        )
+        files.write_text(out, long_training.page(points, " ".join(words), params, effort, picture.name, said))
+        typer.echo(f"{point}: image AUROC {point.figures['image_auroc']:.3f}")
     typer.echo(out)
 
 

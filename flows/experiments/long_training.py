@@ -87,6 +87,9 @@ class Point:
     budgets: dict[str, Row]  # by `mechanism.BUDGETS`; empty but at the last step
     seconds: float  # of processor time for a step, as far as this measurement trained any
 
+    def __str__(self) -> str:
+        return f"{self.setting}, {self.category}, seed {self.seed}, step {self.step}"
+
 
 def chosen(names: Sequence[str]) -> list[str]:
     """Return the settings asked for, all where none is. Raises `ConfigError` for one that is not there."""
@@ -102,45 +105,46 @@ def run(
     seeds: Sequence[int],
     work: Path,
     effort: Effort,
+    go_on: bool = True,
 ) -> Iterator[Point]:
-    """Train each class with each setting, and yield every point, measured now or before."""
+    """Train each class with each setting, and yield every point, measured now or before; before only unless `go_on`."""
     for seed in seeds:
         for setting in settings:
-            overrides = {**SETTINGS[setting], "train.steps": effort.steps, "seed": seed}
+            own = with_params(params, {**SETTINGS[setting], "train.steps": effort.steps, "seed": seed})
             for subject in found:
                 for step in effort.points:
-                    yield _kept(with_params(params, overrides), setting, subject, work, effort, step)
+                    file = _file(own, setting, subject, work, step)
+                    if go_on and not file.exists():
+                        point, trained = _measured(own, setting, subject, work, effort, step)
+                        _draw(trained, file.with_suffix(""))
+                        write_text(file, json.dumps(asdict(point), indent=1))
+                    if file.exists():
+                        yield Point(**json.loads(file.read_text("utf-8")))
 
 
-def _kept(params: config.Params, setting: str, subject: Subject, work: Path, effort: Effort, step: int) -> Point:
+def _file(params: config.Params, setting: str, subject: Subject, work: Path, step: int) -> Path:
     samples = subject.rows[["sample_id", "sha256", "split"]].values.tolist()
     facts = params.model_dump(mode="json", include={*trial.SAVED, "prior", "score"})
     key = key_of(samples, facts, source_of(*_SOURCES))
-    file = work / "long" / f"{subject.name}-{setting}-{params.seed}-{key}" / f"step-{step:06}.json"
-    if not file.exists():
-        write_text(file, json.dumps(asdict(_measured(params, setting, subject, work, effort, step, file)), indent=1))
-    return Point(**json.loads(file.read_text("utf-8")))
+    return work / "long" / f"{subject.name}-{setting}-{params.seed}-{key}" / f"step-{step:06}.json"
 
 
 def _measured(
-    params: config.Params, setting: str, subject: Subject, work: Path, effort: Effort, step: int, file: Path
-) -> Point:
+    params: config.Params, setting: str, subject: Subject, work: Path, effort: Effort, step: int
+) -> tuple[Point, Trained]:
+    """Train up to the step and measure."""
     before = max((point for point in effort.points if point < step), default=0)
     begun = time.process_time()
     found = train(params, subject, work, until=step)
     seconds = (time.process_time() - begun) / (step - before)
-    _draw(found, file.with_suffix(""))
     budgets: dict[str, Row] = {}
     if step == effort.points[-1]:
         for name, put in mechanism.BUDGETS.items():
             figures = replace(found, networks=put(found.networks)).figures()
             budgets[name] = {key: figures.get(key) for key in _JUDGED}
-        use = mechanism.use(found.networks, found.learnt)
-        budgets["expected"] |= {
-            "spearman": use.spearman,
-            "shuffled_raise": mechanism.shuffled_raise(found.networks, found.learnt, params.seed),
-        }
-    return Point(setting, subject.name, params.seed, step, found.figures(), budgets, seconds)
+        raised = mechanism.shuffled_raise(found.networks, found.learnt, params.seed)
+        budgets["expected"] |= {"spearman": found.use()["spearman"], "shuffled_raise": raised}
+    return Point(setting, subject.name, params.seed, step, found.figures(), budgets, seconds), found
 
 
 def _draw(found: Trained, folder: Path) -> None:

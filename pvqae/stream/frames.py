@@ -177,6 +177,7 @@ class Video:
     _due: float = float("-inf")  # seconds: no frame before is scored
     _decoded: int = 0
     _finite: bool = False  # a file, or a stream that says how long it is
+    _last: float | None = None  # seconds: when the last decoded frame is shown
 
     @property
     def live(self) -> bool:
@@ -195,6 +196,8 @@ class Video:
                 with closing(self._open()) as container:
                     self._finite = self._local or container.duration is not None
                     yield from self._read(container, stop, outage)
+                    if not stop.is_set() and (missing := self._missing(container)):
+                        yield self._failed(missing)
                 reason = "the stream ended"
             except av.FFmpegError as error:  # its text has the address, and so the password
                 reason = error.strerror or type(error).__name__
@@ -250,6 +253,24 @@ class Video:
                 if (frame := self._frame(one, whole)) is not None:
                     yield frame
 
+    def _missing(self, container: "InputContainer") -> str:
+        """Return what a file lacks that says how long it is, "" where nothing: FFmpeg takes a cut one for its end."""
+        stream = container.streams.video[0]
+        if stream.duration is not None and stream.time_base is not None:
+            length = float(stream.duration * stream.time_base)
+        elif container.duration is not None and len(container.streams) == 1:  # of the longest of all streams
+            length = container.duration / 1e6
+        else:
+            return ""
+        start = (container.start_time or 0) / 1e6
+        rate = float(stream.average_rate or 0)
+        if not self._local or self._last is None or not rate:
+            return ""
+        found = self._last - start + 1 / rate
+        if found > length * 0.99 - 2 / rate:  # the length of a file is rounded, and its last frame may be short
+            return ""
+        return f"expected {length:.1f} s of video, found {found:.1f} s: the file is cut off; copy it again"
+
     def _frame(self, found: Any, whole: bool) -> Frame | None:
         """Return a decoded frame as it is scored; None for one that is left out. `whole`: nothing it needs is lost."""
         number, self._number = self._number, self._number + 1
@@ -259,6 +280,7 @@ class Video:
             self.counts.known += 1
             return None
         seconds = float(found.time) if found.time is not None else None
+        self._last = seconds if self._last is None or seconds is None else max(self._last, seconds)
         if number % self.every or not self._is_due(seconds):
             self.counts.skipped += 1
             return None

@@ -70,6 +70,12 @@ def test_what_is_measured_is_kept_and_what_is_trained_goes_on(
     assert not steps
     last = next((work / "long").glob("cloth-linear-0-*/step-000004.json"))
     last.unlink()
+    kept = long_training.run(subject, settings, ["linear", "constant"], [0], work, EFFORT, go_on=False)
+    assert [str(point) for point in kept] == [
+        "linear, cloth, seed 0, step 2",
+        "constant, cloth, seed 0, step 2",
+        "constant, cloth, seed 0, step 4",
+    ]
     (again,) = [p for p in long_training.run(subject, settings, ["linear"], [0], work, EFFORT) if p.step == 4]
     assert not steps, "its weights were still there"
     assert again.figures == points[1].figures | {"seconds": again.figures["seconds"]}

@@ -83,6 +83,21 @@ def test_a_cut_video_says_so_and_its_whole_frames_count(
     assert (run.counts.scored, run.counts.failed) == (4, 1)
 
 
+def test_a_file_that_ends_too_early_says_so(streamed: Streamed, pictures: list[np.ndarray], tmp_path: Path) -> None:
+    """FFmpeg itself takes the end of such a file for the end of its video."""
+    frames = [np.roll(pictures[0], 3 * number, 1) for number in range(20)]
+    for name in ("v.avi", "v.mkv", "v.mov", "v.mp4"):
+        whole = streamed(str(video(tmp_path / name, frames, "mpeg4", "yuv420p")))
+        assert (whole.counts.scored, whole.counts.failed) == (20, 0), name
+    file = tmp_path / "v.mkv"
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    cut = streamed(str(file))
+    assert 5 < cut.counts.scored < 15
+    assert cut.counts.failed >= 1
+    assert "expected 0.8 s of video, found" in cut.rows[-1]["error"]
+
+
 def test_what_follows_lost_packets_is_not_scored_until_the_next_whole_picture(
     streamed: Streamed, pictures: list[np.ndarray], tmp_path: Path
 ) -> None:
