@@ -89,7 +89,7 @@ def test_a_file_that_ends_too_early_says_so(streamed: Streamed, pictures: list[n
     for name in ("v.avi", "v.mkv", "v.mov", "v.mp4"):
         whole = streamed(str(video(tmp_path / name, frames, "mpeg4", "yuv420p")))
         assert (whole.counts.scored, whole.counts.failed) == (20, 0), name
-    file = tmp_path / "v.mkv"
+    file = video(tmp_path / "cut.mkv", frames, "mjpeg", "yuvj420p")
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
     cut = streamed(str(file))
