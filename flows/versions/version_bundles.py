@@ -13,7 +13,7 @@ from flows.core.processes import Supervisor
 from flows.workspace.workspace import Workspace
 from pvqae.cli.processes import ADDRESS
 from pvqae.core.errors import IntegrityError, PvqaeError
-from pvqae.core.files import SUMS
+from pvqae.core.files import BACKBONE, SUMS
 from pvqae.core.progress import working
 
 if TYPE_CHECKING:
@@ -57,9 +57,6 @@ def _pvqae(supervisor: Supervisor, space: Workspace, what: str, *words: str) -> 
     return lines
 
 
-_BACKBONE = "backbone.safetensors"  # what `bundle.export` adds
-
-
 def check_evaluated(bundle: Path, expected: str) -> "Sealed":
     """Return the files of a downloaded bundle. Raises `IntegrityError` unless they are those of the evaluated one.
 
@@ -83,7 +80,7 @@ def evaluated_sha256(bundle: Path) -> str:
 
 def _without_backbone(sums: bytes) -> str:
     lines = sums.decode().splitlines(keepends=True)
-    own = "".join(line for line in lines if not line.endswith(f"  {_BACKBONE}\n"))
+    own = "".join(line for line in lines if not line.endswith(f"  {BACKBONE}\n"))
     return hashlib.sha256(own.encode()).hexdigest()
 
 

@@ -16,12 +16,11 @@ from flows.core import classes, lineage
 from flows.versions import promotions
 from flows.workspace.workspace import Workspace
 from pvqae.core.errors import IntegrityError
-from pvqae.core.files import write_text
+from pvqae.core.files import BACKBONE, write_text
 from pvqae.datasets import splits
 from pvqae.samples.classes import FROM_SCRATCH
 
 _KEPT = "warm"  # a folder among the artifacts of a class's run
-_BACKBONE = "backbone.safetensors"  # in exported bundles only
 PARENT = "parent"  # in origin.json
 _WHY = "Networks with this parent start from scratch.\n"
 
@@ -137,7 +136,7 @@ def bring(registry: Registry, model: str, version: str, workspace: Path, network
             return False
         bundle = registry.download(model, version, Path(temporary) / "model")
         bundles.verify(bundle)
-        (bundle / _BACKBONE).unlink(missing_ok=True)  # 13 MB that every project has by their hash
+        (bundle / BACKBONE).unlink(missing_ok=True)  # 13 MB that every project has by their hash
         found = bundles.seal(bundle)
         if found != tags["bundle_sha256"]:
             raise IntegrityError(

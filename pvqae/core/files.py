@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUMS = "SHA256SUMS"
+BACKBONE = "backbone.safetensors"  # of a bundle that leaves its project: the frozen weights
 # What breaks a line of a table or a terminal, or is no text at all (a name that is not UTF-8).
 _ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 

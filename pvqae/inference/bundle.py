@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pvqae.core import config
 from pvqae.core.errors import ConfigError, IntegrityError
-from pvqae.core.files import SUMS, Sealed, read_folder, seal_folder, whole_folder
+from pvqae.core.files import BACKBONE, SUMS, Sealed, read_folder, seal_folder, whole_folder
 from pvqae.core.tensors import pack, unpack
 from pvqae.inference import formats
 from pvqae.inference.measures import (
@@ -48,7 +48,6 @@ from pvqae.samples import geometry, images
 _NEEDED = ("weights.safetensors", "statistics.safetensors", "config.json", "calibration.json")
 REPAIR = "copy the whole bundle again, or train the class again"
 _DECODER = "autoencoder.decoder."
-_BACKBONE = "backbone.safetensors"
 _NORMAL_FIELDS = ("mean", "deviation", "global_mean", "global_deviation")
 
 
@@ -267,7 +266,7 @@ def threshold(files: Sealed) -> float:
 
 
 def _backbone(files: Sealed, model: config.Model, image: config.Image, facts: dict[str, Any]) -> backbones.Backbone:
-    own, expected = files.files.get(_BACKBONE), facts["backbone_sha256"]
+    own, expected = files.files.get(BACKBONE), facts["backbone_sha256"]
     try:
         backbone = backbones.make(model, own, image.size, facts.get("backbone")).eval()
     except ConfigError as error:
@@ -334,12 +333,12 @@ def export(folder: Path, out: Path) -> str:
     """Copy a bundle with its backbone's weights: what leaves the project needs nothing else. Returns its sha256."""
     files = read(folder)
     backbone = parse(files).scorer.networks.backbone
-    own = files.files.get(_BACKBONE) or backbone.installed_weights()
+    own = files.files.get(BACKBONE) or backbone.installed_weights()
     with whole_folder(out) as part:
         for name, data in files.files.items():
             (part / name).write_bytes(data)
         if own:
-            (part / _BACKBONE).write_bytes(own)
+            (part / BACKBONE).write_bytes(own)
         return seal(part)
 
 

@@ -181,6 +181,26 @@ def test_a_model_is_code_and_the_bundle_without_pickle(real: Registry, database:
     assert info.saved_input_example_info
 
 
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")  # MLflow's own types, at its import
+@pytest.mark.filterwarnings("ignore:Operation with range is deprecated")  # MLflow's use of pandas
+def test_versions_share_the_frozen_weights_on_the_disk(real: Registry, tmp_path: Path) -> None:
+    run = real.start("pvqae-x", "part")
+    for number, weights in enumerate((b"frozen", b"frozen", b"others", b"frozen")):
+        own = tmp_path / str(number) / "bundle"
+        own.mkdir(parents=True)
+        (own / files.BACKBONE).write_bytes(weights)
+        (own / "weights.safetensors").write_bytes(b"trained")
+        real.register("pvqae-x-part", run, real.log_model(run, own), {})
+    kept = {path.stat().st_ino for path in (tmp_path / "artifacts").rglob(files.BACKBONE)}
+    assert len(kept) == 2
+    assert not list((tmp_path / "artifacts").rglob("*.part"))
+    trained = [path.stat().st_nlink for path in (tmp_path / "artifacts").rglob("weights.safetensors")]
+    assert trained == [1] * 4
+    for number, weights in ((1, b"frozen"), (3, b"others"), (4, b"frozen")):
+        found = real.download("pvqae-x-part", str(number), tmp_path / f"down-{number}")
+        assert (found / files.BACKBONE).read_bytes() == weights
+
+
 def owned(registry: Registry, dataset: str, category: str) -> str:
     name = lineage.model_name(dataset, category)
     run = registry.start(f"pvqae-{dataset}", category)
