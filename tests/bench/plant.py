@@ -3,6 +3,7 @@
     python -m tests.bench.plant year --nights 365      a class retrained every night on 20 images, with a slow drift
     python -m tests.bench.plant burst --objects 5000   so many objects that land while a training runs
     python -m tests.bench.plant large --images 20000   a class of so many images
+    python -m tests.bench.plant classes --count 50     so many classes on two workers with all services of a plant
 
 Each keeps its project and what it has measured below --work, goes on where it was killed, and prints a table of
 Markdown. The photographs are the magnetic tiles of $PVQAE_DATASETS; nothing of them leaves --work.
@@ -30,18 +31,23 @@ import yaml
 from flows.core import classes
 from flows.experiments import subjects
 from flows.experiments.page import markdown, processor
+from flows.machines import control
 from pvqae.core import config, files, runtime
+from pvqae.core.config import Services
 from pvqae.core.errors import DataError
 from pvqae.samples import images
 from tests.bench.processes import run
 from tests.chaos.growth import megabytes
 from tests.chaos.projects import ALIAS_MODULES, FLOW_MODULES, Oven, Project, Server
 from tests.clones import PROJECT, clone
+from tests.end_to_end import test_pool
+from tests.end_to_end.test_services import Project as Plant
 
 DATASET, CATEGORY, MODEL = "plant", "part", "pvqae-plant-part"
 STAGES = ("train", "prior", "calibrate", "evaluate")
 SIDE = 64  # pixels of a crop
 NIGHTLY, FIRST = 20, 120  # images of a night, and of the first training
+EACH = 40  # images of each of many classes
 LOOKS = (1, 30, 90, 180, 270, 365)  # nights after which every command is timed
 DRIFT = 0.06  # of the range, by which crops are brighter after 365 nights
 TINY = (
@@ -291,19 +297,76 @@ def _stages(place: Path, count: int) -> dict[str, tuple[float, float, float]]:
     return {name: (seconds, cpu, peak) for name, (seconds, cpu, peak) in costs.items()}
 
 
+def many(place: Path, count: int) -> str:
+    """Train so many classes on two workers that share nothing but the services; gate and score them; the table."""
+    shutil.rmtree(place, ignore_errors=True)
+    plant = Plant(clone(place), control.on_free_ports(Services()))
+    every = crops(EACH * count)
+    for number in range(count):
+        for _, (name, pixels) in zip(range(EACH), every, strict=False):
+            images.write(place / "photographs" / f"class{number:03}" / "good" / f"{name}.png", pixels, channels=1)
+    rows = list[list[str]]()
+
+    def taken(what: str, *words: str, expect: tuple[int, ...] = (0,)) -> str:
+        begun = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "flows", *words],
+            cwd=plant.root, env=plant.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        rows.append([what, f"{time.monotonic() - begun:.0f} s"])
+        print(rows[-1], file=sys.stderr, flush=True)
+        (place / f"{len(rows):02}.txt").write_text(done.stdout)
+        assert done.returncode in expect, done.stdout[-6000:]
+        return done.stdout
+
+    def training(*more: str) -> list[str]:
+        given = (*TINY, f"data.root={place / 'photographs'}", "flow.train_pool=pvqae-train", *more)
+        return ["train", *(word for setting in given for word in ("--set", setting))]
+
+    try:
+        done = plant.up()
+        assert done.returncode == 0, done.stdout + done.stderr
+        workers = [test_pool.start(plant, name) for name in ("first", "second")]
+        said = taken(f"training of {count} classes, two workers", *training())
+        assert said.count("1 champion (new)") == count, said[-3000:]
+        taken("the same again: nothing to do", *training())
+        said = taken("another seed: every class again", *training("seed=1"))
+        assert said.count("2 challenger (new)") == count, said[-3000:]
+        taken(f"the gate, {count} verdicts", "promote", "run", DATASET, "--reason", "a trial", expect=(0, 1, 3))
+        for number in (0, count - 1):
+            name = f"class{number:03}"
+            model, source = f"pvqae-{DATASET}-{name}@champion", str(place / "photographs" / name / "good")
+            taken(f"scoring {EACH} images of {name} by its champion", "score", model, source)
+        for what in (
+            ("history", DATASET),
+            ("promote", "log"),
+            ("verify", f"pvqae-{DATASET}-class000", "1"),
+            ("doctor",),
+        ):
+            taken(f"`{' '.join(what)}`", *what, expect=(0, 1))
+        taken("`gc --yes`", "gc", "--yes", "--keep-days", "0")
+        for worker in workers:
+            worker.kill()
+    finally:
+        control.down(plant.root, plant.settings)
+    return "\n".join(markdown(["what", "took"], rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("year", "burst", "large"))
+    parser.add_argument("what", choices=("year", "burst", "large", "classes"))
     parser.add_argument("--work", type=Path, default=Path(".pvqae/plant"), help="folder of projects and measurements")
     parser.add_argument("--nights", type=int, default=365)
     parser.add_argument("--objects", type=int, default=5000)
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--count", type=int, default=50)
     asked = parser.parse_args()
     place = asked.work.resolve() / asked.what
     told = {
         "year": partial(year, place, asked.nights),
         "burst": partial(burst, place, asked.objects),
         "large": partial(large, place, asked.images),
+        "classes": partial(many, place, asked.count),
     }
     print(f"{told[asked.what]()}\n\nOn {processor()}, {runtime.cores()} cores.")
 
