@@ -192,7 +192,8 @@ def page(
         "",
         f"{effort.steps} steps of {params.train.batch} images of {params.image.size} px, width {params.model.width}, "
         f"{params.model.codes} codes, learning rate {params.train.lr:g}, λ {params.train.schedule} to "
-        f"{params.train.lambda_max:g}, L1 + SSIM, a discriminator in the second half; on {processor()}, "
+        f"{params.train.lambda_max:g}, L1 + SSIM, nothing quantised before step "
+        f"{round(params.train.warmup * effort.steps)}, the discriminator used from the half on; on {processor()}, "
         f"{runtime.cores()} cores. The decoder's residual is the score. Settings change that: {'; '.join(used)}. Each "
         "row is a look at the class's test set.",
         "",
