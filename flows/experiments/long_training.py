@@ -47,8 +47,9 @@ _SHOWN = {
     "image_auroc": "image AUROC",
     "pixel_auroc": "pixel AUROC",
     "aupro": "AUPRO",
-    "s_prior_image_auroc": "S_prior",
-    "product_image_auroc": "S_prior × S_recon",
+    "s_prior_image_auroc": "S_prior, image AUROC",
+    "product_image_auroc": "S_prior × S_recon, image AUROC",
+    "product_pixel_auroc": "S_prior × S_recon, pixel AUROC",
     "error": "error",
     "spent": "codes spent",
     "codebook_usage": "codebook in use",
@@ -245,7 +246,7 @@ def _budgets(points: Sequence[Point]) -> list[str]:
 
 
 def plot(points: Sequence[Point]) -> str:
-    """Return an SVG: a row for each class, image AUROC of score, S_prior and product, pixel AUROC, error of normals."""
+    """Return an SVG: a row for each class, AUROC of score, S_prior and product for images and pixels, error of normals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -256,7 +257,7 @@ def plot(points: Sequence[Point]) -> str:
     settings = list(dict.fromkeys(point.setting for point in points))
     columns: list[tuple[str, dict[str, str]]] = [
         ("image AUROC", {"image_auroc": "-", "s_prior_image_auroc": "--", "product_image_auroc": ":"}),
-        ("pixel AUROC", {"pixel_auroc": "-"}),
+        ("pixel AUROC", {"pixel_auroc": "-", "s_prior_pixel_auroc": "--", "product_pixel_auroc": ":"}),
         ("error of unseen normals", {"error": "-"}),
     ]
     drawn, axes = pyplot.subplots(
