@@ -246,7 +246,7 @@ def _budgets(points: Sequence[Point]) -> list[str]:
 
 
 def plot(points: Sequence[Point]) -> str:
-    """Return an SVG: a row for each class, AUROC of score, S_prior and product for images and pixels, error of normals."""
+    """Return an SVG: a row for each class, AUROC of score, S_prior and product of images and of pixels, error."""
     import matplotlib
 
     matplotlib.use("Agg")
